@@ -1,0 +1,101 @@
+"""What ranking costs beside the passes it cannot do without, in time and peak memory, in one run.
+
+    python benchmarks/rank_cost.py [--examples 192] [--probes 4] [--repeats 3] [--json FILE]
+
+The yardstick is one forward pass and, per output probe and for the loss, one backward pass to the activations
+of the same examples in the same batches. Each measurement runs in a process of its own (peak memory is the
+process's), yardstick and ranking in turn, so that a machine whose speed drifts is fair to both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def measure(what: str, num_examples: int, num_probes: int) -> dict[str, float]:
+    import torch
+
+    from steerscope import RankOptions, get_task, load_model, rank_sites
+    from steerscope.analysis.encoding import batches, encode
+    from steerscope.analysis.outputs import batch_outputs, make_probes
+
+    loaded = load_model()
+    examples = get_task("listops").split("train", num_examples, 0)
+    options = RankOptions(max_examples=num_examples, num_probes=num_probes)
+    encoded = encode(examples, loaded.tokenizer, loaded.max_length)
+    probes = make_probes(encoded, num_probes, 49152, 0, torch.float32)
+    embeddings = loaded.model.get_input_embeddings()
+    source: list[torch.Tensor] = []
+    handle = embeddings.register_forward_hook(
+        lambda module, args, output: source.append(output.detach().requires_grad_()) or source[-1]
+    )
+
+    def passes(some: range | None) -> None:
+        for batch in batches(encoded, batch_size=options.batch_size, pad_id=0, device=loaded.device, examples=some):
+            source.clear()
+            outputs = batch_outputs(loaded.model, batch, encoded, probes)
+            scalars = [outputs.probes[:, p].sum() for p in range(num_probes)]
+            scalars += [] if probes.spans else [outputs.log_likelihood.sum()]
+            for done, scalar in enumerate(scalars):
+                torch.autograd.grad(scalar, source[0], retain_graph=done + 1 < len(scalars))
+
+    passes(range(32))  # warm up
+    if what == "passes":
+        started = time.perf_counter()
+        passes(None)
+        seconds = {"passes": time.perf_counter() - started}
+    else:
+        handle.remove()
+        started = time.perf_counter()
+        ranking = rank_sites(loaded, examples, options)
+        seconds = {"ranking": time.perf_counter() - started, **ranking.timing}
+    return seconds | {"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+
+
+def median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--examples", type=int, default=192)
+    parser.add_argument("--probes", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--measure", choices=["passes", "ranking"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure, options.examples, options.probes)))
+        return
+    runs: dict[str, list[dict[str, float]]] = {"passes": [], "ranking": []}
+    for _ in range(options.repeats):
+        for what, found in runs.items():
+            command = [sys.executable, __file__, "--measure", what]
+            command += ["--examples", str(options.examples), "--probes", str(options.probes)]
+            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found.append(json.loads(out.splitlines()[-1]))
+            print(what, {k: round(v, 2) for k, v in found[-1].items()}, flush=True)
+    pairs = list(zip(runs["passes"], runs["ranking"], strict=True))
+    result = {
+        "command": f"python benchmarks/rank_cost.py --examples {options.examples} --probes {options.probes} "
+        f"--repeats {options.repeats}",
+        "machine": f"{platform.machine()}, {__import__('os').cpu_count()} cores",
+        "time_ratio": median([r["ranking"] / p["passes"] for p, r in pairs]),
+        "capture_ratio": median([r["capture"] / p["passes"] for p, r in pairs]),
+        "memory_ratio": median([r["peak_gb"] / p["peak_gb"] for p, r in pairs]),
+        "runs": runs,
+    }
+    print(json.dumps({k: v for k, v in result.items() if k != "runs"}, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""steerscope: where to steer a language model, how much of fine-tuning that would recover, and is it true?
+
+The names below are loaded when first used, so that ``import steerscope`` and the command line start at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from steerscope.analysis.examples import Example, read_jsonl
+    from steerscope.analysis.options import RankOptions
+    from steerscope.analysis.ranking import rank_sites
+    from steerscope.analysis.report import write_report
+    from steerscope.analysis.results import Ranking
+    from steerscope.equivalence.remainder import remainder_slope
+    from steerscope.equivalence.shifts import first_order_shift, shift_jacobian
+    from steerscope.errors import InputError, SteerscopeError, UnsupportedModelError
+    from steerscope.experiments.tasks import get_task
+    from steerscope.models.blocks import BlockDescription
+    from steerscope.models.hooks import edited, reading
+    from steerscope.models.load import LoadedModel, load_model, wrap_model
+    from steerscope.models.precision import true_float64
+    from steerscope.models.site_map import SiteMap, find_sites
+    from steerscope.sites import Site, SiteKind, parse_site
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    # Models and their sites
+    "load_model": "models.load",
+    "wrap_model": "models.load",
+    "LoadedModel": "models.load",
+    "find_sites": "models.site_map",
+    "SiteMap": "models.site_map",
+    "BlockDescription": "models.blocks",
+    "Site": "sites",
+    "SiteKind": "sites",
+    "parse_site": "sites",
+    # Reading, editing, precision
+    "reading": "models.hooks",
+    "edited": "models.hooks",
+    "true_float64": "models.precision",
+    # First-order maps
+    "first_order_shift": "equivalence.shifts",
+    "shift_jacobian": "equivalence.shifts",
+    "remainder_slope": "equivalence.remainder",
+    # Examples and rankings
+    "Example": "analysis.examples",
+    "read_jsonl": "analysis.examples",
+    "get_task": "experiments.tasks",
+    "RankOptions": "analysis.options",
+    "rank_sites": "analysis.ranking",
+    "Ranking": "analysis.results",
+    "write_report": "analysis.report",
+    # Errors
+    "SteerscopeError": "errors",
+    "InputError": "errors",
+    "UnsupportedModelError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'steerscope' has no attribute {name!r}")
+    return getattr(import_module(f"steerscope.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOMES, "__version__"])
+
+
+__all__ = [
+    "BlockDescription",
+    "Example",
+    "InputError",
+    "LoadedModel",
+    "RankOptions",
+    "Ranking",
+    "Site",
+    "SiteKind",
+    "SiteMap",
+    "SteerscopeError",
+    "UnsupportedModelError",
+    "edited",
+    "find_sites",
+    "first_order_shift",
+    "get_task",
+    "load_model",
+    "parse_site",
+    "rank_sites",
+    "read_jsonl",
+    "reading",
+    "remainder_slope",
+    "shift_jacobian",
+    "true_float64",
+    "wrap_model",
+    "write_report",
+]

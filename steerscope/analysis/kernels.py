@@ -1,0 +1,80 @@
+"""From captured features to kernels over rows (example, probe) and over examples along the loss direction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steerscope.analysis.capture import Features
+from steerscope.equivalence.kernels import gram
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the rows of a kernel are.
+
+    Attributes:
+        example: ``row``: the example of each row.
+        probe: ``row``: its probe.
+        group: ``row``: rows whose mean update is one number: the same probe of as many choices.
+        residual: ``row``: (one-hot minus softmax) along the row's probe.
+        num_examples: Number of examples.
+    """
+
+    example: Tensor
+    probe: Tensor
+    group: Tensor
+    residual: Tensor
+    num_examples: int
+
+    @classmethod
+    def of(cls, features: Features) -> Rows:
+        """Return the rows of captured features: the probes each example has."""
+        example, probe = features.valid.nonzero(as_tuple=True)
+        have = features.valid.sum(1)[example]
+        return cls(example, probe, have * 1000 + probe, features.residual[example, probe], features.valid.shape[0])
+
+    def of_examples(self, examples: range) -> slice:
+        """Return the rows of consecutive examples."""
+        inside = (self.example >= examples.start) & (self.example < examples.stop)
+        found = inside.nonzero()[:, 0]
+        return slice(int(found[0]), int(found[-1]) + 1)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One tangent kernel. ``row``: (example, probe) pairs; ``example``: the loss direction of each example.
+
+    Attributes:
+        probe: ``row row``.
+        cross: ``row example``.
+        loss: ``example example``.
+    """
+
+    probe: Tensor
+    cross: Tensor
+    loss: Tensor
+
+    @classmethod
+    def of(cls, feature_sets: Iterable[Tensor], features: Features, rows: Rows) -> Kernel:
+        """Return the kernel of one or several feature tensors ``example slot feature`` (their kernels add)."""
+        total: Tensor | None = None
+        for one in feature_sets:
+            k = features.valid.shape[1]
+            wide = one if one.dtype in (torch.float32, torch.float64) else one.float()
+            probes, residual = wide[:, :k], features.residual.to(wide)
+            loss = torch.einsum("np,npf->nf", residual, probes) if features.spans else wide[:, k]
+            part = gram(torch.cat([wide[rows.example, rows.probe], loss]))
+            total = part if total is None else total + part
+        assert total is not None
+        n = len(rows.example)
+        total = total.cpu()
+        return cls(total[:n, :n].contiguous(), total[:n, n:].contiguous(), total[n:, n:].contiguous())
+
+    @property
+    def scale(self) -> float:
+        """The mean of the diagonal over rows."""
+        return float(self.probe.diagonal().mean())

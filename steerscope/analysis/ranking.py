@@ -1,0 +1,206 @@
+"""Rank every site of a model on a set of examples: capture, kernels, scores, intervals, sets."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from steerscope.analysis.capture import Features, SketchPlan, capture, feature_bytes
+from steerscope.analysis.encoding import Encoded, encode
+from steerscope.analysis.examples import Example, check_examples, content_order
+from steerscope.analysis.greedy import grow_set
+from steerscope.analysis.kernels import Kernel, Rows
+from steerscope.analysis.options import MIN_EXAMPLES, RankOptions
+from steerscope.analysis.outputs import Probes, make_probes
+from steerscope.analysis.problem import Problem
+from steerscope.analysis.results import LearningCurve, Ranking, SiteScore, Stability
+from steerscope.analysis.scorer import Scorer
+from steerscope.analysis.stability import learning_curve, stability_of_halves
+from steerscope.analysis.stopwatch import StageProgress, Stopwatch
+from steerscope.models.load import LoadedModel
+from steerscope.models.selfcheck import vocab_size
+from steerscope.sites import Site, SiteKind
+
+
+def rank_sites(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    options: RankOptions | None = None,
+    *,
+    task: str = "examples",
+    progress: StageProgress | None = None,
+) -> Ranking:
+    """Rank the sites of a model by what steering there can learn of fine-tuning's first-order update.
+
+    Args:
+        loaded: The model (:func:`steerscope.load_model`).
+        examples: At least 24, all with choices or all without; order does not matter.
+        options: See :class:`RankOptions`.
+        task: Name of the task, for the report.
+        progress: Called with stage, steps done and steps in all.
+
+    Returns:
+        The ranking, with intervals, baselines, kinds, greedy sets and stability.
+
+    Raises:
+        InputError: Too few or useless examples, a text longer than the context, bad options.
+
+    Cost: one forward pass and a backward pass per probe (and one for the loss) over the examples, a quarter more
+    for the projections, then a few seconds of linear algebra per hundred sites at the default size.
+    """
+    options = options or RankOptions()
+    options.check()
+    watch = Stopwatch(progress)
+    kept, warnings = check_examples(list(examples), minimum=MIN_EXAMPLES)
+    kept = [kept[i] for i in content_order(kept, options.seed)[: options.max_examples]]
+    kinds = _kinds(loaded, options)
+    encoded = encode(kept, loaded.tokenizer, loaded.max_length)
+    dtype = torch.float64 if loaded.identity.dtype == "float64" else torch.float32
+    probes = make_probes(encoded, options.num_probes, vocab_size(loaded.model), options.seed, dtype)
+    plan = _plan(loaded, encoded, probes, options)
+
+    watch.stage("capture")
+    features = capture(
+        loaded,
+        encoded,
+        probes,
+        plan,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        padding_side=options.padding_side,
+        progress=watch.tick,
+    )
+    rows = Rows.of(features)
+    # Content decided the order, so the first half is a random half whatever the file's order was.
+    halves = (range(len(kept) // 2), range(len(kept) // 2, len(kept)))
+    target = Kernel.of(features.weights, features, rows)
+    problem = Problem.of(target, rows, halves, num_groups=options.num_groups, ridge=options.ridge)
+
+    watch.stage("score")
+    chosen = [site for site in features.linear if site.kind in kinds]
+    scorer = Scorer(loaded, features, rows, target, problem, options)
+    sketch_error = scorer.sketch_errors(chosen, plan) if not plan.exact else {}
+    for done, site in enumerate(chosen):
+        scorer.add(site)
+        watch.tick(done + 1, len(chosen))
+    watch.stage("sets")
+    scored = scorer.site_scores()
+    kind_scores = scorer.kind_scores()
+    linear = scorer.linear_kernels
+    greedy = grow_set(
+        linear,
+        problem,
+        {site: scorer.num_params(site, "linear") for site in linear},
+        max_sites=options.max_sites,
+        budget=options.budget,
+        progress=watch.tick,
+    )
+    watch.stage("stability")
+    best_sites = _curve_sites(scored)
+    curves = tuple(
+        LearningCurve(site.layer, site.kind.value, "linear", *learning_curve(linear[site], problem, rows))
+        for site in best_sites
+    )
+    stability = stability_of_halves(linear, target, rows, halves, options.ridge)
+    watch.stage(None)
+    return Ranking(
+        model=loaded.identity.as_dict(),
+        task=task,
+        n_examples=len(kept),
+        seed=options.seed,
+        versions=_versions(),
+        score=options.score,
+        sites=scored,
+        kinds=kind_scores,
+        greedy=greedy,
+        curves=curves,
+        stability=stability,
+        outputs=_outputs_summary(encoded, probes, problem, features),
+        kernels={"exact": plan.exact, "description": plan.describe(), **sketch_error},
+        settings={
+            "ridge": options.ridge,
+            "rank": options.rank,
+            "num_groups": options.num_groups,
+            "n_fit": len(halves[0]),
+            "max_sites": options.max_sites,
+            "budget": options.budget,
+            "batch_size": options.batch_size,
+            "kinds": [kind.value for kind in kinds],
+        },
+        timing=watch.seconds,
+        warnings=tuple(warnings + _warnings(loaded, problem, features, stability)),
+    )
+
+
+def _kinds(loaded: LoadedModel, options: RankOptions) -> tuple[SiteKind, ...]:
+    if options.kinds is None:
+        return loaded.site_map.description.kinds
+    return loaded.site_map.resolve_kinds(list(options.kinds))
+
+
+def _plan(loaded: LoadedModel, encoded: Encoded, probes: Probes, options: RankOptions) -> SketchPlan:
+    exact = SketchPlan(exact=True)
+    if options.exact is None:
+        itemsize = 8 if loaded.identity.dtype == "float64" else 4
+        need = feature_bytes(loaded, encoded.num_examples, probes.num_backward, exact, itemsize)
+        return exact if need <= options.exact_bytes else replace(options.sketch, exact=False)
+    return exact if options.exact else replace(options.sketch, exact=False)
+
+
+def _curve_sites(scored: tuple[SiteScore, ...]) -> list[Site]:
+    """The three best linear sites and the best of every kind."""
+    linear = [Site(s.layer, SiteKind(s.kind)) for s in scored if s.family == "linear"]
+    best_of_kind = {site.kind: site for site in reversed(linear)}
+    wanted = linear[:3] + [site for site in linear if best_of_kind[site.kind] == site]
+    return list(dict.fromkeys(wanted))
+
+
+def _outputs_summary(encoded: Encoded, probes: Probes, problem: Problem, features: Features) -> dict[str, Any]:
+    return {
+        "description": {
+            "choice_logits": "logits of the choices at one position, centred over the choices",
+            "choice_likelihoods": "log-likelihoods of the choices, centred over the choices",
+            "completion": "random projections of the supervised logits",
+        }[encoded.mode.value],
+        "mode": encoded.mode.value,
+        "n_probes": probes.num_probes,
+        "n_backward": probes.num_backward,
+        "spans": probes.spans,
+        "mean_energy": problem.mean_energy,
+        "n_tokens": encoded.num_tokens,
+        "model_accuracy": float(features.correct.mean()),
+        "model_loss": float(features.loss.mean()),
+    }
+
+
+def _warnings(loaded: LoadedModel, problem: Problem, features: Features, stability: Stability) -> list[str]:
+    out = []
+    if loaded.identity.quantised:
+        out.append(f"Weights: {loaded.identity.quantised}.")
+    if problem.mean_energy > 0.5:
+        out.append(
+            f"{problem.mean_energy:.0%} of fine-tuning's first-order update is one shift common to all prompts, "
+            "which the score leaves out: a fixed vector or a bias on the outputs makes it."
+        )
+    if not stability.can_tell:
+        out.append(
+            f"Rankings from two disjoint halves of the prompts agree at {stability.spearman:.2f} only "
+            f"(below {stability.threshold}): use more prompts before choosing a site."
+        )
+    return out
+
+
+def _versions() -> dict[str, str]:
+    names = ("steerscope", "torch", "transformers", "numpy", "scipy")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,139 @@
+"""How the report names and prints things: scores in plain words, numbers, names from strangers.
+
+The terminal, the page and the figures all print through this file, so that one number never appears in two
+spellings.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from steerscope.sites import MEANINGS, SiteKind
+
+KIND_ORDER: tuple[str, ...] = tuple(kind.value for kind in SiteKind)
+_KIND_MEANINGS: dict[str, str] = {kind.value: meaning for kind, meaning in MEANINGS.items()}
+
+
+@dataclass(frozen=True)
+class ScoreWords:
+    """A score in plain words; ``is_share`` says that it is a fraction and prints as a percentage."""
+
+    label: str
+    description: str
+    is_share: bool = False
+
+
+_SCORES: dict[str, ScoreWords] = {
+    "learnable_share": ScoreWords(
+        "learnable share",
+        "the share of fine-tuning's first-order update that the edit learns from one half of the prompts, "
+        "measured on the other half, without the shift that all prompts have in common",
+        is_share=True,
+    ),
+    "learnable_share_with_mean": ScoreWords(
+        "share with mean",
+        "the learnable share with the shift that all prompts have in common left in",
+        is_share=True,
+    ),
+    "in_sample_share": ScoreWords(
+        "in-sample share",
+        "the share fitted on the very prompts it is measured on (optimistic)",
+        is_share=True,
+    ),
+    "own_direction": ScoreWords(
+        "own direction", "how well the edit's own gradient step points along fine-tuning's update"
+    ),
+    "alignment": ScoreWords("alignment", "how alike the edit's tangent kernel and fine-tuning's are"),
+    "predicted_loss": ScoreWords("predicted loss", "what the linearised model says the edit does to the loss"),
+    "gradient_capture": ScoreWords("gradient capture", "how much of the loss gradient the edit can follow"),
+    "gradient_norm": ScoreWords("gradient norm", "how large the loss gradient is at the site"),
+    "activation_norm": ScoreWords("activation norm", "how large the activations are at the site"),
+    "depth": ScoreWords("depth", "the layer's index alone"),
+    "middle_layer": ScoreWords("middle layer", "how close the layer is to the middle"),
+    "last_layer": ScoreWords("last layer", "how close the layer is to the last"),
+    "random": ScoreWords("random", "an order drawn at random"),
+}
+
+
+def score_words(name: str) -> ScoreWords:
+    """Return the plain words of a score; an unknown score is described by its own name."""
+    return _SCORES.get(name) or ScoreWords(clean(name).replace("_", " "), "no description of this score is known")
+
+
+def kind_meaning(kind: str) -> str:
+    """Return what a kind of site is in plain words, or an empty string for an unknown kind."""
+    return _KIND_MEANINGS.get(kind, "")
+
+
+def ordered_kinds(kinds: Iterable[str]) -> list[str]:
+    """Return the distinct kinds in the order a block computes them; unknown ones last, by name."""
+    position = {kind: index for index, kind in enumerate(KIND_ORDER)}
+    return sorted(set(kinds), key=lambda kind: (position.get(kind, len(position)), kind))
+
+
+def clean(text: object, limit: int | None = None) -> str:
+    """Return text that is safe to print: model and task names come from strangers.
+
+    Control characters could move a terminal's cursor, format characters reverse the reading direction, and lone
+    surrogates cannot be encoded; all become spaces, and runs of white space become one.
+
+    Args:
+        text: Anything with a ``str``.
+        limit: Longest result; longer text loses its middle, where names carry least.
+
+    Returns:
+        One line of printable text.
+    """
+    printable = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in str(text))
+    line = " ".join(printable.split())
+    if limit is None or len(line) <= limit:
+        return line
+    tail = (limit - 2) // 2
+    return f"{line[: limit - 2 - tail]}..{line[len(line) - tail :]}"
+
+
+def format_score(value: float, name: str) -> str:
+    """Print a score: shares as percentages with one decimal, others with three significant digits."""
+    if not score_words(name).is_share:
+        text = f"{value:.3g}"
+        return "0" if text == "-0" else text
+    text = f"{100 * value:,.1f}%"
+    return "0.0%" if text == "-0.0%" else text
+
+
+def format_interval(low: float, high: float, name: str) -> str:
+    """Print an interval, ``33.1% to 43.0%``: a dash would be misread beside negative shares."""
+    return f"{format_score(low, name)} to {format_score(high, name)}"
+
+
+def format_difference(value: float, name: str) -> str:
+    """Print the difference of two scores; shares differ in percentage points."""
+    if score_words(name).is_share:
+        return f"{100 * value:,.1f} percentage points"
+    return format_score(value, name)
+
+
+def count(number: int, noun: str) -> str:
+    """Print a number with its noun: ``1 prompt``, ``9,216 parameters``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def listing(words: Sequence[str], limit: int = 6) -> str:
+    """Print a list as prose, ``a, b and c``; what exceeds ``limit`` becomes ``and 4 more``."""
+    shown = list(words[:limit])
+    if len(words) > limit:
+        return f"{', '.join(shown)} and {len(words) - limit:,} more"
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+
+
+def axis_scale(name: str) -> tuple[float, str]:
+    """Return what to multiply a score by to draw it, and the unit to print on the axis."""
+    return (100.0, " (%)") if score_words(name).is_share else (1.0, "")
+
+
+def is_close(first: float, second: float) -> bool:
+    """Say whether two scores are one number computed twice (kernels are built in float32)."""
+    return math.isclose(first, second, rel_tol=1e-5, abs_tol=1e-6)

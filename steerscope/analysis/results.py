@@ -1,0 +1,200 @@
+"""What a ranking is: frozen results that print, save as JSON and load again.
+
+``ranking.json`` is a public contract (others script against it): fields are only ever added, and
+``schema_version`` changes when the meaning of one does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from steerscope.errors import InputError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SiteScore:
+    """One candidate edit: a family of edits at one site.
+
+    ``score`` is the ranking's default score with its interval ``[ci_low, ci_high]`` (95%, delete-group
+    jackknife over prompts); ``scores`` holds every score and baseline by name. ``ties_with_best`` is true
+    when the paired interval of the difference to the best candidate contains zero.
+    """
+
+    layer: int
+    kind: str
+    family: str
+    score: float
+    ci_low: float
+    ci_high: float
+    n_params: int
+    ties_with_best: bool
+    scores: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        """Layer and kind as users type them, ``12.resid_post``."""
+        return f"{self.layer}.{self.kind}"
+
+
+@dataclass(frozen=True)
+class KindScore:
+    """One kind of site steered at every layer at once (the layers' kernels add)."""
+
+    kind: str
+    family: str
+    score: float
+    ci_low: float
+    ci_high: float
+    n_params: int
+    n_layers: int
+
+
+@dataclass(frozen=True)
+class GreedyStep:
+    """The set after adding one site: ``score`` and ``n_params`` are those of the whole set so far."""
+
+    step: int
+    layer: int
+    kind: str
+    family: str
+    score: float
+    ci_low: float
+    ci_high: float
+    n_params: int
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """The share a site learns from growing numbers of prompts (``n_prompts[i]`` -> ``share[i]``)."""
+
+    layer: int
+    kind: str
+    family: str
+    n_prompts: tuple[int, ...]
+    share: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Agreement of the rankings from two disjoint halves of the prompts.
+
+    ``spearman`` is over all candidates of the family ``linear``; below ``threshold`` the report says that
+    the data cannot tell sites apart (``can_tell`` false). ``top_overlap`` is the share of the ten best
+    sites the two halves have in common.
+    """
+
+    spearman: float
+    threshold: float
+    can_tell: bool
+    n_per_half: int
+    top_overlap: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Everything ``steerscope rank`` found, for one model and one set of prompts.
+
+    Attributes:
+        model: ``name``, ``revision``, ``sha256``, ``layers``, ``quantised`` (a sentence or ``None``),
+            ``layout``, ``d_model``, ``n_params``, ``dtype``.
+        task: Name of the task or of the JSONL file.
+        n_examples: Prompts used, both halves together.
+        seed: Seed of probes, sketches and of the split.
+        versions: Package versions by name.
+        score: Name of the score ``sites`` is sorted by.
+        sites: Best first.
+        kinds: Best first; each kind steered at all layers.
+        greedy: How the best set of sites grows.
+        curves: Share against number of prompts, for the best sites and the best site of each kind.
+        stability: Agreement of two disjoint halves.
+        outputs: What was differentiated: ``description``, ``n_probes``, ``n_backward``, ``spans`` (whether
+            the probes span the whole output space), ``mean_energy`` (fraction of the target that one
+            shift common to all prompts makes, removed before scoring).
+        kernels: ``exact`` (bool), ``description``, ``sketch_error`` (relative, of kernels; 0 when exact),
+            ``score_error`` (root mean square of the score between two independent half-size sketches).
+        settings: Options the run used (ridge, rank, budget, ...).
+        timing: Seconds by stage.
+        warnings: Plain sentences a reader must know before believing the ranking.
+        evidence: What validation by training says about the default score, or ``None``.
+    """
+
+    model: dict[str, Any]
+    task: str
+    n_examples: int
+    seed: int
+    versions: dict[str, str]
+    score: str
+    sites: tuple[SiteScore, ...]
+    kinds: tuple[KindScore, ...]
+    greedy: tuple[GreedyStep, ...]
+    curves: tuple[LearningCurve, ...]
+    stability: Stability
+    outputs: dict[str, Any]
+    kernels: dict[str, Any]
+    settings: dict[str, Any]
+    timing: dict[str, float]
+    warnings: tuple[str, ...] = ()
+    evidence: dict[str, Any] | None = None
+    schema_version: int = field(default=SCHEMA_VERSION)
+
+    def best(self, family: str = "linear") -> SiteScore:
+        """Return the best candidate of one family."""
+        for site in self.sites:
+            if site.family == family:
+                return site
+        raise InputError(f"this ranking has no family {family!r}; it has {sorted({s.family for s in self.sites})}.")
+
+    def to_json(self) -> str:
+        """Return the ranking as JSON text (the ``ranking.json`` contract, keys sorted, NaN refused)."""
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, allow_nan=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write ``ranking.json`` to ``path``."""
+        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_json(cls, text: str) -> Ranking:
+        """Rebuild a ranking from :meth:`to_json`'s text.
+
+        Raises:
+            InputError: The text is not JSON, or of another schema version.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"not a ranking: invalid JSON at line {error.lineno} ({error.msg}).") from error
+        if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
+            found = data.get("schema_version") if isinstance(data, dict) else type(data).__name__
+            raise InputError(
+                f"this ranking has schema_version {found!r}, this steerscope reads {SCHEMA_VERSION}. "
+                "Rank the model again, or use the version that wrote it."
+            )
+        return cls(
+            **{
+                **data,
+                "sites": tuple(SiteScore(**s) for s in data["sites"]),
+                "kinds": tuple(KindScore(**k) for k in data["kinds"]),
+                "greedy": tuple(GreedyStep(**g) for g in data["greedy"]),
+                "curves": tuple(
+                    LearningCurve(**{**c, "n_prompts": tuple(c["n_prompts"]), "share": tuple(c["share"])})
+                    for c in data["curves"]
+                ),
+                "stability": Stability(**data["stability"]),
+                "warnings": tuple(data["warnings"]),
+            }
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Ranking:
+        """Read a ranking that :meth:`save` wrote."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot read the ranking at {path}: {error.strerror}.") from error
+        return cls.from_json(text)

@@ -1,0 +1,131 @@
+"""Features to scores, site by site; a site's features are dropped once its kernel is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steerscope.analysis.capture import Features, SketchPlan
+from steerscope.analysis.intervals import jackknife_interval, spearman
+from steerscope.analysis.kernels import Kernel, Rows
+from steerscope.analysis.options import RankOptions
+from steerscope.analysis.problem import Problem
+from steerscope.analysis.results import KindScore, SiteScore
+from steerscope.analysis.scores import DEFAULT_SCORE, KERNEL_SCORES, kernel_scores, place_scores
+from steerscope.analysis.scores.by_kernel import learnable_share
+from steerscope.models.load import LoadedModel
+from steerscope.sites import Site, SiteKind
+
+
+class Scorer:
+    """Turns features into scores site by site, dropping the features of a site once its kernel is made."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        features: Features,
+        rows: Rows,
+        target: Kernel,
+        problem: Problem,
+        options: RankOptions,
+    ) -> None:
+        self.loaded, self.features, self.rows, self.target = loaded, features, rows, target
+        self.problem, self.options = problem, options
+        self.linear_kernels: dict[Site, Tensor] = {}
+        self._vector_scores: dict[Site, dict[str, Tensor]] = {}
+        self._scores: dict[tuple[Site, str], dict[str, Tensor]] = {}
+        self._kind_kernels: dict[tuple[SiteKind, str], Kernel] = {}
+        self._kind_sites: dict[tuple[SiteKind, str], list[Site]] = {}
+
+    def num_params(self, site: Site, family: str) -> int:
+        """Parameters of one edit: a vector, or two factors of the given rank."""
+        width = self.loaded.site_map.width(site)
+        return width if family == "vector" else 2 * width * self.options.rank
+
+    def add(self, site: Site) -> None:
+        """Score one site, both families."""
+        kernel = Kernel.of([self.features.linear.pop(site)], self.features, self.rows)
+        self._record(site, "linear", kernel, self._evaluate(kernel))
+        self.linear_kernels[site] = (kernel.probe / max(kernel.scale, 1e-300)).float()
+        vector = Kernel.of([self.features.vector[site.write]], self.features, self.rows)
+        if site.write not in self._vector_scores:  # sites that write at one point share their vector
+            self._vector_scores[site.write] = self._evaluate(vector)
+        self._record(site, "vector", vector, self._vector_scores[site.write])
+
+    def _evaluate(self, kernel: Kernel) -> dict[str, Tensor]:
+        return kernel_scores(kernel, self.target, self.problem, self.rows, self.features.curvature)
+
+    def _record(self, site: Site, family: str, kernel: Kernel, scores: dict[str, Tensor]) -> None:
+        place = place_scores(
+            site, family, len(self.loaded.site_map.blocks), self.features.read_rms[site], self.options.seed
+        )
+        columns = 1 + self.problem.num_groups
+        constant = {name: torch.full((columns,), value, dtype=torch.float64) for name, value in place.items()}
+        self._scores[site, family] = scores | constant
+        unit = max(kernel.scale, 1e-300)
+        scaled = Kernel(kernel.probe / unit, kernel.cross / unit, kernel.loss / unit)
+        key = (site.kind, family)
+        if key in self._kind_kernels:
+            sofar = self._kind_kernels[key]
+            scaled = Kernel(sofar.probe + scaled.probe, sofar.cross + scaled.cross, sofar.loss + scaled.loss)
+        self._kind_kernels[key] = scaled
+        self._kind_sites.setdefault(key, []).append(site)
+
+    def site_scores(self) -> tuple[SiteScore, ...]:
+        """Return all candidates, best first."""
+        by = self.options.score
+        order = sorted(self._scores, key=lambda key: (-float(self._scores[key][by][0]), str(key[0]), key[1]))
+        best = self._scores[order[0]][by]
+        out = []
+        for site, family in order:
+            scores = self._scores[site, family]
+            value, low, high = jackknife_interval(scores[by])
+            difference = jackknife_interval(best - scores[by])
+            out.append(
+                SiteScore(
+                    layer=site.layer,
+                    kind=site.kind.value,
+                    family=family,
+                    score=value,
+                    ci_low=low,
+                    ci_high=high,
+                    n_params=self.num_params(site, family),
+                    ties_with_best=difference[1] <= 0,
+                    scores={name: float(values[0]) for name, values in scores.items()},
+                )
+            )
+        return tuple(out)
+
+    def kind_scores(self) -> tuple[KindScore, ...]:
+        """Return each kind steered at all layers at once, best first."""
+        by = self.options.score if self.options.score in KERNEL_SCORES else DEFAULT_SCORE
+        out = []
+        for (kind, family), kernel in self._kind_kernels.items():
+            sites = self._kind_sites[kind, family]
+            value, low, high = jackknife_interval(self._evaluate(kernel)[by])
+            count = sum(self.num_params(site, family) for site in sites)
+            out.append(KindScore(kind.value, family, value, low, high, count, len(sites)))
+        return tuple(sorted(out, key=lambda k: (-k.score, k.kind, k.family)))
+
+    def sketch_errors(self, sites: list[Site], plan: SketchPlan) -> dict[str, Any]:
+        """Measure the sketches' error: two halves of the blocks are two independent sketches.
+
+        Their difference, halved, estimates the error of the whole (which has half the variance of each).
+        """
+        sample = sites[:: max(1, len(sites) // 24)]
+        relative, shares = [], []
+        for site in sample:
+            feature = self.features.linear[site]
+            parts = feature.unflatten(-1, (plan.blocks, -1)).chunk(2, dim=2)
+            first, second = (Kernel.of([part.flatten(2)], self.features, self.rows).probe for part in parts)
+            relative.append(float((first - second).norm() / (first + second).norm().clamp_min(1e-300)))
+            shares.append([float(learnable_share(kernel, self.problem)[0]) for kernel in (first, second)])
+        pairs = torch.tensor(shares, dtype=torch.float64)
+        return {
+            "sketch_error": sum(relative) / len(relative),
+            "score_error": float((pairs[:, 0] - pairs[:, 1]).pow(2).mean().sqrt() / 2),
+            "rank_agreement": spearman(pairs[:, 0], pairs[:, 1]),
+            "num_sites_measured": len(sample),
+        }

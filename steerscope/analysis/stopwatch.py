@@ -1,0 +1,33 @@
+"""Seconds by stage, and progress with the stage's name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+# Called with the stage's name, steps done and steps in all.
+StageProgress = Callable[[str, int, int], None]
+
+
+class Stopwatch:
+    """Measures stages one after the other; ``stage(None)`` ends the last."""
+
+    def __init__(self, progress: StageProgress | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+        self._stage: str | None = None
+        self._since = time.perf_counter()
+
+    def stage(self, name: str | None) -> None:
+        """End the stage under way and begin the next."""
+        now = time.perf_counter()
+        if self._stage is not None:
+            self.seconds[self._stage] = now - self._since
+        self._stage, self._since = name, now
+        if name is not None:
+            self.tick(0, 1)
+
+    def tick(self, done: int, total: int) -> None:
+        """Tell the caller how far the stage is."""
+        if self._progress is not None and self._stage is not None:
+            self._progress(self._stage, done, total)

@@ -1,0 +1,50 @@
+"""The command line: ``steerscope sites`` and ``steerscope rank``.
+
+Exit codes: 0 done, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from steerscope.cli.rank import rank
+from steerscope.cli.sites import sites
+from steerscope.errors import InputError
+
+app = typer.Typer(
+    name="steerscope",
+    help="Where should I steer this language model, and how much of fine-tuning would that recover?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(rank)
+app.command()(sites)
+
+
+@app.callback()
+def _root() -> None:
+    """Rank the steering sites of a language model by what fine-tuning could be learned there."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code (the console script exits with it)."""
+    try:
+        outcome = app(args=arguments, standalone_mode=False)
+    except InputError as error:
+        print(f"steerscope: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        print("steerscope: interrupted; nothing was written.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        # Errors of usage (unknown option, bad number) know how to show themselves and that they exit with 2.
+        show = getattr(error, "show", None)
+        if not callable(show):
+            raise
+        show()
+        return int(getattr(error, "exit_code", 2))
+    return outcome if isinstance(outcome, int) else 0

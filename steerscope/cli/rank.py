@@ -1,0 +1,94 @@
+"""``steerscope rank``: rank a model's sites and write the report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steerscope.errors import InputError
+
+
+def rank(
+    model: Annotated[str, typer.Argument(help="smollm2-135m, a folder, a .gguf file or a Hugging Face name.")] = (
+        "smollm2-135m"
+    ),
+    data: Annotated[Path | None, typer.Option(help="Examples as JSON lines; without it, ListOps.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for ranking.json, index.html and figures.")] = None,
+    json: Annotated[str | None, typer.Option(help="Write ranking.json to this file, or - for stdout.")] = None,
+    max_examples: Annotated[int, typer.Option(help="Use at most so many examples.")] = 192,
+    score: Annotated[str, typer.Option(help="Score that orders the sites.")] = "learnable_share",
+    seed: Annotated[int, typer.Option(help="Seed of splits, probes and sketches.")] = 0,
+    kinds: Annotated[str | None, typer.Option(help="Kinds of site, comma-separated; default all.")] = None,
+    probes: Annotated[int, typer.Option(help="Output directions per example, one backward pass each.")] = 4,
+    rank: Annotated[int, typer.Option(help="Rank of the linear edit that parameters are counted for.")] = 8,
+    budget: Annotated[int | None, typer.Option(help="Most parameters in the greedy set.")] = None,
+    max_sites: Annotated[int, typer.Option(help="Most sites in the greedy set.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Sequences per batch; changes speed and memory only.")] = 16,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face name.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the report in a folder that is not empty.")] = False,
+    limit: Annotated[int, typer.Option(help="Sites in the printed table.")] = 10,
+    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+) -> None:
+    """Rank the steering sites of a model: what share of fine-tuning's first-order update is learnable where."""
+    from steerscope.analysis.examples import check_examples, read_jsonl
+    from steerscope.analysis.options import MIN_EXAMPLES, RankOptions
+    from steerscope.analysis.ranking import rank_sites
+    from steerscope.analysis.report import print_ranking, write_report
+    from steerscope.cli.output import check_folder, check_json_target
+    from steerscope.cli.progress import stage_progress
+    from steerscope.experiments.tasks import get_task
+    from steerscope.models import load_model
+    from steerscope.sites import parse_kind
+
+    # Everything that can be refused is refused here, before a model is loaded.
+    options = RankOptions(
+        score=score,
+        seed=seed,
+        max_examples=max_examples,
+        num_probes=probes,
+        rank=rank,
+        budget=budget,
+        max_sites=max_sites,
+        batch_size=batch_size,
+    )
+    options.check()
+    if kinds is not None:
+        names = [name for name in kinds.split(",") if name.strip()]
+        if not names:
+            raise InputError(f"--kinds is {kinds!r}; expected names such as resid_post,mlp_out.")
+        options = replace(options, kinds=tuple(parse_kind(name).value for name in names))
+    if out is not None:
+        check_folder(out, overwrite=overwrite)
+    check_json_target(json)
+    if data is None:
+        task, examples = "listops", get_task("listops").split("train", max_examples, seed)
+    else:
+        task, examples = data.name, read_jsonl(data)
+        check_examples(examples, minimum=MIN_EXAMPLES)
+
+    with stage_progress(quiet=quiet) as show:
+        show("load", 0, 1)
+        loaded = load_model(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+        show("load", 1, 1)
+        ranking = rank_sites(loaded, examples, options, task=task, progress=show)
+    command = shlex.join(["steerscope", *sys.argv[1:]])
+    ranking = replace(ranking, settings=ranking.settings | {"command": command})
+
+    if out is not None:
+        page = write_report(ranking, out)
+    if json == "-":
+        typer.echo(ranking.to_json())
+    else:
+        if json is not None:
+            ranking.save(json)
+        print_ranking(ranking, limit=limit, file=sys.stdout)
+    if out is not None:
+        print(f"report: {page}", file=sys.stderr)

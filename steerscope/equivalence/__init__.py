@@ -1,0 +1,1 @@
+"""The mathematics: first-order maps, closed forms, edit families, tangent features and kernels."""

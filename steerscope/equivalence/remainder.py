@@ -1,0 +1,74 @@
+"""Is a first-order prediction first-order? The slope of what it leaves over, against the size of the update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from steerscope.equivalence.shifts import LOGITS, first_order_shift, measured_shift
+from steerscope.errors import InputError
+from steerscope.models.load import LoadedModel
+
+DEFAULT_SCALES = (1e-1, 1e-2, 1e-3, 1e-4)
+
+
+@dataclass(frozen=True)
+class Remainder:
+    """What a linear prediction leaves over, per scale of the update.
+
+    Attributes:
+        scales: Factors on the update.
+        relative: Norm of (measured minus predicted) over the norm of the prediction.
+        slope: Least-squares slope of log(remainder) against log(scale): 2 for a correct first-order term,
+            1 for a wrong one.
+    """
+
+    scales: tuple[float, ...]
+    relative: tuple[float, ...]
+    slope: float
+
+
+def remainder_slope(
+    model: LoadedModel | nn.Module,
+    weight_update: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor],
+    at: str = LOGITS,
+    scales: Sequence[float] = DEFAULT_SCALES,
+) -> Remainder:
+    """Measure how fast the error of :func:`first_order_shift` falls with the size of the update.
+
+    Use a float64 model inside :func:`steerscope.true_float64`; in float32 rounding hides the remainder early.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        weight_update: The update at scale 1, by parameter name.
+        inputs: As in :func:`first_order_shift`.
+        at: A site, or ``"logits"``.
+        scales: At least two positive factors.
+
+    Raises:
+        InputError: As :func:`first_order_shift`; fewer than two scales; an update that moves nothing.
+    """
+    linear = first_order_shift(model, weight_update, inputs, (at,))[at]
+    return fit_remainder(lambda t: measured_shift(model, weight_update, inputs, (at,), scale=t)[at], linear, scales)
+
+
+def fit_remainder(measured: Callable[[float], Tensor], linear: Tensor, scales: Sequence[float]) -> Remainder:
+    """Compare ``measured(t)`` with ``t * linear`` at every scale and fit the slope.
+
+    Raises:
+        InputError: Fewer than two positive scales, or a prediction that is zero.
+    """
+    if len(scales) < 2 or min(scales) <= 0:
+        raise InputError(f"scales are {tuple(scales)}; expected at least two positive factors.")
+    size = float(linear.norm())
+    if size == 0:
+        raise InputError(
+            "the predicted shift is zero: a slope would mean nothing. Choose a site above the updated weight."
+        )
+    left = [float((measured(t) - t * linear).norm()) for t in scales]
+    slope = float(np.polyfit(np.log(scales), np.log(np.maximum(left, 1e-300)), 1)[0])
+    return Remainder(tuple(scales), tuple(r / (t * size) for r, t in zip(left, scales, strict=True)), slope)

@@ -1,0 +1,167 @@
+r"""The first-order map from weight updates to activation shifts, through the real model.
+
+.. math:: \delta h_s = J_{h_s, W}\,[\Delta W] = \left.\frac{d}{dt} h_s(W + t\,\Delta W)\right|_{t=0}
+
+by forward-mode differentiation (``torch.func.jvp``): one pass, any update, any number of sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacfwd, jacrev, jvp
+
+from steerscope.errors import InputError, did_you_mean
+from steerscope.models.attention import forward_differentiable_attention
+from steerscope.models.hooks import reading
+from steerscope.models.load import LoadedModel
+from steerscope.models.site_map import SiteMap, find_sites
+
+LOGITS = "logits"
+# A dense Jacobian beyond this many numbers is a mistake, not a wish: use first_order_shift.
+MAX_JACOBIAN = 2**27
+
+Weights = dict[str, Tensor]
+
+
+def first_order_shift(
+    model: LoadedModel | nn.Module,
+    weight_update: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor],
+    at: Sequence[str] = (LOGITS,),
+) -> dict[str, Tensor]:
+    r"""Predict how a weight update moves the tensors at sites, and the logits, to first order.
+
+    .. math:: \delta h_{b,t,a} = \sum_p \sum_j \frac{\partial h_{b,t,a}}{\partial \theta_{p,j}}\, \Delta\theta_{p,j}
+
+    The error is O(\|update\|^2) within one activation pattern, which :func:`remainder_slope` measures.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        weight_update: Change per parameter name (``model.named_parameters()``); absent names do not change.
+        inputs: Keyword arguments of the model: ``input_ids`` and, with padding, ``attention_mask`` and
+            ``position_ids``.
+        at: Sites such as ``"12.resid_post"``, or ``"logits"``.
+
+    Returns:
+        Per entry of ``at`` the predicted change (``batch token channel``), in the units of that tensor.
+
+    Raises:
+        InputError: An unknown parameter name, a wrong shape, a model in training mode, an unknown site.
+        UnsupportedModelError: The attention backend has no forward derivative and cannot be switched.
+
+    Cost: about three forward passes; the attention runs in its eager form during the call.
+    Source: theory.md T1, extended to all weights and to the logits.
+    """
+    inner, site_map = _model_of(model)
+    weights, update = _checked(inner, weight_update)
+    names = _resolved(site_map, at)
+    with forward_differentiable_attention(inner):
+        shift: tuple[Tensor, ...] = jvp(_tensors_at(inner, site_map, inputs, names), (weights,), (update,))[1]
+    return {name: value.detach() for name, value in zip(at, shift, strict=True)}
+
+
+def measured_shift(
+    model: LoadedModel | nn.Module,
+    weight_update: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor],
+    at: Sequence[str] = (LOGITS,),
+    scale: float = 1.0,
+) -> dict[str, Tensor]:
+    """Return how far ``scale * weight_update`` really moves the tensors at sites; the model is left as it was.
+
+    Arguments and errors as in :func:`first_order_shift`.
+
+    Cost: two forward passes.
+    """
+    inner, site_map = _model_of(model)
+    weights, update = _checked(inner, weight_update)
+    run = _tensors_at(inner, site_map, inputs, _resolved(site_map, at))
+    with torch.no_grad(), forward_differentiable_attention(inner):
+        before = run(weights)
+        after = run({name: weights[name] + scale * update[name] for name in weights})
+    return {name: new - old for name, new, old in zip(at, after, before, strict=True)}
+
+
+def shift_jacobian(
+    model: LoadedModel | nn.Module, weight_name: str, inputs: Mapping[str, Tensor], at: str = LOGITS
+) -> Tensor:
+    """Return the dense first-order map from one weight to one site: ``batch token channel *weight``.
+
+    For small cases and tests: its product with an update is what :func:`first_order_shift` gives.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        weight_name: Name of the parameter.
+        inputs: As in :func:`first_order_shift`.
+        at: A site, or ``"logits"``.
+
+    Raises:
+        InputError: As :func:`first_order_shift`, or the Jacobian would have more than 2^27 numbers.
+
+    Cost: one pass per number of the smaller side, weight or output.
+    """
+    inner, site_map = _model_of(model)
+    named = dict(inner.named_parameters())
+    weights, _ = _checked(inner, {weight_name: torch.zeros_like(named.get(weight_name, torch.zeros(())))})
+    run = _tensors_at(inner, site_map, inputs, _resolved(site_map, (at,)))
+    with torch.no_grad():
+        outputs = run(weights)[0].numel()
+    inputs_count = weights[weight_name].numel()
+    if outputs * inputs_count > MAX_JACOBIAN:
+        raise InputError(
+            f"the Jacobian of '{at}' by {weight_name!r} has {outputs} x {inputs_count} numbers; at most "
+            f"{MAX_JACOBIAN} are made. Use first_order_shift, or fewer tokens or a smaller model."
+        )
+    transform = jacfwd if inputs_count < outputs else jacrev
+    with forward_differentiable_attention(inner):
+        return transform(lambda w: run({weight_name: w})[0])(weights[weight_name]).detach()
+
+
+def _model_of(model: LoadedModel | nn.Module) -> tuple[nn.Module, SiteMap]:
+    if isinstance(model, LoadedModel):
+        return model.model, model.site_map
+    return model, find_sites(model)
+
+
+def _checked(model: nn.Module, weight_update: Mapping[str, Tensor]) -> tuple[Weights, Weights]:
+    """Return the weights that change and their changes, in the weights' dtype and device."""
+    if model.training:
+        raise InputError("the model is in training mode, where dropout makes shifts random. Call model.eval().")
+    if not weight_update:
+        raise InputError("weight_update is empty; expected at least one parameter name with its change.")
+    named = dict(model.named_parameters())
+    for name, change in weight_update.items():
+        if name not in named:
+            tied = " (a tied weight goes by the name of its first use)" if "head" in name else ""
+            raise InputError(
+                f"weight_update names {name!r}, which this model does not have{tied}."
+                f"{did_you_mean(name, list(named))} Valid names: model.named_parameters()."
+            )
+        if change.shape != named[name].shape:
+            raise InputError(
+                f"weight_update[{name!r}] has shape {tuple(change.shape)}; expected {tuple(named[name].shape)}."
+            )
+    weights = {name: named[name].detach() for name in weight_update}
+    return weights, {name: change.detach().to(weights[name]) for name, change in weight_update.items()}
+
+
+def _resolved(site_map: SiteMap, at: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name if name == LOGITS else str(site_map.resolve(name)) for name in at)
+
+
+def _tensors_at(
+    model: nn.Module, site_map: SiteMap, inputs: Mapping[str, Tensor], names: tuple[str, ...]
+) -> Callable[[Weights], tuple[Tensor, ...]]:
+    """Return the pure function from weights to the tensors at ``names``."""
+    sites = [name for name in names if name != LOGITS]
+
+    def run(weights: Weights) -> tuple[Tensor, ...]:
+        with reading(site_map, sites) as found:
+            output = functional_call(model, weights, kwargs={**inputs, "use_cache": False})
+        values = {str(site): value for site, value in found.items()}
+        return tuple(output.logits if name == LOGITS else values[name] for name in names)
+
+    return run

@@ -1,0 +1,1 @@
+"""Tasks to rank and train on."""

@@ -1,0 +1,63 @@
+"""Tasks: named sources of examples with training, validation and test parts that never overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+from steerscope.analysis.examples import Example
+from steerscope.errors import InputError, did_you_mean
+from steerscope.experiments.tasks.listops import ListOps
+
+__all__ = ["ListOps", "Split", "Task", "get_task", "task_names"]
+
+Split = Literal["train", "validation", "test"]
+
+
+class Task(Protocol):
+    """What training and ranking need of a task."""
+
+    @property
+    def name(self) -> str:
+        """The name :func:`get_task` knows it by."""
+
+    @property
+    def description(self) -> str:
+        """One sentence: what is asked, and what an answer looks like."""
+
+    def split(self, split: Split, n: int, seed: int) -> list[Example]:
+        """Return ``n`` different examples of one part of the task.
+
+        No example of one part occurs in another, whatever ``n`` and the seeds, and the first ``n`` of a
+        longer draw with the same seed are the shorter draw.
+
+        Args:
+            split: Which part.
+            n: How many, at least 1.
+            seed: Another seed, another draw.
+
+        Raises:
+            InputError: An argument is out of range, or the part has fewer than ``n`` examples.
+        """
+
+
+_TASKS: dict[str, Callable[[], Task]] = {"listops": ListOps}
+
+
+def task_names() -> list[str]:
+    """Return the names :func:`get_task` accepts."""
+    return sorted(_TASKS)
+
+
+def get_task(name: str) -> Task:
+    """Return the task called ``name``, with its default settings.
+
+    Raises:
+        InputError: There is no such task.
+    """
+    if name not in _TASKS:
+        raise InputError(
+            f"there is no task {name!r}; expected one of {', '.join(task_names())}."
+            f"{did_you_mean(str(name), task_names())} To use examples of your own, pass a .jsonl file."
+        )
+    return _TASKS[name]()

@@ -1,0 +1,250 @@
+"""What a transformer block is made of, as data: a description by attribute paths, and its bound modules.
+
+A layout file (``layouts/``) holds one :class:`BlockDescription` per family. Users describe a new block with
+the same dataclass; the self-check on load says whether the description is true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from steerscope.errors import UnsupportedModelError
+from steerscope.sites import MEANINGS, SiteKind
+
+
+@dataclass(frozen=True)
+class BlockDescription:
+    """Where the parts of one family's block are, as attribute paths inside the block.
+
+    Attributes:
+        layout: Name of the layout, for people.
+        attn: The attention module.
+        attn_reads: The linear maps that read the attention's input (q, k, v or one fused map).
+        attn_write: The output projection: its input is ``attn_heads``.
+        mlp_in: The module whose input is ``mlp_in`` (the MLP, or its first map where there is no MLP module).
+        mlp_reads: The linear maps that read ``mlp_in``: ``(gate, up)``, one fused gate-and-up, or ``(first,)``.
+        mlp_write: The down projection: its input is ``mlp_hidden``.
+        activation: The activation function's attribute.
+        gated: Whether the hidden layer is ``phi(gate) * up`` (then a fused map holds gate first).
+        attn_norm: Norm on what attention reads, or ``None``.
+        mlp_norm: Norm on what the MLP reads, or ``None``. The same path as ``attn_norm`` where one norm
+            feeds both.
+        attn_post_norm: Norm on what attention writes, or ``None``.
+        mlp_post_norm: Norm on what the MLP writes, or ``None``.
+        parallel: Whether attention and MLP read the same stream ``h``.
+        layers: Path from the decoder to the list of blocks.
+    """
+
+    layout: str
+    attn: str
+    attn_reads: tuple[str, ...]
+    attn_write: str
+    mlp_in: str
+    mlp_reads: tuple[str, ...]
+    mlp_write: str
+    activation: str
+    gated: bool
+    attn_norm: str | None = None
+    mlp_norm: str | None = None
+    attn_post_norm: str | None = None
+    mlp_post_norm: str | None = None
+    parallel: bool = False
+    layers: str = "layers"
+
+    @property
+    def kinds(self) -> tuple[SiteKind, ...]:
+        """The kinds of site such a block has."""
+        return tuple(k for k in SiteKind if not (self.parallel and k is SiteKind.RESID_MID))
+
+    def equations(self) -> dict[SiteKind, str]:
+        """Return the equation that defines every kind of site in this layout."""
+        n1 = "n1 h" if self.attn_norm else "h"
+        attn = f"A({n1})"
+        attn_out = f"p1 {attn}" if self.attn_post_norm else attn
+        stream = "h" if self.parallel else "resid_mid"
+        shared = self.parallel and self.mlp_norm == self.attn_norm
+        mlp_in = f"{'n1' if shared else 'n2'} {stream}" if self.mlp_norm else stream
+        hidden = "phi(W_gate mlp_in) * W_up mlp_in" if self.gated else "phi(W_in mlp_in)"
+        down = "W_down mlp_hidden"
+        lines = {
+            SiteKind.RESID_PRE: "h",
+            SiteKind.ATTN_HEADS: f"heads of {attn}, before the output projection",
+            SiteKind.ATTN_OUT: attn_out,
+            SiteKind.RESID_MID: "h + attn_out",
+            SiteKind.MLP_IN: mlp_in + (", as the MLP alone receives it" if shared else ""),
+            SiteKind.MLP_HIDDEN: hidden,
+            SiteKind.MLP_OUT: f"p2 ({down})" if self.mlp_post_norm else down,
+            SiteKind.RESID_POST: "h + attn_out + mlp_out" if self.parallel else "resid_mid + mlp_out",
+        }
+        return {kind: lines[kind] for kind in self.kinds}
+
+    def describe(self) -> str:
+        """Return the layout's sites with equation and meaning, one line each."""
+        rows = [f"layout: {self.layout}"]
+        rows += [f"  {kind.value:<11} = {equation:<52} {MEANINGS[kind]}" for kind, equation in self.equations().items()]
+        return "\n".join(rows)
+
+
+def module_at(root: nn.Module, path: str) -> nn.Module:
+    """Return the module at a dotted path.
+
+    Raises:
+        UnsupportedModelError: There is nothing, or no module, at that path.
+    """
+    found = root
+    for part in path.split("."):
+        child = getattr(found, part, None)
+        if not isinstance(child, nn.Module):
+            names = [name for name, _ in found.named_children()]
+            raise UnsupportedModelError(
+                f"{type(root).__name__} has no module {path!r}: {part!r} is missing in "
+                f"{type(found).__name__}, which has {names}. Correct the BlockDescription."
+            )
+        found = child
+    return found
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block with its parts bound. ``description`` says what they mean; ``index`` counts from 0."""
+
+    index: int
+    description: BlockDescription
+    module: nn.Module
+    attn: nn.Module
+    attn_write: nn.Module
+    mlp_in: nn.Module
+    mlp_write: nn.Module
+    attn_norm: nn.Module | None
+    mlp_norm: nn.Module | None
+    attn_post_norm: nn.Module | None
+    mlp_post_norm: nn.Module | None
+    attn_reads: tuple[nn.Module, ...]
+    mlp_reads: tuple[nn.Module, ...]
+    activation: Callable[[Tensor], Tensor] = field(repr=False)
+
+    @classmethod
+    def bind(cls, module: nn.Module, description: BlockDescription, index: int) -> Block:
+        """Find every part of ``description`` in ``module``.
+
+        Raises:
+            UnsupportedModelError: A path of the description leads nowhere.
+        """
+        owner, _, name = description.activation.rpartition(".")
+        activation = getattr(module_at(module, owner) if owner else module, name, None)
+        if not callable(activation):
+            raise UnsupportedModelError(
+                f"{type(module).__name__} has no activation function at {description.activation!r}. "
+                "Correct the BlockDescription."
+            )
+
+        def optional(path: str | None) -> nn.Module | None:
+            return None if path is None else module_at(module, path)
+
+        return cls(
+            index=index,
+            description=description,
+            module=module,
+            attn=module_at(module, description.attn),
+            attn_write=module_at(module, description.attn_write),
+            mlp_in=module_at(module, description.mlp_in),
+            mlp_write=module_at(module, description.mlp_write),
+            attn_norm=optional(description.attn_norm),
+            mlp_norm=optional(description.mlp_norm),
+            attn_post_norm=optional(description.attn_post_norm),
+            mlp_post_norm=optional(description.mlp_post_norm),
+            attn_reads=tuple(module_at(module, path) for path in description.attn_reads),
+            mlp_reads=tuple(module_at(module, path) for path in description.mlp_reads),
+            activation=activation,
+        )
+
+    @property
+    def attn_writer(self) -> nn.Module:
+        """The module whose output is ``attn_out``: the post-norm where there is one."""
+        return self.attn_post_norm or self.attn_write
+
+    @property
+    def mlp_writer(self) -> nn.Module:
+        """The module whose output is ``mlp_out``: the post-norm where there is one."""
+        return self.mlp_post_norm or self.mlp_write
+
+    def linear_maps(self) -> dict[str, nn.Module]:
+        """Return the block's linear maps by path inside the block (seven in a Llama block)."""
+        paths = (
+            *self.description.attn_reads,
+            self.description.attn_write,
+            *self.description.mlp_reads,
+            self.description.mlp_write,
+        )
+        modules = (*self.attn_reads, self.attn_write, *self.mlp_reads, self.mlp_write)
+        return dict(zip(paths, modules, strict=True))
+
+    # --- the layout's equations, recomputed from the parts (what the self-check compares with) ---
+
+    def stream_mid(self, h: Tensor, attn_out: Tensor) -> Tensor:
+        """``resid_mid`` of a sequential block."""
+        return h + attn_out
+
+    def mlp_input(self, h: Tensor, attn_out: Tensor) -> Tensor:
+        """``mlp_in`` from the stream and what attention added."""
+        stream = h if self.description.parallel else self.stream_mid(h, attn_out)
+        return stream if self.mlp_norm is None else self.mlp_norm(stream)
+
+    def hidden(self, mlp_in: Tensor) -> Tensor:
+        """``mlp_hidden`` from ``mlp_in``."""
+        first = [read(mlp_in) for read in self.mlp_reads]
+        if not self.description.gated:
+            return self.activation(first[0])
+        gate, up = first if len(first) == 2 else first[0].chunk(2, dim=-1)
+        return self.activation(gate) * up
+
+    def mlp_output(self, mlp_hidden: Tensor) -> Tensor:
+        """``mlp_out`` from ``mlp_hidden``."""
+        written = self.mlp_write(mlp_hidden)
+        return written if self.mlp_post_norm is None else self.mlp_post_norm(written)
+
+    def attn_output(self, heads: Tensor) -> Tensor:
+        """``attn_out`` from ``attn_heads``."""
+        written = self.attn_write(heads)
+        return written if self.attn_post_norm is None else self.attn_post_norm(written)
+
+
+def width_of(block: Block, kind: SiteKind, d_model: int) -> int:
+    """Return the number of channels of a kind of site in ``block``."""
+    if kind is SiteKind.ATTN_HEADS:
+        return linear_shape(block.attn_write)[1]
+    if kind is SiteKind.MLP_HIDDEN:
+        return linear_shape(block.mlp_write)[1]
+    return d_model
+
+
+def linear_weight(module: nn.Module) -> Tensor:
+    """Return the weight of a linear map, looking inside an adapter's wrapper (``base_layer``)."""
+    inner = getattr(module, "base_layer", module)
+    weight = getattr(inner, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        raise UnsupportedModelError(
+            f"expected a linear map with a 2-dimensional weight, got {type(module).__name__}. "
+            "Expert stacks and quantised layers are not supported."
+        )
+    return weight
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the weight is stored input-first (GPT-2's ``Conv1D``)."""
+    inner = getattr(module, "base_layer", module)
+    return type(inner).__name__ == "Conv1D"
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """Return ``(d_out, d_in)`` of a linear map, whatever way its weight is stored."""
+    rows, columns = linear_weight(module).shape
+    return (columns, rows) if is_transposed(module) else (rows, columns)
+
+
+def as_token_axes(tensor: Tensor, batch: int, token: int) -> Tensor:
+    """View a tensor whose tokens were flattened (OPT's MLP) as ``batch token channel``."""
+    return tensor.view(batch, token, tensor.shape[-1]) if tensor.dim() == 2 else tensor

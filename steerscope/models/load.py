@@ -1,0 +1,257 @@
+"""Load a causal language model with its sites: from a name, a folder, a GGUF file or the bundled model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from steerscope.errors import InputError, UnsupportedModelError
+from steerscope.models.blocks import BlockDescription
+from steerscope.models.bundled import BUNDLED_NAME, QUANTISED_NOTE, bundled_file, converted_gguf, sha256_of
+from steerscope.models.layouts import description_for
+from steerscope.models.selfcheck import check_sites
+from steerscope.models.site_map import SiteMap, decoder_of, find_sites
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model a result is about.
+
+    Attributes:
+        name: As the user named it.
+        revision: Commit on the hub, where there is one.
+        sha256: Hash of the weight files (of the parameters for a model that came from no file).
+        layers: Number of blocks.
+        quantised: What happened to the weights, in words, or ``None``.
+        layout: Name of the block layout.
+        d_model: Width of the residual stream.
+        n_params: Number of parameters.
+        dtype: Data type of the computation.
+    """
+
+    name: str
+    revision: str | None
+    sha256: str
+    layers: int
+    quantised: str | None
+    layout: str
+    d_model: int
+    n_params: int
+    dtype: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model ready to be analysed: evaluation mode, weights frozen, sites checked."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    site_map: SiteMap
+    identity: ModelIdentity
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs go."""
+        return next(self.model.parameters()).device
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest input in tokens, or ``None`` if the configuration does not say."""
+        limit = getattr(decoder_of(self.model).config, "max_position_embeddings", None)
+        return None if limit is None else int(limit)
+
+
+def load_model(
+    name_or_path: str | Path = BUNDLED_NAME,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = torch.float32,
+    revision: str | None = None,
+    description: BlockDescription | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a causal language model, find its sites and check them.
+
+    Args:
+        name_or_path: ``"smollm2-135m"`` (bundled), a local folder, a ``.gguf`` file, or a Hugging Face name.
+        device: Where to put the model.
+        dtype: Data type of weights and computation.
+        revision: Branch, tag or commit of a Hugging Face name.
+        description: How the model's blocks are built, for a family steerscope does not know.
+        trust_remote_code: Run code that comes with the model. Off unless asked for.
+
+    Returns:
+        The model in evaluation mode with frozen weights, its tokenizer, sites and identity.
+
+    Raises:
+        InputError: Unknown name, unreadable folder, NaN weights, a device that is not there.
+        UnsupportedModelError: No known layout, or the self-check failed.
+    """
+    name = str(name_or_path)
+    chosen_dtype = _dtype(dtype)
+    chosen_device = _device(device)
+    source, quantised, digest = _locate(name)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if source.exists():
+        options["local_files_only"] = True
+    try:
+        config = AutoConfig.from_pretrained(source if source.exists() else name, **options)
+    except Exception as error:  # hub, network and parse errors have no common type
+        raise _unknown(name, error) from error
+    # The family is known from the configuration: refuse before gigabytes of weights are read.
+    chosen = description or description_for(getattr(config, "text_config", config))
+    place = source if source.exists() else name
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=chosen_dtype, **options)
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+    except Exception as error:
+        raise _unknown(name, error) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+    digest = digest or _digest_of_files(source) or digest_of_parameters(model)
+    model.to(chosen_device)  # type: ignore[arg-type]
+    return wrap_model(
+        model,
+        tokenizer,
+        name=name,
+        revision=getattr(config, "_commit_hash", None) or revision,
+        sha256=digest,
+        quantised=quantised,
+        description=chosen,
+    )
+
+
+def wrap_model(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str = "model",
+    revision: str | None = None,
+    sha256: str | None = None,
+    quantised: str | None = None,
+    description: BlockDescription | None = None,
+) -> LoadedModel:
+    """Make a model that is already in memory (PEFT-wrapped or not) ready to be analysed.
+
+    The model is put in evaluation mode and its parameters are frozen; nothing else in it changes.
+
+    Raises:
+        InputError: A weight is NaN or infinite; the message names it.
+        UnsupportedModelError: No known layout, or the self-check failed.
+    """
+    site_map = find_sites(model, description)
+    for parameter_name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+            raise InputError(
+                f"weight {parameter_name!r} of {name!r} holds NaN or infinite values; every number computed "
+                "from it would be worthless. Check the checkpoint or load it in float32."
+            )
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    check_sites(model, site_map)
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    identity = ModelIdentity(
+        name=name,
+        revision=revision,
+        sha256=sha256 or digest_of_parameters(model),
+        layers=len(site_map.blocks),
+        quantised=quantised,
+        layout=site_map.description.layout,
+        d_model=site_map.d_model,
+        n_params=sum(p.numel() for p in model.parameters()),
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    return LoadedModel(model, tokenizer, site_map, identity)
+
+
+def digest_of_parameters(model: nn.Module) -> str:
+    """Return a SHA-256 over all parameters' names and bytes (about a second per gigabyte)."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _locate(name: str) -> tuple[Path, str | None, str | None]:
+    """Return where a model is, what its quantisation was, and its hash where it is one file."""
+    if name == BUNDLED_NAME:
+        file = bundled_file()
+        return converted_gguf(file), QUANTISED_NOTE, sha256_of(file)
+    path = Path(name)
+    if name.endswith(".gguf"):
+        if not path.is_file():
+            raise InputError(f"there is no file {name!r}. Give the path of a GGUF file that exists.")
+        note = f"weights of the GGUF file {path.name} made float again, whatever their precision there"
+        return converted_gguf(path), note, sha256_of(path)
+    if path.is_dir() and not (path / "config.json").exists():
+        raise InputError(f"folder {name!r} has no config.json; expected a transformers model folder.")
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local and not path.exists():
+        raise InputError(f"there is no model folder {name!r}. Check the path, or use {BUNDLED_NAME!r}.")
+    return path, None, None
+
+
+def _digest_of_files(folder: Path) -> str | None:
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if not files:
+        return None
+    if len(files) == 1:
+        return sha256_of(files[0])
+    return hashlib.sha256("".join(sha256_of(file) for file in files).encode()).hexdigest()
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}. Valid: {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"device {device!r} cannot be used here ({reason}). Use 'cpu', or a device you have."
+        ) from None
+    return chosen
+
+
+def _unknown(name: str, error: Exception) -> InputError:
+    if isinstance(error, UnsupportedModelError | InputError):
+        return error
+    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return InputError(
+        f"cannot load a model named {name!r} ({reason}). Give {BUNDLED_NAME!r}, a model folder, a .gguf file or a "
+        f"Hugging Face name{' (HF_HUB_OFFLINE is set)' if offline else ' that can be reached'}."
+    )

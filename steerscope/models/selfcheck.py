@@ -1,0 +1,211 @@
+"""Is the site map true? Checked on load, on a tiny input: what sites read, and what their edits move.
+
+For every kind: a zero edit leaves the logits bit-equal, a random edit changes them, the tensor read
+satisfies the layout's equation, and the block's output after the edit equals the equation recomputed with
+the edit. The last one catches a hook on the norm before the MLP, which reads ``resid_mid`` but writes only
+the MLP's branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steerscope.errors import UnsupportedModelError
+from steerscope.models.blocks import Block, linear_weight
+from steerscope.models.hooks import Edit, edited, reading
+from steerscope.models.site_map import SiteMap
+from steerscope.sites import Site, SiteKind
+
+
+@torch.no_grad()
+def check_sites(model: nn.Module, site_map: SiteMap, num_tokens: int = 6) -> None:
+    """Verify every site of ``model`` against its defining equations.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        site_map: The map to verify.
+        num_tokens: Length of the (seeded, random) input.
+
+    Raises:
+        UnsupportedModelError: A tensor or an edit disagrees with its equation; the message names the first.
+
+    Cost: about ten forward passes over ``2 x num_tokens`` tokens.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, vocab_size(model), (2, num_tokens), generator=generator).to(device)
+
+    def run() -> Tensor:
+        return model(input_ids=ids, use_cache=False).logits
+
+    plain = run()
+    zero: dict[Site, Edit] = dict.fromkeys(site_map.sites(), torch.zeros_like)
+    with edited(model, site_map, zero):
+        if not torch.equal(run(), plain):
+            raise UnsupportedModelError("self-check: zero edits at all sites changed the logits.")
+
+    clean = _run_and_read(run, site_map)
+    for block in site_map.blocks:
+        _check_reads(block, {kind: clean[block.index, kind] for kind in site_map.description.kinds})
+        _check_maps(block)
+
+    middle = len(site_map.blocks) // 2
+    for kind in site_map.description.kinds:
+        layer = 0 if kind is SiteKind.RESID_PRE else middle
+        edit = _random_edit(clean[layer, kind], generator)
+        with edited(model, site_map, {Site(layer, kind): edit}):
+            if torch.equal(run(), plain):
+                raise UnsupportedModelError(f"self-check: an edit of '{layer}.{kind}' left the logits as they were.")
+        _check_writes(model, site_map, kind, run, clean, generator)
+
+
+def vocab_size(model: nn.Module) -> int:
+    """Return the number of token embeddings of a model."""
+    embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    return int(embeddings.weight.shape[0])
+
+
+def _run_and_read(run: Callable[[], Tensor], site_map: SiteMap) -> dict[tuple[int, SiteKind], Tensor]:
+    with reading(site_map, site_map.sites()) as found:
+        run()
+    return {(site.layer, site.kind): value.clone() for site, value in found.items()} | {
+        # resid_pre of every layer, so that the equations below need no special case
+        (site.layer + 1, SiteKind.RESID_PRE): value.clone()
+        for site, value in found.items()
+        if site.kind is SiteKind.RESID_POST
+    }
+
+
+def _random_edit(like: Tensor, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    noise = torch.randn(like.shape, generator=generator, dtype=torch.float32)
+    delta = noise.to(like) * like.float().pow(2).mean().sqrt().to(like)
+    return lambda _: delta
+
+
+def _check_maps(block: Block) -> None:
+    """Require that the described linear maps are all of the block's, each once: K_FT sums over them."""
+    described = [id(linear_weight(module)) for module in block.linear_maps().values()]
+    present = {
+        id(parameter): name
+        for name, parameter in block.module.named_parameters()
+        if parameter.dim() == 2 and "lora_" not in name
+    }
+    missing = [name for key, name in present.items() if key not in described]
+    if missing or len(set(described)) != len(described):
+        what = f"leaves out {missing}" if missing else "names a linear map twice"
+        raise UnsupportedModelError(
+            f"self-check: the description of block {block.index} {what}. List every linear map of the block once, "
+            "in attn_reads, attn_write, mlp_reads or mlp_write of the BlockDescription."
+        )
+
+
+def _check_reads(block: Block, read: dict[SiteKind, Tensor]) -> None:
+    """Compare every tensor read with the layout's equation, from the tensors before it."""
+    h, attn_out = read[SiteKind.RESID_PRE], read[SiteKind.ATTN_OUT]
+    expected = {
+        SiteKind.ATTN_OUT: block.attn_output(read[SiteKind.ATTN_HEADS]),
+        SiteKind.MLP_IN: block.mlp_input(h, attn_out),
+        SiteKind.MLP_HIDDEN: block.hidden(read[SiteKind.MLP_IN]),
+        SiteKind.MLP_OUT: block.mlp_output(read[SiteKind.MLP_HIDDEN]),
+        SiteKind.RESID_POST: h + attn_out + read[SiteKind.MLP_OUT],
+    }
+    if SiteKind.RESID_MID in read:
+        expected[SiteKind.RESID_MID] = block.stream_mid(h, attn_out)
+    for kind, value in expected.items():
+        _compare(read[kind], value, f"the tensor read at '{block.index}.{kind}' is not {kind}'s equation")
+
+
+def _check_writes(
+    model: nn.Module,
+    site_map: SiteMap,
+    kind: SiteKind,
+    run: Callable[[], Tensor],
+    clean: dict[tuple[int, SiteKind], Tensor],
+    generator: torch.Generator,
+) -> None:
+    """Edit one kind at all layers in one pass and recompute every block's output from what entered it."""
+    sites = site_map.sites((kind,))
+    deltas = {site: _random_edit(clean[site.layer, kind], generator) for site in sites}
+    calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    handles = [
+        block.attn.register_forward_pre_hook(_recorder(calls, block.index), with_kwargs=True)
+        for block in site_map.blocks
+    ]
+    try:
+        with edited(model, site_map, deltas):
+            read = _run_and_read(run, site_map)  # entered inside the edits, so it sees edited values
+    finally:
+        for handle in handles:
+            handle.remove()
+    for site in sites:
+        block = site_map.blocks[site.layer]
+        entered = read[site.layer, SiteKind.RESID_PRE]
+        delta = deltas[site](entered)
+        attn_call = calls[block.index]
+        expected = _block_output(block, kind, entered, delta, attn_call)
+        unedited = _block_output(block, None, entered, delta, attn_call)
+        after = read[site.layer, SiteKind.RESID_POST]
+        _compare(after, expected, f"an edit of '{site}' does not move the block as its equation says")
+        if kind is not SiteKind.RESID_PRE and torch.equal(after, unedited):
+            raise UnsupportedModelError(f"self-check: an edit of '{site}' does not reach the block's output.")
+
+
+def _recorder(calls: dict[int, Any], index: int) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls[index] = (args, kwargs)
+
+    return hook
+
+
+def _block_output(
+    block: Block,
+    kind: SiteKind | None,
+    h: Tensor,
+    delta: Tensor,
+    attn_call: tuple[tuple[Any, ...], dict[str, Any]],
+) -> Tensor:
+    """Evaluate the layout's equation with ``delta`` added at ``kind`` (nowhere when ``None``)."""
+
+    def plus(value: Tensor, at: SiteKind) -> Tensor:
+        return value + delta if at is kind else value
+
+    heads: list[Tensor] = []
+    args, kwargs = attn_call
+    normed = h if block.attn_norm is None else block.attn_norm(h)
+    # The attention runs as recorded, with the input recomputed from the stream.
+    handle = block.attn_write.register_forward_pre_hook(lambda _, inputs: heads.append(inputs[0]))
+    try:
+        if args:
+            block.attn(normed, *args[1:], **kwargs)
+        else:
+            block.attn(**{**kwargs, "hidden_states": normed})
+    finally:
+        handle.remove()
+    attn_out = plus(block.attn_output(plus(heads[0], SiteKind.ATTN_HEADS)), SiteKind.ATTN_OUT)
+    attn_out = plus(attn_out, SiteKind.RESID_MID)
+    mlp_in = plus(block.mlp_input(h, attn_out), SiteKind.MLP_IN)
+    hidden = plus(block.hidden(mlp_in), SiteKind.MLP_HIDDEN)
+    mlp_out = plus(block.mlp_output(hidden), SiteKind.MLP_OUT)
+    return plus(h + attn_out + mlp_out, SiteKind.RESID_POST)
+
+
+def _compare(found: Tensor, expected: Tensor, complaint: str) -> None:
+    """Raise unless two tensors agree to rounding (relative to the larger's root mean square)."""
+    if found.numel() != expected.numel():
+        raise UnsupportedModelError(
+            f"self-check: {complaint} (it has {tuple(found.shape)}, the equation {tuple(expected.shape)}). "
+            "The block is not built as its description says; correct the BlockDescription."
+        )
+    scale = torch.maximum(found.float().pow(2).mean().sqrt(), expected.float().pow(2).mean().sqrt())
+    error = (found - expected.reshape(found.shape)).float().abs().max() / scale.clamp_min(1e-30)
+    # Sums in another order differ by a few hundred units of rounding at most; bfloat16 has eps 0.0078.
+    tolerance = 200 * torch.finfo(found.dtype).eps
+    if not bool(error <= tolerance):
+        raise UnsupportedModelError(
+            f"self-check: {complaint} (relative difference {float(error):.1e}, allowed {tolerance:.1e}). "
+            "The block is not built as its description says; correct the BlockDescription."
+        )

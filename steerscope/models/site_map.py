@@ -1,0 +1,132 @@
+"""The sites of one model: its blocks found and bound, its site names resolved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from steerscope.errors import InputError, UnsupportedModelError, did_you_mean
+from steerscope.models.blocks import Block, BlockDescription, linear_shape, module_at, width_of
+from steerscope.models.layouts import description_for
+from steerscope.sites import Site, SiteKind, parse_kind, parse_site
+
+
+@dataclass(frozen=True)
+class SiteMap:
+    """Where the sites of a model are.
+
+    Attributes:
+        description: The layout of its blocks.
+        blocks: The blocks with their parts bound, lowest first.
+        d_model: Width of the residual stream.
+        n_heads: Attention heads per block.
+    """
+
+    description: BlockDescription
+    blocks: tuple[Block, ...]
+    d_model: int
+    n_heads: int
+
+    def sites(self, kinds: tuple[SiteKind, ...] | None = None) -> tuple[Site, ...]:
+        """Return every site, by layer and then in the order a block computes them.
+
+        ``resid_pre`` stands only at layer 0; elsewhere it is ``resid_post`` of the layer below.
+        """
+        chosen = self.description.kinds if kinds is None else kinds
+        for kind in chosen:
+            self._require_kind(kind)
+        return tuple(
+            Site(layer, kind)
+            for layer in range(len(self.blocks))
+            for kind in SiteKind
+            if kind in chosen and not (kind is SiteKind.RESID_PRE and layer > 0)
+        )
+
+    def resolve(self, site: Site | str) -> Site:
+        """Return the site if this model has it; accepts ``'12.resid_post'`` and known aliases.
+
+        Raises:
+            InputError: Bad name, a layer or head out of range, or a kind this layout lacks.
+        """
+        found = parse_site(str(site))  # also maps resid_pre above layer 0 to the site it is
+        if found.layer >= len(self.blocks):
+            raise InputError(
+                f"site '{found}' names layer {found.layer}; this model has layers 0 to {len(self.blocks) - 1}."
+            )
+        self._require_kind(found.kind)
+        if found.head is not None and found.head >= self.n_heads:
+            raise InputError(f"site '{found}' names head {found.head}; this model has heads 0 to {self.n_heads - 1}.")
+        return found
+
+    def resolve_kinds(self, names: list[str]) -> tuple[SiteKind, ...]:
+        """Return the kinds for user-given names, checked against this layout."""
+        kinds = tuple(parse_kind(name) for name in names)
+        for kind in kinds:
+            self._require_kind(kind)
+        return kinds
+
+    def width(self, site: Site) -> int:
+        """Return the number of channels of a site."""
+        width = width_of(self.blocks[site.layer], site.kind, self.d_model)
+        return width if site.head is None else width // self.n_heads
+
+    def linear_maps(self) -> dict[tuple[int, str], nn.Module]:
+        """Return every block's linear maps by ``(layer, path inside the block)``."""
+        return {(b.index, path): module for b in self.blocks for path, module in b.linear_maps().items()}
+
+    def describe(self) -> str:
+        """Return the layout's sites with equations, and the model's size."""
+        return f"{self.description.describe()}\n  {len(self.blocks)} layers, d_model {self.d_model}"
+
+    def _require_kind(self, kind: SiteKind) -> None:
+        if kind not in self.description.kinds:
+            has = ", ".join(self.description.kinds)
+            why = " (attention and MLP read the same stream)" if self.description.parallel else ""
+            raise InputError(f"a block of layout '{self.description.layout}' has no site '{kind}'{why}. It has: {has}.")
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """Return the stack of blocks inside a causal language model, through PEFT's wrapper if there is one.
+
+    Raises:
+        UnsupportedModelError: The model has no decoder that transformers can name.
+    """
+    unwrap = getattr(model, "get_base_model", None)
+    inner = unwrap() if callable(unwrap) else model
+    get_decoder = getattr(inner, "get_decoder", None)
+    decoder = get_decoder() if callable(get_decoder) else getattr(inner, "base_model", None)
+    if not isinstance(decoder, nn.Module):
+        raise UnsupportedModelError(
+            f"expected a causal language model of transformers, got {type(model).__name__}. "
+            "Load it with AutoModelForCausalLM, or with steerscope.load_model."
+        )
+    return decoder
+
+
+def find_sites(model: nn.Module, description: BlockDescription | None = None) -> SiteMap:
+    """Find the sites of a causal language model; nothing is changed in it.
+
+    Args:
+        model: A transformers causal language model, plain or wrapped by PEFT.
+        description: How its blocks are built; by default looked up by the model's family.
+
+    Raises:
+        UnsupportedModelError: The family is unknown, or the description's paths lead nowhere.
+    """
+    decoder = decoder_of(model)
+    config = getattr(decoder, "config", None)
+    if config is None:
+        raise UnsupportedModelError(f"{type(decoder).__name__} has no config; expected a transformers model.")
+    chosen = description or description_for(config)
+    stack = module_at(decoder, chosen.layers)
+    blocks = tuple(Block.bind(module, chosen, index) for index, module in enumerate(stack.children()))
+    if not blocks:
+        raise UnsupportedModelError(f"{type(decoder).__name__}.{chosen.layers} holds no blocks.")
+    d_model = linear_shape(blocks[0].attn_write)[0]
+    return SiteMap(chosen, blocks, d_model, n_heads=int(config.num_attention_heads))
+
+
+def unknown_name(value: str, valid: list[str], what: str) -> InputError:
+    """Return the error for a name that is none of ``valid``."""
+    return InputError(f"unknown {what} {value!r}.{did_you_mean(value, valid)} Valid: {', '.join(valid)}.")

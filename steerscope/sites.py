@@ -1,0 +1,154 @@
+"""What a site is: a kind of tensor at a layer. Names, aliases and defining equations; no computation.
+
+Notation of one block (docs/sites.md): ``h`` is the stream that enters, ``A`` attention, ``M`` the MLP, ``n1`` and
+``n2`` the norms on what they read, ``p1`` and ``p2`` the norms on what they write (identity where a layout
+has none)::
+
+    sequential   m = h + p1 A(n1 h)    out = m + p2 M(n2 m)
+    parallel     out = h + A(n1 h) + M(n2 h)
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from steerscope.errors import InputError, did_you_mean
+
+
+class SiteKind(StrEnum):
+    """The eight kinds of site, in the order in which a block computes them."""
+
+    RESID_PRE = "resid_pre"
+    ATTN_HEADS = "attn_heads"
+    ATTN_OUT = "attn_out"
+    RESID_MID = "resid_mid"
+    MLP_IN = "mlp_in"
+    MLP_HIDDEN = "mlp_hidden"
+    MLP_OUT = "mlp_out"
+    RESID_POST = "resid_post"
+
+
+MEANINGS: dict[SiteKind, str] = {
+    SiteKind.RESID_PRE: "the stream entering the first block (elsewhere it is resid_post of the layer below)",
+    SiteKind.ATTN_HEADS: "the heads' outputs, concatenated: what the attention's output projection reads",
+    SiteKind.ATTN_OUT: "what attention adds to the stream",
+    SiteKind.RESID_MID: "the stream between attention and MLP",
+    SiteKind.MLP_IN: "what the MLP alone receives",
+    SiteKind.MLP_HIDDEN: "what the MLP's down projection reads",
+    SiteKind.MLP_OUT: "what the MLP adds to the stream",
+    SiteKind.RESID_POST: "the stream leaving the block",
+}
+
+# Sites that add at the same point of the stream: their edits share the output derivative and differ only in
+# what they read, so a fixed vector is one and the same edit at both.
+SAME_WRITE: dict[SiteKind, SiteKind] = {
+    SiteKind.RESID_MID: SiteKind.ATTN_OUT,
+    SiteKind.RESID_POST: SiteKind.MLP_OUT,
+}
+
+# Other people's names. TransformerLens names are accepted with and without their ``blocks.N.`` prefix.
+ALIASES: dict[str, SiteKind] = {
+    "hook_resid_pre": SiteKind.RESID_PRE,
+    "block_input": SiteKind.RESID_PRE,
+    "hook_z": SiteKind.ATTN_HEADS,
+    "attn.hook_z": SiteKind.ATTN_HEADS,
+    "attention_value_output": SiteKind.ATTN_HEADS,
+    "hook_attn_out": SiteKind.ATTN_OUT,
+    "attention_output": SiteKind.ATTN_OUT,
+    "hook_resid_mid": SiteKind.RESID_MID,
+    "mlp.hook_post": SiteKind.MLP_HIDDEN,
+    "hook_mlp_out": SiteKind.MLP_OUT,
+    "mlp_output": SiteKind.MLP_OUT,
+    "post-mlp": SiteKind.MLP_OUT,
+    "hook_resid_post": SiteKind.RESID_POST,
+    "block_output": SiteKind.RESID_POST,
+    "post-block": SiteKind.RESID_POST,
+}
+
+# Names that point at two different tensors, or at one that is no site here: refused with the way out.
+REFUSED: dict[str, str] = {
+    "pre-mlp": (
+        "is ambiguous: an edit of 'attn_out' moves the stream and the MLP's input, "
+        "an edit of 'mlp_in' moves the MLP's input alone. Name one of the two"
+    ),
+    "mlp_activation": (
+        "in pyvene is the activation of the gate alone; steerscope has 'mlp_hidden', the tensor "
+        "that the down projection reads. Use 'mlp_hidden' if that is what you mean"
+    ),
+    "attn": "could be 'attn_heads', 'attn_out' or (in some tools) 'mlp_in'. Name one of them",
+    "mlp": "could be 'mlp_in', 'mlp_hidden' or 'mlp_out'. Name one of them",
+    "residual": "could be 'resid_pre', 'resid_mid' or 'resid_post'. Name one of them",
+}
+_SPELLINGS = {"pre_mlp": "pre-mlp", "post_mlp": "post-mlp", "post_block": "post-block"}
+
+
+def parse_kind(name: str) -> SiteKind:
+    """Return the site kind that ``name`` (own name or a known alias) stands for.
+
+    Raises:
+        InputError: The name is unknown, or names more than one tensor (``pre-MLP``).
+    """
+    key = name.strip()
+    key = _SPELLINGS.get(key.lower(), key.lower())
+    if key in REFUSED:
+        raise InputError(f"site kind {name!r} {REFUSED[key]}.")
+    if key in ALIASES:
+        return ALIASES[key]
+    try:
+        return SiteKind(key)
+    except ValueError:
+        own = [kind.value for kind in SiteKind]
+        hint = did_you_mean(key, own + list(ALIASES))
+        raise InputError(f"unknown site kind {name!r}.{hint} Kinds: {', '.join(own)}.") from None
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where activations can be read and edited.
+
+    Attributes:
+        layer: Index of the block, from 0.
+        kind: Which tensor of that block.
+        head: For ``attn_heads`` only: one head; ``None`` means all heads, concatenated.
+    """
+
+    layer: int
+    kind: SiteKind
+    head: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", SiteKind(self.kind))
+        if self.layer < 0:
+            raise InputError(f"layer {self.layer} is negative; layers count from 0.")
+        if self.head is not None and self.kind is not SiteKind.ATTN_HEADS:
+            raise InputError(f"only 'attn_heads' has heads; got head {self.head} with kind '{self.kind}'.")
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.kind}" + ("" if self.head is None else f".{self.head}")
+
+    @property
+    def write(self) -> Site:
+        """The site whose vector edit is the same edit (``attn_out`` for ``resid_mid``; often itself)."""
+        return Site(self.layer, SAME_WRITE.get(self.kind, self.kind), self.head)
+
+
+_SITE = re.compile(r"^(?:blocks\.)?(\d+)\.([A-Za-z_.-]+?)(?:\.(\d+))?$")
+
+
+def parse_site(text: str) -> Site:
+    """Read a site from ``'12.resid_post'``, ``'3.attn_heads.5'`` or ``'blocks.12.hook_resid_post'``.
+
+    ``resid_pre`` above layer 0 is returned as ``resid_post`` of the layer below: it is that tensor.
+
+    Raises:
+        InputError: The text is no ``layer.kind``, or the kind is unknown or ambiguous.
+    """
+    match = _SITE.match(text.strip())
+    if match is None:
+        raise InputError(f"cannot read the site {text!r}; expected 'layer.kind', for example '12.resid_post'.")
+    layer, kind, head = int(match[1]), parse_kind(match[2]), match[3]
+    if kind is SiteKind.RESID_PRE and layer > 0:
+        return Site(layer - 1, SiteKind.RESID_POST)
+    return Site(layer, kind, None if head is None else int(head))
