@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import gzip
 import hashlib
 import json
@@ -15,6 +16,8 @@ from typing import Any
 from steerscope.errors import InputError, did_you_mean
 
 _FIELDS = ("prompt", "completion", "choices", "answer_index")
+# Nearer than this to a field's name, another name is a slip ("promt"); "source_index" or "prompt_id" are not.
+_SLIP = 0.85
 _LINE_FORMAT = (
     '{"prompt": "...", "completion": "..."}, for multiple choice with "choices": ["...", "..."] and "answer_index": 0'
 )
@@ -65,7 +68,8 @@ def read_jsonl(path: str | Path) -> list[Example]:
 
     Each line is an object with ``prompt`` and ``completion``; for multiple choice also ``choices`` (a list)
     and ``answer_index`` (counted from 0), and then ``completion`` may be left out. Either all lines have
-    choices or none has. ``null`` counts as left out, blank lines are skipped and a byte order mark is
+    choices or none has. Other fields (``id``, ``source``, ...) are ignored, but a name that is nearly one of
+    these four is refused as a slip. ``null`` counts as left out, blank lines are skipped and a byte order mark is
     accepted. Compression is recognised by content, not by name.
 
     Args:
@@ -302,22 +306,23 @@ def _parse_line(line: str) -> Example:
     data = _parse_json(line)
     if not isinstance(data, dict):
         raise InputError(f"received {_show(data)} ({_kind(data)}); expected a JSON object. Write {_LINE_FORMAT}.")
-    unknown = [name for name in data if name not in _FIELDS]
-    if unknown:
-        raise InputError(
-            f"unknown field {_show(unknown[0])}; expected only {', '.join(_FIELDS)}."
-            f"{did_you_mean(unknown[0], list(_FIELDS))} Rename or remove it."
-        )
-    given = {name: value for name, value in data.items() if value is not None}
+    for name in data:
+        if name not in _FIELDS and (close := difflib.get_close_matches(name.lower(), _FIELDS, n=1, cutoff=_SLIP)):
+            raise InputError(
+                f"unknown field {_show(name)}; expected {', '.join(_FIELDS)} (names unlike these are ignored). "
+                f"Did you mean {close[0]!r}? Rename or remove it."
+            )
+    given = {name: data[name] for name in _FIELDS if data.get(name) is not None}
     if isinstance(given.get("choices"), list):
         given["choices"] = tuple(given["choices"])
     if "completion" not in given and "choices" in given:
         given["completion"] = _right_choice(given["choices"], given.get("answer_index"))
+    others = [name for name in data if name not in _FIELDS]
     for name in ("prompt", "completion"):
         if name not in given:
             raise InputError(
-                f"field {name!r} is missing or null (received {', '.join(map(repr, given)) or 'no fields'}); "
-                f"expected a string. Write {_LINE_FORMAT}."
+                f"field {name!r} is missing or null (received {_show(list(data)) if data else 'no fields'}); "
+                f"expected a string.{did_you_mean(name, others)} Write {_LINE_FORMAT}."
             )
     return Example(**given)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from steerscope.analysis.capture import SketchPlan
+from steerscope.analysis.features import SketchPlan
 from steerscope.analysis.scores import DEFAULT_SCORE, SCORES
 from steerscope.errors import InputError
 from steerscope.models.site_map import unknown_name
@@ -62,6 +62,8 @@ class RankOptions:
         for name, minimum in {**least, "max_examples": MIN_EXAMPLES}.items():
             if getattr(self, name) < minimum:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least {minimum}.")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}; expected an integer from 0 to 2**63 - 1.")
         if not self.ridge > 0:
             raise InputError(f"ridge is {self.ridge}; expected a positive number (1 is the default).")
         if self.budget is not None and self.budget < 1:

@@ -9,7 +9,7 @@ choices. Without choices a probe is a random projection of the supervised logits
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -140,11 +140,11 @@ def batch_outputs(model: nn.Module, batch: Batch, encoded: Encoded, probes: Prob
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     if target is None:
-        scores = [
-            logits[i, torch.tensor(encoded.choice_tokens[example], device=logits.device)]
-            for i, example in enumerate(batch.example.tolist())
-        ]
-        return _of_choices(batch.example, scores, encoded, probes)
+        tokens = [encoded.choice_tokens[example] for example in batch.example.tolist()]
+        # One index for the whole batch: one index per example would make a gradient of all logits each.
+        place = torch.tensor([i for i, many in enumerate(tokens) for _ in many], device=logits.device)
+        scores = logits[place, torch.tensor([t for many in tokens for t in many], device=logits.device)]
+        return _of_choices(batch.example, scores.split([len(many) for many in tokens]), encoded, probes)
     log_probs = logits.log_softmax(-1)
     chosen = log_probs[torch.arange(len(row), device=row.device), target]
     if encoded.mode is OutputMode.COMPLETION:
@@ -154,7 +154,7 @@ def batch_outputs(model: nn.Module, batch: Batch, encoded: Encoded, probes: Prob
     return _of_choices(examples, [likelihoods[batch.example == e] for e in examples], encoded, probes)
 
 
-def _of_choices(examples: Tensor, scores: list[Tensor], encoded: Encoded, probes: Probes) -> BatchOutputs:
+def _of_choices(examples: Tensor, scores: Sequence[Tensor], encoded: Encoded, probes: Probes) -> BatchOutputs:
     """Outputs of examples whose choices have the given scores (logits or log-likelihoods)."""
     k = probes.num_probes
     z, log_likelihood, residual, curvature, correct = [], [], [], [], []

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from steerscope.analysis.capture import Features, SketchPlan, capture, feature_bytes
+from steerscope.analysis.capture import capture
 from steerscope.analysis.encoding import Encoded, encode
 from steerscope.analysis.examples import Example, check_examples, content_order
+from steerscope.analysis.features import Features, SketchPlan, feature_bytes
 from steerscope.analysis.greedy import grow_set
 from steerscope.analysis.kernels import Kernel, Rows
 from steerscope.analysis.options import MIN_EXAMPLES, RankOptions
@@ -22,6 +23,7 @@ from steerscope.analysis.results import LearningCurve, Ranking, SiteScore, Stabi
 from steerscope.analysis.scorer import Scorer
 from steerscope.analysis.stability import learning_curve, stability_of_halves
 from steerscope.analysis.stopwatch import StageProgress, Stopwatch
+from steerscope.errors import InputError
 from steerscope.models.load import LoadedModel
 from steerscope.models.selfcheck import vocab_size
 from steerscope.sites import Site, SiteKind
@@ -60,6 +62,7 @@ def rank_sites(
     kept = [kept[i] for i in content_order(kept, options.seed)[: options.max_examples]]
     kinds = _kinds(loaded, options)
     encoded = encode(kept, loaded.tokenizer, loaded.max_length)
+    _check_vocabulary(encoded, vocab_size(loaded.model))
     dtype = torch.float64 if loaded.identity.dtype == "float64" else torch.float32
     probes = make_probes(encoded, options.num_probes, vocab_size(loaded.model), options.seed, dtype)
     plan = _plan(loaded, encoded, probes, options)
@@ -133,8 +136,18 @@ def rank_sites(
             "kinds": [kind.value for kind in kinds],
         },
         timing=watch.seconds,
-        warnings=tuple(warnings + _warnings(loaded, problem, features, stability)),
+        warnings=tuple(warnings + _warnings(loaded, stability)),
     )
+
+
+def _check_vocabulary(encoded: Encoded, vocab: int) -> None:
+    tokens = [token for sequence in encoded.sequences for token in sequence.ids]
+    largest = max(tokens + [token for choices in encoded.choice_tokens for token in choices])
+    if largest >= vocab:
+        raise InputError(
+            f"the tokenizer makes token {largest} of an example; the model knows tokens 0 to {vocab - 1}. "
+            "Load the model with the tokenizer that belongs to it."
+        )
 
 
 def _kinds(loaded: LoadedModel, options: RankOptions) -> tuple[SiteKind, ...]:
@@ -178,15 +191,10 @@ def _outputs_summary(encoded: Encoded, probes: Probes, problem: Problem, feature
     }
 
 
-def _warnings(loaded: LoadedModel, problem: Problem, features: Features, stability: Stability) -> list[str]:
+def _warnings(loaded: LoadedModel, stability: Stability) -> list[str]:
     out = []
     if loaded.identity.quantised:
         out.append(f"Weights: {loaded.identity.quantised}.")
-    if problem.mean_energy > 0.5:
-        out.append(
-            f"{problem.mean_energy:.0%} of fine-tuning's first-order update is one shift common to all prompts, "
-            "which the score leaves out: a fixed vector or a bias on the outputs makes it."
-        )
     if not stability.can_tell:
         out.append(
             f"Rankings from two disjoint halves of the prompts agree at {stability.spearman:.2f} only "

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerscope.analysis.capture import Features, SketchPlan
+from steerscope.analysis.features import Features, SketchPlan
 from steerscope.analysis.intervals import jackknife_interval, spearman
 from steerscope.analysis.kernels import Kernel, Rows
 from steerscope.analysis.options import RankOptions

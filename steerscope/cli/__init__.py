@@ -13,6 +13,8 @@ from steerscope.cli.rank import rank
 from steerscope.cli.sites import sites
 from steerscope.errors import InputError
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="steerscope",
     help="Where should I steer this language model, and how much of fine-tuning would that recover?",
@@ -33,13 +35,12 @@ def _root() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code (the console script exits with it)."""
     try:
-        outcome = app(args=arguments, standalone_mode=False)
+        outcome = app(args=arguments, prog_name="steerscope", standalone_mode=False)
     except InputError as error:
         print(f"steerscope: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        print("steerscope: interrupted; nothing was written.", file=sys.stderr)
-        return 130
+        outcome = INTERRUPTED
     except Exception as error:
         # Errors of usage (unknown option, bad number) know how to show themselves and that they exit with 2.
         show = getattr(error, "show", None)
@@ -47,4 +48,6 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         show()
         return int(getattr(error, "exit_code", 2))
+    if outcome == INTERRUPTED:  # typer turns Ctrl-C into this outcome without a word
+        print("steerscope: interrupted before it was done. Run the command again.", file=sys.stderr)
     return outcome if isinstance(outcome, int) else 0

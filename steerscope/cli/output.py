@@ -9,28 +9,35 @@ from steerscope.errors import InputError
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a report folder that is a file, is not empty, or cannot be written.
+    """Refuse a report folder that is a file, is not empty, or cannot be made or written. Nothing is made yet.
 
     Args:
-        folder: Where the report will go; created if missing.
+        folder: Where the report will go.
         overwrite: Allow a folder that holds something.
 
     Raises:
         InputError: The folder cannot be used.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {str(folder)!r} is a file; expected a folder (it is made if missing).")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise InputError(
-            f"--out {str(folder)!r} is not empty; nothing was touched. Name another folder, or add --overwrite "
-            "to replace the report in it."
-        )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {str(folder)!r} ({error.strerror}). Name another one.") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"folder {str(folder)!r} cannot be written to. Name another one, or change its permissions.")
+        if folder.exists() and not folder.is_dir():
+            raise InputError(
+                f"--out {str(folder)!r} is a file; expected a folder (it is made if missing). Name another."
+            )
+        if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+            raise InputError(
+                f"--out {str(folder)!r} is not empty; nothing was touched. Name another folder, or add --overwrite "
+                "to replace the report in it."
+            )
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:  # a name too long, a folder that cannot be listed
+        raise InputError(f"--out {str(folder)!r} cannot be used ({error.strerror}). Name another folder.") from error
+    if not nearest.is_dir():
+        raise InputError(f"--out {str(folder)!r} is below the file {str(nearest)!r}; expected a folder. Name another.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(
+            f"--out {str(folder)!r}: folder {str(nearest)!r} cannot be written to. Name another one, or change its "
+            "permissions."
+        )
 
 
 def check_json_target(target: str | None) -> None:

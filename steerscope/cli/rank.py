@@ -60,6 +60,8 @@ def rank(
         batch_size=batch_size,
     )
     options.check()
+    if limit < 0:
+        raise InputError(f"limit is {limit}; expected at least 0, the number of sites to print.")
     if kinds is not None:
         names = [name for name in kinds.split(",") if name.strip()]
         if not names:

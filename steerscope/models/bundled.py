@@ -11,7 +11,9 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -43,6 +45,14 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("steerscope"))
 
 
+def incomplete(loading_info: Mapping[str, Any]) -> str:
+    """Say which tensors a checkpoint lacks or has in the wrong shape, from transformers' loading info; "" if none."""
+    wrong = [str(name) for name in sorted(loading_info.get("missing_keys", ()))]
+    wrong += [f"{name} ({tuple(has)} instead of {tuple(want)})" for name, has, want in loading_info["mismatched_keys"]]
+    shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+    return f"tensors missing or of another shape: {shown}" if wrong else ""
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as handle:
@@ -67,12 +77,20 @@ def converted_gguf(path: Path) -> Path:
     scratch = Path(tempfile.mkdtemp(prefix="converting-", dir=target.parent))
     try:
         try:
-            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            # transformers would mix in what lies beside the file (another tokenizer, code): it is shown the file alone.
+            with tempfile.TemporaryDirectory(prefix="steerscope-") as alone:
+                (Path(alone) / path.name).symlink_to(path.resolve())
+                options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
+                loaded: Any = AutoModelForCausalLM.from_pretrained(alone, output_loading_info=True, **options)
+                model, found = loaded
+                if missing := incomplete(found):
+                    raise InputError(missing)
+                tokenizer = AutoTokenizer.from_pretrained(alone, **options)
         except Exception as error:  # gguf raises many types on a damaged file; none is worth a traceback
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
-                f"cannot read {path.name} as a GGUF model ({error}). Check that the file is complete and "
-                "of an architecture that transformers can convert."
+                f"cannot read {path.name} as a GGUF model ({reason}). Expected a complete file of an architecture "
+                "that transformers can convert: copy or download it again."
             ) from error
         # The weights are plain floats now; the marks of quantisation would forbid saving them.
         model.__dict__.update(hf_quantizer=None, is_quantized=False)

@@ -13,9 +13,16 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from steerscope.errors import InputError, UnsupportedModelError
+from steerscope.errors import InputError, did_you_mean
 from steerscope.models.blocks import BlockDescription
-from steerscope.models.bundled import BUNDLED_NAME, QUANTISED_NOTE, bundled_file, converted_gguf, sha256_of
+from steerscope.models.bundled import (
+    BUNDLED_NAME,
+    QUANTISED_NOTE,
+    bundled_file,
+    converted_gguf,
+    incomplete,
+    sha256_of,
+)
 from steerscope.models.layouts import description_for
 from steerscope.models.selfcheck import check_sites
 from steerscope.models.site_map import SiteMap, decoder_of, find_sites
@@ -103,7 +110,8 @@ def load_model(
         The model in evaluation mode with frozen weights, its tokenizer, sites and identity.
 
     Raises:
-        InputError: Unknown name, unreadable folder, NaN weights, a device that is not there.
+        InputError: Unknown name, unreadable folder, missing or NaN weights, a device that is not there, code
+            that comes with the model and was not asked for.
         UnsupportedModelError: No known layout, or the self-check failed.
     """
     name = str(name_or_path)
@@ -116,7 +124,7 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(source if source.exists() else name, **options)
     except Exception as error:  # hub, network and parse errors have no common type
-        raise _unknown(name, error) from error
+        raise _not_loaded(name, source, error) from error
     # The family is known from the configuration: refuse before gigabytes of weights are read.
     chosen = description or description_for(getattr(config, "text_config", config))
     place = source if source.exists() else name
@@ -124,16 +132,25 @@ def load_model(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=chosen_dtype, **options)
+        # Weights the files lack would be filled in at random, with no more than a warning: they are asked for.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place, dtype=chosen_dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+        model, found = loaded
+        if missing := incomplete(found):
+            raise InputError(
+                f"the weights of {name!r} do not fill its configuration ({missing}); expected every tensor in its "
+                "shape. Copy or download the model again, or correct its config.json."
+            )
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
     except Exception as error:
-        raise _unknown(name, error) from error
+        raise _not_loaded(name, source, error) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
     digest = digest or _digest_of_files(source) or digest_of_parameters(model)
-    model.to(chosen_device)  # type: ignore[arg-type]
+    model.to(chosen_device)
     return wrap_model(
         model,
         tokenizer,
@@ -209,8 +226,10 @@ def _locate(name: str) -> tuple[Path, str | None, str | None]:
             raise InputError(f"there is no file {name!r}. Give the path of a GGUF file that exists.")
         note = f"weights of the GGUF file {path.name} made float again, whatever their precision there"
         return converted_gguf(path), note, sha256_of(path)
+    if path.is_file():
+        raise InputError(f"{name!r} is a file; expected a transformers model folder or a .gguf file. Name one.")
     if path.is_dir() and not (path / "config.json").exists():
-        raise InputError(f"folder {name!r} has no config.json; expected a transformers model folder.")
+        raise InputError(f"folder {name!r} has no config.json; expected a transformers model folder. Check the path.")
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not path.exists():
         raise InputError(f"there is no model folder {name!r}. Check the path, or use {BUNDLED_NAME!r}.")
@@ -237,8 +256,8 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
 def _device(device: str | torch.device) -> torch.device:
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=chosen).item()  # the meta device, which holds no numbers, fails here too
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"device {device!r} cannot be used here ({reason}). Use 'cpu', or a device you have."
@@ -246,12 +265,35 @@ def _device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def _unknown(name: str, error: Exception) -> InputError:
-    if isinstance(error, UnsupportedModelError | InputError):
+def _not_loaded(name: str, source: Path, error: Exception) -> InputError:
+    """Say in one sentence why a model could not be loaded, whatever transformers raised."""
+    if isinstance(error, InputError):
         return error
+    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = reason if len(reason) <= 300 else f"{reason[:297]}..."
+    if "trust_remote_code" in str(error):
+        return InputError(
+            f"model {name!r} comes with code of its own, which is not run unless asked for; expected a model that "
+            "transformers knows. Read its .py files, then add --trust-remote-code (trust_remote_code=True in Python)."
+        )
+    if "weights only load failed" in str(error).lower():
+        return InputError(
+            f"the pickled weights of {name!r} hold more than tensors, and unpickling them could run any code; expected "
+            "safetensors, or a pickle of tensors. Do not load this file; look for the model as *.safetensors."
+        )
+    if source.exists() and source != Path(name):
+        return InputError(
+            f"cannot load the converted copy of {name!r} ({reason}). Delete the folder {str(source)!r}: it will be "
+            "made again."
+        )
+    if source.exists():
+        return InputError(
+            f"cannot load the model in folder {name!r} ({reason}). Expected config.json, weights and tokenizer as "
+            "save_pretrained writes them: copy or download the folder again."
+        )
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return InputError(
-        f"cannot load a model named {name!r} ({reason}). Give {BUNDLED_NAME!r}, a model folder, a .gguf file or a "
-        f"Hugging Face name{' (HF_HUB_OFFLINE is set)' if offline else ' that can be reached'}."
+        f"cannot load a model named {name!r} ({reason}).{did_you_mean(name, [BUNDLED_NAME])} Give {BUNDLED_NAME!r}, "
+        f"a model folder, a .gguf file or a Hugging Face name"
+        f"{' (HF_HUB_OFFLINE is set)' if offline else ' that can be reached'}."
     )

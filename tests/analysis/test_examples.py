@@ -88,6 +88,12 @@ def test_read_choices_with_and_without_completion(tmp_path):
     assert read_jsonl(write(tmp_path, CHOICE, spelled)) == [expected, expected]
 
 
+def test_other_fields_are_ignored(tmp_path):
+    extra = {"id": 7, "source_index": 3, "prompt_id": "x", "metadata": {"choices": [1]}, "answer": None, "": []}
+    lines = [json.dumps({**extra, **json.loads(line)}) for line in (CHOICE, CHOICE)]
+    assert read_jsonl(write(tmp_path, *lines)) == [Example("Up?", " yes", (" no", " yes"), 1)] * 2
+
+
 def test_null_counts_as_left_out(tmp_path):
     examples = [Example("2 + 2 =", " 4"), Example("é\u2028\u0085 =", " 5")]
     lines = [json.dumps(dataclasses.asdict(example), ensure_ascii=False) for example in examples]
@@ -128,15 +134,29 @@ BAD_LINES = {
     "nan": ('{"prompt": "a", "completion": NaN}', "received NaN, which is not JSON"),
     "infinity": ('{"prompt": "a", "completion": "b", "answer_index": -Infinity}', "received -Infinity"),
     "not an object": ('["a", "b"]', "received ['a', 'b'] (list); expected a JSON object"),
-    "no prompt": ('{"completion": "b"}', "field 'prompt' is missing or null (received 'completion')"),
-    "no completion": ('{"prompt": "b"}', "field 'completion' is missing or null (received 'prompt')"),
+    "no prompt": ('{"completion": "b"}', "field 'prompt' is missing or null (received ['completion'])"),
+    "no completion": ('{"prompt": "b"}', "field 'completion' is missing or null (received ['prompt'])"),
     "no fields": ("{}", "field 'prompt' is missing or null (received no fields)"),
     "null prompt": ('{"prompt": null, "completion": "b"}', "field 'prompt' is missing or null"),
     "unknown field": (
         '{"promt": "a", "completion": "b"}',
-        "unknown field 'promt'; expected only prompt, completion, choices, answer_index. Did you mean 'prompt'",
+        "unknown field 'promt'; expected prompt, completion, choices, answer_index (names unlike these are "
+        "ignored). Did you mean 'prompt'? Rename or remove it.",
     ),
-    "unlike any field": ('{"prompt": "a", "completion": "b", "zzz": 1}', "unknown field 'zzz'; expected only"),
+    "slip beside the right name": (
+        '{"prompt": "a", "completion": "b", "choice": ["b", "c"], "id": 1}',
+        "unknown field 'choice'; expected prompt",
+    ),
+    "slip in capitals": ('{"prompt": "a", "completion": "b", "Answer_Index": 0}', "Did you mean 'answer_index'?"),
+    "far from any name": (
+        '{"instruction": "a", "completions_text": "b"}',
+        "field 'prompt' is missing or null (received ['instruction', 'completions_text']); expected a string. Write",
+    ),
+    "near but no slip": (
+        '{"prompt": "a", "completed": "b"}',
+        "field 'completion' is missing or null (received ['prompt', 'completed']); expected a string. "
+        "Did you mean 'completed'?",
+    ),
     "repeated field": ('{"prompt": "a", "prompt": "b", "completion": "c"}', "field 'prompt' appears twice"),
     "prompt not text": ('{"prompt": 7, "completion": "b"}', "prompt is 7 (integer); expected a string"),
     "prompt an object": ('{"prompt": {"a": 1}, "completion": "b"}', "prompt is {'a': 1} (object)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 # Figures, page and door
@@ -59,21 +60,30 @@ def write_report(ranking: Ranking, folder: str | Path) -> Path:
     target = Path(folder)
     drawings = target / "figures"
     drawn = []
-    # Everything is drawn before anything is written: a failure must not leave half a report behind.
+    # Everything is drawn, then written aside, before anything is replaced: a failure or an interruption must leave
+    # no half-written report behind, nor touch an earlier one.
     for entry in figure_entries(ranking):
         figure = entry.plot(ranking)
         drawn.append((entry, figure_bytes(figure, "svg"), figure_bytes(figure, "png")))
     page = render_page(ranking, [(entry, svg) for entry, svg, _ in drawn])
     try:
-        drawings.mkdir(parents=True, exist_ok=True)
-        for stem in FIGURE_STEMS:
-            for ending in ("svg", "png"):
-                (drawings / f"{stem}.{ending}").unlink(missing_ok=True)
-        for entry, svg, png in drawn:
-            (drawings / f"{entry.stem}.svg").write_bytes(svg)
-            (drawings / f"{entry.stem}.png").write_bytes(png)
-        ranking.save(target / "ranking.json")
-        (target / "index.html").write_text(page, encoding="utf-8", newline="\n")
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=target) as folder_aside:
+            aside = Path(folder_aside)
+            for entry, svg, png in drawn:
+                (aside / f"{entry.stem}.svg").write_bytes(svg)
+                (aside / f"{entry.stem}.png").write_bytes(png)
+            figures = sorted(aside.iterdir())
+            ranking.save(aside / "ranking.json")
+            (aside / "index.html").write_text(page, encoding="utf-8", newline="\n")
+            drawings.mkdir(exist_ok=True)
+            for stem in FIGURE_STEMS:
+                for ending in ("svg", "png"):
+                    (drawings / f"{stem}.{ending}").unlink(missing_ok=True)
+            for path in figures:
+                path.replace(drawings / path.name)
+            for name in ("ranking.json", "index.html"):
+                (aside / name).replace(target / name)
     except OSError as error:
         raise InputError(
             f"cannot write the report to {folder}: {error.strerror}. Name a folder that can be written to."

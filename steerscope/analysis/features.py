@@ -1,0 +1,82 @@
+"""What one capture pass records, how long its features are, and what they cost in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from steerscope.models.blocks import linear_shape
+from steerscope.models.load import LoadedModel
+from steerscope.sites import Site
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one capture pass recorded. ``row`` is the axis of examples, ``slot`` of probes and loss direction.
+
+    Attributes:
+        linear: Per site ``row slot feature``: tangent features of the linear edit.
+        vector: Per write point ``row slot feature``: those of the fixed vector.
+        weights: ``row slot feature``: features of all linear maps of all blocks together (their inner
+            products are K_FT); a list of one entry per map when exact.
+        residual: ``row probe``: (one-hot minus softmax) along each probe.
+        curvature: ``row probe probe``: the softmax's Fisher matrix.
+        valid: ``row probe``: which probes an example has.
+        loss: ``row``: loss in nats.
+        correct: ``row``: whether the model was right.
+        read_rms: Per site the root mean square of what it reads.
+        spans: Whether the probes span the outputs: then the loss direction is a combination of them and
+            has no slot of its own.
+    """
+
+    linear: dict[Site, Tensor]
+    vector: dict[Site, Tensor]
+    weights: list[Tensor]
+    residual: Tensor
+    curvature: Tensor
+    valid: Tensor
+    loss: Tensor
+    correct: Tensor
+    read_rms: dict[Site, float]
+    spans: bool
+
+
+@dataclass(frozen=True)
+class SketchPlan:
+    """How long features are.
+
+    ``exact`` keeps the full matrices. Otherwise a site's feature is ``blocks`` blocks of ``size x size``, and
+    that of all weight matrices together one block of ``weight_size x weight_size``.
+    """
+
+    exact: bool
+    blocks: int = 8
+    size: int = 16
+    weight_size: int = 80
+
+    def describe(self) -> str:
+        """Return the plan in words."""
+        if self.exact:
+            return "exact"
+        return (
+            f"sketched: sites {self.blocks} blocks of {self.size} x {self.size}, "
+            f"weights {self.weight_size} x {self.weight_size} summed over all maps"
+        )
+
+
+def feature_bytes(loaded: LoadedModel, rows: int, slots: int, plan: SketchPlan, itemsize: int) -> int:
+    """Return the memory that features of ``rows`` examples need, in bytes (the capture's stated bound)."""
+    site_map = loaded.site_map
+    numbers = 0
+    for site in site_map.sites():
+        width = site_map.width(site)
+        numbers += width * width if plan.exact else plan.blocks * plan.size**2
+        if site.write == site:
+            numbers += width if plan.exact else plan.blocks * plan.size
+    if plan.exact:
+        for module in site_map.linear_maps().values():
+            d_out, d_in = linear_shape(module)
+            numbers += d_out * d_in
+        return numbers * rows * slots * itemsize
+    return (numbers * 2 + plan.weight_size**2 * 4) * rows * slots

@@ -1,0 +1,198 @@
+"""The shape of the package: imports point one way, the door is small, versions agree, no path of a machine."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import import_module, metadata
+from pathlib import Path
+
+import pytest
+
+import steerscope
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "steerscope"
+
+# Every room may import itself and what stands before it.
+ORDER = ["errors", "sites", "models", "equivalence", "analysis", "experiments", "cli"]
+
+
+def room_of(file: Path) -> str:
+    first = file.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported_rooms(source: str, module: str) -> Iterator[str]:
+    """Yield the rooms a source file imports, wherever in it and however it spells them."""
+    parent = module.rsplit(".", 1)[0]
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = ".".join(parent.split(".")[: len(parent.split(".")) - node.level + 1]) if node.level else ""
+            base = ".".join(part for part in (above, node.module) if part)
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "steerscope" and len(parts) > 1:
+                yield parts[1]
+
+
+def violations(source: str, module: str) -> list[str]:
+    room = module.split(".")[1]
+    return [
+        f"{module} imports steerscope.{other}"
+        for other in imported_rooms(source, module)
+        if other not in ORDER or ORDER.index(other) > ORDER.index(room)
+    ]
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts)
+
+
+def test_every_file_stands_in_a_room():
+    assert {room_of(file) for file in FILES} == set(ORDER)
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_imports_point_one_way(room):
+    files = [file for file in FILES if room_of(file) == room]
+    found = [v for file in files for v in violations(file.read_text(encoding="utf-8"), module_of(file))]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from steerscope.analysis.ranking import rank_sites",
+        "import steerscope.analysis",
+        "from steerscope import analysis",
+        "def late():\n    from steerscope.analysis import report",
+        "from ..analysis import report",
+        "from .. import analysis",
+        "from steerscope import rank_sites",  # the public door imports every room
+    ],
+)
+def test_a_wrong_import_is_found(source):
+    assert len(violations(source, "steerscope.equivalence.shifts")) == 1
+
+
+def test_a_right_import_is_not_found():
+    source = "from steerscope.models.load import LoadedModel\nfrom . import edits\nfrom ..errors import InputError"
+    assert violations(source, "steerscope.equivalence.shifts") == []
+
+
+# --- the door ----------------------------------------------------------------------------------------------
+
+
+def test_door_is_small_and_every_name_resolves():
+    names = steerscope.__all__
+    assert len(names) == len(set(names)) <= 25
+    assert set(names) == set(steerscope._HOMES)
+    for name in names:
+        home = import_module(f"steerscope.{steerscope._HOMES[name]}")
+        assert getattr(steerscope, name) is getattr(home, name)
+    assert set(names) < set(dir(steerscope))
+    with pytest.raises(AttributeError, match="no attribute 'rank_site'"):
+        steerscope.rank_site  # noqa: B018
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        alias.name: str(node.module)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }  # fmt: skip
+    assert set(seen) == set(steerscope.__all__)
+    for name, module in seen.items():
+        assert getattr(import_module(module), name) is getattr(steerscope, name)
+
+
+@pytest.mark.parametrize("module", ["steerscope", "steerscope.cli", "steerscope.sites", "steerscope.errors"])
+def test_import_is_light(module):
+    heavy = ("torch", "transformers", "matplotlib", "scipy", "numpy")
+    code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- versions ----------------------------------------------------------------------------------------------
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_versions_agree():
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    citation = re.search(r"^version: (\S+)$", read("CITATION.cff"), re.MULTILINE)
+    newest = re.search(r"^## (\S+)", read("CHANGELOG.md"), re.MULTILINE)
+    assert citation is not None
+    assert newest is not None
+    assert project["version"] == citation[1] == newest[1] == steerscope.__version__ == metadata.version("steerscope")
+
+
+def test_licences_agree():
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    citation = re.search(r"^license: (\S+)$", read("CITATION.cff"), re.MULTILINE)
+    assert citation is not None
+    assert project["license"] == citation[1] == "Apache-2.0"
+    assert "Apache License\n                           Version 2.0, January 2004" in read("LICENSE")
+
+
+def test_constraints_fit_the_requirements():
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    lines = [line for line in read("constraints.txt").splitlines() if line and not line.startswith("#")]
+    pinned = {r.name.lower(): str(next(iter(r.specifier)).version) for r in map(Requirement, lines)}
+    assert len(pinned) == len(lines)
+    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        wanted = Requirement(text)
+        assert wanted.specifier.contains(pinned[wanted.name.lower()]), f"{text} against {pinned[wanted.name.lower()]}"
+
+
+# --- no path of a machine ----------------------------------------------------------------------------------
+
+# A home or work folder at the start of an absolute path.
+MACHINE_PATH = re.compile(r"(?<![\w./])/(?:home|root|Users|work|workspace|mnt|opt)/\w")
+ENDINGS = {".py", ".md", ".toml", ".txt", ".cff", ".json", ".ipynb", ".yaml", ".yml", ".css", ".js", ".jinja", ""}
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    places = [ROOT / name for name in ("steerscope", "tests", "docs", "benchmarks", "notebooks", ".ci")]
+    files = [file for place in places for file in place.rglob("*")] + list(ROOT.glob("*"))
+    for file in sorted(files):
+        if file.is_file() and file.suffix in ENDINGS and "__pycache__" not in file.parts:
+            yield str(file.relative_to(ROOT)), file.read_text(encoding="utf-8")
+
+
+def test_no_path_of_a_machine():
+    found = [f"{name}: {match[0]}" for name, text in texts() for match in MACHINE_PATH.finditer(text)]
+    assert found == []
+    assert not [name for name, text in texts() if f"{ROOT}/" in text]
+    assert {"README.md", "Makefile", "steerscope/__init__.py", "tests/tiny.py"} <= {name for name, _ in texts()}
+
+
+# Written with | for the slash, so that this file passes its own test.
+@pytest.mark.parametrize("text", ["open('|home|ann|x')", "see |root|x", "|Users|ann|data", "=|work|x"])
+def test_a_path_of_a_machine_is_found(text):
+    assert MACHINE_PATH.search(text.replace("|", "/"))
+
+
+@pytest.mark.parametrize("text", ["docs|work|x", "https:||example.org|home|ann", "|tmp|x", ".|root|x", "a |work day"])
+def test_other_paths_are_left_alone(text):
+    assert not MACHINE_PATH.search(text.replace("|", "/"))
