@@ -168,7 +168,7 @@ def test_adjoint_identity(family):
 
 def test_equals_the_closed_form_of_a_gated_mlp():
     """T1 at ``mlp_out`` of a Llama block: the MLP's own weights move, so what it receives stays."""
-    model, inputs = double("llama"), inputs_of("right")
+    model, inputs = double("llama"), inputs_of()
     mlp = model.model.layers[1].mlp
     update = update_of(model, only="layers.1.mlp")
     assert len(update) == 3
@@ -189,7 +189,7 @@ def test_equals_the_closed_form_of_a_gated_mlp():
 
 def test_equals_the_closed_form_of_a_plain_mlp():
     """The same for GPT-2, whose weights are stored input-first."""
-    model, inputs = double("gpt2"), inputs_of("right")
+    model, inputs = double("gpt2"), inputs_of()
     mlp, prefix = model.transformer.h[1].mlp, "transformer.h.1.mlp"
     update = update_of(model, only=prefix)
     assert len(update) == 4
