@@ -189,8 +189,12 @@ def batches(
 
 def _tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     ids = list(tokenizer(text)["input_ids"])
-    if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token)):
-        ids.pop()  # some tokenizers close every text; the model is asked to go on
+    end = tokenizer.eos_token_id
+    if len(ids) > 1 and ids[-1] == end:
+        written = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        # Some tokenizers close every text, but the model is asked to go on; an end that the text spells stays.
+        if not written or written[-1] != end or (len(ids) > 2 and ids[-2] == end and written[-2:-1] != [end]):
+            ids.pop()
     return ids
 
 
@@ -218,6 +222,11 @@ def _check_lengths(example: Example, index: int, texts: list[list[int]], start: 
         raise InputError(
             f"example {index + 1} ({shown!r}): the first token would have to be predicted from nothing. "
             "Give a prompt that is at least one token of its own."
+        )
+    if len({tuple(text) for text in texts}) < len(texts):
+        raise InputError(
+            f"example {index + 1} ({shown!r}) has two choices that this model's tokenizer spells with the same "
+            f"tokens: {list(example.choices or ())}. Give choices that it can tell apart."
         )
     longest = max(len(text) for text in texts)
     if limit is not None and longest > limit:

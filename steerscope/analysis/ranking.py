@@ -60,6 +60,11 @@ def rank_sites(
     watch = Stopwatch(progress)
     kept, warnings = check_examples(list(examples), minimum=MIN_EXAMPLES)
     kept = [kept[i] for i in content_order(kept, options.seed)[: options.max_examples]]
+    if options.num_groups > len(kept) // 2:
+        raise InputError(
+            f"num_groups is {options.num_groups}; expected at most half the {len(kept)} examples, so that every "
+            "group of the jackknife holds some of each half."
+        )
     kinds = _kinds(loaded, options)
     encoded = encode(kept, loaded.tokenizer, loaded.max_length)
     _check_vocabulary(encoded, vocab_size(loaded.model))

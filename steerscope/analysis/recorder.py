@@ -67,6 +67,7 @@ class Recorder:
     def start(self, batch: Batch) -> None:
         """Make ready for a batch's forward pass."""
         self.mask = batch.mask[..., None].to(self.dtype)
+        # Rows of a batch stand by length, not by index: what is computed per row goes where its example says.
         self.examples, self.local = torch.unique(batch.example, return_inverse=True)
         self.reads.clear()
 
@@ -208,8 +209,7 @@ class Recorder:
 
     def _store(self, into: dict[Any, Tensor], key: Any, feature: Tensor, dtype: torch.dtype | None = None) -> None:
         """Sum an example's sequences and put the result in its row."""
-        if len(self.examples) < len(feature):
-            feature = feature.new_zeros(len(self.examples), feature.shape[1]).index_add_(0, self.local, feature)
+        feature = feature.new_zeros(len(self.examples), feature.shape[1]).index_add_(0, self.local, feature)
         dtype = dtype or self.stored
         if key not in into:
             into[key] = torch.zeros(self.rows, self.slots, feature.shape[1], dtype=dtype, device=feature.device)

@@ -46,7 +46,8 @@ def first_order_shift(
         at: Sites such as ``"12.resid_post"``, or ``"logits"``.
 
     Returns:
-        Per entry of ``at`` the predicted change (``batch token channel``), in the units of that tensor.
+        Per entry of ``at`` the predicted change (``batch token channel``), in the units of that tensor; zero at
+        padding (where ``attention_mask`` is 0).
 
     Raises:
         InputError: An unknown parameter name, a wrong shape, a model in training mode, an unknown site.
@@ -155,13 +156,21 @@ def _resolved(site_map: SiteMap, at: Sequence[str]) -> tuple[str, ...]:
 def _tensors_at(
     model: nn.Module, site_map: SiteMap, inputs: Mapping[str, Tensor], names: tuple[str, ...]
 ) -> Callable[[Weights], tuple[Tensor, ...]]:
-    """Return the pure function from weights to the tensors at ``names``."""
+    """Return the pure function from weights to the tensors at ``names``, zero at padding.
+
+    Padding is cleared because its values mean nothing and its derivatives are wrong: eager attention sees a fully
+    masked row there.
+    """
     sites = [name for name in names if name != LOGITS]
+    mask = inputs.get("attention_mask")
+    real = None if mask is None else mask[..., None].bool()
 
     def run(weights: Weights) -> tuple[Tensor, ...]:
         with reading(site_map, sites) as found:
             output = functional_call(model, weights, kwargs={**inputs, "use_cache": False})
-        values = {str(site): value for site, value in found.items()}
-        return tuple(output.logits if name == LOGITS else values[name] for name in names)
+        values = {str(site): value for site, value in found.items()} | {LOGITS: output.logits}
+        if real is None:
+            return tuple(values[name] for name in names)
+        return tuple(torch.where(real, values[name], 0.0) for name in names)
 
     return run

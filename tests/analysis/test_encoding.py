@@ -147,14 +147,7 @@ def test_special_tokens_at_the_start_stay_and_at_the_end_go(bos, eos):
     "eos",
     [
         False,
-        pytest.param(
-            True,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="the end token that the tokenizer adds stays where the text ends with one of its own: "
-                "a second one, which nobody wrote, is supervised",
-            ),
-        ),
+        True,
     ],
 )
 def test_an_end_token_that_the_completion_spells_is_supervised_once(eos):
@@ -163,11 +156,6 @@ def test_an_end_token_that_the_completion_spells_is_supervised_once(eos):
     assert words(encoded, tokenizer) == ["MAX 4 9 = | 9 <eos>"]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="choices that the tokenizer spells alike get equal sequences: their outputs never differ, and the model "
-    "counts as right wherever the answer stands first",
-)
 def test_choices_that_are_the_same_tokens_are_refused():
     """Words the tokenizer does not know are one token for all."""
     with pytest.raises(InputError, match="example 2"):

@@ -19,6 +19,7 @@ from steerscope.analysis.options import RankOptions
 from steerscope.analysis.outputs import make_probes
 from steerscope.analysis.ranking import rank_sites
 from steerscope.analysis.results import Ranking
+from steerscope.errors import InputError
 from steerscope.models.load import LoadedModel, wrap_model
 from tests.tiny import LAYOUTS, VOCAB, tiny_model, tiny_tokenizer
 
@@ -104,25 +105,13 @@ def check_same(found: Features, expected: Features, tolerance: float, order: lis
     assert any(value.abs().max() > 1e-3 for name, value in one.items() if name.startswith("linear"))
 
 
-MISPLACED = pytest.mark.xfail(
-    strict=True,
-    reason="a batch with one sequence per example stores features at the sorted examples, not in the order of its "
-    "rows: where lengths are not ascending, features land at another example of the batch",
-)
-ONE_SEQUENCE_EACH = (OutputMode.CHOICE_LOGITS, OutputMode.COMPLETION)
-
-
-def modes():
-    return [pytest.param(m, marks=MISPLACED if m in ONE_SEQUENCE_EACH else ()) for m in OutputMode]
-
-
 # Every layout and every mode once or twice, where all pairs would only cost time.
 EVERY_OTHER = list(zip(LAYOUTS, (*OutputMode, *OutputMode), strict=False))
 
 # --- features ---
 
 
-@pytest.mark.parametrize("mode", modes())
+@pytest.mark.parametrize("mode", list(OutputMode))
 @pytest.mark.parametrize("family", LAYOUTS)
 def test_batches_and_padding_change_no_feature(family, mode):
     side = "left" if family in ("llama", "gpt2", "phi") else "right"
@@ -147,7 +136,7 @@ def test_order_of_examples_changes_no_feature(family, mode):
     check_same(found, plain(family, mode, True), FEATURES, order)
 
 
-@pytest.mark.parametrize("mode", modes())
+@pytest.mark.parametrize("mode", list(OutputMode))
 def test_batches_and_padding_change_sketches_by_rounding(mode):
     found = capture_of(loaded("llama"), encoded_of(mode), exact=False, batch_size=16, padding_side="left")
     check_same(found, plain("llama", mode, False), SKETCHED_FEATURES)
@@ -242,9 +231,7 @@ RANKED = [
 
 @pytest.mark.parametrize("options", [{"batch_size": 1}, {"padding_side": "left"}], ids=["batch_size", "padding_side"])
 @pytest.mark.parametrize(("mode", "exact"), RANKED)
-def test_batches_and_padding_change_no_score(mode, options, exact, request):
-    if mode in ONE_SEQUENCE_EACH and "batch_size" in options:
-        request.applymarker(MISPLACED)
+def test_batches_and_padding_change_no_score(mode, options, exact):
     tolerance = SCORES if exact else SKETCHED_SCORES
     check_scores(ranking(mode, exact=exact, **options), ranking(mode, exact=exact), tolerance)
 
@@ -273,11 +260,6 @@ def test_the_model_is_left_as_it_was():
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.model.modules())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=IndexError,
-    reason="num_groups is not checked against the number of examples: a group without examples has no rows",
-)
-def test_more_groups_than_examples_in_a_half_are_refused_or_work():
-    options = RankOptions(num_groups=13, max_sites=1, num_probes=1)
-    rank_sites(loaded("llama"), examples_of(OutputMode.CHOICE_LOGITS, 24), options)
+def test_more_groups_than_examples_in_a_half_are_refused():
+    with pytest.raises(InputError, match="num_groups"):
+        rank_sites(loaded("llama"), examples_of(OutputMode.CHOICE_LOGITS, 24), replace(FAST, num_groups=13))

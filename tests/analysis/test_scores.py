@@ -342,11 +342,6 @@ def test_a_kernel_of_zero_scores_zero():
     assert all(torch.equal(v, torch.zeros(1 + NUM_GROUPS, dtype=torch.float64)) for v in scores.values())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="kernel_scores gives a zero kernel zeros, learnable_share, quick_share and grow_set divide it by its "
-    "mean diagonal and fail on NaN",
-)
 @pytest.mark.parametrize("share", [quick_share, lambda k, p: float(learnable_share(k, p)[0])])
 def test_a_kernel_of_zero_has_no_share(share):
     case = case_of()

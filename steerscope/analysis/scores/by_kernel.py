@@ -58,6 +58,8 @@ def learnable_share(kernel: Tensor, problem: Problem) -> Tensor:
     than none. First-order in both the weights and the edit; it says what is learnable from so many prompts, not
     what is reachable. Source: issue table in docs/scores.md; theory.md 3(f).
     """
+    if not kernel.diagonal().mean() > 0:
+        return torch.zeros(1 + problem.num_groups, dtype=torch.float64)
     unit = kernel / kernel.diagonal().mean()
     predictions = [predict(unit, direction, problem.ridge) for direction in problem.directions]
     return _shares(predictions, problem)["learnable_share"]
@@ -72,6 +74,8 @@ def quick_share(kernel: Tensor, problem: Problem, learn_from: tuple[int, Rows] |
         learn_from: ``(n, rows)``: fit on the first n prompts of each half only; the update to learn stays
             that of the whole half.
     """
+    if not kernel.diagonal().mean() > 0:
+        return 0.0
     unit = kernel / kernel.diagonal().mean()
     error = size = 0.0
     for direction in problem.directions:
