@@ -30,8 +30,8 @@ FEATURES = 1e-5
 # in a few entries: hundreds of entries share it.
 SKETCHED_FEATURES = 1e-3
 # Scores, absolute below 1 and relative above; the ridge keeps regressions from amplifying the features' rounding.
-SCORES = 1e-4
-SKETCHED_SCORES = 5e-3
+SCORES = 3e-4
+SKETCHED_SCORES = 1e-3
 
 PROBABILITIES = ("residual", "curvature", "loss", "correct")
 
