@@ -192,10 +192,15 @@ def _tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     end = tokenizer.eos_token_id
     if len(ids) > 1 and ids[-1] == end:
         written = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        # Some tokenizers close every text, but the model is asked to go on; an end that the text spells stays.
-        if not written or written[-1] != end or (len(ids) > 2 and ids[-2] == end and written[-2:-1] != [end]):
+        # Some tokenizers close every text, but the model is asked to go on; ends that the text spells stay.
+        if _trailing(ids, end) > _trailing(written, end):
             ids.pop()
     return ids
+
+
+def _trailing(ids: list[int], token: int) -> int:
+    """Return how many times ``token`` stands at the end."""
+    return next((i for i, found in enumerate(reversed(ids)) if found != token), len(ids))
 
 
 def _common(first: list[int], second: list[int]) -> int:
