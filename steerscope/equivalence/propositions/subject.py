@@ -1,0 +1,108 @@
+"""What propositions are tried on: a causal language model in float64 and tokens to run it on.
+
+Random blocks, a tiny random model of any layout and a real model are all the same kind of subject, so that one
+check serves all three. Everything inside :meth:`Subject.ready` computes in true float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from steerscope.models.attention import forward_differentiable_attention
+from steerscope.models.blocks import Block
+from steerscope.models.precision import true_float64
+from steerscope.models.site_map import SiteMap, find_sites
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to try propositions on.
+
+    Attributes:
+        name: For the table.
+        model: Causal language model, float64, evaluation mode, weights frozen.
+        site_map: Its sites.
+        input_ids: ``batch token``: tokens to run it on; no padding.
+        layer: The block that statements about one block are tried on.
+        seed: Seed of every random draw of a check.
+    """
+
+    name: str
+    model: nn.Module
+    site_map: SiteMap
+    input_ids: Tensor
+    layer: int
+    seed: int = 0
+
+    @property
+    def block(self) -> Block:
+        """The block under study."""
+        return self.site_map.blocks[self.layer]
+
+    def generator(self, salt: int = 0) -> torch.Generator:
+        """Return a fresh generator: the same draws at every call, other ones for another ``salt``."""
+        return torch.Generator().manual_seed(1_000_003 * self.seed + salt)
+
+    def draw(self, *shape: int, salt: int = 0) -> Tensor:
+        """Return seeded standard normal numbers in float64."""
+        return torch.randn(*shape, generator=self.generator(salt), dtype=torch.float64)
+
+    @contextmanager
+    def ready(self) -> Iterator[Subject]:
+        """Run checks inside: true float64, attention with forward derivatives, no gradient unless asked for."""
+        with true_float64(self.model), forward_differentiable_attention(self.model), torch.no_grad():
+            yield self
+
+
+def random_subject(seed: int = 0, *, model_type: str = "llama", layers: int = 3, **settings: int) -> Subject:
+    """Return a small random Llama (or another family): d_model 24, d_ff 40, weights of order one over root width.
+
+    Args:
+        seed: Seed of weights, tokens and of every check.
+        model_type: A family of transformers.
+        layers: Number of blocks.
+        settings: Further entries of the configuration.
+    """
+    options = {
+        "vocab_size": 48,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": False,
+        **settings,
+    }
+    config = AutoConfig.for_model(model_type, **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() > 1:
+                # transformers' 0.02 would make every branch vanish beside the stream: nothing would be tested.
+                parameter.copy_(noise if "embed" in name else noise / parameter.shape[-1] ** 0.5)
+            else:
+                parameter.add_(0.2 * noise)
+    return subject_of(model.double(), name=f"random {model_type} blocks", seed=seed)
+
+
+def subject_of(
+    model: nn.Module, *, name: str, seed: int = 0, layer: int | None = None, input_ids: Tensor | None = None
+) -> Subject:
+    """Make a subject of a float64 model; by default its middle block, and two sequences of seven random tokens."""
+    model.eval().requires_grad_(False)
+    site_map = find_sites(model)
+    if input_ids is None:
+        size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+        input_ids = torch.randint(3, size, (2, 7), generator=torch.Generator().manual_seed(seed))
+    return Subject(name, model, site_map, input_ids, len(site_map.blocks) // 2 if layer is None else layer, seed)
