@@ -47,7 +47,9 @@ def activation_slope(activation: Activation, x: Tensor) -> Tensor:
 
 def activation_curvature(activation: Activation, x: Tensor) -> Tensor:
     """Return ``phi''(x)`` of an elementwise activation, in the shape of ``x``."""
-    return torch.func.jvp(lambda t: activation_slope(activation, t), (x,), (torch.ones_like(x),))[1]
+    # Under no_grad torch takes SiLU's slope by a fused kernel that has no forward derivative of its own.
+    with torch.enable_grad():
+        return torch.func.jvp(lambda t: activation_slope(activation, t), (x,), (torch.ones_like(x),))[1]
 
 
 # --- gated: y = W_d (phi(W_g z) * W_u z) ---

@@ -187,3 +187,11 @@ def test_activation_derivatives_against_differences(name):
     step = 1e-4
     second = (phi(x + step) - 2 * phi(x) + phi(x - step)) / step**2
     torch.testing.assert_close(cf.activation_curvature(phi, x), second, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_curvature_is_the_same_where_gradients_are_off(name):
+    x = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    expected = cf.activation_curvature(ACT2FN[name], x)
+    with torch.no_grad():
+        assert torch.equal(cf.activation_curvature(ACT2FN[name], x), expected)

@@ -1,0 +1,295 @@
+"""What checks share: a block's MLP weights, the tensors it sees, runs with edits or other weights, small algebra.
+
+Weights are given output-first whatever way the model stores them (GPT-2's ``Conv1D`` holds the transpose, phi-3
+fuses gate and up); :func:`as_parameters` goes the way back. :func:`run` is one pass of the whole model with edits
+at sites of one block and with some parameters replaced; :func:`mlp_alone` is that block's MLP on given inputs,
+computed by the model's own modules and therefore independent of the closed forms under test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from steerscope.equivalence.closed_forms import (
+    Activation,
+    GatedWeights,
+    PlainWeights,
+    activation_curvature,
+    activation_slope,
+)
+from steerscope.equivalence.propositions.base import Series
+from steerscope.equivalence.propositions.subject import Subject
+from steerscope.errors import UnsupportedModelError
+from steerscope.models.blocks import Block, is_transposed, linear_weight
+from steerscope.models.hooks import Edit, edited, reading
+from steerscope.sites import Site, SiteKind
+
+MLPWeights = GatedWeights | PlainWeights
+
+
+# --- weights ---
+
+
+@dataclass(frozen=True)
+class MLPParts:
+    """The MLP of one block as tensors.
+
+    Attributes:
+        weights: Gate, up and down, or first, first bias, second, second bias; output-first.
+        down_bias: Bias of the map that writes, ``(d,)``; zeros where it has none.
+        activation: phi, elementwise.
+    """
+
+    weights: MLPWeights
+    down_bias: Tensor
+    activation: Activation
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the hidden layer is ``phi(gate) * up``."""
+        return isinstance(self.weights, GatedWeights)
+
+    @property
+    def down(self) -> Tensor:
+        """The weight that writes, ``(d, d_ff)``."""
+        return self.weights.down if isinstance(self.weights, GatedWeights) else self.weights.second
+
+    def slope(self, x: Tensor) -> Tensor:
+        """Return ``phi'(x)``."""
+        return activation_slope(self.activation, x)
+
+    def curvature(self, x: Tensor) -> Tensor:
+        """Return ``phi''(x)``."""
+        return activation_curvature(self.activation, x)
+
+    def activated(self, z: Tensor) -> Tensor:
+        """Return what phi is applied to, ``(..., d_ff)``: ``W_g z``, without a gate ``W_1 z + b_1``."""
+        if isinstance(self.weights, GatedWeights):
+            return z @ self.weights.gate.T
+        return z @ self.weights.first.T + self.weights.first_bias
+
+
+def output_first(module: nn.Module) -> Tensor:
+    """Return the weight of a linear map as ``(d_out, d_in)``, detached."""
+    weight = linear_weight(module).detach()
+    return weight.T if is_transposed(module) else weight
+
+
+def bias_of(module: nn.Module) -> Tensor:
+    """Return the bias of a linear map, zeros where it has none."""
+    bias = getattr(module, "bias", None)
+    weight = output_first(module)
+    return weight.new_zeros(weight.shape[0]) if bias is None else bias.detach()
+
+
+def mlp_parts(subject: Subject, block: Block | None = None) -> MLPParts:
+    """Return the MLP of the subject's block (or of another of its blocks).
+
+    Raises:
+        UnsupportedModelError: A gated MLP whose gate or up map has a bias: the closed forms have none.
+    """
+    block = block or subject.block
+    down_bias = bias_of(block.mlp_write)
+    if not block.description.gated:
+        (first,) = block.mlp_reads
+        plain = PlainWeights(output_first(first), bias_of(first), output_first(block.mlp_write), down_bias)
+        return MLPParts(plain, down_bias, block.activation)
+    if any(bool(bias_of(module).any()) for module in block.mlp_reads):
+        raise UnsupportedModelError(
+            "this gated MLP has a bias on gate or up, which the closed forms do not have. Use a model without."
+        )
+    reads = [output_first(module) for module in block.mlp_reads]
+    gate, up = reads if len(reads) == 2 else reads[0].chunk(2)
+    return MLPParts(GatedWeights(gate, up, output_first(block.mlp_write)), down_bias, block.activation)
+
+
+def parameter_name(subject: Subject, module: nn.Module, name: str = "weight") -> str:
+    """Return the name of a module's parameter in ``model.named_parameters()``."""
+    inner = getattr(module, "base_layer", module)
+    wanted = inner.get_parameter(name)
+    return next(found for found, parameter in subject.model.named_parameters() if parameter is wanted)
+
+
+def as_stored(module: nn.Module, weight: Tensor) -> Tensor:
+    """Return an output-first weight the way the module stores it."""
+    return weight.T.contiguous() if is_transposed(module) else weight
+
+
+def as_parameters(subject: Subject, weights: MLPWeights, block: Block | None = None) -> dict[str, Tensor]:
+    """Return MLP weights (or a change of them) by parameter name, in the model's own storage.
+
+    Plain weights of maps without biases: the biases are left out.
+    """
+    block = block or subject.block
+    maps: list[tuple[nn.Module, Tensor, Tensor | None]]
+    if isinstance(weights, GatedWeights):
+        pair = (weights.gate, weights.up)
+        reads = pair if len(block.mlp_reads) == 2 else (torch.cat(pair),)
+        maps = [(module, weight, None) for module, weight in zip(block.mlp_reads, reads, strict=True)]
+        maps.append((block.mlp_write, weights.down, None))
+    else:
+        maps = [
+            (block.mlp_reads[0], weights.first, weights.first_bias),
+            (block.mlp_write, weights.second, weights.second_bias),
+        ]
+    named = {}
+    for module, weight, bias in maps:
+        named[parameter_name(subject, module)] = as_stored(module, weight)
+        if bias is not None and getattr(module, "bias", None) is not None:
+            named[parameter_name(subject, module, "bias")] = bias
+    return named
+
+
+def moved(weights: MLPWeights, update: MLPWeights, scale: float = 1.0) -> MLPWeights:
+    """Return ``weights + scale * update``."""
+    pairs = zip(weights, update, strict=True)
+    return type(weights)(*(weight + scale * change for weight, change in pairs))
+
+
+def drawn_update(subject: Subject, parts: MLPParts, relative: float = 1.0, salt: int = 0) -> MLPWeights:
+    """Return a random change of MLP weights, each of ``relative`` times the root mean square of its weight.
+
+    Biases that are zero stay as they are.
+    """
+    changes = []
+    for index, weight in enumerate(parts.weights):
+        size = weight.square().mean().sqrt()
+        changes.append(relative * size * subject.draw(*weight.shape, salt=salt + index))
+    return type(parts.weights)(*changes)
+
+
+# --- runs ---
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pass: ``logits`` (batch token vocabulary) and the tensors at the kinds asked for, ``run[kind]``."""
+
+    logits: Tensor
+    tensors: Mapping[SiteKind, Tensor]
+
+    def __getitem__(self, kind: SiteKind) -> Tensor:
+        """Return the tensor (batch token channel) at one kind of site."""
+        return self.tensors[kind]
+
+
+def run(
+    subject: Subject,
+    kinds: Iterable[SiteKind] = (),
+    *,
+    edits: Mapping[SiteKind, Edit] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    layer: int | None = None,
+) -> Run:
+    """Run the model once on the subject's tokens.
+
+    Args:
+        subject: What to run; inside ``subject.ready()``.
+        kinds: What to read in the block, after edits. ``resid_pre`` is the stream entering it.
+        edits: What to add, by kind of site of that block.
+        weights: Parameters replaced in this pass, by name.
+        layer: The block; by default the subject's.
+    """
+    layer = subject.layer if layer is None else layer
+    sites = {kind: subject.site_map.resolve(Site(layer, kind)) for kind in kinds}
+    chosen = {subject.site_map.resolve(Site(layer, kind)): edit for kind, edit in (edits or {}).items()}
+    arguments = {"input_ids": subject.input_ids, "use_cache": False}
+    with edited(subject.model, subject.site_map, chosen), reading(subject.site_map, sites.values()) as found:
+        logits = functional_call(subject.model, dict(weights or {}), kwargs=arguments).logits
+    return Run(logits, {kind: found[site] for kind, site in sites.items()})
+
+
+def tensors_at(subject: Subject, kinds: Sequence[SiteKind], layer: int | None = None) -> tuple[Tensor, ...]:
+    """Return the tensors (batch token channel) at kinds of site of one block, in their order, unedited."""
+    clean = run(subject, kinds, layer=layer)
+    return tuple(clean[kind] for kind in kinds)
+
+
+def skip_and_mlp(subject: Subject) -> tuple[Tensor, Tensor]:
+    """Return the two summands of the block's output: everything that skips the MLP, and ``mlp_out``."""
+    written, after = tensors_at(subject, (SiteKind.MLP_OUT, SiteKind.RESID_POST))
+    return after - written, written
+
+
+class _MLPAlone(nn.Module):
+    """A block's MLP as a module of its own, so that its parameters can be replaced for one call."""
+
+    def __init__(self, model: nn.Module, block: Block) -> None:
+        super().__init__()
+        self.model = model
+        self._block = block
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self._block.mlp_write(self._block.hidden(z))
+
+
+def mlp_alone(
+    subject: Subject, z: Tensor, weights: Mapping[str, Tensor] | None = None, block: Block | None = None
+) -> Tensor:
+    """Return what the block's MLP makes of ``z`` (..., d), before any post-norm, by the model's own modules.
+
+    Args:
+        subject: The model.
+        z: What the MLP receives.
+        weights: Parameters replaced for this call, by the model's names.
+        block: By default the subject's.
+    """
+    alone = _MLPAlone(subject.model, block or subject.block)
+    return functional_call(alone, {f"model.{name}": value for name, value in (weights or {}).items()}, (z,))
+
+
+# --- norms ---
+
+
+@dataclass(frozen=True)
+class NormParts:
+    """A norm as tensors: ``gain * (x - mean) / sqrt(var + eps) + bias``; no mean and no bias in RMSNorm."""
+
+    gain: Tensor
+    eps: float
+    is_centred: bool
+
+
+def norm_parts(norm: nn.Module, width: int) -> NormParts:
+    """Return gain and epsilon of a LayerNorm or of an RMSNorm of any spelling (Gemma's gain is ``1 + weight``)."""
+    if isinstance(norm, nn.LayerNorm):
+        return NormParts(norm.weight.detach(), norm.eps, True)
+    eps = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)))
+    # Ones have root mean square 1, so the norm of ones is the gain up to epsilon.
+    ones = torch.ones(width, dtype=torch.float64)
+    return NormParts(norm(ones).detach() * (1 + eps) ** 0.5, eps, False)
+
+
+# --- small algebra ---
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Return ``|found - expected| / |expected|`` over all entries."""
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-300))
+
+
+def rank_limited(matrix: Tensor, rank: int) -> Tensor:
+    """Return the nearest matrix of that rank (Eckart-Young)."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    return (left[:, :rank] * values[:rank]) @ right[:rank]
+
+
+def orthonormal_rows(subject: Subject, rows: int, width: int, salt: int = 0) -> Tensor:
+    """Return a random ``rows width`` matrix with orthonormal rows."""
+    return torch.linalg.qr(subject.draw(width, rows, salt=salt)).Q.T
+
+
+def is_piecewise_linear(activation: Activation) -> bool:
+    """Whether phi is linear between kinks (ReLU and its like): its curvature vanishes where it is asked."""
+    grid = torch.linspace(-3.03, 2.97, 24, dtype=torch.float64)
+    return not bool(activation_curvature(activation, grid).any())
+
+
+def curve(x_name: str, x: Sequence[float], y_name: str, y: Sequence[float]) -> Series:
+    """Return a series for a figure."""
+    return Series(x_name, y_name, tuple(map(float, x)), tuple(map(float, y)))
