@@ -1,0 +1,116 @@
+"""The closed forms of an MLP for whichever layout it has, and changes of a size at which orders can be told apart.
+
+Gated and plain MLPs have their own formulas in :mod:`steerscope.equivalence.closed_forms`; here one name stands for
+both, so that a check is written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from steerscope.equivalence.closed_forms import (
+    GatedWeights,
+    gated_input_jacobian,
+    gated_input_second_order,
+    gated_input_shift,
+    gated_weight_second_order,
+    gated_weight_shift,
+    plain_input_jacobian,
+    plain_input_second_order,
+    plain_input_shift,
+    plain_weight_second_order,
+    plain_weight_shift,
+)
+from steerscope.equivalence.propositions.parts import MLPParts, MLPWeights, drawn_update, is_piecewise_linear
+from steerscope.equivalence.propositions.subject import Subject
+
+# Scales at which the largest change of a pre-activation is 0.03 to 0.003: small beside the width of any phi
+# (about 1), so that the next order bends the slope by 0.03 at most; large enough that a third-order remainder
+# stays above rounding.
+SCALES = (3e-2, 1e-2, 3e-3)
+
+# --- the right formula for the layout ---
+
+
+def weight_shift(z: Tensor, parts: MLPParts, update: MLPWeights) -> Tensor:
+    """Return the first-order shift of the MLP's output under an update of its weights."""
+    if isinstance(parts.weights, GatedWeights) and isinstance(update, GatedWeights):
+        return gated_weight_shift(z, parts.weights, update, parts.activation)
+    return plain_weight_shift(z, parts.weights, update, parts.activation)  # type: ignore[arg-type]
+
+
+def weight_second_order(z: Tensor, parts: MLPParts, update: MLPWeights) -> Tensor:
+    """Return the second-order term that follows :func:`weight_shift`."""
+    if isinstance(parts.weights, GatedWeights) and isinstance(update, GatedWeights):
+        return gated_weight_second_order(z, parts.weights, update, parts.activation)
+    return plain_weight_second_order(z, parts.weights, update, parts.activation)  # type: ignore[arg-type]
+
+
+def input_shift(z: Tensor, shift: Tensor, parts: MLPParts) -> Tensor:
+    """Return the first-order shift of the MLP's output when its input moves by ``shift``."""
+    if isinstance(parts.weights, GatedWeights):
+        return gated_input_shift(z, shift, parts.weights, parts.activation)
+    return plain_input_shift(z, shift, parts.weights, parts.activation)
+
+
+def input_second_order(z: Tensor, shift: Tensor, parts: MLPParts) -> Tensor:
+    """Return the second-order term that follows :func:`input_shift`."""
+    if isinstance(parts.weights, GatedWeights):
+        return gated_input_second_order(z, shift, parts.weights, parts.activation)
+    return plain_input_second_order(z, shift, parts.weights, parts.activation)
+
+
+def input_jacobian(z: Tensor, parts: MLPParts) -> Tensor:
+    """Return ``A`` with ``dy = A dz`` at one token ``z`` (d,), for a gated or a plain MLP: ``(d, d)``."""
+    if isinstance(parts.weights, GatedWeights):
+        return gated_input_jacobian(z, parts.weights, parts.activation)
+    return plain_input_jacobian(z, parts.weights, parts.activation)
+
+
+# --- updates and shifts of a size at which orders can be told apart ---
+
+
+def preactivation_change(z: Tensor, update: MLPWeights) -> Tensor:
+    """Return how an update moves what phi is applied to, ``(..., d_ff)``."""
+    if isinstance(update, GatedWeights):
+        return z @ update.gate.T
+    return z @ update.first.T + update.first_bias
+
+
+def _unit(change: Tensor, parts: MLPParts, z: Tensor) -> float:
+    """Return the factor that makes the largest change of a pre-activation 1, or keeps ReLU short of every kink."""
+    factor = 1 / float(change.abs().max())
+    if is_piecewise_linear(parts.activation):
+        nearest = float((parts.activated(z).abs() / change.abs().clamp_min(1e-300)).min())
+        factor = min(factor, 0.9 * nearest / max(SCALES))
+    return factor
+
+
+def drawn_weight_update(subject: Subject, parts: MLPParts, z: Tensor) -> MLPWeights:
+    """Return a random update; at scale 1 the largest change of a pre-activation is 1."""
+    update = drawn_update(subject, parts, salt=100)
+    factor = _unit(preactivation_change(z, update), parts, z)
+    return type(update)(*(factor * change for change in update))
+
+
+def drawn_input_shift(subject: Subject, parts: MLPParts, z: Tensor) -> Tensor:
+    """Return a random shift of every token, ``z``'s shape; scaled as :func:`drawn_weight_update`."""
+    shift = subject.draw(*z.shape, salt=110)
+    return shift * _unit(parts.activated(z + shift) - parts.activated(z), parts, z)
+
+
+def without_down(update: MLPWeights) -> MLPWeights:
+    """Return an update that leaves the map that writes as it is."""
+    if isinstance(update, GatedWeights):
+        return update._replace(down=torch.zeros_like(update.down))
+    return update._replace(second=torch.zeros_like(update.second))
+
+
+def central_difference(function: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, step: float) -> Tensor:
+    """Return the derivative of ``function`` along ``direction`` by fourth-order central differences."""
+    near = function(x + step * direction) - function(x - step * direction)
+    far = function(x + 2 * step * direction) - function(x - 2 * step * direction)
+    return (8 * near - far) / (12 * step)
