@@ -1,0 +1,203 @@
+"""Runs of a whole subject: edits at any sites, other weights, other tokens; seeded fine-tuned weights; one block alone.
+
+:mod:`parts` looks at one block. Here statements span layers, so weights change by name for the length of a context
+and edits are keyed by site. Nothing stays changed after a context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from steerscope.equivalence.propositions.parts import as_stored, output_first, parameter_name
+from steerscope.equivalence.propositions.subject import Subject
+from steerscope.models.blocks import Block
+from steerscope.models.hooks import Edit, edited, reading
+from steerscope.sites import Site, SiteKind
+
+# A check fine-tunes and steers at most this many blocks, so that it takes seconds on a real model, too.
+MAX_BLOCKS = 6
+# Frobenius norm of a random fine-tuning update of a matrix, relative to the matrix: clearly visible, not a new model.
+TUNING = 0.1
+RANK = 2
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass: ``logits`` (batch token vocabulary) and the tensors at the sites asked for."""
+
+    logits: Tensor
+    tensors: Mapping[Site, Tensor]
+
+    def __getitem__(self, site: Site) -> Tensor:
+        """Return the tensor (batch token channel) at a site."""
+        return self.tensors[site]
+
+
+def run_at(
+    subject: Subject,
+    sites: Iterable[Site] = (),
+    *,
+    edits: Mapping[Site, Edit] | None = None,
+    update: Mapping[str, Tensor] | None = None,
+    position_ids: Tensor | None = None,
+) -> Pass:
+    """Run the model once on the subject's tokens.
+
+    Args:
+        subject: What to run, inside ``subject.ready()``.
+        sites: What to read, after edits.
+        edits: What to add, by site.
+        update: Change per parameter name, for this pass.
+        position_ids: ``(1, token)``, or the model's own.
+    """
+    resolved = {site: subject.site_map.resolve(site) for site in sites}
+    arguments: dict[str, Any] = {"input_ids": subject.input_ids, "use_cache": False}
+    if position_ids is not None:
+        arguments["position_ids"] = position_ids
+    with (
+        weights_changed(subject.model, update or {}),
+        edited(subject.model, subject.site_map, edits or {}),
+        reading(subject.site_map, resolved.values()) as found,
+    ):
+        logits = subject.model(**arguments).logits
+    return Pass(logits, {site: found[place] for site, place in resolved.items()})
+
+
+@contextmanager
+def weights_changed(model: nn.Module, update: Mapping[str, Tensor]) -> Iterator[None]:
+    """Add ``update`` (by parameter name) to the weights inside the context; the old tensors come back after it."""
+    named = dict(model.named_parameters())
+    before = {name: named[name].data for name in update}
+    try:
+        for name, change in update.items():
+            named[name].data = before[name] + change
+        yield
+    finally:
+        for name, tensor in before.items():
+            named[name].data = tensor
+
+
+@contextmanager
+def output_mapped(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Pass what a module returns through ``function`` inside the context."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return (function(output[0]), *output[1:]) if isinstance(output, tuple) else function(output)
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def input_mapped(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Pass the first input of a module through ``function`` inside the context."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (function(args[0]), *args[1:]), kwargs
+        first = next(iter(kwargs))
+        return args, {**kwargs, first: function(kwargs[first])}
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def low_rank_change(
+    subject: Subject, module: nn.Module, *, rank: int = RANK, size: float = TUNING, salt: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Return LoRA factors ``B`` (out rank) and ``A`` (rank in) with ``|B A| = size |W|`` (Frobenius)."""
+    weight = output_first(module)
+    out, into = weight.shape
+    write = subject.draw(out, rank, salt=2 * salt)
+    read = subject.draw(rank, into, salt=2 * salt + 1)
+    return write * (size * weight.norm() / (write @ read).norm()), read
+
+
+def as_update(subject: Subject, module: nn.Module, change: Tensor) -> dict[str, Tensor]:
+    """Return an output-first change of a linear map's weight as a weight update by name."""
+    return {parameter_name(subject, module): as_stored(module, change)}
+
+
+def fine_tuning(
+    subject: Subject, layers: Iterable[int] | None = None, *, size: float = TUNING, salt: int = 100
+) -> dict[str, Tensor]:
+    """Return a seeded low-rank update of every linear map of the given blocks (by default :func:`spread`)."""
+    update = {}
+    for layer in spread(subject) if layers is None else layers:
+        for index, module in enumerate(subject.site_map.blocks[layer].linear_maps().values()):
+            write, read = low_rank_change(subject, module, size=size, salt=salt + 20 * layer + index)
+            update.update(as_update(subject, module, write @ read))
+    return update
+
+
+def spread(subject: Subject, count: int = MAX_BLOCKS) -> tuple[int, ...]:
+    """Return the layers a check fine-tunes: all, or ``count`` spread evenly, first, last and the subject's among them.
+
+    The subject's own block is put in for its nearest neighbour.
+    """
+    total = len(subject.site_map.blocks)
+    if total <= count:
+        return tuple(range(total))
+    chosen = [int(layer) for layer in np.linspace(0, total - 1, count).round()]
+    if subject.layer not in chosen:
+        nearest = min(chosen[1:-1], key=lambda layer: abs(layer - subject.layer))
+        chosen[chosen.index(nearest)] = subject.layer
+    return tuple(sorted(chosen))
+
+
+def post(layer: int) -> Site:
+    """Return the site where a block's output leaves it."""
+    return Site(layer, SiteKind.RESID_POST)
+
+
+def shortened(subject: Subject, tokens: int) -> Subject:
+    """Return the subject on the first tokens of its first sequence alone."""
+    return replace(subject, input_ids=subject.input_ids[:1, :tokens])
+
+
+def block_alone(subject: Subject, layer: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """Return one block as a function of the stream that enters it, and that stream.
+
+    Masks and positions are those of the subject's tokens.
+    """
+    block: Block = subject.site_map.blocks[layer]
+    caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append((args, dict(kwargs)))
+
+    handle = block.module.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        subject.model(input_ids=subject.input_ids, use_cache=False)
+    finally:
+        handle.remove()
+    args, kwargs = caught[0]
+    stream = args[0] if args else kwargs.pop("hidden_states")
+
+    def function(h: Tensor) -> Tensor:
+        output = block.module(h, *args[1:], **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    return function, stream.detach()
+
+
+def slope_of(x: Iterable[float], y: Iterable[float]) -> float:
+    """Return the least-squares slope of log y against log x."""
+    return float(np.polyfit(np.log(list(x)), np.log(np.maximum(list(y), 1e-300)), 1)[0])
+
+
+def unit(x: Tensor) -> Tensor:
+    """Return ``x / |x|`` over all entries."""
+    return x / x.norm()

@@ -1,0 +1,51 @@
+"""What the tests of propositions share: subjects, and verdicts with the measurements that led to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+
+import torch
+
+from steerscope.equivalence.propositions.base import Evidence, Proposition, Verdict, verdict_of
+from steerscope.equivalence.propositions.subject import Subject, random_subject, subject_of
+from tests.tiny import LAYOUTS, tiny_model
+
+# One family of every layout, and the one whose norms are on the writes only.
+EVERY_LAYOUT = (*LAYOUTS, "olmo2")
+SEEDS = (0, 1)
+
+
+@cache
+def tiny_subject(family: str) -> Subject:
+    return subject_of(tiny_model(family, torch.float64), name=family)
+
+
+@cache
+def random_blocks(seed: int) -> Subject:
+    return random_subject(seed)
+
+
+def evidence(proposition: Proposition, subject: Subject) -> Evidence:
+    with subject.ready():
+        return proposition.check(subject)
+
+
+def verdict(proposition: Proposition, subject: Subject) -> Verdict:
+    return verdict_of(evidence(proposition, subject))
+
+
+def by_name(propositions: Iterable[Proposition]) -> dict[str, Proposition]:
+    return {proposition.name: proposition for proposition in propositions}
+
+
+def assert_verdict(proposition: Proposition, subject: Subject, expected: Verdict) -> None:
+    found = evidence(proposition, subject)
+    rows = [*found.claim, *found.controls, *found.published]
+    told = "\n".join(f"  {m.name}: {m.value:.3g}, expected {m.expected()}" for m in rows)
+    assert verdict_of(found) is expected, f"{proposition.name} on {subject.name}:\n{told or found.inapplicable}"
+
+
+def fingerprint(subject: Subject) -> list[tuple[str, int, int]]:
+    """Name, place in memory and version of every weight: the same list means nothing was changed."""
+    return [(n, p.data_ptr(), p._version) for n, p in subject.model.named_parameters()]
