@@ -1,0 +1,88 @@
+"""One block on its own: called again with the arguments the model gave it, at the same or at changed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+
+from steerscope.analysis.theory.common import Update, weight_names
+from steerscope.models.attention import forward_differentiable_attention
+from steerscope.models.blocks import Block
+from steerscope.models.load import LoadedModel
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """A block and the arguments of one of its calls.
+
+    Attributes:
+        block: The block.
+        arguments: Positional and keyword arguments, as the model passed them.
+        inner_names: Name inside the block of every weight, by its name in the model.
+    """
+
+    block: Block
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    inner_names: Mapping[str, str]
+
+    def run(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """Return the block's output (``batch token channel``) with some weights, by inner name, replaced."""
+        args, kwargs = self.arguments
+        output = functional_call(self.block.module, dict(weights), args, kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    def shift(self, update: Update) -> Tensor:
+        """Return the first-order shift of the block's output under an update of its weights, its input fixed."""
+        weights, change = self._pair(update)
+        found: Tensor = jvp(lambda w: self.run(w), (weights,), (change,))[1]
+        return found.detach()
+
+    def output_with(self, update: Update) -> Tensor:
+        """Return the block's output with the update really made, its input fixed."""
+        weights, change = self._pair(update)
+        with torch.no_grad():
+            return self.run({name: weights[name] + change[name] for name in weights})
+
+    def _pair(self, update: Update) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        named = dict(self.block.module.named_parameters())
+        inner = {self.inner_names[name]: change for name, change in update.items()}
+        weights = {name: named[name].detach() for name in inner}
+        return weights, {name: change.detach().to(weights[name]) for name, change in inner.items()}
+
+
+def block_calls(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> dict[int, BlockCall]:
+    """Run the model once and return one call per layer.
+
+    Use the calls inside :func:`forward_differentiable_attention`: masks are made for that attention.
+
+    Cost: one forward pass.
+    """
+    recorded: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def recorder(index: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            recorded[index] = (args, kwargs)
+
+        return hook
+
+    blocks = loaded.site_map.blocks
+    handles = [blocks[i].module.register_forward_pre_hook(recorder(i), with_kwargs=True) for i in layers]
+    try:
+        with torch.no_grad(), forward_differentiable_attention(loaded.model):
+            loaded.model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    outer = weight_names(loaded)
+    calls = {}
+    for index in layers:
+        by_id = {id(parameter): name for name, parameter in blocks[index].module.named_parameters()}
+        named = dict(loaded.model.named_parameters())
+        inner = {name: by_id[id(named[name])] for (layer, _), name in outer.items() if layer == index}
+        calls[index] = BlockCall(blocks[index], recorded[index], inner)
+    return calls

@@ -1,0 +1,144 @@
+"""What the measurements share: updates, their sizes, the tensors of blocks, rows of tokens of one length."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steerscope.analysis.encoding import Encoded
+from steerscope.errors import InputError
+from steerscope.models.blocks import linear_weight
+from steerscope.models.hooks import reading
+from steerscope.models.load import LoadedModel
+from steerscope.sites import Site, SiteKind
+
+Update = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Sequences of one length, so that nothing is padded.
+
+    Attributes:
+        ids: ``batch token``.
+        answer: Positions whose logits predict the answer, as a slice of the token axis.
+    """
+
+    ids: Tensor
+    answer: slice
+
+    def first(self, count: int) -> Rows:
+        """Return the first ``count`` sequences."""
+        return Rows(self.ids[:count], self.answer)
+
+
+def rows_of_one_length(encoded: Encoded, count: int, device: torch.device | str = "cpu") -> Rows:
+    """Return at most ``count`` sequences of the most frequent length (the longest of equally frequent ones).
+
+    Where choices are sequences of their own, the right one is taken.
+
+    Raises:
+        InputError: No sequence has two tokens or more.
+    """
+    right = [
+        s for s in encoded.sequences if s.choice == (encoded.answers[s.example] if s.first_target < len(s.ids) else 0)
+    ]
+    shapes = Counter((len(s.ids), s.first_target) for s in right if len(s.ids) > 1)
+    if not shapes:
+        raise InputError(
+            "got no sequence of at least two tokens; expected prompts with an answer. Give longer prompts."
+        )
+    shape = max(shapes, key=lambda key: (shapes[key], key))
+    ids = [s.ids for s in right if (len(s.ids), s.first_target) == shape][:count]
+    length, first_target = shape
+    # The logits one position earlier predict a token; the last token of a fed answer predicts nothing known.
+    stop = length if first_target == length else length - 1
+    return Rows(torch.tensor(ids, device=device), slice(first_target - 1, stop))
+
+
+def weight_names(loaded: LoadedModel) -> dict[tuple[int, str], str]:
+    """Return the parameter name of every linear map of the blocks, by ``(layer, path inside the block)``."""
+    names = {id(parameter): name for name, parameter in loaded.model.named_parameters()}
+    return {key: names[id(linear_weight(module))] for key, module in loaded.site_map.linear_maps().items()}
+
+
+def of_layer(loaded: LoadedModel, update: Update, layer: int) -> dict[str, Tensor]:
+    """Return the part of an update that changes one block."""
+    mine = {name for (index, _), name in weight_names(loaded).items() if index == layer}
+    return {name: change for name, change in update.items() if name in mine}
+
+
+def relative_size(loaded: LoadedModel, update: Update) -> float:
+    """Return the norm of an update over the norm of the weights it changes, all taken as one vector."""
+    named = dict(loaded.model.named_parameters())
+    change = sum(float(value.double().square().sum()) for value in update.values())
+    weights = sum(float(named[name].double().square().sum()) for name in update)
+    return (change / weights) ** 0.5
+
+
+def random_like(update: Update, seed: int) -> dict[str, Tensor]:
+    """Return a random update with the norm of ``update`` in every matrix."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {}
+    for name, change in update.items():
+        noise = torch.randn(change.shape, generator=generator, dtype=torch.float64)
+        drawn[name] = (noise * (change.double().norm().cpu() / noise.norm())).to(change)
+    return drawn
+
+
+def scaled(update: Update, factor: float) -> dict[str, Tensor]:
+    """Return ``factor * update``."""
+    return {name: factor * change for name, change in update.items()}
+
+
+def spread(num_layers: int, count: int) -> tuple[int, ...]:
+    """Return at most ``count`` layers from the first to the last, evenly spread."""
+    if count >= num_layers:
+        return tuple(range(num_layers))
+    if count == 1:
+        return (num_layers // 2,)
+    return tuple(round(i * (num_layers - 1) / (count - 1)) for i in range(count))
+
+
+def explained(measured: Tensor, predicted: Tensor) -> float:
+    """Return ``1 - |measured - predicted|^2 / |measured|^2``; nan where nothing moved."""
+    whole = float(measured.double().square().sum())
+    left = float((measured.double() - predicted.double()).square().sum())
+    return 1 - left / whole if whole > 0 else float("nan")
+
+
+def block_tensors(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> dict[int, dict[SiteKind, Tensor]]:
+    """Return every site's tensor (``batch token channel``) of the given blocks, the entering stream included.
+
+    Cost: one forward pass.
+    """
+    site_map = loaded.site_map
+    wanted = {
+        (layer, kind): site_map.resolve(f"{layer}.{kind}")
+        for layer in layers
+        for kind in SiteKind
+        if kind in site_map.description.kinds
+    }
+    with torch.no_grad(), reading(site_map, dict.fromkeys(wanted.values())) as found:
+        loaded.model(input_ids=ids, use_cache=False)
+    tensors: dict[int, dict[SiteKind, Tensor]] = {layer: {} for layer in layers}
+    for (layer, kind), site in wanted.items():
+        tensors[layer][kind] = found[site]
+    return tensors
+
+
+def streams(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+    """Return ``resid_post`` of the given layers. Cost: one forward pass."""
+    sites = [Site(layer, SiteKind.RESID_POST) for layer in layers]
+    with torch.no_grad(), reading(loaded.site_map, sites) as found:
+        loaded.model(input_ids=ids, use_cache=False)
+    return {site.layer: value for site, value in found.items()}
+
+
+def flat(tensor: Tensor, skip: int = 0) -> Tensor:
+    """Return ``token channel`` over all sequences, without the first ``skip`` positions of each."""
+    return tensor[:, skip:].reshape(-1, tensor.shape[-1])

@@ -1,0 +1,124 @@
+"""How one block's output moves with the tensor at a site, token by token: dense, for sites after the attention.
+
+From ``attn_heads`` on, a block computes every token by itself, so the derivative of the block's output by a site is
+one matrix per token. All layouts are composed of the same factors: the norms' derivatives (by forward
+differentiation), the MLP's (in closed form) and the constant maps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from steerscope.equivalence.closed_forms import activation_slope
+from steerscope.errors import InputError
+from steerscope.models.blocks import Block, linear_shape
+from steerscope.sites import SiteKind
+
+_CHUNK = 64
+
+
+def effective_weight(module: nn.Module) -> Tensor:
+    """Return a linear map's matrix, output-first, however it is stored and whatever adapter is on it."""
+    size = linear_shape(module)[1]
+    like = next(module.parameters())
+    eye = torch.eye(size, dtype=like.dtype, device=like.device)
+    return (module(eye) - module(torch.zeros_like(eye[:1]))).T
+
+
+def norm_jacobian(norm: nn.Module | None, x: Tensor) -> Tensor | None:
+    """Return ``token output input``: the derivative of a norm at every token, or ``None`` where there is no norm."""
+    if norm is None:
+        return None
+    jacobian: Tensor = torch.func.vmap(torch.func.jacfwd(norm), chunk_size=_CHUNK)(x)
+    return jacobian.detach()
+
+
+def mlp_jacobian(block: Block, z: Tensor) -> Tensor:
+    r"""Return ``token output input``: the derivative of what the MLP's down projection writes by what the MLP reads.
+
+    .. math:: A = W_d\,[\mathrm{diag}(\varphi'(a_g) * a_u)\, W_g + \mathrm{diag}(\varphi(a_g))\, W_u]
+
+    (plain MLP: ``W_2 diag(phi'(a)) W_1``), biases and fused maps included. A norm on what the MLP writes is not part
+    of it. Source: T2.
+
+    Args:
+        block: The block.
+        z: What the MLP reads, ``token channel``.
+
+    Cost: one ``d x d_ff x d`` product per token.
+    """
+    with torch.no_grad():
+        reads = [effective_weight(module) for module in block.mlp_reads]
+        down = effective_weight(block.mlp_write)
+        first = [module(z) for module in block.mlp_reads]
+        if not block.description.gated:
+            inner = activation_slope(block.activation, first[0])
+            return torch.stack([down @ (row[:, None] * reads[0]) for row in inner])
+        gate, up = first if len(first) == 2 else first[0].chunk(2, dim=-1)
+        w_gate, w_up = reads if len(reads) == 2 else reads[0].chunk(2, dim=0)
+        by_gate, by_up = activation_slope(block.activation, gate) * up, block.activation(gate)
+        return torch.stack([(down * g) @ w_gate + (down * u) @ w_up for g, u in zip(by_gate, by_up, strict=True)])
+
+
+def write_jacobian(block: Block, kind: SiteKind, tensors: dict[SiteKind, Tensor]) -> Tensor | None:
+    """Return ``token d_model width``: how the block's output moves with what is added at a site.
+
+    Args:
+        block: The block.
+        kind: A site at or after ``attn_heads``.
+        tensors: Every site's tensor of this block, ``token channel``.
+
+    Returns:
+        One matrix per token, or ``None`` where it is the identity (``mlp_out``, ``resid_post``).
+
+    Raises:
+        InputError: The kind is ``resid_pre``, whose edits act on other tokens through attention.
+
+    Cost: a dense matrix per token; memory ``tokens x d_model x width``.
+    """
+    match kind:
+        case SiteKind.RESID_PRE:
+            raise InputError(
+                "an edit of 'resid_pre' acts on other tokens as well; expected a site after the attention."
+            )
+        case SiteKind.MLP_OUT | SiteKind.RESID_POST:
+            return None
+        case SiteKind.MLP_HIDDEN:
+            down = effective_weight(block.mlp_write).detach()
+            post = _post(block.mlp_post_norm, lambda: block.mlp_write(tensors[SiteKind.MLP_HIDDEN]))
+            return down.expand(len(tensors[kind]), *down.shape) if post is None else post @ down
+        case SiteKind.MLP_IN:
+            return _through_mlp(block, tensors)
+        case SiteKind.ATTN_OUT | SiteKind.RESID_MID:
+            return _from_attention(block, tensors)
+        case SiteKind.ATTN_HEADS:
+            write = effective_weight(block.attn_write).detach()
+            post = _post(block.attn_post_norm, lambda: block.attn_write(tensors[SiteKind.ATTN_HEADS]))
+            outer = _from_attention(block, tensors)
+            return (outer if post is None else outer @ post) @ write
+
+
+def _post(norm: nn.Module | None, reads: object) -> Tensor | None:
+    if norm is None:
+        return None
+    with torch.no_grad():
+        return norm_jacobian(norm, reads())  # type: ignore[operator]
+
+
+def _through_mlp(block: Block, tensors: dict[SiteKind, Tensor]) -> Tensor:
+    inner = mlp_jacobian(block, tensors[SiteKind.MLP_IN])
+    post = _post(block.mlp_post_norm, lambda: block.mlp_write(tensors[SiteKind.MLP_HIDDEN]))
+    return inner if post is None else post @ inner
+
+
+def _from_attention(block: Block, tensors: dict[SiteKind, Tensor]) -> Tensor:
+    """``I + p2' A n2'``: attention's output moves the stream and what the MLP reads of it."""
+    h = tensors[SiteKind.RESID_POST]
+    eye = torch.eye(h.shape[-1], dtype=h.dtype, device=h.device)
+    if block.description.parallel:
+        return eye.expand(len(h), *eye.shape)
+    inner = _through_mlp(block, tensors)
+    norm = norm_jacobian(block.mlp_norm, tensors[SiteKind.RESID_MID])
+    moved = inner if norm is None else torch.bmm(inner, norm)
+    return moved.add_(eye)

@@ -1,0 +1,153 @@
+r"""What gates let through, and how the effect of an oracle edit grows with its strength.
+
+Modulation: the distributions of :math:`\varphi'(a_g) * a_u` (what the gate's change is multiplied by) and of
+:math:`\varphi(a_g)` (what the up projection's change is multiplied by). Only the second has a minimum: SiLU never
+falls below -0.278, GELU never below -0.170. :attr:`Modulation.near_minimum_phi` and ``near_minimum_slope`` say how
+many values lie at that number in magnitude, which tells the two apart whatever a figure's rows are called.
+
+Strength: ``DKL(alpha) = KL(steered || FT) - KL(base || FT)`` with one layer's oracle shift, times alpha, added at one
+site, under teacher forcing. Negative is nearer to the fine-tuned model. Source: T21, P41.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steerscope.analysis.theory.changed import with_update
+from steerscope.analysis.theory.common import Rows, Update, block_tensors, flat
+from steerscope.equivalence.closed_forms import activation_slope
+from steerscope.models.blocks import Block
+from steerscope.models.hooks import edited, reading
+from steerscope.models.load import LoadedModel
+from steerscope.sites import Site, SiteKind
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+ALPHAS = (0.1, 0.25, 0.5, 1.0)
+KL_KINDS = (SiteKind.ATTN_OUT, SiteKind.MLP_OUT)
+_NEAR = 0.02
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """One layer. Quantiles are at 0.01, 0.05, 0.25, 0.5, 0.75, 0.95 and 0.99, over tokens and hidden channels.
+
+    Attributes:
+        layer: Index of the block.
+        slope: Quantiles of ``phi'(a_g) * a_u`` (``phi'(a)`` in a plain MLP).
+        phi: Quantiles of ``phi(a_g)``.
+        minimum: The activation's minimum.
+        near_minimum_slope: Share of ``|phi'(a_g) * a_u|`` within 2% of ``|minimum|``.
+        near_minimum_phi: Share of ``|phi(a_g)|`` there.
+    """
+
+    layer: int
+    slope: tuple[float, ...]
+    phi: tuple[float, ...]
+    minimum: float
+    near_minimum_slope: float
+    near_minimum_phi: float
+
+
+@dataclass(frozen=True)
+class StrengthCurve:
+    """One site: ``delta_kl[i]`` belongs to ``alphas[i]``; nats per token, mean over answer positions."""
+
+    layer: int
+    site: str
+    alphas: tuple[float, ...]
+    delta_kl: tuple[float, ...]
+    base_kl: float
+
+
+def modulation(loaded: LoadedModel, ids: Tensor, layers: Sequence[int], skip: int = 1) -> tuple[Modulation, ...]:
+    """Measure both factors in some layers. Cost: one forward pass."""
+    found = []
+    for layer, tensors in block_tensors(loaded, ids, layers).items():
+        block = loaded.site_map.blocks[layer]
+        slope, phi = factors(block, flat(tensors[SiteKind.MLP_IN], skip))
+        low = activation_minimum(block)
+        near = [float(((value.abs() - abs(low)).abs() <= _NEAR * abs(low)).double().mean()) for value in (slope, phi)]
+        found.append(Modulation(layer, _quantiles(slope), _quantiles(phi), low, near[0], near[1]))
+    return tuple(found)
+
+
+def factors(block: Block, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``phi'(a_g) * a_u`` and ``phi(a_g)`` for what the MLP reads."""
+    with torch.no_grad():
+        first = [module(z) for module in block.mlp_reads]
+        if not block.description.gated:
+            return activation_slope(block.activation, first[0]), block.activation(first[0])
+        gate, up = first if len(first) == 2 else first[0].chunk(2, dim=-1)
+        return activation_slope(block.activation, gate) * up, block.activation(gate)
+
+
+def activation_minimum(block: Block) -> float:
+    """Return the smallest value the activation takes between -10 and 10."""
+    with torch.no_grad():
+        return float(block.activation(torch.linspace(-10, 10, 200_001, dtype=torch.float64)).min())
+
+
+def _quantiles(value: Tensor) -> tuple[float, ...]:
+    ordered = value.double().flatten().sort().values
+    return tuple(float(ordered[min(int(q * len(ordered)), len(ordered) - 1)]) for q in QUANTILES)
+
+
+def mean_kl(logits: Tensor, reference: Tensor) -> float:
+    """Return ``KL(softmax(logits) || softmax(reference))``, mean over all leading axes, in nats."""
+    first, second = logits.double().log_softmax(-1), reference.double().log_softmax(-1)
+    return float((first.exp() * (first - second)).sum(-1).mean())
+
+
+def strength_curves(
+    loaded: LoadedModel,
+    update: Update,
+    rows: Rows,
+    layers: Sequence[int],
+    *,
+    kinds: Sequence[SiteKind] = KL_KINDS,
+    alphas: Sequence[float] = ALPHAS,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[StrengthCurve, ...]:
+    """Measure delta-KL curves of oracle edits, one layer and site at a time.
+
+    The oracle of a site is its tensor in the fine-tuned model minus its tensor in the base model, at every position,
+    both run undisturbed on the same tokens.
+
+    Args:
+        loaded: The model.
+        update: The fine-tuning.
+        rows: Tokens, and the positions whose distributions are compared.
+        layers: Which layers.
+        kinds: Which sites.
+        alphas: Strengths.
+        progress: Told curves done and curves in all.
+
+    Cost: two forward passes, and one per layer, site and strength.
+    """
+    sites = [Site(layer, kind) for layer in layers for kind in kinds]
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = loaded.model(input_ids=rows.ids, use_cache=False).logits
+            return logits[:, rows.answer]
+
+    with reading(loaded.site_map, sites) as before:
+        base = run()
+    with with_update(loaded, update), reading(loaded.site_map, sites) as after:
+        tuned = run()
+    base_kl = mean_kl(base, tuned)
+    curves = []
+    for done, site in enumerate(sites):
+        oracle = after[site] - before[site]
+        changes = []
+        for alpha in alphas:
+            with edited(loaded.model, loaded.site_map, {site: lambda _, a=alpha, o=oracle: a * o}):
+                changes.append(mean_kl(run(), tuned) - base_kl)
+        curves.append(StrengthCurve(site.layer, site.kind.value, tuple(alphas), tuple(changes), base_kl))
+        if progress is not None:
+            progress(done + 1, len(sites))
+    return tuple(curves)

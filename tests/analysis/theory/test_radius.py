@@ -1,0 +1,110 @@
+"""The radius of the first-order map, and remainder slopes, against cases with a known answer."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from steerscope import InputError, true_float64
+from steerscope.analysis.theory import slopes
+from steerscope.analysis.theory.changed import with_update
+from steerscope.analysis.theory.common import random_like, relative_size, scaled
+from steerscope.analysis.theory.radius import THRESHOLD, crossing, first_order_radius
+from steerscope.analysis.theory.slopes import remainder_slopes
+from tests.analysis.theory.cases import assert_same_bits, bits, loaded, tokens, update_of
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model.model(input_ids=ids).logits
+
+
+def test_crossing_of_a_known_error():
+    sizes = (1e-3, 1e-2, 1e-1, 1.0)
+    # error = 4 * size: it reaches sqrt(0.1) at size sqrt(0.1) / 4
+    parts = [1 - (4 * size) ** 2 for size in sizes]
+    radius, bound = crossing(sizes, parts, 0.9)
+    assert radius == pytest.approx(math.sqrt(0.1) / 4)
+    assert bound == ""
+    assert crossing(sizes, [1, 1, 1, 1], 0.9) == (1.0, "above")
+    assert crossing(sizes, [0.5, 1, 1, 1], 0.9) == (1e-3, "below")
+    assert crossing(sizes, [float("nan")] * 4, 0.9) == (1e-3, "below")
+
+
+def test_map_that_is_linear_has_no_end():
+    model = loaded()
+    update = update_of(model, only="layers.1.mlp.down_proj")
+    before = bits(model)
+    with true_float64(model.model):
+        (found,) = first_order_radius(model, update, tokens(), ["1.resid_post"])
+    assert (found.radius, found.bound) == (1.0, "above")
+    assert min(found.explained) > 1 - 1e-12
+    assert_same_bits(model, before)
+
+
+def test_radius_against_bisection_with_a_finite_difference():
+    model, ids = loaded(), tokens()
+    update = update_of(model)
+    with true_float64(model.model):
+        (found,) = first_order_radius(model, update, ids, ["logits"], name="mine", scope="all")
+        unit = scaled(update, 1 / relative_size(model, update))
+        plain = logits(model, ids)
+
+        def shift(size: float) -> torch.Tensor:
+            with with_update(model, scaled(unit, size)):
+                return logits(model, ids) - plain
+
+        slope = (shift(1e-6) - shift(-1e-6)) / 2e-6
+        low, high = 1e-4, 0.5
+        for _ in range(40):
+            middle = (low * high) ** 0.5
+            moved = shift(middle)
+            part = 1 - float((moved - middle * slope).norm() / moved.norm()) ** 2
+            low, high = (middle, high) if part >= THRESHOLD else (low, middle)
+    assert found.bound == ""
+    assert (found.update, found.scope, found.at) == ("mine", "all", "logits")
+    # The grid has two sizes per power of ten; the error is not quite a power of the size between them.
+    assert found.radius == pytest.approx(low, rel=0.15)
+
+
+def test_only_the_direction_matters():
+    model, ids = loaded(), tokens()
+    update = update_of(model)
+    with true_float64(model.model):
+        (first,) = first_order_radius(model, update, ids, ["logits"])
+        (second,) = first_order_radius(model, scaled(update, 7), ids, ["logits"])
+        (other,) = first_order_radius(model, random_like(update, 5), ids, ["logits"])
+    assert first.radius == pytest.approx(second.radius)
+    assert first.radius != pytest.approx(other.radius, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sizes": (1e-2,)}, "two positive"),
+        ({"sizes": (1.0, 0.1)}, "larger"),
+        ({"threshold": 1.0}, "fraction"),
+    ],
+)
+def test_bad_arguments(options, words):
+    model = loaded()
+    with pytest.raises(InputError, match=words):
+        first_order_radius(model, update_of(model), tokens(), ["logits"], **options)
+
+
+def test_slope_is_two_and_a_wrong_prediction_is_not(monkeypatch):
+    model, ids = loaded(), tokens(rows=2)
+    update = update_of(model)
+    places = ["0.resid_post", "1.resid_post", "logits"]
+    with true_float64(model.model):
+        found = remainder_slopes(model, update, ids, places)
+        right = slopes.first_order_shift
+        monkeypatch.setattr(slopes, "first_order_shift", lambda *a: {k: 1.01 * v for k, v in right(*a).items()})
+        wrong = remainder_slopes(model, update, ids, places)
+    assert [one.at for one in found] == places
+    assert all(one.within for one in found), found
+    assert all(len(one.local) == len(one.sizes) - 1 for one in found)
+    assert not any(one.within for one in wrong)
+    assert all(one.local[-1] == pytest.approx(1, abs=0.05) for one in wrong)
