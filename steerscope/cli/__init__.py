@@ -1,6 +1,6 @@
-"""The command line: ``steerscope sites`` and ``steerscope rank``.
+"""The command line: ``steerscope sites``, ``steerscope rank`` and ``steerscope verify``.
 
-Exit codes: 0 done, 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 a proposition fails, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import typer
 
 from steerscope.cli.rank import rank
 from steerscope.cli.sites import sites
+from steerscope.cli.validate import validate
+from steerscope.cli.verify import verify
 from steerscope.errors import InputError
 
 INTERRUPTED = 130
@@ -25,6 +27,8 @@ app = typer.Typer(
 )
 app.command()(rank)
 app.command()(sites)
+app.command()(validate)
+app.command()(verify)
 
 
 @app.callback()

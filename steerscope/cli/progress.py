@@ -17,6 +17,15 @@ STAGES = {
     "score": "scoring sites",
     "sets": "growing the best set",
     "stability": "comparing halves of the prompts",
+    "propositions": "trying propositions",
+    "finetune": "fine-tuning for a few steps",
+    "slopes": "slopes of the remainder in float64",
+    "conditioning": "conditioning and oracle edits",
+    "radius": "radius of the first-order map",
+    "stream_shares": "parts of the stream",
+    "strength": "strength of oracle edits",
+    "oracle_spectra": "spectra of oracle shifts",
+    "residual_map": "residuals by site and weight matrix",
 }
 
 

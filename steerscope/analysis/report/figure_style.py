@@ -130,6 +130,11 @@ def finish(figure: Figure, ranking: Ranking, title: str, handles: Sequence[Artis
     model = figure_text(ranking.model.get("name", "unnamed model"), 28)
     task = figure_text(ranking.task, 28)
     foot = f"{model} | {task} | {count(ranking.n_examples, 'prompt')} | seed {ranking.seed}"
+    finish_with_foot(figure, foot, title, handles, columns)
+
+
+def finish_with_foot(figure: Figure, foot: str, title: str, handles: Sequence[Artist] = (), columns: int = 3) -> None:
+    """Do what :func:`finish` does, with any line as the foot."""
     height = figure.get_figheight()
     rows = -(-len(handles) // columns)
     left, foot_top = 0.06 / WIDTH, 0.26 / height

@@ -133,7 +133,7 @@ def tables(ranking: Ranking, limit: int = 10) -> list[TextTable]:
     return [table for table in every if table.rows]
 
 
-def _plain(table: TextTable) -> str:
+def plain_table(table: TextTable) -> str:
     """Return a table as aligned text: no box characters, no ANSI, at most ``WIDTH`` columns."""
     lines = [table.columns, *table.rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
@@ -152,7 +152,7 @@ def _plain(table: TextTable) -> str:
     return "\n".join([table.title, *(row(line) for line in lines), *note])
 
 
-def _rich(table: TextTable) -> Table:
+def rich_table(table: TextTable) -> Table:
     """Return a table for a terminal; cells are ``Text``, so that markup in names stays text."""
     drawn = Table(
         title=Text(table.title, style="bold"),
@@ -166,7 +166,7 @@ def _rich(table: TextTable) -> Table:
         drawn.add_column(
             column,
             justify="right" if column in table.right else "left",
-            no_wrap=column not in {"site", "kind", "adds"},
+            no_wrap=column not in {"site", "kind", "adds", "claim"},
         )
     for cells in table.rows:
         drawn.add_row(*(Text(cell) for cell in cells), style="bold" if cells[-1] == "best" else "")
@@ -183,7 +183,7 @@ def format_table(ranking: Ranking, limit: int = 10) -> str:
     Returns:
         Text of at most 100 columns, without box characters or ANSI codes, without a final newline.
     """
-    return "\n\n".join(_plain(table) for table in tables(ranking, limit))
+    return "\n\n".join(plain_table(table) for table in tables(ranking, limit))
 
 
 def format_summary(ranking: Ranking) -> str:
@@ -215,4 +215,4 @@ def print_ranking(ranking: Ranking, *, limit: int = 10, file: TextIO | None = No
     for text in rest:
         console.print(Text(text), soft_wrap=True)
     for table in tables(ranking, limit):
-        console.print(_rich(table))
+        console.print(rich_table(table))

@@ -15,6 +15,7 @@ from steerscope.models.load import LoadedModel
 
 SIZES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 EXPECTED, TOLERANCE = 2.0, 0.05
+SMALL = 0.1
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Slope:
         slope: Least-squares slope of log(remainder) against log(size).
         local: Slopes between neighbouring sizes, the largest first.
         within: Whether ``slope`` is 2.00 +- 0.05.
+        small_slope: The slope over the sizes with a relative remainder below 0.1 alone: an update beyond that is not
+            small, and third-order terms bend the line; ``None`` if fewer than two are left.
+        num_small: How many sizes these are.
+        small_within: Whether ``small_slope`` is 2.00 +- 0.05.
     """
 
     at: str
@@ -36,6 +41,9 @@ class Slope:
     slope: float
     local: tuple[float, ...]
     within: bool
+    small_slope: float | None
+    num_small: int
+    small_within: bool
 
 
 def remainder_slopes(
@@ -61,6 +69,22 @@ def remainder_slopes(
         fit = fit_remainder(lambda size, place=place: measured[size][place], predicted[place], sizes)  # type: ignore[misc]
         left = [relative * size for relative, size in zip(fit.relative, sizes, strict=True)]
         local = np.diff(np.log(np.maximum(left, 1e-300))) / np.diff(np.log(sizes))
-        within = abs(fit.slope - EXPECTED) <= TOLERANCE
-        found.append(Slope(place, tuple(sizes), fit.relative, fit.slope, tuple(map(float, local)), within))
+        small = [index for index, part in enumerate(fit.relative) if part < SMALL]
+        slope = None
+        if len(small) > 1:
+            x, y = (np.log(np.maximum(np.array(values)[small], 1e-300)) for values in (sizes, left))
+            slope = float(np.polyfit(x, y, 1)[0])
+        found.append(
+            Slope(
+                at=place,
+                sizes=tuple(sizes),
+                relative=fit.relative,
+                slope=fit.slope,
+                local=tuple(map(float, local)),
+                within=abs(fit.slope - EXPECTED) <= TOLERANCE,
+                small_slope=slope,
+                num_small=len(small),
+                small_within=slope is not None and abs(slope - EXPECTED) <= TOLERANCE,
+            )
+        )
     return tuple(found)

@@ -105,6 +105,7 @@ def test_slope_is_two_and_a_wrong_prediction_is_not(monkeypatch):
         wrong = remainder_slopes(model, update, ids, places)
     assert [one.at for one in found] == places
     assert all(one.within for one in found), found
+    assert all(one.small_within and one.small_slope == pytest.approx(2, abs=0.01) for one in found), found
     assert all(len(one.local) == len(one.sizes) - 1 for one in found)
-    assert not any(one.within for one in wrong)
+    assert not any(one.within or one.small_within for one in wrong)
     assert all(one.local[-1] == pytest.approx(1, abs=0.05) for one in wrong)

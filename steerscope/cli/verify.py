@@ -1,0 +1,72 @@
+"""``steerscope verify``: try the theory's propositions on random blocks or on a model."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steerscope.errors import InputError
+
+FAILED = 1
+
+
+def verify(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="smollm2-135m, a folder, a .gguf file or a Hugging Face name; without it, random blocks."),
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Propositions, comma-separated, for example P7,P12.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for verify.json, index.html and figures.")] = None,
+    json: Annotated[str | None, typer.Option(help="Write verify.json to this file, or - for stdout.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of random blocks, draws and the fine-tuning.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="With a model: propositions only, no measurements.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face name.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the report in a folder that is not empty.")] = False,
+    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+) -> int:
+    """Try the theory's propositions, and measure its quantities on a model; exit code 1 if a proposition fails."""
+    from steerscope.cli.output import check_folder, check_json_target
+    from steerscope.cli.progress import stage_progress
+    from steerscope.equivalence.propositions.catalogue import all_propositions, propositions
+    from steerscope.experiments.verification.report import write_verification
+    from steerscope.experiments.verification.run import VerifyOptions, loader, verify_model, verify_random
+    from steerscope.experiments.verification.tables import print_verification
+
+    # Everything that can be refused is refused here, before a model is loaded.
+    options = VerifyOptions(seed=seed, quick=quick)
+    options.check()
+    chosen = all_propositions()
+    if only is not None:
+        names = [name.strip() for name in only.split(",") if name.strip()]
+        if not names:
+            raise InputError(f"--only is {only!r}; expected names of propositions such as P7,P12.")
+        chosen = propositions(names)
+    if out is not None:
+        check_folder(out, overwrite=overwrite)
+    check_json_target(json)
+
+    with stage_progress(quiet=quiet) as show:
+        if model is None:
+            found = verify_random(chosen, options, show)
+        else:
+            load = loader(model, revision=revision, trust_remote_code=trust_remote_code)
+            found = verify_model(load, chosen, options, show)
+    found = replace(found, settings=found.settings | {"command": shlex.join(["steerscope", *sys.argv[1:]])})
+
+    if out is not None:
+        page = write_verification(found, out)
+    if json == "-":
+        typer.echo(found.to_json())
+    else:
+        if json is not None:
+            found.save(json)
+        print_verification(found, file=sys.stdout)
+    if out is not None:
+        print(f"report: {page}", file=sys.stderr)
+    return FAILED if found.failed else 0

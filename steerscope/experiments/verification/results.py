@@ -1,0 +1,241 @@
+"""What ``steerscope verify`` found: frozen results that save as JSON and load again.
+
+``verify.json`` is a public contract: fields are only ever added, and ``schema_version`` changes when the meaning of
+one does. Infinite and undefined numbers are ``null``: an open end of an interval, or a measurement without a value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Verdict, verdict_of
+from steerscope.errors import InputError
+
+SCHEMA_VERSION = 1
+MEASUREMENTS = (
+    "slopes",
+    "radius",
+    "conditioning",
+    "stream_shares",
+    "oracle_spectra",
+    "residual_map",
+    "modulation",
+    "strength",
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number with the interval fixed in advance: ``expected`` in words, ``None`` for an open end or no value."""
+
+    name: str
+    value: float | None
+    low: float | None
+    high: float | None
+    inside: bool
+    expected: str
+
+    @classmethod
+    def of(cls, found: Measurement) -> Measured:
+        """Return a measurement as it is saved."""
+        value, low, high = map(_finite, (found.value, found.low, found.high))
+        return cls(found.name, value, low, high, found.inside, found.expected())
+
+
+@dataclass(frozen=True)
+class PropositionResult:
+    """One proposition on one subject.
+
+    Attributes:
+        name: ``P7``.
+        number: Its number.
+        group: Name of its group.
+        title: A few words.
+        claim: One sentence.
+        assumptions: What the claim needs.
+        source: Who says so.
+        published: The public statement where it is wrong or incomplete.
+        verdict: ``holds``, ``holds with correction``, ``vacuous here`` or ``fails``.
+        claims: Measurements of the claim; all inside unless it fails.
+        controls: Negative controls; all outside unless it fails.
+        published_form: Measurements of the public statement.
+        vacuous: Why it says nothing here, or why it cannot be asked.
+        notes: What a reader should know.
+        series: Curves by name: ``x_name``, ``y_name``, ``x``, ``y``.
+        seconds: Time of the check.
+    """
+
+    name: str
+    number: int
+    group: str
+    title: str
+    claim: str
+    assumptions: str
+    source: str
+    published: str
+    verdict: str
+    claims: tuple[Measured, ...]
+    controls: tuple[Measured, ...]
+    published_form: tuple[Measured, ...]
+    vacuous: str
+    notes: tuple[str, ...]
+    series: dict[str, dict[str, Any]]
+    seconds: float
+
+    @classmethod
+    def of(cls, proposition: Proposition, evidence: Evidence, seconds: float) -> PropositionResult:
+        """Return the result of one check; its verdict is that of :func:`verdict_of`."""
+        return cls(
+            name=proposition.name,
+            number=proposition.number,
+            group=proposition.group,
+            title=proposition.title,
+            claim=proposition.claim,
+            assumptions=proposition.assumptions,
+            source=str(proposition.source),
+            published=proposition.published,
+            verdict=verdict_of(evidence).value,
+            claims=tuple(map(Measured.of, evidence.claim)),
+            controls=tuple(map(Measured.of, evidence.controls)),
+            published_form=tuple(map(Measured.of, evidence.published)),
+            vacuous=evidence.inapplicable or evidence.vacuous,
+            notes=tuple(evidence.notes),
+            series={name: dataclasses.asdict(curve) for name, curve in evidence.series.items()},
+            seconds=seconds,
+        )
+
+    def decisive(self) -> Measured | None:
+        """Return the measurement to show: one that fails if any does, else the one nearest to its bound."""
+        failing = [one for one in self.claims if not one.inside]
+        return failing[0] if failing else max(self.claims, key=_tightness, default=None)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Everything one run found.
+
+    Attributes:
+        subject: What the propositions were tried on, in words.
+        model: Identity of the model (``name``, ``sha256``, ``quantised``, ...), or ``None`` for random blocks.
+        seed: Seed of every random draw.
+        tokens: Tokens the propositions were tried on.
+        propositions: By number.
+        measurements: By name; empty without a model. Lists of the dataclasses in ``steerscope.analysis.theory``.
+        finetune: The fine-tuning behind the measurements: ``task``, ``steps``, ``learning_rate``, ``batch_size``,
+            ``losses``, ``relative_size``; empty without one.
+        settings: Options of the run and the command.
+        versions: Package versions.
+        timing: Seconds by stage.
+        warnings: Sentences a reader must know.
+    """
+
+    subject: str
+    model: dict[str, Any] | None
+    seed: int
+    tokens: int
+    propositions: tuple[PropositionResult, ...]
+    measurements: dict[str, Any]
+    finetune: dict[str, Any]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    timing: dict[str, float]
+    warnings: tuple[str, ...] = ()
+    schema_version: int = field(default=SCHEMA_VERSION)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many propositions have each verdict, in the verdicts' order."""
+        found = Counter(one.verdict for one in self.propositions)
+        return {verdict.value: found[verdict.value] for verdict in Verdict}
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Names of the propositions that fail."""
+        return tuple(one.name for one in self.propositions if one.verdict == Verdict.FAILS)
+
+    def to_json(self) -> str:
+        """Return ``verify.json`` as text: keys sorted, six significant digits, no NaN."""
+        return json.dumps(plain(self), indent=1, sort_keys=True, allow_nan=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write ``verify.json``."""
+        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_json(cls, text: str) -> Verification:
+        """Rebuild what :meth:`to_json` wrote.
+
+        Raises:
+            InputError: The text is not JSON, or of another schema version.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"not a verification: invalid JSON at line {error.lineno} ({error.msg}).") from error
+        if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION or "propositions" not in data:
+            found = data.get("schema_version") if isinstance(data, dict) else type(data).__name__
+            raise InputError(
+                f"expected a verify.json of schema_version {SCHEMA_VERSION}, found {found!r}. Make it with: "
+                "steerscope verify --json FILE"
+            )
+
+        def result(entry: dict[str, Any]) -> PropositionResult:
+            lists = {
+                key: tuple(Measured(**one) for one in entry[key]) for key in ("claims", "controls", "published_form")
+            }
+            return PropositionResult(**{**entry, **lists, "notes": tuple(entry["notes"])})
+
+        propositions = tuple(result(entry) for entry in data["propositions"])
+        return cls(**{**data, "propositions": propositions, "warnings": tuple(data["warnings"])})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Verification:
+        """Read a file that :meth:`save` wrote.
+
+        Raises:
+            InputError: The file cannot be read, or is no verification.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read {path}: {error}. Name a verify.json.") from error
+        return cls.from_json(text)
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON holds it: dataclasses as dictionaries, six significant digits, ``None`` for no number."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {one.name: plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _tightness(one: Measured) -> float:
+    """Return how near a value is to the end of its interval: 1 at the end, less inside."""
+    if one.value is None:
+        return math.inf
+    if one.low is not None and one.high is not None:
+        half = (one.high - one.low) / 2
+        return abs(one.value - (one.high + one.low) / 2) / half if half > 0 else 1.0
+    if one.high is not None:
+        return one.value / one.high if one.high > 0 else 0.0
+    if one.low is not None:
+        return one.low / one.value if one.value > 0 else 0.0
+    return 0.0

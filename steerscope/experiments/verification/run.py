@@ -1,0 +1,311 @@
+"""Try propositions on random blocks or on a model, and measure the theory's quantities on the model."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steerscope.analysis.encoding import encode
+from steerscope.analysis.stopwatch import StageProgress, Stopwatch
+from steerscope.analysis.theory.common import (
+    Rows,
+    of_layer,
+    random_like,
+    relative_size,
+    rows_of_one_length,
+    spread,
+)
+from steerscope.analysis.theory.conditioning import conditioning
+from steerscope.analysis.theory.modulation import modulation, strength_curves
+from steerscope.analysis.theory.oracle_spectra import oracle_spectra
+from steerscope.analysis.theory.radius import Radius, first_order_radius
+from steerscope.analysis.theory.residual_map import check_size, residual_map
+from steerscope.analysis.theory.slopes import remainder_slopes
+from steerscope.analysis.theory.stream_shares import stream_shares
+from steerscope.equivalence.propositions.base import Proposition
+from steerscope.equivalence.propositions.subject import Subject, random_subject, subject_of
+from steerscope.equivalence.shifts import LOGITS
+from steerscope.errors import InputError
+from steerscope.experiments.finetune import short_finetune
+from steerscope.experiments.tasks import get_task
+from steerscope.experiments.verification.results import PropositionResult, Verification, plain
+from steerscope.models.attention import forward_differentiable_attention
+from steerscope.models.load import LoadedModel, load_model
+from steerscope.models.precision import true_float64
+from steerscope.sites import SiteKind
+
+# How a model is loaded in a data type: the command line adds revision and trust.
+Loader = Callable[[str], LoadedModel]
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Sizes of the measurements; the defaults take minutes on two cores for a model of 135 million parameters.
+
+    Attributes:
+        seed: Seed of every random draw.
+        quick: Propositions only, no measurements.
+        steps: Steps of the fine-tuning.
+        batch_size: Examples per step.
+        learning_rate: Of AdamW.
+        pool: Prompts that are tokenised to find sequences of one length.
+        rows: Sequences for regressions over tokens.
+        few_rows: Sequences for everything else.
+        layers: Layers of the curves over depth.
+        few_layers: Layers of the residual map and of single-layer radii, away from both ends.
+        positions: Tokens per layer whose matrices are decomposed.
+        random_updates: Random updates beside the trained one.
+    """
+
+    seed: int = 0
+    quick: bool = False
+    steps: int = 12
+    batch_size: int = 8
+    learning_rate: float = 1e-4
+    pool: int = 1000
+    rows: int = 56
+    few_rows: int = 4
+    layers: int = 10
+    few_layers: int = 2
+    positions: int = 2
+    random_updates: int = 2
+
+    def check(self) -> None:
+        """Raise :class:`InputError` for a number out of range."""
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; expected at least 0.")
+        for name in ("steps", "batch_size", "few_rows", "layers", "few_layers", "positions"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        if self.rows < 8:
+            raise InputError(f"rows is {self.rows}; expected at least 8, of which a quarter is held out.")
+
+
+def verify_random(
+    propositions: Sequence[Proposition], options: VerifyOptions | None = None, progress: StageProgress | None = None
+) -> Verification:
+    """Try propositions on small random blocks.
+
+    Args:
+        propositions: Which.
+        options: Only the seed matters here.
+        progress: Called with the stage's name, steps done and steps in all.
+    """
+    options = options or VerifyOptions()
+    options.check()
+    watch = Stopwatch(progress)
+    watch.stage("propositions")
+    subject = random_subject(options.seed)
+    results = try_propositions(subject, propositions, watch.tick)
+    watch.stage(None)
+    return _verification(subject, None, results, {}, {}, options, watch, [])
+
+
+def verify_model(
+    load: Loader,
+    propositions: Sequence[Proposition],
+    options: VerifyOptions | None = None,
+    progress: StageProgress | None = None,
+) -> Verification:
+    """Try propositions on a model in float64, then measure the theory's quantities on it.
+
+    Args:
+        load: Returns the model in a data type (``"float32"``, ``"float64"``).
+        propositions: Which.
+        options: Sizes of the measurements.
+        progress: Called with the stage's name, steps done and steps in all.
+
+    Raises:
+        InputError: The model cannot be loaded or has too short a context.
+    """
+    options = options or VerifyOptions()
+    options.check()
+    watch = Stopwatch(progress)
+    watch.stage("load")
+    exact = load("float64")
+    task = get_task("listops")
+    encoded = encode(task.split("validation", options.pool, options.seed), exact.tokenizer, exact.max_length)
+    rows = rows_of_one_length(encoded, options.rows)
+    watch.stage("propositions")
+    # Short: some checks build dense matrices over tokens.
+    subject = subject_of(
+        exact.model, name=exact.identity.name, seed=options.seed, input_ids=rows.ids[:2, :7].contiguous()
+    )
+    results = try_propositions(subject, propositions, watch.tick)
+    if options.quick:
+        watch.stage(None)
+        warnings = [*_quantised(exact), "Quick run: propositions only, nothing was measured on a fine-tuning."]
+        return _verification(subject, exact, results, {}, {}, options, watch, warnings)
+    measured, finetune, warnings = _measurements(load, exact, rows, options, watch)
+    watch.stage(None)
+    return _verification(subject, exact, results, measured, finetune, options, watch, [*_quantised(exact), *warnings])
+
+
+def try_propositions(
+    subject: Subject, propositions: Sequence[Proposition], tick: Callable[[int, int], None]
+) -> tuple[PropositionResult, ...]:
+    """Check propositions one after the other; what a check raises on purpose makes it fail, with the reason."""
+    results = []
+    with subject.ready():
+        for done, proposition in enumerate(propositions):
+            since = time.perf_counter()
+            evidence = proposition.check(subject)
+            results.append(PropositionResult.of(proposition, evidence, time.perf_counter() - since))
+            tick(done + 1, len(propositions))
+    return tuple(sorted(results, key=lambda result: result.number))
+
+
+def _quantised(loaded: LoadedModel) -> list[str]:
+    return [f"Weights: {loaded.identity.quantised}."] if loaded.identity.quantised else []
+
+
+def _measurements(
+    load: Loader, exact: LoadedModel, rows: Rows, options: VerifyOptions, watch: Stopwatch
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Fine-tune, then measure; what needs float64 first, so that the large model can go."""
+    warnings: list[str] = []
+    watch.stage("finetune")
+    single = load("float32")
+    losses: list[float] = []
+
+    def tell(step: int, steps: int, loss: float) -> None:
+        losses.append(loss)
+        watch.tick(step, steps)
+
+    task = get_task("listops")
+    update = short_finetune(
+        single,
+        task.split("train", options.steps * options.batch_size, options.seed),
+        steps=options.steps,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        progress=tell,
+    )
+    finetune = {
+        "task": "listops",
+        "steps": options.steps,
+        "batch_size": options.batch_size,
+        "learning_rate": options.learning_rate,
+        "losses": losses,
+        "relative_size": relative_size(single, update),
+    }
+    depth = len(single.site_map.blocks)
+    every = spread(depth, options.layers)
+    inner = spread(depth, options.few_layers + 2)
+    some = inner[1:-1] or inner[-1:]
+    five = spread(depth, 5)
+    few = rows.first(options.few_rows)
+    found: dict[str, Any] = {}
+
+    watch.stage("slopes")
+    places = [*(f"{layer}.resid_post" for layer in five), LOGITS]
+    with true_float64(exact.model), forward_differentiable_attention(exact.model), torch.no_grad():
+        found["slopes"] = remainder_slopes(exact, update, rows.ids[:2], places)
+        watch.stage("conditioning")
+        positions = spread(rows.ids.shape[1], options.positions + 1)[1:]
+        found["conditioning"] = _one_by_one(
+            lambda layer: conditioning(exact, update, rows.ids[:1], (layer,), positions), every, watch
+        )
+
+    watch.stage("radius")
+    found["radius"] = _radii(single, update, rows.ids[:2], every, some, options, watch)
+    watch.stage("stream_shares")
+    found["stream_shares"] = stream_shares(single, rows.first(16).ids, range(depth))
+    found["modulation"] = modulation(single, rows.first(8).ids, every)
+    watch.stage("strength")
+    found["strength"] = strength_curves(single, update, few, every, progress=watch.tick)
+    watch.stage("oracle_spectra")
+    found["oracle_spectra"] = oracle_spectra(single, update, rows.ids, every)
+    watch.stage("residual_map")
+    try:
+        check_size(single, rows.ids.numel())
+    except InputError as error:
+        warnings.append(f"No residual map: {error}")
+    else:
+        found["residual_map"] = residual_map(single, update, rows.ids, some, progress=watch.tick)
+    wide = single.site_map.d_model
+    if (tokens := len(rows.ids) * (rows.ids.shape[1] - 1)) < 2 * wide:
+        warnings.append(
+            f"Linear maps were fitted on {tokens:,} tokens for {wide:,} channels: their held-out numbers say what can "
+            "be learned from so few, not what a linear map could do."
+        )
+    return {name: plain(value) for name, value in found.items()}, plain(finetune), warnings
+
+
+def _one_by_one(measure: Callable[[int], Sequence[Any]], layers: Sequence[int], watch: Stopwatch) -> list[Any]:
+    found: list[Any] = []
+    for done, layer in enumerate(layers):
+        found += measure(layer)
+        watch.tick(done + 1, len(layers))
+    return found
+
+
+def _radii(
+    loaded: LoadedModel,
+    update: dict[str, Tensor],
+    ids: Tensor,
+    every: Sequence[int],
+    some: Sequence[int],
+    options: VerifyOptions,
+    watch: Stopwatch,
+) -> list[Radius]:
+    """Radii of the whole update at every layer and the logits, then of single layers' parts of it."""
+    updates = {"trained": update}
+    updates |= {f"random {i}": random_like(update, options.seed + i) for i in range(options.random_updates)}
+    places = (*(f"{layer}.{SiteKind.RESID_POST}" for layer in every), LOGITS)
+    jobs: list[tuple[str, str, dict[str, Tensor], tuple[str, ...]]] = [
+        (name, "all layers", change, places) for name, change in updates.items()
+    ]
+    for layer in some:
+        own = (f"{layer}.{SiteKind.RESID_POST}", LOGITS)
+        jobs += [
+            (name, f"layer {layer}", of_layer(loaded, change, layer), own) for name, change in list(updates.items())[:2]
+        ]
+    found: list[Radius] = []
+    for done, (name, scope, change, at) in enumerate(jobs):
+        found += first_order_radius(loaded, change, ids, at, name=name, scope=scope)
+        watch.tick(done + 1, len(jobs))
+    return found
+
+
+def _verification(
+    subject: Subject,
+    loaded: LoadedModel | None,
+    results: tuple[PropositionResult, ...],
+    measurements: dict[str, Any],
+    finetune: dict[str, Any],
+    options: VerifyOptions,
+    watch: Stopwatch,
+    warnings: list[str],
+) -> Verification:
+    return Verification(
+        subject=subject.name,
+        model=loaded.identity.as_dict() if loaded else None,
+        seed=options.seed,
+        tokens=subject.input_ids.numel(),
+        propositions=results,
+        measurements=measurements,
+        finetune=finetune,
+        settings={} if loaded is None else plain(options),
+        versions=_versions(),
+        timing=watch.seconds,
+        warnings=tuple(warnings),
+    )
+
+
+def _versions() -> dict[str, str]:
+    names = ("steerscope", "torch", "transformers", "numpy")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+
+
+def loader(name: str, **options: Any) -> Loader:
+    """Return a function that loads a model by name in a data type."""
+    return lambda dtype: load_model(name, dtype=dtype, **options)
