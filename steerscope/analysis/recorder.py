@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from steerscope.analysis.encoding import Batch, Encoded
 from steerscope.analysis.features import Features, SketchPlan
 from steerscope.analysis.outputs import Probes
-from steerscope.equivalence.tangents import combine, random_projection, vector_tangent
+from steerscope.equivalence.tangents import combine, combine_blocks, random_projection, split_blocks, vector_tangent
 from steerscope.models.blocks import as_token_axes
 from steerscope.models.hooks import tapping
 from steerscope.models.load import LoadedModel
@@ -29,6 +29,9 @@ READS: dict[SiteKind, tuple[SiteKind, ...]] = {
     SiteKind.MLP_HIDDEN: (SiteKind.MLP_HIDDEN,),
     SiteKind.MLP_OUT: (SiteKind.MLP_OUT, SiteKind.RESID_POST),
 }
+
+# Linear maps of a block by what they read: those of one group share it.
+GROUPS = ("attn_in", "attn_heads", "mlp_in", "mlp_hidden")
 
 
 class Recorder:
@@ -48,6 +51,7 @@ class Recorder:
     ) -> None:
         self.loaded, self.plan, self.scales, self.probes = loaded, plan, scales, probes
         self.dtype = at_least_float32(next(p.dtype for p in loaded.model.parameters() if p.is_floating_point()))
+        self.blocks = 1 if plan.exact else plan.blocks
         # A bfloat16 feature's rounding (1 in 500) is far below a sketch's own error; exact features keep all digits.
         self.stored = self.dtype if plan.exact else torch.bfloat16
         self.rows, self.slots, k = encoded.num_examples, probes.num_backward, probes.num_probes
@@ -58,7 +62,12 @@ class Recorder:
         self.linear: dict[Site, Tensor] = {}
         self.vector: dict[Site, Tensor] = {}
         self.weights: dict[Any, Tensor] = {}
-        self.reads: dict[Any, Tensor] = {}
+        # Per write point ``batch block token site q``: projected reads of the sites that write there.
+        self.reads: dict[Site, Tensor] = {}
+        # Per layer and group ``batch token channel``: what its linear maps read. Sketched, these and the maps'
+        # derivatives are parts of two tensors ``batch token group channel``, so that one product sums over all.
+        self.weight_reads: dict[tuple[int, str], Tensor] = {}
+        self.weight_grads: dict[tuple[int, str], Tensor] = {}
         self.seed = seed
         self._drawn: dict[Any, Tensor] = {}
 
@@ -69,21 +78,32 @@ class Recorder:
         self.mask = batch.mask[..., None].to(self.dtype)
         # Rows of a batch stand by length, not by index: what is computed per row goes where its example says.
         self.examples, self.local = torch.unique(batch.example, return_inverse=True)
-        self.reads.clear()
+        self.several = len(self.examples) < len(batch.example)
+        if not self.several:
+            self.examples = batch.example
+        if not self.plan.exact:
+            names = [(block.index, group) for block in self.loaded.site_map.blocks for group in GROUPS]
+            shape = (*batch.ids.shape, len(names), self.plan.weight_size)
+            self.all_reads, self.all_grads = torch.zeros(2, *shape, dtype=self.dtype, device=batch.ids.device)
+            self.weight_reads = dict(zip(names, self.all_reads.unbind(2), strict=True))
+            self.weight_grads = dict(zip(names, self.all_grads.unbind(2), strict=True))
 
     def start_slot(self, slot: int) -> None:
         """Make ready for one backward pass."""
         self.slot = slot
-        self.weight_sum: Tensor | None = None
+        if not self.plan.exact:
+            self.all_grads.zero_()
 
     def finish_slot(self) -> None:
         """Keep the sum over weight maps of the backward pass that ended."""
-        if self.weight_sum is not None:
-            self._store(self.weights, "all", self.weight_sum, self.dtype)
+        if not self.plan.exact:
+            summed = combine(self.all_grads.flatten(1, 2), self.all_reads.flatten(1, 2))
+            self._store(self.weights, "all", summed, self.dtype)
 
     def finish(self) -> None:
         """Let go of the batch's activations."""
         self.reads.clear()
+        self.weight_reads.clear()
         del self.source
 
     def features(self, valid: Tensor) -> Features:
@@ -116,12 +136,11 @@ class Recorder:
 
         stack.callback(embeddings.register_forward_hook(start_graph).remove)
         for block in site_map.blocks:
-            groups = {"attn_in": block.attn_reads, "attn_heads": (block.attn_write,)}
-            groups |= {"mlp_in": block.mlp_reads, "mlp_hidden": (block.mlp_write,)}
+            readers = (block.attn_reads, (block.attn_write,), block.mlp_reads, (block.mlp_write,))
             paths = {module: path for path, module in block.linear_maps().items()}
-            for group, modules in groups.items():
+            for group, modules in zip(GROUPS, readers, strict=True):
                 for module in modules:
-                    hook = self._weight_hook(block.index, group, paths[module], module)
+                    hook = self._weight_hook(block.index, group, paths[module], reads=module is modules[0])
                     stack.callback(module.register_forward_hook(hook).remove)
         stack.enter_context(
             tapping(
@@ -132,15 +151,12 @@ class Recorder:
         return stack
 
     def _write_tap(self, site: Site) -> Callable[[Tensor, Tensor], Tensor]:
-        kinds = self.loaded.site_map.description.kinds
-        sites = [Site(site.layer, kind) for kind in READS[site.kind] if kind in kinds]
-
         def tap(value: Tensor, read: Tensor) -> Tensor:
             self._read_site(site, read)
             # A node of its own: the derivative is of what flows on through this site alone, not of everything
             # else that uses the same tensor (a norm shared by attention and MLP, the skip past an MLP).
             marked = value.view_as(value)
-            marked.register_hook(lambda grad: self._site_grad(site, sites, grad))
+            marked.register_hook(lambda grad: self._site_grad(site, grad))
             return marked
 
         return tap
@@ -148,26 +164,39 @@ class Recorder:
     def _read_tap(self, site: Site) -> Callable[[Tensor, Tensor], None]:
         return lambda value, read: self._read_site(site, read)
 
+    def _sites_written_at(self, write: Site) -> list[Site]:
+        kinds = self.loaded.site_map.description.kinds
+        return [Site(write.layer, kind) for kind in READS[write.kind] if kind in kinds]
+
     def _read_site(self, site: Site, read: Tensor) -> None:
-        blocks = 1 if self.plan.exact else self.plan.blocks
-        rows = blocks * self.plan.size
-        self.reads[site] = self._project(read.detach(), "site read", rows, blocks, scaled_for=site)
+        rows = self.blocks * self.plan.size
+        projected = self._project(read.detach(), "site read", rows, self.blocks, scaled_for=site) * self.mask
+        split = split_blocks(projected, self.blocks)
+        sites = self._sites_written_at(site.write)
+        if site.write not in self.reads:
+            self.reads[site.write] = split.new_empty(*split.shape[:3], len(sites), split.shape[3])
+        self.reads[site.write][..., sites.index(site), :] = split
 
-    def _site_grad(self, write: Site, sites: list[Site], grad: Tensor) -> None:
-        blocks = 1 if self.plan.exact else self.plan.blocks
-        grad = self._project(grad, "site write", blocks * self.plan.size, blocks)
-        for site in sites:
-            self._store(self.linear, site, combine(grad, self.reads[site], blocks))
+    def _site_grad(self, write: Site, grad: Tensor) -> None:
+        grad = self._project(grad, "site write", self.blocks * self.plan.size, self.blocks)
+        reads = self.reads[write]
+        features = combine_blocks(grad, reads.flatten(3)).unflatten(3, reads.shape[3:])
+        for place, site in enumerate(self._sites_written_at(write)):
+            self._store(self.linear, site, features[..., place, :].flatten(1))
         # Every block estimates the whole inner product; side by side they count it once per block.
-        self._store(self.vector, write, vector_tangent(grad) / math.sqrt(blocks))
+        self._store(self.vector, write, vector_tangent(grad * self.mask) / math.sqrt(self.blocks))
 
-    def _weight_hook(self, layer: int, group: str, path: str, module: nn.Module) -> Callable[..., Tensor]:
-        """Read a linear map's input after it ran (once per group of maps that share it) and mark its output."""
+    def _weight_hook(self, layer: int, group: str, path: str, *, reads: bool) -> Callable[..., Tensor]:
+        """Mark a linear map's output, and with ``reads`` record its input (once per group of maps that share it)."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            if (layer, group) not in self.reads:
+            if reads:
                 read = as_token_axes(args[0].detach(), *self.mask.shape[:2])
-                self.reads[layer, group] = self._project(read, (layer, group), self.plan.weight_size)
+                projected = self._project(read, (layer, group), self.plan.weight_size) * self.mask
+                if self.plan.exact:
+                    self.weight_reads[layer, group] = projected
+                else:
+                    self.weight_reads[layer, group].copy_(projected)
             marked = output.view_as(output)
             marked.register_hook(lambda grad: self._weight_grad(layer, group, path, grad))
             return marked
@@ -178,23 +207,22 @@ class Recorder:
         # Sketched features of all maps are summed, so maps must meet in independent directions: those that share
         # what they read differ in ``path``, those in other layers or groups in how what they read was projected.
         grad = self._project(as_token_axes(grad, *self.mask.shape[:2]), path, self.plan.weight_size)
-        feature = combine(grad, self.reads[layer, group])
         if self.plan.exact:
-            self._store(self.weights, (layer, path), feature)
+            self._store(self.weights, (layer, path), combine(grad, self.weight_reads[layer, group]))
         else:
-            self.weight_sum = feature if self.weight_sum is None else self.weight_sum.add_(feature)
+            self.weight_grads[layer, group].add_(grad)
 
     # --- projections and storage ---
 
     def _project(self, tensor: Tensor, role: Any, rows: int, blocks: int = 1, scaled_for: Site | None = None) -> Tensor:
-        """Project the channels of a tensor (one projection per role and width) and clear its padding.
+        """Project the channels of a tensor: one projection per role and width.
 
-        With ``scaled_for``, channels are divided by the scale of what that site reads first.
+        With ``scaled_for``, channels are divided by the scale of what that site reads first. Padding is left as it
+        is: callers clear it in one factor of every product, where the tensor is small (activations are finite).
         """
         tensor = tensor.to(self.dtype)
         if self.plan.exact:
-            scaled = tensor if scaled_for is None else tensor / self.scales[scaled_for].to(self.dtype)
-            return scaled * self.mask
+            return tensor if scaled_for is None else tensor / self.scales[scaled_for].to(self.dtype)
         width = tensor.shape[-1]
         if (role, width) not in self._drawn:
             # Seeded by role, not by the order of use, so that no other choice moves a projection.
@@ -204,12 +232,12 @@ class Recorder:
         key = (role, width) if scaled_for is None else (role, width, scaled_for)
         if key not in self._drawn and scaled_for is not None:
             self._drawn[key] = self._drawn[role, width] / self.scales[scaled_for].to(self.dtype)[:, None]
-        # The padding is cleared afterwards, where the tensor is smaller; its activations are finite.
-        return (tensor @ self._drawn[key]) * self.mask
+        return tensor @ self._drawn[key]
 
     def _store(self, into: dict[Any, Tensor], key: Any, feature: Tensor, dtype: torch.dtype | None = None) -> None:
-        """Sum an example's sequences and put the result in its row."""
-        feature = feature.new_zeros(len(self.examples), feature.shape[1]).index_add_(0, self.local, feature)
+        """Put features in the rows of their examples, summed where an example has several sequences."""
+        if self.several:
+            feature = feature.new_zeros(len(self.examples), feature.shape[1]).index_add_(0, self.local, feature)
         dtype = dtype or self.stored
         if key not in into:
             into[key] = torch.zeros(self.rows, self.slots, feature.shape[1], dtype=dtype, device=feature.device)

@@ -45,11 +45,22 @@ def combine(grad: Tensor, read: Tensor, blocks: int = 1) -> Tensor:
 
     Cost: ``token * blocks * p * q`` multiplications per example.
     """
-    if blocks == 1:
-        return linear_tangent(grad, read).flatten(1)
-    split_grad = grad.unflatten(-1, (blocks, -1)).permute(0, 2, 3, 1)  # batch block p token
-    split_read = read.unflatten(-1, (blocks, -1)).permute(0, 2, 1, 3)  # batch block token q
-    return (split_grad @ split_read).flatten(1) / math.sqrt(blocks)
+    return combine_blocks(grad, split_blocks(read, blocks)).flatten(1)
+
+
+def split_blocks(projected: Tensor, blocks: int) -> Tensor:
+    """View ``batch token blocks*q`` as ``batch block token q``."""
+    return projected.unflatten(-1, (blocks, -1)).transpose(1, 2)
+
+
+def combine_blocks(grad: Tensor, split_read: Tensor) -> Tensor:
+    """Return tangent features ``batch block p q`` from ``batch token blocks*p`` and ``batch block token q``.
+
+    What is read can be split once for many derivatives, and ``q`` may hold the reads of several edits that share
+    their derivative side by side.
+    """
+    blocks = split_read.shape[1]
+    return split_blocks(grad, blocks).mT @ split_read / math.sqrt(blocks)
 
 
 def random_projection(rows: int, width: int, *, blocks: int, generator: torch.Generator) -> Tensor:

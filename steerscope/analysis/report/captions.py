@@ -21,6 +21,7 @@ from steerscope.analysis.report.candidates import (
     ties,
 )
 from steerscope.analysis.report.text import set_sentence
+from steerscope.analysis.report.trained import plot_predicted_against_trained, trained_points
 from steerscope.analysis.report.vocabulary import clean, count, format_score, ordered_kinds, score_words
 from steerscope.analysis.results import Ranking
 
@@ -37,6 +38,7 @@ class FigureEntry:
 
 
 FIGURE_STEMS = (
+    "predicted_against_trained",
     "heat_map",
     "ranking",
     "other_scores",
@@ -60,6 +62,19 @@ def _entries(ranking: Ranking) -> Iterator[FigureEntry]:
     label = words.label
     top = f"{sites[0].name} with {format_score(sites[0].score, name)}"
     lowest = format_score(min(site.score for site in sites), name)
+    if trained := trained_points(ranking):
+        best_first = sorted(trained, key=lambda point: point.loss)
+        yield FigureEntry(
+            "predicted_against_trained",
+            "Predicted against trained",
+            plot_predicted_against_trained,
+            f"Held-out loss after training at {count(len(trained), 'site')}, against the score. Training did best at "
+            f"{clean(best_first[0].site)} (loss {best_first[0].loss:.3f}) and worst at "
+            f"{clean(best_first[-1].site)} ({best_first[-1].loss:.3f}).",
+            "Each mark is a site that an edit was trained at; lines reach over the training seeds. If the score "
+            "foresees training, marks fall from the upper left to the lower right. Dashed: references, trained on the "
+            "same prompts.",
+        )
     yield FigureEntry(
         "heat_map",
         "Every site at a glance",

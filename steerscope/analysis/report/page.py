@@ -13,6 +13,7 @@ from steerscope.analysis.report import text
 from steerscope.analysis.report.candidates import candidates, prompts_learned_from, ties
 from steerscope.analysis.report.captions import FigureEntry
 from steerscope.analysis.report.table import TextTable, greedy_table, kind_table, site_table
+from steerscope.analysis.report.trained import foreseen_table
 from steerscope.analysis.report.vocabulary import (
     clean,
     count,
@@ -70,6 +71,7 @@ def render_page(ranking: Ranking, figures: Sequence[tuple[FigureEntry, bytes]]) 
         certainty=text.certainty_sentences(ranking),
         warnings=text.warning_sentences(ranking),
         figures=shown,
+        foreseen=_table(foreseen_table(ranking)),
         top=_table(site_table(ranking, 10)),
         every=_table(site_table(ranking, None)) if len(candidates(ranking)) > 10 else None,
         kinds=_table(kind_table(ranking, None)),

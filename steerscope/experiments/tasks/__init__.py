@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, Protocol
 
 from steerscope.analysis.examples import Example
 from steerscope.errors import InputError, did_you_mean
 from steerscope.experiments.tasks.listops import ListOps
+from steerscope.experiments.tasks.local import FORMS, LocalTask
 
-__all__ = ["ListOps", "Split", "Task", "get_task", "task_names"]
+__all__ = ["ListOps", "LocalTask", "Split", "Task", "get_task", "task_names"]
 
 Split = Literal["train", "validation", "test"]
 
@@ -41,23 +42,28 @@ class Task(Protocol):
         """
 
 
-_TASKS: dict[str, Callable[[], Task]] = {"listops": ListOps}
-
-
 def task_names() -> list[str]:
     """Return the names :func:`get_task` accepts."""
-    return sorted(_TASKS)
+    return sorted(["listops", *FORMS])
 
 
-def get_task(name: str) -> Task:
+def get_task(name: str, folder: str | Path | None = None) -> Task:
     """Return the task called ``name``, with its default settings.
 
+    Args:
+        name: One of :func:`task_names`.
+        folder: Where the files of a task are that is not generated (all but ``listops``).
+
     Raises:
-        InputError: There is no such task.
+        InputError: There is no such task, or it needs files and no folder was given.
     """
-    if name not in _TASKS:
+    if name not in task_names():
         raise InputError(
             f"there is no task {name!r}; expected one of {', '.join(task_names())}."
             f"{did_you_mean(str(name), task_names())} To use examples of your own, pass a .jsonl file."
         )
-    return _TASKS[name]()
+    if name == "listops":
+        return ListOps()
+    if folder is None:
+        raise InputError(f"task {name!r} is read from files; give the folder that holds them (--data-dir).")
+    return LocalTask(name, Path(folder))

@@ -1,0 +1,96 @@
+"""``steerscope validate``: train at some sites and see whether the ranking foresaw the outcome."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steerscope.errors import InputError
+
+
+def validate(
+    model: Annotated[str, typer.Argument(help="smollm2-135m, a folder, a .gguf file or a Hugging Face name.")] = (
+        "smollm2-135m"
+    ),
+    data: Annotated[Path | None, typer.Option(help="Examples as JSON lines, cut by content into three parts.")] = None,
+    task: Annotated[str, typer.Option(help="Task to train on, without --data.")] = "listops",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with the task's files, for tasks that need one.")
+    ] = None,
+    sites: Annotated[str, typer.Option(help="How many sites, or names: 3.mlp_out,12.resid_post,...")] = "12",
+    rank: Annotated[int, typer.Option(help="Rank of the linear edits and of LoRA.")] = 8,
+    seeds: Annotated[int, typer.Option(help="Training seeds per site.")] = 2,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of every run.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 16,
+    max_examples: Annotated[int, typer.Option(help="Prompts that the ranking is made from.")] = 192,
+    test_examples: Annotated[int, typer.Option(help="Test prompts.")] = 256,
+    references: Annotated[bool, typer.Option(help="Train LoRA, full fine-tuning and the greedy set too.")] = True,
+    out: Annotated[Path, typer.Option(help="Folder for runs, validation.json and the report.")] = Path("validation"),
+    resume: Annotated[bool, typer.Option(help="Go on with the runs that the folder holds.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face name.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the ranking, the first run and the bootstrap.")] = 0,
+    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+) -> None:
+    """Train edits at sites spread over the model and compare the outcome with the ranking and plain baselines."""
+    from steerscope.analysis.examples import check_examples, read_jsonl
+    from steerscope.analysis.report import write_report
+    from steerscope.cli.output import check_folder
+    from steerscope.cli.progress import stage_progress
+    from steerscope.experiments.tasks import get_task
+    from steerscope.experiments.validation.data import splits_of_examples, splits_of_task
+    from steerscope.experiments.validation.options import ValidateOptions
+    from steerscope.experiments.validation.table import print_validation
+    from steerscope.experiments.validation.validate import validate_ranking
+    from steerscope.models import load_model
+
+    # Everything that can be refused is refused here, before a model is loaded.
+    options = ValidateOptions(
+        sites=_sites(sites),
+        seeds=seeds,
+        rank=rank,
+        steps=steps,
+        batch_size=batch_size,
+        num_ranking=max_examples,
+        num_test=test_examples,
+        references=references,
+        seed=seed,
+    )
+    options.check()
+    check_folder(out, overwrite=resume)
+    if dtype not in ("float32", "float64"):
+        raise InputError(f"--dtype is {dtype!r}; validation trains in float32 or float64. Name one of them.")
+    if data is None:
+        splits = splits_of_task(get_task(task, data_dir))
+    else:
+        examples, _ = check_examples(read_jsonl(data), minimum=3 * 16)
+        splits = splits_of_examples(data.name, examples)
+    for part, wanted in (("selection", options.num_selection), ("test", options.num_test)):
+        (splits.selection if part == "selection" else splits.test)(wanted)
+
+    with stage_progress(quiet=quiet) as show:
+        show("load", 0, 1)
+        loaded = load_model(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+        show("load", 1, 1)
+        command = shlex.join(["steerscope", *sys.argv[1:]])
+        ranking, result = validate_ranking(loaded, splits, options, out, progress=show, command=command)
+    page = write_report(ranking, out)
+    result.save(out / "validation.json")
+    print_validation(result, file=sys.stdout)
+    print(f"report: {page}", file=sys.stderr)
+
+
+def _sites(text: str) -> int | tuple[str, ...]:
+    """Read a number of sites, or their names."""
+    from steerscope.sites import parse_site
+
+    if text.strip().isdecimal():
+        return int(text)
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    return tuple(str(parse_site(name)) for name in names)

@@ -1,0 +1,116 @@
+"""What a validation can be told: which sites, how long they are trained, how often."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from steerscope.analysis.options import MIN_EXAMPLES
+from steerscope.errors import InputError
+from steerscope.experiments.validation.training import TrainSettings
+from steerscope.models.site_map import SiteMap
+from steerscope.sites import Site, SiteKind
+
+MIN_SITES = 6
+
+
+@dataclass(frozen=True)
+class ValidateOptions:
+    """Options of a validation.
+
+    Attributes:
+        sites: How many sites to train at, spread over depth and kinds, or their names.
+        seeds: Training seeds: fresh training data, start and order each.
+        rank: Rank of the linear edits, and of LoRA.
+        steps: Optimizer steps of every run.
+        batch_size: Examples per step.
+        num_ranking: Prompts the ranking is made from.
+        num_selection: Held-out prompts that choose learning rates.
+        num_test: Test prompts.
+        references: Train full fine-tuning, LoRA and the greedy set as well.
+        seed: Seed of the ranking, of the bootstrap and of the first training run.
+    """
+
+    sites: int | tuple[str, ...] = 12
+    seeds: int = 2
+    rank: int = 8
+    steps: int = 32
+    batch_size: int = 16
+    num_ranking: int = 192
+    num_selection: int = 128
+    num_test: int = 256
+    references: bool = True
+    seed: int = 0
+
+    @property
+    def training(self) -> TrainSettings:
+        """How runs are trained."""
+        return TrainSettings(rank=self.rank, steps=self.steps, batch_size=self.batch_size)
+
+    def check(self) -> None:
+        """Refuse options that cannot work.
+
+        Raises:
+            InputError: A number out of range, or too few sites for a rank correlation.
+        """
+        count = self.sites if isinstance(self.sites, int) else len(self.sites)
+        if count < MIN_SITES:
+            raise InputError(f"got {count} sites; expected at least {MIN_SITES}: fewer make no rank correlation.")
+        least = {"seeds": 1, "rank": 1, "steps": 1, "batch_size": 1, "num_ranking": MIN_EXAMPLES}
+        for name, minimum in {**least, "num_selection": 16, "num_test": 16}.items():
+            if getattr(self, name) < minimum:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least {minimum}.")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"seed is {self.seed}; expected an integer from 0 to 2**31 - 1.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the options as JSON-able values."""
+        return asdict(self)
+
+
+def choose_sites(site_map: SiteMap, wanted: int | Sequence[str]) -> tuple[Site, ...]:
+    """Return the sites to train at, lowest first.
+
+    A number spreads them over depth and kinds at once: depths are equidistant from the first block to the last
+    and kinds take turns in an order that puts unlike neighbours side by side, so that neither depth nor kind
+    stands for the other. ``resid_pre`` is left out: above the first block it is the ``resid_post`` below.
+
+    Raises:
+        InputError: An unknown site, the same site twice, or more sites than there are.
+    """
+    if not isinstance(wanted, int):
+        named = [site_map.resolve(name) for name in wanted]
+        doubled = sorted({str(site) for site in named if named.count(site) > 1})
+        if doubled:
+            raise InputError(f"site {', '.join(doubled)} is named twice; name every site once.")
+        return tuple(sorted(named, key=_order))
+    turns = [kind for kind in _TURNS if kind in site_map.description.kinds]
+    last = len(site_map.blocks) - 1
+    if wanted > len(turns) * (last + 1):
+        raise InputError(
+            f"asked for {wanted} sites; this model has {len(turns) * (last + 1)} (kinds times layers). Ask for fewer."
+        )
+    found: list[Site] = []
+    for index in range(wanted):
+        layer = round(index * last / max(wanted - 1, 1))
+        # The next kind in turn that this layer, or the nearest one, still has free.
+        nearest = sorted(range(last + 1), key=lambda other, layer=layer: abs(other - layer))  # type: ignore[misc]
+        free = (Site(other, turns[(index + k) % len(turns)]) for other in nearest for k in range(len(turns)))
+        found.append(next(site for site in free if site not in found))
+    return tuple(sorted(found, key=_order))
+
+
+_TURNS = (
+    SiteKind.RESID_POST,
+    SiteKind.ATTN_HEADS,
+    SiteKind.MLP_OUT,
+    SiteKind.RESID_MID,
+    SiteKind.MLP_HIDDEN,
+    SiteKind.ATTN_OUT,
+    SiteKind.MLP_IN,
+)
+
+
+def _order(site: Site) -> tuple[int, int]:
+    return site.layer, list(SiteKind).index(site.kind)

@@ -1,0 +1,83 @@
+"""Runs kept on disk: one JSON file per training run, named by the hash of everything that decides its result.
+
+A run that was interrupted leaves nothing, so asking again computes it; a run that is there is never computed
+twice, in whatever order and by however many processes the sweep is worked through.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from steerscope.errors import InputError
+
+# Raised when a change of code makes old runs incomparable.
+RECIPE = 1
+
+
+def key_of(config: Mapping[str, Any]) -> str:
+    """Return the hash that names a run of this configuration (keys in any order)."""
+    text = json.dumps({**config, "recipe": RECIPE}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+class RunStore:
+    """A folder of finished runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the stored record of a configuration, or ``None``.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        path = self._path(config, "json")
+        if not path.exists():
+            return None
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(
+                f"the stored run {path} cannot be read ({error}). Delete that file; it will be made again."
+            ) from error
+        return {name: _number(value) for name, value in found.items()}
+
+    def put(self, config: Mapping[str, Any], record: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        """Keep a record (with its configuration) and the trained parameters of an edit, all or nothing."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if weights:
+            aside = self._path(config, f"safetensors.{os.getpid()}")
+            save_file({name: value.cpu().contiguous() for name, value in weights.items()}, aside)
+            aside.replace(self._path(config, "safetensors"))
+        text = json.dumps({**{k: _plain(v) for k, v in record.items()}, "config": dict(config)}, indent=1)
+        aside = self._path(config, f"json.{os.getpid()}")
+        aside.write_text(text + "\n", encoding="utf-8")
+        aside.replace(self._path(config, "json"))
+
+    def weights(self, config: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the trained parameters of a stored edit (none for methods that keep none)."""
+        path = self._path(config, "safetensors")
+        return {name: value.to(torch.float32) for name, value in load_file(path).items()} if path.exists() else {}
+
+    def _path(self, config: Mapping[str, Any], ending: str) -> Path:
+        return self.folder / f"{key_of(config)}.{ending}"
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity: a diverged loss is written as a word."""
+    return "infinite" if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: Any) -> Any:
+    return math.inf if value == "infinite" else value

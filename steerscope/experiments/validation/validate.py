@@ -1,0 +1,266 @@
+"""Does the ranking predict training? Rank, train at sites spread over the model, compare."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steerscope.analysis.options import RankOptions
+from steerscope.analysis.ranking import rank_sites
+from steerscope.analysis.results import Ranking
+from steerscope.analysis.scores import DEFAULT_SCORE, KERNEL_SCORES
+from steerscope.experiments.validation.agreement import agreements, ceiling
+from steerscope.experiments.validation.data import DataSplits
+from steerscope.experiments.validation.depth_and_kind import depth_and_kind, known_studies
+from steerscope.experiments.validation.options import ValidateOptions, choose_sites
+from steerscope.experiments.validation.result import TrainedSite, Validation
+from steerscope.experiments.validation.store import RunStore
+from steerscope.experiments.validation.sweep import Method, Outcome, Sweep
+from steerscope.models.load import LoadedModel
+from steerscope.sites import Site
+
+PLAIN_BASELINES = (
+    "depth",
+    "depth_and_kind",
+    "middle_layer",
+    "last_layer",
+    "gradient_norm",
+    "activation_norm",
+    "random",
+)
+
+# Called with the stage, steps done and steps in all.
+Progress = Callable[[str, int, int], None]
+
+
+def validate_ranking(
+    loaded: LoadedModel,
+    splits: DataSplits,
+    options: ValidateOptions,
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+    command: str = "",
+) -> tuple[Ranking, Validation]:
+    """Rank the sites, train at some of them and compare.
+
+    Args:
+        loaded: The model.
+        splits: Where examples come from.
+        options: Sites, seeds, length of training.
+        folder: Where runs (``runs/``) and the ranking (``ranking.json``) are kept; what is there already and was
+            made with the same options is used again, so an interrupted validation goes on where it stopped.
+        progress: Called as work goes on.
+        command: What the user typed, for the record.
+
+    Returns:
+        The ranking, with this validation as its evidence, and the validation.
+
+    Raises:
+        InputError: Bad options, or too few examples.
+
+    Cost: one ranking, then three training runs per site and one more per further seed, each through the blocks
+    from the site up.
+    """
+    options.check()
+    chosen = choose_sites(loaded.site_map, options.sites)
+    ranking = _ranked(loaded, splits, options, folder / "ranking.json", progress)
+
+    def tell(what: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(f"train: {what}", done, total)
+
+    sweep = Sweep(loaded, splits, options, RunStore(folder / "runs"), tell)
+    before = sweep.before()
+    methods = [Method((site,)) for site in chosen]
+    extra = _references(ranking) if options.references else []
+    # Sites first: the table is about them, and references can be added to a finished table later.
+    outcomes = sweep.run(methods) + (sweep.run(extra) if extra else [])
+    by_site = {(s.layer, s.kind): s for s in ranking.sites if s.family == "linear"}
+    sites = tuple(
+        _trained(outcome, by_site[site.layer, site.kind.value].n_params, by_site[site.layer, site.kind.value].scores)
+        for site, outcome in zip(chosen, outcomes, strict=False)
+    )
+    references = tuple(
+        _trained(outcome, _num_params(loaded, method, options.rank))
+        for method, outcome in zip(extra, outcomes[len(chosen) :], strict=True)
+    )
+    answers = Counter(e.completion for e in splits.test(options.num_test))
+    result = Validation(
+        model=loaded.identity.as_dict(),
+        task=splits.name,
+        options=options.as_dict(),
+        versions=ranking.versions,
+        before={
+            "loss": before.loss,
+            "accuracy": before.accuracy,
+            "majority": answers.most_common(1)[0][1] / answers.total(),
+            "n_test": answers.total(),
+        },
+        score=DEFAULT_SCORE,
+        sites=sites,
+        references=references,
+        agreements={},
+        baselines=(),
+        ceiling={},
+        cost=_cost(loaded, ranking, chosen, outcomes[: len(chosen)], options),
+        command=command,
+    )
+    result = compared(result)
+    return replace(ranking, evidence=evidence_of(result)), result
+
+
+def compared(result: Validation) -> Validation:
+    """Return the validation with its comparison computed (again) from sites and losses."""
+    sites = [_site_of(site.method) for site in result.sites]
+    depth = np.array([float(site.layer) for site in sites])
+    losses = result.losses()
+    names = list(result.sites[0].scores)
+    scores: dict[str, NDArray[np.float64]] = {
+        name: np.array([site.scores[name] for site in result.sites]) for name in names
+    }
+    others = {name: constants for name, constants in known_studies().items() if name != result.study}
+    joint = depth_and_kind(sites, int(result.model["layers"]), others)
+    if joint is not None:
+        scores["depth_and_kind"] = joint
+    baselines = tuple(name for name in PLAIN_BASELINES if name in scores)
+    seed = int(result.options["seed"])
+    found = agreements(scores, losses, depth, before=result.before["loss"], baselines=baselines, seed=seed)
+    limit = asdict(ceiling(losses, depth, seed=seed))
+    return replace(
+        result,
+        agreements={name: one.as_dict() for name, one in found.items()},
+        baselines=baselines,
+        ceiling={k: None if isinstance(v, float) and math.isnan(v) else v for k, v in limit.items()},
+    )
+
+
+def evidence_of(result: Validation) -> dict[str, Any]:
+    """Return what a report says about the default score: a summary, the numbers and the points of the figure."""
+    found = result.agreements[result.score]
+    limit = result.ceiling.get("spearman")
+    against = f"; two training seeds agree at {limit:.2f}" if limit is not None else ""
+    seeds = int(result.options["seeds"])
+    summary = (
+        f"Validated by training at {len(result.sites)} sites of this model on {result.task} ({seeds} "
+        f"{'seed' if seeds == 1 else 'seeds'}, {result.options['steps']} steps): Spearman correlation of the score "
+        f"with trained held-out loss {found['spearman']:.2f} ({found['low']:.2f} to {found['high']:.2f}), given depth "
+        f"{found['partial']:.2f}{against}."
+    )
+    points = [
+        {
+            "site": site.method,
+            "score": site.scores[result.score],
+            "loss": site.mean_loss if math.isfinite(site.mean_loss) else None,
+            "low": min((v for v in site.losses if v is not None), default=None),
+            "high": max((v for v in site.losses if v is not None), default=None),
+        }
+        for site in result.sites
+    ]
+    lines = [{"name": one.method, "loss": one.mean_loss} for one in result.references if math.isfinite(one.mean_loss)]
+    return {
+        "summary": summary,
+        "task": result.task,
+        "score": result.score,
+        "n_sites": len(result.sites),
+        "n_seeds": seeds,
+        "spearman": found["spearman"],
+        "low": found["low"],
+        "high": found["high"],
+        "partial": found["partial"],
+        "ceiling": limit,
+        "agreements": sorted(
+            ({**one, "is_baseline": name in result.baselines} for name, one in result.agreements.items()),
+            key=lambda one: -one["spearman"],
+        ),
+        "points": points,
+        "references": [*lines, {"name": "no training", "loss": result.before["loss"]}],
+    }
+
+
+def _ranked(
+    loaded: LoadedModel, splits: DataSplits, options: ValidateOptions, kept: Path, progress: Progress | None
+) -> Ranking:
+    wanted = RankOptions(max_examples=options.num_ranking, seed=options.seed, rank=options.rank)
+    if kept.exists():
+        found = Ranking.load(kept)
+        same = (
+            found.model == loaded.identity.as_dict()
+            and found.task == splits.name
+            and found.seed == options.seed
+            and found.settings.get("rank") == options.rank
+            and found.settings.get("asked_examples") == options.num_ranking
+            and set(KERNEL_SCORES) <= set(found.sites[0].scores)
+        )
+        if same:
+            return found
+    examples = splits.ranking(options.num_ranking, options.seed)
+    ranking = rank_sites(loaded, examples, wanted, task=splits.name, progress=progress)
+    ranking = replace(ranking, settings={**ranking.settings, "asked_examples": options.num_ranking})
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    aside = kept.with_name(".ranking.unfinished")
+    ranking.save(aside)
+    aside.replace(kept)
+    return ranking
+
+
+def _references(ranking: Ranking) -> list[Method]:
+    best = tuple(_site_of(f"{step.layer}.{step.kind}") for step in ranking.greedy)
+    sets = [Method(tuple(sorted(best, key=lambda site: site.layer)))] if len(best) > 1 else []
+    return [*sets, Method(weights="lora"), Method(weights="full")]
+
+
+def _trained(outcome: Outcome, n_params: int, scores: dict[str, float] | None = None) -> TrainedSite:
+    found = outcome.as_dict()
+    return TrainedSite(
+        method=outcome.method,
+        learning_rate=outcome.learning_rate,
+        interior=outcome.interior,
+        tried=found["tried"],
+        losses=tuple(found["losses"]),
+        accuracies=outcome.accuracies,
+        seconds=outcome.seconds,
+        n_params=n_params,
+        scores=dict(scores or {}),
+    )
+
+
+def _num_params(loaded: LoadedModel, method: Method, rank: int) -> int:
+    if method.sites:
+        return sum(2 * rank * loaded.site_map.width(site) for site in method.sites)
+    from steerscope.models.blocks import linear_shape
+
+    shapes = [linear_shape(module) for module in loaded.site_map.linear_maps().values()]
+    return sum(rank * (out + into) if method.weights == "lora" else out * into for out, into in shapes)
+
+
+def _cost(
+    loaded: LoadedModel,
+    ranking: Ranking,
+    chosen: tuple[Site, ...],
+    outcomes: list[Outcome],
+    options: ValidateOptions,
+) -> dict[str, float]:
+    """Compare the ranking's time with the sweep that it replaces: every layer and kind, the search, one seed."""
+    # Runs through fewer blocks are faster; the mean over sites spread over depth stands for the mean over all.
+    per_run = [o.seconds / (len(o.tried) + options.seeds - 1) for o in outcomes]
+    per_site = float(np.mean([run * max(3, len(o.tried)) for run, o in zip(per_run, outcomes, strict=True)]))
+    count = len(loaded.site_map.sites())
+    spent = sum(ranking.timing.values())
+    return {
+        "ranking": spent,
+        "training": sum(o.seconds for o in outcomes),
+        "sweep": per_site * count,
+        "ratio": spent / max(per_site * count, 1e-9),
+    }
+
+
+def _site_of(name: str) -> Site:
+    return Method.named(name).sites[0]
