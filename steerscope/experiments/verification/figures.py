@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from steerscope.analysis.report.figure_style import (
     ACCENT,
@@ -76,6 +77,14 @@ def line(ax: Axes, x: Any, y: Any, place: int, label: str) -> Line2D:
     return drawn
 
 
+def log_scale(ax: Axes, which: str, base: int = 10) -> None:
+    """Make the axis ``"x"`` or ``"y"`` logarithmic with ticks in plain numbers (the style draws no powers)."""
+    (ax.set_xscale if which == "x" else ax.set_yscale)("log", base=base)
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 @styled
 def plot_verdicts(found: Verification) -> Figure:
     """Draw one lettered cell per proposition."""
@@ -127,9 +136,9 @@ def plot_curves(found: Verification) -> Figure:
         x, y = np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
         line(ax, x, y, 0, name)
         if len(x) and (x > 0).all() and x.max() > 30 * x.min():
-            ax.set_xscale("log")
+            log_scale(ax, "x")
         if len(y) and (y > 0).all() and y.max() > 30 * y.min():
-            ax.set_yscale("log")
+            log_scale(ax, "y")
         ax.set_title(figure_text(f"{proposition} {name}", 26), fontsize=8, loc="left")
         ax.set_xlabel(figure_text(data["x_name"], 28), fontsize=7)
         ax.set_ylabel(figure_text(data["y_name"], 22), fontsize=7)
@@ -152,8 +161,8 @@ def plot_slopes(found: Verification) -> Figure:
     middle = len(sizes) // 2
     start = entries[0]["relative"][middle] * sizes[middle]
     (guide,) = ax.plot(sizes, start * (sizes / sizes[middle]) ** 2, color=NULL, linewidth=1, label="slope 2")
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+    log_scale(ax, "x")
+    log_scale(ax, "y")
     ax.set_xlabel("size of the update, |t dW| / |W|")
     ax.set_ylabel("|measured - predicted|\nover the shift of a unit update")
     ax.grid()
@@ -188,7 +197,7 @@ def plot_radius(found: Verification) -> Figure:
     if size:
         ax.axhline(size, color=NULL, linestyle="--", linewidth=1.2)
         handles.append(Line2D([], [], color=NULL, linestyle="--", label="size of the fine-tuning itself"))
-    ax.set_yscale("log")
+    log_scale(ax, "y")
     ax.set_xlabel("layer")
     ax.set_ylabel("largest |t dW| / |W| with\n90% of the shift explained")
     ax.grid(axis="y")
@@ -218,7 +227,7 @@ def plot_conditioning(found: Verification) -> Figure:
     bottom.set_ylabel("norm, relative to what\nit is added to")
     bottom.set_xlabel("layer")
     for ax in (top, bottom):
-        ax.set_yscale("log")
+        log_scale(ax, "y")
         ax.grid(axis="y")
     finish(figure, found, "Reachable, but at what cost?", handles, 3)
     return figure
@@ -263,7 +272,7 @@ def plot_oracle_spectra(found: Verification) -> Figure:
     bottom.set_ylabel("predicted on held-out prompts\n(R squared)")
     bottom.set_xlabel("rank")
     for ax in (top, bottom):
-        ax.set_xscale("log", base=2)
+        log_scale(ax, "x", 2)
         ax.grid(axis="y")
     finish(figure, found, "Low rank is one thing, linear another", handles, 3)
     return figure
@@ -346,7 +355,7 @@ def plot_strength(found: Verification) -> Figure:
         ax.set_ylabel("delta KL (nats)")
         ax.grid(axis="y")
     panels[-1].set_xlabel("layer steered")
-    handles.append(Line2D([], [], color=NULL, linestyle="--", label="best possible (-KL of the base model)"))
+    handles.append(Line2D([], [], color=NULL, linestyle="--", label="-KL(base || tuned)"))
     finish(figure, found, "Oracle edits of one layer, by strength", handles, 3)
     return figure
 
@@ -465,5 +474,6 @@ def _entries(found: Verification) -> Iterator[VerifyFigure]:
             plot_strength,
             "Delta KL over the layer steered, one line per strength, panels for attention and MLP output.",
             "KL(steered || fine-tuned) - KL(base || fine-tuned) at the answer, teacher forcing; negative is nearer to "
-            "the fine-tuned model. The oracle of a site is its shift under the fine-tuning, added at every position.",
+            "the fine-tuned model; the dashed line is the best possible. The oracle of a site is its shift under the "
+            "fine-tuning, added at every position.",
         )

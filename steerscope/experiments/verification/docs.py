@@ -1,0 +1,175 @@
+"""Makes docs/theory.md from saved verifications; nothing in that file is written by hand.
+
+Usage: ``python -m steerscope.experiments.verification.docs random.json [model.json] > docs/theory.md``
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from steerscope.analysis.report.table import TextTable
+from steerscope.analysis.report.vocabulary import clean
+from steerscope.equivalence.propositions.base import Verdict
+from steerscope.errors import InputError
+from steerscope.experiments.verification.results import Verification
+from steerscope.experiments.verification.tables import headline, measurement_tables, number, short
+
+RANDOM, MODEL = "docs/results/verify-random.json", "docs/results/verify-smollm2-135m.json"
+_INTRO = """# The theory, tried
+
+Every statement below was checked numerically, with a tolerance fixed in advance and with negative controls: a wrong
+form of the statement, or the statement with an assumption taken away, which has to fall *outside* the tolerance. A
+proposition **holds** if its claim is inside and every control outside; it **holds with correction** if the public form
+of the statement is outside and the corrected form inside; it is **vacuous here** if it says nothing on the subject; it
+**fails** otherwise.
+
+The work is *Weight Updates as Activation Shifts* ([arXiv 2603.00425](https://arxiv.org/abs/2603.00425)). Its full text
+was not available when these propositions were written: only its abstract, the authors' posts and their code. The
+column *source* says where each statement comes from; *this project* means that nobody else is responsible for it.
+"""
+
+
+def document(random: Verification, model: Verification | None = None) -> str:
+    """Return docs/theory.md.
+
+    Args:
+        random: A verification on random blocks.
+        model: One on a model, with measurements.
+    """
+    files = [RANDOM] + ([MODEL] if model else [])
+    parts = [_INTRO, _how(files, random, model), _propositions(random, model), _public(random), _vacuous(random, model)]
+    failing = [
+        f"- {one.name} on {_name(found)}: {clean(one.title)}. " + "; ".join(one.notes)
+        for found in (random, model)
+        if found
+        for one in found.propositions
+        if one.verdict == Verdict.FAILS
+    ]
+    if failing:
+        parts.append("## What fails\n\n" + "\n".join(failing) + "\n")
+    if model is not None and model.measurements:
+        parts.append(_measurements(model))
+    return "\n".join(part for part in parts if part)
+
+
+def _name(found: Verification) -> str:
+    return clean(found.subject, 60)
+
+
+def _how(files: Sequence[str], random: Verification, model: Verification | None) -> str:
+    lines = ["This file is made by", "", "```"]
+    for found, file in zip((random, model), files, strict=False):
+        assert found is not None
+        name = "" if found.model is None else f" {found.model['name']}"
+        lines.append(f"steerscope verify{name} --seed {found.seed} --json {file}")
+    lines += [
+        f"python -m steerscope.experiments.verification.docs {' '.join(files)} > docs/theory.md",
+        "```",
+        "",
+        f"{headline(random)}" + (f" {headline(model)}" if model else ""),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return clean(text).replace("|", "\\|")
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _propositions(random: Verification, model: Verification | None) -> str:
+    on_model = {one.name: one for one in model.propositions} if model else {}
+    columns = ["no.", "claim", "source", "measured", "expected", "verdict"]
+    if model is not None:
+        columns += [f"measured on {_name(model)}", "expected", "verdict there"]
+    lines = ["## Propositions", "", f"The first verdict is on {_name(random)} (float64, seed {random.seed})."]
+    if model is not None:
+        lines[-1] += f" The second is on {_name(model)} (float64, {model.tokens} tokens of real prompts)."
+    lines += [
+        "*measured* is, of a claim's measurements, the one nearest to the end of its interval; the JSON files hold all",
+        "of them, the controls and the curves.",
+        "",
+    ]
+    for group in dict.fromkeys(one.group for one in random.propositions):
+        lines += [f"### {clean(group)[:1].upper()}{clean(group)[1:]}", "", _row(columns), _row(["---"] * len(columns))]
+        for one in random.propositions:
+            if one.group == group:
+                cells = [one.name, _cell(one.claim), _cell(one.source), *map(_cell, short(one.decisive())), one.verdict]
+                other = on_model.get(one.name)
+                if model is not None:
+                    cells += ["", "", ""] if other is None else [*map(_cell, short(other.decisive())), other.verdict]
+                lines.append(_row(cells))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _public(random: Verification) -> str:
+    """Return what public statements need a correction, with the numbers of both forms."""
+    found = [one for one in random.propositions if one.published]
+    if not found:
+        return ""
+    lines = ["## Public statements that need a correction", ""]
+    for one in found:
+        wrong = [entry for entry in one.published_form if not entry.inside]
+        measured = "; ".join(f"{entry.name}: {number(entry.value)}, expected {entry.expected}" for entry in wrong)
+        lines.append(
+            f"- **{one.name}** ({clean(one.source)}). {clean(one.published)}"
+            + (f" Measured: {measured}." if measured else "")
+        )
+    return "\n".join([*lines, ""])
+
+
+def _vacuous(random: Verification, model: Verification | None) -> str:
+    lines = []
+    for found in (random, model):
+        for one in found.propositions if found else ():
+            if one.verdict == Verdict.VACUOUS:
+                assert found is not None
+                lines.append(f"- {one.name} on {_name(found)}: {clean(one.vacuous)}")
+    return "\n".join(["## Where a proposition says nothing", "", *lines, ""]) if lines else ""
+
+
+def _measurements(model: Verification) -> str:
+    tuned = model.finetune
+    lines = [
+        f"## Measurements on {_name(model)}",
+        "",
+        f"The update is that of a real, short fine-tuning: {tuned['steps']} steps of AdamW at learning rate "
+        f"{tuned['learning_rate']:g} on {tuned['batch_size']} prompts of {tuned['task']} each, all linear maps of the "
+        f"blocks, relative size {number(tuned['relative_size'])}. It is a direction that training takes, not a trained "
+        "model. Measurements use other prompts of the same task. They are this project's; where they concern a "
+        "published figure, its quantity stands beside ours.",
+        "",
+    ]
+    lines += [f"- {clean(warning)}" for warning in model.warnings] + [""]
+    for table in measurement_tables(model):
+        lines += [_markdown(table), ""]
+    return "\n".join(lines)
+
+
+def _markdown(table: TextTable) -> str:
+    rule = ["---:" if column in table.right else "---" for column in table.columns]
+    rows = [_row([_cell(cell) for cell in row]) for row in table.rows]
+    head = [f"### {clean(table.title)}", "", _row([_cell(column) for column in table.columns]), _row(rule), *rows]
+    return "\n".join(head + (["", clean(table.note)] if table.note else []))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the document made of the given files; exit code 2 for bad input."""
+    if not 1 <= len(arguments) <= 2:
+        print("usage: python -m steerscope.experiments.verification.docs random.json [model.json]", file=sys.stderr)
+        return 2
+    try:
+        print(document(*map(Verification.load, arguments)).rstrip("\n"))
+    except InputError as error:
+        print(f"steerscope: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

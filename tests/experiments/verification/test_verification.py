@@ -1,0 +1,192 @@
+"""Running, saving, drawing and documenting a verification."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from steerscope import InputError
+from steerscope.experiments.verification import docs
+from steerscope.experiments.verification.figures import FIGURE_STEMS
+from steerscope.experiments.verification.report import write_verification
+from steerscope.experiments.verification.results import MEASUREMENTS, Verification, plain
+from steerscope.experiments.verification.run import VerifyOptions, loader, verify_model, verify_random
+from steerscope.experiments.verification.tables import headline, measurement_tables, number, proposition_table
+from tests.cli.runs import save_model
+from tests.experiments.verification.cases import EVERY, FINE, RIGHT, SMALL
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def on_random() -> Verification:
+    return replace(verify_random(EVERY), settings={"command": "steerscope verify"})
+
+
+@pytest.fixture(scope="module")
+def stages() -> list[tuple[str, int, int]]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def on_model(tmp_path_factory, stages) -> Verification:
+    folder = save_model(tmp_path_factory.mktemp("verify") / "model", num_hidden_layers=3)
+    return verify_model(loader(str(folder)), FINE, SMALL, progress=lambda *seen: stages.append(seen))
+
+
+# --- what is found -----------------------------------------------------------------------------------------
+
+
+def test_verdicts(on_random):
+    assert {one.name: one.verdict for one in on_random.propositions} == {
+        "P1": "holds",
+        "P3": "holds with correction",
+        "P7": "fails",
+        "P12": "vacuous here",
+        "P13": "fails",
+    }
+    assert on_random.failed == ("P7", "P13")
+    assert on_random.counts() == {"holds": 1, "fails": 2, "holds with correction": 1, "vacuous here": 1}
+    assert on_random.model is None
+    assert on_random.measurements == {}
+
+
+def test_decisive_measurement(on_random):
+    by_name = {one.name: one for one in on_random.propositions}
+    assert by_name["P1"].decisive().name == "norm of a draw"  # nearer to its bound than the zero
+    assert by_name["P7"].decisive().name == "slope"  # the one that fails
+    assert by_name["P12"].decisive() is None
+    assert by_name["P13"].decisive().value is None
+
+
+def test_measurements_are_all_made(on_model, stages):
+    assert set(on_model.measurements) == set(MEASUREMENTS)
+    assert all(on_model.measurements.values())
+    assert on_model.finetune["steps"] == len(on_model.finetune["losses"]) == 2
+    assert 0 < on_model.finetune["relative_size"] < 0.1
+    assert on_model.subject == on_model.model["name"]
+    assert on_model.model["dtype"] == "float64"
+    assert set(on_model.timing) == {name for name, _, _ in stages}
+    updates = {one["update"] for one in on_model.measurements["radius"]}
+    assert updates == {"trained", "random 0", "random 1"}
+
+
+def test_quick_run_measures_nothing(on_model):
+    quick = verify_model(loader(on_model.model["name"]), [RIGHT], replace(SMALL, quick=True))
+    assert quick.measurements == {}
+    assert any("Quick run" in warning for warning in quick.warnings)
+
+
+@pytest.mark.parametrize(("options", "words"), [({"seed": -1}, "seed"), ({"rows": 7}, "rows"), ({"steps": 0}, "steps")])
+def test_bad_options(options, words):
+    with pytest.raises(InputError, match=words):
+        verify_random([RIGHT], VerifyOptions(**options))
+
+
+# --- JSON --------------------------------------------------------------------------------------------------
+
+
+def test_json_contract(on_random, on_model):
+    for found in (on_random, on_model):
+        data = json.loads(found.to_json())
+        assert set(data) == {
+            "schema_version", "subject", "model", "seed", "tokens", "propositions", "measurements", "finetune",
+            "settings", "versions", "timing", "warnings",
+        }  # fmt: skip
+        assert data["schema_version"] == 1
+        for one in data["propositions"]:
+            assert {"name", "verdict", "claim", "source", "claims", "controls", "series", "seconds"} <= set(one)
+            for entry in one["claims"]:
+                assert set(entry) == {"name", "value", "low", "high", "inside", "expected"}
+        assert Verification.from_json(found.to_json()).to_json() == found.to_json()
+
+
+def test_numbers_that_are_none(on_random):
+    data = json.loads(on_random.to_json())
+    (entry,) = data["propositions"][-1]["claims"]
+    assert (entry["value"], entry["low"], entry["inside"]) == (None, None, False)
+    assert plain({"a": (float("inf"), 0.123456789)}) == {"a": [None, 0.123457]}
+    assert [number(value) for value in (None, -0.0, 1234.5)] == ["none", "0", "1.23e+03"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema_version": 9}', '{"schema_version": 1}'])
+def test_other_json_is_refused(text):
+    with pytest.raises(InputError):
+        Verification.from_json(text)
+
+
+# --- page and tables ---------------------------------------------------------------------------------------
+
+
+def test_page(on_model, tmp_path):
+    page = write_verification(on_model, tmp_path / "out")
+    files = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert files == {"index.html", "verify.json", *(f"figures/{s}.{e}" for s in FIGURE_STEMS for e in ("svg", "png"))}
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"""(?:src|href)=["'](?!data:)|url\(|@import|<script""", text)
+    assert "a &lt;b&gt;note&lt;/b&gt;" in text  # what a check says is escaped
+    assert text.count("<img ") == len(FIGURE_STEMS)
+    assert all(alt for alt in re.findall(r'<img [^>]*alt="([^"]*)"', text))
+    assert "Nothing fails" in text
+    before = page.read_bytes()
+    assert write_verification(on_model, tmp_path / "out").read_bytes() == before
+
+
+def test_page_of_a_failure(on_random, tmp_path):
+    text = write_verification(on_random, tmp_path).read_text(encoding="utf-8")
+    assert "P7, P13 fail" in text
+    assert {p.stem for p in (tmp_path / "figures").iterdir()} == {"verdicts", "curves"}
+
+
+def test_folder_that_is_a_file(on_random, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="cannot write"):
+        write_verification(on_random, tmp_path / "file")
+
+
+def test_tables(on_random, on_model):
+    table = proposition_table(on_random)
+    assert [row[0] for row in table.rows] == ["P1", "P3", "P7", "P12", "P13"]
+    assert table.rows[2][2:] == ("1", "1.95 to 2.05", "fails")
+    assert table.rows[3][2:] == ("", "", "vacuous here")
+    assert headline(on_random).startswith("5 propositions on random llama blocks: 1 holds, 2 fails")
+    tables = measurement_tables(on_model)
+    assert len(tables) == len(MEASUREMENTS)
+    assert all(len(row) == len(table.columns) for table in tables for row in table.rows)
+
+
+# --- the document ------------------------------------------------------------------------------------------
+
+
+def test_document(on_random, on_model):
+    text = docs.document(on_random, on_model)
+    assert "steerscope verify --seed 0 --json docs/results/verify-random.json" in text
+    assert "\\|a\\| <= b." in text  # a formula's bars do not end a cell
+    assert "## Public statements that need a correction" in text
+    assert "published form: 163, expected at most 1e-12" in text
+    assert "- P12 on random llama blocks: there is no gate" in text
+    assert "- P7 on random llama blocks" in text
+    for row in re.findall(r"^\| P.*$", text, re.MULTILINE):
+        assert len(re.findall(r"(?<!\\)\|", row)) == 10
+    assert "## Measurements on" in text
+    assert "## Measurements on" not in docs.document(on_random)
+
+
+def test_document_command(on_random, tmp_path, capsys):
+    on_random.save(tmp_path / "random.json")
+    assert docs.main([str(tmp_path / "random.json")]) == 0
+    assert capsys.readouterr().out == docs.document(Verification.load(tmp_path / "random.json")).rstrip("\n") + "\n"
+    assert docs.main([]) == 2
+    assert docs.main([str(tmp_path / "missing.json")]) == 2
+    assert "steerscope: cannot read" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not (ROOT / docs.RANDOM).exists(), reason="no saved verification in this checkout")
+def test_theory_md_is_what_the_generator_makes():
+    files = [ROOT / name for name in (docs.RANDOM, docs.MODEL) if (ROOT / name).exists()]
+    made = docs.document(*map(Verification.load, files)).rstrip("\n") + "\n"
+    assert (ROOT / "docs" / "theory.md").read_text(encoding="utf-8") == made
