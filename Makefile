@@ -1,4 +1,5 @@
 # make report   ranks the bundled model and writes report/index.html
+# make validate trains at 12 sites and compares with the ranking; writes validation/index.html
 # make test     runs everything a change has to pass
 # Both set up .venv first, once, and again when pyproject.toml or constraints.txt change.
 
@@ -10,7 +11,7 @@ STAMP := $(VENV)/.steerscope-installed
 QUICK := tests --ignore=tests/cli $(addprefix --ignore=tests/analysis/test_,report.py invariance.py capture_exact.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test test-quick test-slow lint types format clean
+.PHONY: help setup report validate test test-quick test-slow lint types format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +27,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 report: setup ## Rank the sites of the bundled model; writes report/index.html
 	$(BIN)/steerscope rank --out report --overwrite
+
+validate: setup ## Train edits at 12 sites and compare with the ranking, in 45 minutes; run it again to go on
+	$(BIN)/steerscope validate --sites 12 --out validation --resume
 
 test: lint types ## Lint, types, and all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow"

@@ -12,6 +12,7 @@ import torch
 
 from steerscope.analysis.capture import capture
 from steerscope.analysis.encoding import Encoded, encode
+from steerscope.analysis.evidence import known_evidence
 from steerscope.analysis.examples import Example, check_examples, content_order
 from steerscope.analysis.features import Features, SketchPlan, feature_bytes
 from steerscope.analysis.greedy import grow_set
@@ -106,6 +107,7 @@ def rank_sites(
         {site: scorer.num_params(site, "linear") for site in linear},
         max_sites=options.max_sites,
         budget=options.budget,
+        shares=scorer.linear_shares(),
         progress=watch.tick,
     )
     watch.stage("stability")
@@ -142,6 +144,7 @@ def rank_sites(
         },
         timing=watch.seconds,
         warnings=tuple(warnings + _warnings(loaded, stability)),
+        evidence=known_evidence(options.score),
     )
 
 

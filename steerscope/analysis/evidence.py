@@ -1,0 +1,39 @@
+"""What training has said about the default score so far: the studies kept with the package, for every report to cite.
+
+``evidence.json`` is written from the study's result files (docs/validation.md says how); nothing is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+EVIDENCE = Path(__file__).with_name("evidence.json")
+
+
+def known_evidence(score: str, path: Path = EVIDENCE) -> dict[str, Any] | None:
+    """Return the kept studies of a score with a summary in words; ``None`` if it was never compared with training."""
+    if not path.exists():
+        return None
+    studies = [one for one in json.loads(path.read_text(encoding="utf-8")) if one["score"] == score]
+    if not studies:
+        return None
+    return {"summary": summary_of(studies), "studies": studies}
+
+
+def summary_of(studies: list[dict[str, Any]]) -> str:
+    """Return one sentence per study, and what they do not cover."""
+    lines = ["Training elsewhere says how far to trust this score:"]
+    lines += [_sentence(one) for one in studies]
+    lines.append("On this model and task it is a prediction; steerscope validate tests it.")
+    return " ".join(lines)
+
+
+def _sentence(one: dict[str, Any]) -> str:
+    limit = "" if one["ceiling"] is None else f"; two training seeds agree at {one['ceiling']:.2f}"
+    return (
+        f"{one['model']} on {one['task']}, {one['n_sites']} sites: Spearman correlation with trained held-out loss "
+        f"{one['spearman']:.2f} ({one['low']:.2f} to {one['high']:.2f}), the best plain baseline ({one['baseline']}) "
+        f"{one['baseline_spearman']:.2f}{limit}."
+    )
