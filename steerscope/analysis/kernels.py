@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steerscope.analysis.features import Features
-from steerscope.equivalence.kernels import gram
+from steerscope.equivalence.kernels import gram, widened
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Kernel:
 
     Attributes:
         probe: ``row row``.
-        cross: ``row example``.
+        cross: ``row example``; ``row 0`` where it was not asked for.
         loss: ``example example``.
     """
 
@@ -59,20 +59,29 @@ class Kernel:
     loss: Tensor
 
     @classmethod
-    def of(cls, feature_sets: Iterable[Tensor], features: Features, rows: Rows) -> Kernel:
-        """Return the kernel of one or several feature tensors ``example slot feature`` (their kernels add)."""
-        total: Tensor | None = None
+    def of(cls, feature_sets: Iterable[Tensor], features: Features, rows: Rows, *, cross: bool = True) -> Kernel:
+        """Return the kernel of one or several feature tensors ``example slot feature`` (their kernels add).
+
+        Without ``cross`` that part stays empty: fine-tuning's kernel needs it, a candidate's does not.
+        """
+        total: Kernel | None = None
         for one in feature_sets:
             k = features.valid.shape[1]
-            wide = one if one.dtype in (torch.float32, torch.float64) else one.float()
-            probes, residual = wide[:, :k], features.residual.to(wide)
-            loss = torch.einsum("np,npf->nf", residual, probes) if features.spans else wide[:, k]
-            part = gram(torch.cat([wide[rows.example, rows.probe], loss]))
+            # Rows are picked before they are widened: a float copy of all features would be made in vain.
+            probes = widened(one[rows.example, rows.probe])
+            if features.spans:
+                loss = torch.einsum("np,npf->nf", features.residual.to(probes), widened(one[:, :k]))
+            else:
+                loss = widened(one[:, k])
+            between = probes @ loss.T if cross else probes.new_empty(len(probes), 0)
+            part = cls(gram(probes).cpu(), between.cpu(), gram(loss).cpu())
             total = part if total is None else total + part
         assert total is not None
-        n = len(rows.example)
-        total = total.cpu()
-        return cls(total[:n, :n].contiguous(), total[:n, n:].contiguous(), total[n:, n:].contiguous())
+        return total
+
+    def __add__(self, other: Kernel) -> Kernel:
+        """Return the kernel of both parameters together."""
+        return Kernel(self.probe + other.probe, self.cross + other.cross, self.loss + other.loss)
 
     @property
     def scale(self) -> float:

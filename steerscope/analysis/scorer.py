@@ -14,7 +14,7 @@ from steerscope.analysis.options import RankOptions
 from steerscope.analysis.problem import Problem
 from steerscope.analysis.results import KindScore, SiteScore
 from steerscope.analysis.scores import DEFAULT_SCORE, KERNEL_SCORES, kernel_scores, place_scores
-from steerscope.analysis.scores.by_kernel import learnable_share
+from steerscope.analysis.scores.by_kernel import quick_share
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site, SiteKind
 
@@ -46,10 +46,10 @@ class Scorer:
 
     def add(self, site: Site) -> None:
         """Score one site, both families."""
-        kernel = Kernel.of([self.features.linear.pop(site)], self.features, self.rows)
+        kernel = Kernel.of([self.features.linear.pop(site)], self.features, self.rows, cross=False)
         self._record(site, "linear", kernel, self._evaluate(kernel))
         self.linear_kernels[site] = (kernel.probe / max(kernel.scale, 1e-300)).float()
-        vector = Kernel.of([self.features.vector[site.write]], self.features, self.rows)
+        vector = Kernel.of([self.features.vector[site.write]], self.features, self.rows, cross=False)
         if site.write not in self._vector_scores:  # sites that write at one point share their vector
             self._vector_scores[site.write] = self._evaluate(vector)
         self._record(site, "vector", vector, self._vector_scores[site.write])
@@ -68,8 +68,7 @@ class Scorer:
         scaled = Kernel(kernel.probe / unit, kernel.cross / unit, kernel.loss / unit)
         key = (site.kind, family)
         if key in self._kind_kernels:
-            sofar = self._kind_kernels[key]
-            scaled = Kernel(sofar.probe + scaled.probe, sofar.cross + scaled.cross, sofar.loss + scaled.loss)
+            scaled = self._kind_kernels[key] + scaled
         self._kind_kernels[key] = scaled
         self._kind_sites.setdefault(key, []).append(site)
 
@@ -98,6 +97,10 @@ class Scorer:
             )
         return tuple(out)
 
+    def linear_shares(self) -> dict[Site, float]:
+        """Return the learnable share of every linear edit."""
+        return {site: float(self._scores[site, "linear"]["learnable_share"][0]) for site in self.linear_kernels}
+
     def kind_scores(self) -> tuple[KindScore, ...]:
         """Return each kind steered at all layers at once, best first."""
         by = self.options.score if self.options.score in KERNEL_SCORES else DEFAULT_SCORE
@@ -119,9 +122,11 @@ class Scorer:
         for site in sample:
             feature = self.features.linear[site]
             parts = feature.unflatten(-1, (plan.blocks, -1)).chunk(2, dim=2)
-            first, second = (Kernel.of([part.flatten(2)], self.features, self.rows).probe for part in parts)
+            first, second = (
+                Kernel.of([part.flatten(2)], self.features, self.rows, cross=False).probe for part in parts
+            )
             relative.append(float((first - second).norm() / (first + second).norm().clamp_min(1e-300)))
-            shares.append([float(learnable_share(kernel, self.problem)[0]) for kernel in (first, second)])
+            shares.append([quick_share(kernel, self.problem) for kernel in (first, second)])
         pairs = torch.tensor(shares, dtype=torch.float64)
         return {
             "sketch_error": sum(relative) / len(relative),

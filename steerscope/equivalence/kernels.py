@@ -8,11 +8,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Rows of a Gram matrix computed in one product: enough for full speed, few enough to leave out most of the upper half.
+GRAM_ROWS = 128
+
 
 def gram(features: Tensor) -> Tensor:
-    """Return ``features @ features.T`` (``row feature`` to ``row row``), in float32 at least."""
-    wide = features if features.dtype in (torch.float32, torch.float64) else features.float()
-    return wide @ wide.T
+    """Return ``features @ features.T`` (``row feature`` to ``row row``), in float32 at least.
+
+    Cost: ``row^2 * feature / 2`` multiplications for many rows: the upper half is the lower one's mirror image.
+    """
+    wide = widened(features)
+    out = wide.new_empty(len(wide), len(wide))
+    for start in range(0, len(wide), GRAM_ROWS):
+        stop = start + GRAM_ROWS
+        out[start:, start:stop] = wide[start:] @ wide[start:stop].T
+        out[start:stop, stop:] = out[stop:, start:stop].T
+    return out
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return a tensor of a half precision in float32, any other as it is."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 def mean_diagonal(kernel: Tensor) -> float:
