@@ -45,7 +45,8 @@ class Direction:
 class Problem:
     """Both ways round, with the ridge and how many groups the jackknife leaves out one at a time.
 
-    ``mean_energy`` is the fraction of the update's squared size that the mean per probe makes.
+    ``mean_energy`` is the fraction, between 0 and 1, of the update's squared size that its mean per probe makes, on
+    the rows the mean is taken over (the training halves).
     """
 
     directions: tuple[Direction, ...]
@@ -70,8 +71,8 @@ class Problem:
             train_in, test_in = in_column[rows.example[train]], in_column[rows.example[test]]
             mean = _group_means(update[train], train_in, rows.group[train], rows.group)
             centred = update - mean
-            removed += float((mean[test, 0] ** 2).sum() + 2 * (mean[test, 0] * centred[test, 0]).sum())
-            energy += float((update[test, 0] ** 2).sum())
+            removed += float((mean[train, 0] ** 2).sum())
+            energy += float((update[train, 0] ** 2).sum())
             residual = rows.residual.double()
             directions.append(
                 Direction(

@@ -67,8 +67,15 @@ def random_projection(rows: int, width: int, *, blocks: int, generator: torch.Ge
     """Draw ``rows width``, each block of ``rows / blocks`` rows preserving inner products on average.
 
     Rows are orthogonal within groups of ``width``, which takes away part of the variance that independent
-    rows have.
+    rows have. More rows than ``width`` are drawn as two independent halves of the blocks: halves of one group
+    would complete each other, and their difference would overstate the error of the whole.
     """
+    halves = 2 if rows > width and blocks % 2 == 0 else 1
+    drawn = [_orthogonal_rows(rows // halves, width, generator) for _ in range(halves)]
+    return torch.cat(drawn) * math.sqrt(width / (rows // blocks))
+
+
+def _orthogonal_rows(rows: int, width: int, generator: torch.Generator) -> Tensor:
     groups, missing = [], rows
     while missing > 0:
         take = min(missing, width)
@@ -76,5 +83,4 @@ def random_projection(rows: int, width: int, *, blocks: int, generator: torch.Ge
         groups.append(basis.T)
         missing -= take
     # Shuffled, so that no block is made of neighbours of one orthogonal group alone.
-    stacked = torch.cat(groups)[torch.randperm(rows, generator=generator)]
-    return stacked * math.sqrt(width / (rows // blocks))
+    return torch.cat(groups)[torch.randperm(rows, generator=generator)]
