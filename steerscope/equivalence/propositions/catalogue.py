@@ -1,0 +1,198 @@
+"""All propositions by number, the choice of some of them by name, and trying them on a subject."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from steerscope.equivalence.propositions import (
+    arithmetic,
+    column_space,
+    context,
+    error_control,
+    gated_mlp,
+    gauge,
+    heads,
+    identifiability,
+    joint,
+    kl,
+    oracles,
+    projection,
+    reft,
+    skip,
+    steering_forms,
+    tangent,
+)
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Verdict, verdict_of
+from steerscope.equivalence.propositions.subject import Subject
+from steerscope.errors import InputError, did_you_mean
+
+_GROUPS = (
+    gated_mlp,
+    column_space,
+    skip,
+    reft,
+    projection,
+    oracles,
+    error_control,
+    steering_forms,
+    gauge,
+    joint,
+    context,
+    heads,
+    tangent,
+    identifiability,
+    kl,
+    arithmetic,
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one proposition on one subject.
+
+    Attributes:
+        number: Its number.
+        name: ``P7``.
+        group: Name of its group.
+        title: A few words.
+        claim: The claim in a sentence.
+        assumptions: What the claim needs.
+        source: Who says so.
+        published: The public statement where it differs; "" otherwise.
+        evidence: What the check found.
+        verdict: What the evidence supports.
+        seconds: Wall time of the check.
+    """
+
+    number: int
+    name: str
+    group: str
+    title: str
+    claim: str
+    assumptions: str
+    source: str
+    published: str
+    evidence: Evidence
+    verdict: Verdict
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON data; an open end of an interval, and a value that is no number, is None."""
+        found = {key: value for key, value in vars(self).items() if key != "evidence"}
+        found["verdict"] = str(self.verdict)
+        evidence = self.evidence
+        found["evidence"] = {
+            "claim": [_measured(m) for m in evidence.claim],
+            "controls": [_measured(m) for m in evidence.controls],
+            "published": [_measured(m) for m in evidence.published],
+            "vacuous": evidence.vacuous,
+            "inapplicable": evidence.inapplicable,
+            "notes": list(evidence.notes),
+            "series": {name: _listed(asdict(series)) for name, series in evidence.series.items()},
+        }
+        return found
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _measured(measurement: Measurement) -> dict[str, Any]:
+    return {
+        "name": measurement.name,
+        "value": _number(measurement.value),
+        "low": _number(measurement.low),
+        "high": _number(measurement.high),
+        "inside": measurement.inside,
+    }
+
+
+def _listed(series: dict[str, Any]) -> dict[str, Any]:
+    return {key: [_number(v) for v in value] if isinstance(value, tuple) else value for key, value in series.items()}
+
+
+def all_propositions() -> tuple[Proposition, ...]:
+    """Return all 42 propositions, by number."""
+    found = [proposition for group in _GROUPS for proposition in group.PROPOSITIONS]
+    return tuple(sorted(found, key=lambda proposition: proposition.number))
+
+
+def propositions(names: str | Iterable[str]) -> tuple[Proposition, ...]:
+    """Return the propositions of the given names, by number, each once.
+
+    Args:
+        names: ``"P7,P12"`` or ``["P7", "P12"]``; case does not matter.
+
+    Raises:
+        InputError: No name, or one that no proposition has.
+    """
+    every = {proposition.name: proposition for proposition in all_propositions()}
+    wanted = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
+    wanted = [name for name in wanted if name]
+    if not wanted:
+        raise InputError(f"no proposition named in {names!r}; expected names such as P7,P12.")
+    for name in wanted:
+        if name.upper() not in every:
+            first, last = min(every.values(), key=_by_number).name, max(every.values(), key=_by_number).name
+            raise InputError(
+                f"unknown proposition {name!r}.{did_you_mean(name.upper(), list(every))} "
+                f"There are {first} to {last}; separate several by commas: P7,P12."
+            )
+    chosen = {name.upper() for name in wanted}
+    return tuple(proposition for name, proposition in every.items() if name in chosen)
+
+
+def _by_number(proposition: Proposition) -> int:
+    return proposition.number
+
+
+def run(
+    subject: Subject,
+    propositions: Iterable[Proposition],
+    progress: Callable[[Result], None] | None = None,
+) -> tuple[Result, ...]:
+    """Try propositions on a subject, in their order.
+
+    A check that raises counts as failed, with the exception's text as a note: a statement that could not be
+    checked has not been shown.
+
+    Args:
+        subject: What to try them on.
+        propositions: Which.
+        progress: Called with every result as soon as it is there.
+    """
+    results = []
+    with subject.ready():
+        for proposition in propositions:
+            result = _tried(subject, proposition)
+            if progress is not None:
+                progress(result)
+            results.append(result)
+    return tuple(results)
+
+
+def _tried(subject: Subject, proposition: Proposition) -> Result:
+    start = time.perf_counter()
+    try:
+        evidence = proposition.check(subject)
+        verdict = verdict_of(evidence)
+    except Exception as error:
+        evidence = Evidence(notes=(f"the check raised {type(error).__name__}: {error}",))
+        verdict = Verdict.FAILS
+    return Result(
+        number=proposition.number,
+        name=proposition.name,
+        group=proposition.group,
+        title=proposition.title,
+        claim=proposition.claim,
+        assumptions=proposition.assumptions,
+        source=str(proposition.source),
+        published=proposition.published,
+        evidence=evidence,
+        verdict=verdict,
+        seconds=time.perf_counter() - start,
+    )

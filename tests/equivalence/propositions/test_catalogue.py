@@ -1,0 +1,77 @@
+"""The catalogue: 42 propositions, each once; chosen by name; tried on random blocks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Series, Source, Verdict
+from steerscope.equivalence.propositions.catalogue import all_propositions, propositions, run
+from steerscope.errors import InputError
+from tests.equivalence.propositions.trial import fingerprint, random_blocks
+
+ALL = all_propositions()
+
+
+def test_42_propositions_each_once_and_in_order():
+    assert [proposition.number for proposition in ALL] == list(range(1, 43))
+
+
+def test_every_proposition_says_what_it_claims_and_who_says_so():
+    for proposition in ALL:
+        assert proposition.title
+        assert proposition.group
+        assert len(proposition.claim) > 20, proposition.name
+        assert isinstance(proposition.source, Source)
+
+
+def test_propositions_by_name():
+    assert [p.name for p in propositions("P12, p7")] == ["P7", "P12"]
+    assert [p.name for p in propositions(["P7", "P7"])] == ["P7"]
+
+
+@pytest.mark.parametrize("names", ["", " , ", []])
+def test_no_name_is_refused(names):
+    with pytest.raises(InputError, match="expected names such as P7,P12"):
+        propositions(names)
+
+
+def test_an_unknown_name_is_refused_with_a_suggestion():
+    with pytest.raises(InputError, match=r"unknown proposition 'P43'\. Did you mean .*P1 to P42"):
+        propositions("P7,P43")
+
+
+def test_none_fails_on_random_blocks_and_the_model_stays_as_it_was():
+    subject = random_blocks(0)
+    before, seen = fingerprint(subject), []
+    results = run(subject, ALL, progress=seen.append)
+    failed = {r.name: r.evidence.notes for r in results if r.verdict is Verdict.FAILS}
+    assert not failed
+    assert tuple(seen) == results
+    assert fingerprint(subject) == before
+    json.dumps([result.to_dict() for result in results], allow_nan=False)
+
+
+def test_a_check_that_raises_fails_with_its_reason():
+    def broken(subject):
+        raise RuntimeError("no such matrix")
+
+    (result,) = run(random_blocks(0), [replace(ALL[0], check=broken)])
+    assert result.verdict is Verdict.FAILS
+    assert result.evidence.notes == ("the check raised RuntimeError: no such matrix",)
+
+
+def test_a_result_as_json_data():
+    found = Evidence(
+        claim=(Measurement("error", 0.5, high=1.0),),
+        controls=(Measurement("wrong", float("nan"), high=1.0),),
+        series={"curve": Series("x", "y", (1.0,), (float("inf"),))},
+    )
+    (result,) = run(random_blocks(0), [replace(ALL[0], check=lambda subject: found)])
+    data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert data["verdict"] == "holds"
+    assert data["evidence"]["claim"] == [{"name": "error", "value": 0.5, "low": None, "high": 1.0, "inside": True}]
+    assert data["evidence"]["controls"][0]["value"] is None
+    assert data["evidence"]["series"]["curve"] == {"x_name": "x", "y_name": "y", "x": [1.0], "y": [None]}
