@@ -156,7 +156,7 @@ def plot_slopes(found: Verification) -> Figure:
     handles = []
     for place, one in enumerate(entries):
         left = [r * s for r, s in zip(one["relative"], one["sizes"], strict=True)]
-        handles.append(line(ax, one["sizes"], left, place, f"{one['at']}: {_slope(one)}"))
+        handles.append(line(ax, one["sizes"], left, place, f"{_place(one)}: {_slope(one)}"))
     sizes = np.array(entries[0]["sizes"])
     middle = len(sizes) // 2
     start = entries[0]["relative"][middle] * sizes[middle]
@@ -164,15 +164,20 @@ def plot_slopes(found: Verification) -> Figure:
     log_scale(ax, "x")
     log_scale(ax, "y")
     ax.set_xlabel("size of the update, |t dW| / |W|")
-    ax.set_ylabel("|measured - predicted|\nover the shift of a unit update")
+    ax.set_ylabel("|measured - predicted|,\nper unit of shift")
     ax.grid()
     finish(figure, found, "Is the map first-order? Slopes", [*handles, guide], 2)
     return figure
 
 
+def _place(one: dict[str, Any]) -> str:
+    layer, _, kind = one["at"].partition(".")
+    return f"layer {layer}" if kind else layer
+
+
 def _slope(one: dict[str, Any]) -> str:
     small = one["small_slope"]
-    return f"{one['slope']:.3f}" + (f" (small: {small:.3f})" if small is not None else "")
+    return f"{one['slope']:.3f}" + (f" ({small:.3f})" if small is not None else "")
 
 
 @styled
@@ -407,7 +412,7 @@ def _entries(found: Verification) -> Iterator[VerifyFigure]:
             plot_slopes,
             f"Remainder against size of the update on logarithmic axes; slopes: {slopes}.",
             "What the first-order map leaves over must fall with the square of the update: slope 2.00 +- 0.05 over "
-            "sizes from 1e-2 to 1e-6, in float64, along the direction of a real fine-tuning. Small: the slope without "
+            "sizes from 1e-2 to 1e-6, in float64, along the direction of a real fine-tuning. In brackets: without "
             "the sizes at which the relative error exceeds 0.1, where third-order terms bend the line.",
         )
     if measured.get("radius"):

@@ -15,7 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Verdict, verdict_of
+from steerscope.equivalence.propositions.base import Measurement, Verdict
+from steerscope.equivalence.propositions.catalogue import Result
 from steerscope.errors import InputError
 
 SCHEMA_VERSION = 1
@@ -90,25 +91,26 @@ class PropositionResult:
     seconds: float
 
     @classmethod
-    def of(cls, proposition: Proposition, evidence: Evidence, seconds: float) -> PropositionResult:
-        """Return the result of one check; its verdict is that of :func:`verdict_of`."""
+    def of(cls, result: Result) -> PropositionResult:
+        """Return a result as it is saved."""
+        evidence = result.evidence
         return cls(
-            name=proposition.name,
-            number=proposition.number,
-            group=proposition.group,
-            title=proposition.title,
-            claim=proposition.claim,
-            assumptions=proposition.assumptions,
-            source=str(proposition.source),
-            published=proposition.published,
-            verdict=verdict_of(evidence).value,
+            name=result.name,
+            number=result.number,
+            group=result.group,
+            title=result.title,
+            claim=result.claim,
+            assumptions=result.assumptions,
+            source=result.source,
+            published=result.published,
+            verdict=result.verdict.value,
             claims=tuple(map(Measured.of, evidence.claim)),
             controls=tuple(map(Measured.of, evidence.controls)),
             published_form=tuple(map(Measured.of, evidence.published)),
             vacuous=evidence.inapplicable or evidence.vacuous,
             notes=tuple(evidence.notes),
             series={name: dataclasses.asdict(curve) for name, curve in evidence.series.items()},
-            seconds=seconds,
+            seconds=result.seconds,
         )
 
     def decisive(self) -> Measured | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -29,6 +28,7 @@ from steerscope.analysis.theory.radius import Radius, first_order_radius
 from steerscope.analysis.theory.residual_map import check_size, residual_map
 from steerscope.analysis.theory.slopes import remainder_slopes
 from steerscope.analysis.theory.stream_shares import stream_shares
+from steerscope.equivalence.propositions import catalogue
 from steerscope.equivalence.propositions.base import Proposition
 from steerscope.equivalence.propositions.subject import Subject, random_subject, subject_of
 from steerscope.equivalence.shifts import LOGITS
@@ -151,14 +151,14 @@ def verify_model(
 def try_propositions(
     subject: Subject, propositions: Sequence[Proposition], tick: Callable[[int, int], None]
 ) -> tuple[PropositionResult, ...]:
-    """Check propositions one after the other; what a check raises on purpose makes it fail, with the reason."""
-    results = []
-    with subject.ready():
-        for done, proposition in enumerate(propositions):
-            since = time.perf_counter()
-            evidence = proposition.check(subject)
-            results.append(PropositionResult.of(proposition, evidence, time.perf_counter() - since))
-            tick(done + 1, len(propositions))
+    """Check propositions one after the other; a check that raises fails, with the reason as a note."""
+    results: list[PropositionResult] = []
+
+    def tell(result: catalogue.Result) -> None:
+        results.append(PropositionResult.of(result))
+        tick(len(results), len(propositions))
+
+    catalogue.run(subject, propositions, tell)
     return tuple(sorted(results, key=lambda result: result.number))
 
 

@@ -16,10 +16,10 @@ from steerscope.experiments.verification.results import Measured, PropositionRes
 
 
 def number(value: float | None) -> str:
-    """Print a number with three significant digits; ``none`` where there is none."""
+    """Print a number with three significant digits, four between 0.1 and 1000; ``none`` where there is none."""
     if value is None:
         return "none"
-    text = f"{value:.3g}"
+    text = f"{value:.4g}" if 0.1 <= abs(value) < 1000 else f"{value:.3g}"
     return "0" if text == "-0" else text
 
 
@@ -30,7 +30,7 @@ def short(one: Measured | None) -> tuple[str, str]:
 
 def headline(found: Verification) -> str:
     """Return the verdicts in one sentence."""
-    parts = [f"{number_} {verdict}" for verdict, number_ in found.counts().items() if number_]
+    parts = [f"{verdict} {number_}" for verdict, number_ in found.counts().items() if number_]
     return f"{count(len(found.propositions), 'proposition')} on {clean(found.subject, 60)}: {', '.join(parts)}."
 
 

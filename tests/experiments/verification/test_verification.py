@@ -17,7 +17,7 @@ from steerscope.experiments.verification.results import MEASUREMENTS, Verificati
 from steerscope.experiments.verification.run import VerifyOptions, loader, verify_model, verify_random
 from steerscope.experiments.verification.tables import headline, measurement_tables, number, proposition_table
 from tests.cli.runs import save_model
-from tests.experiments.verification.cases import EVERY, FINE, RIGHT, SMALL
+from tests.experiments.verification.cases import EVERY, FINE, RIGHT, SMALL, proposition
 
 ROOT = Path(__file__).parents[3]
 
@@ -87,6 +87,16 @@ def test_bad_options(options, words):
         verify_random([RIGHT], VerifyOptions(**options))
 
 
+def test_a_check_that_raises_fails_with_its_reason():
+    def broken(subject):
+        raise ValueError("no such block")
+
+    (one,) = verify_random([proposition(5, broken)]).propositions
+    assert one.verdict == "fails"
+    assert "no such block" in one.notes[0]
+    assert one.decisive() is None
+
+
 # --- JSON --------------------------------------------------------------------------------------------------
 
 
@@ -153,7 +163,7 @@ def test_tables(on_random, on_model):
     assert [row[0] for row in table.rows] == ["P1", "P3", "P7", "P12", "P13"]
     assert table.rows[2][2:] == ("1", "1.95 to 2.05", "fails")
     assert table.rows[3][2:] == ("", "", "vacuous here")
-    assert headline(on_random).startswith("5 propositions on random llama blocks: 1 holds, 2 fails")
+    assert headline(on_random).startswith("5 propositions on random llama blocks: holds 1, fails 2")
     tables = measurement_tables(on_model)
     assert len(tables) == len(MEASUREMENTS)
     assert all(len(row) == len(table.columns) for table in tables for row in table.rows)
