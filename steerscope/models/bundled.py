@@ -11,7 +11,9 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,22 @@ def incomplete(loading_info: Mapping[str, Any]) -> str:
     return f"tensors missing or of another shape: {shown}" if wrong else ""
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' messages and progress bars off the terminal; afterwards they are as they were."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as handle:
@@ -81,11 +99,13 @@ def converted_gguf(path: Path) -> Path:
             with tempfile.TemporaryDirectory(prefix="steerscope-") as alone:
                 (Path(alone) / path.name).symlink_to(path.resolve())
                 options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
-                loaded: Any = AutoModelForCausalLM.from_pretrained(alone, output_loading_info=True, **options)
-                model, found = loaded
-                if missing := incomplete(found):
-                    raise InputError(missing)
-                tokenizer = AutoTokenizer.from_pretrained(alone, **options)
+                # The bar over a GGUF file's tensors heeds no setting of transformers; it is drawn on stderr.
+                with quiet_transformers(), redirect_stderr(StringIO()):
+                    loaded: Any = AutoModelForCausalLM.from_pretrained(alone, output_loading_info=True, **options)
+                    model, found = loaded
+                    if missing := incomplete(found):
+                        raise InputError(missing)
+                    tokenizer = AutoTokenizer.from_pretrained(alone, **options)
         except Exception as error:  # gguf raises many types on a damaged file; none is worth a traceback
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
@@ -96,8 +116,9 @@ def converted_gguf(path: Path) -> Path:
         model.__dict__.update(hf_quantizer=None, is_quantized=False)
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-        model.float().save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
+        with quiet_transformers():
+            model.float().save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
         try:
             scratch.replace(target)
         except OSError:  # another process finished first

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from steerscope.errors import InputError, did_you_mean
 from steerscope.models.blocks import BlockDescription
@@ -21,6 +20,7 @@ from steerscope.models.bundled import (
     bundled_file,
     converted_gguf,
     incomplete,
+    quiet_transformers,
     sha256_of,
 )
 from steerscope.models.layouts import description_for
@@ -128,27 +128,21 @@ def load_model(
     # The family is known from the configuration: refuse before gigabytes of weights are read.
     chosen = description or description_for(getattr(config, "text_config", config))
     place = source if source.exists() else name
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
         # Weights the files lack would be filled in at random, with no more than a warning: they are asked for.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place, dtype=chosen_dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
-        model, found = loaded
-        if missing := incomplete(found):
-            raise InputError(
-                f"the weights of {name!r} do not fill its configuration ({missing}); expected every tensor in its "
-                "shape. Copy or download the model again, or correct its config.json."
+        with quiet_transformers():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                place, dtype=chosen_dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+            model, found = loaded
+            if missing := incomplete(found):
+                raise InputError(
+                    f"the weights of {name!r} do not fill its configuration ({missing}); expected every tensor in its "
+                    "shape. Copy or download the model again, or correct its config.json."
+                )
+            tokenizer = AutoTokenizer.from_pretrained(place, **options)
     except Exception as error:
         raise _not_loaded(name, source, error) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
     digest = digest or _digest_of_files(source) or digest_of_parameters(model)
     model.to(chosen_device)
     return wrap_model(

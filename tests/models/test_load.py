@@ -18,7 +18,7 @@ from gguf import GGUFWriter
 from safetensors.torch import load_file
 
 from steerscope import InputError, UnsupportedModelError, load_model, wrap_model
-from steerscope.models.bundled import QUANTISED_NOTE, bundled_file, incomplete
+from steerscope.models.bundled import QUANTISED_NOTE, bundled_file, converted_gguf, incomplete
 from tests.tiny import tiny_config, tiny_model, tiny_tokenizer
 
 
@@ -253,6 +253,13 @@ def gguf_file(path: Path, leave_out: str | None = None) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def test_converting_a_gguf_file_draws_no_bar(tmp_path, capfd):
+    file = gguf_file(tmp_path / "tiny.gguf")
+    capfd.readouterr()
+    converted_gguf(file)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_gguf_file_is_converted_once(tmp_path, monkeypatch):
