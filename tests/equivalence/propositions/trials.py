@@ -1,0 +1,55 @@
+"""Subjects, verdicts and mutations: what every group of propositions is tried with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cache
+
+import torch
+
+from steerscope.equivalence.propositions.base import Evidence, Proposition, Verdict, verdict_of
+from steerscope.equivalence.propositions.subject import Subject, random_subject, subject_of
+from tests.tiny import LAYOUTS, tiny_model
+
+HOLDS, FAILS, CORRECTED, VACUOUS = Verdict.HOLDS, Verdict.FAILS, Verdict.CORRECTED, Verdict.VACUOUS
+SEEDS = (0, 1)
+FAMILIES = (*LAYOUTS, "olmo2")
+
+
+@cache
+def random_blocks(seed: int) -> Subject:
+    return random_subject(seed)
+
+
+@cache
+def tiny_blocks(family: str) -> Subject:
+    return subject_of(tiny_model(family, torch.float64), name=f"tiny {family}")
+
+
+def evidence(proposition: Proposition, subject: Subject) -> Evidence:
+    with subject.ready():
+        return proposition.check(subject)
+
+
+def verdicts(propositions: Iterable[Proposition], subject: Subject) -> dict[int, Verdict]:
+    return {p.number: verdict_of(evidence(p, subject)) for p in propositions}
+
+
+def by_number(propositions: Iterable[Proposition], number: int) -> Proposition:
+    return next(p for p in propositions if p.number == number)
+
+
+def mutated_verdict(monkeypatch, module, number: int, name: str, mutate: Callable) -> Verdict:
+    """Return the verdict once ``module.name`` is replaced by ``mutate(original)``."""
+    monkeypatch.setattr(module, name, mutate(getattr(module, name)))
+    return verdict_of(evidence(by_number(module.PROPOSITIONS, number), random_blocks(0)))
+
+
+def scaled(factor: float) -> Callable:
+    """Return a mutation of a function: its result times ``factor``."""
+    return lambda original: lambda *args: factor * original(*args)
+
+
+def instead(function: Callable) -> Callable:
+    """Return a mutation of a function: another one in its place."""
+    return lambda original: function
