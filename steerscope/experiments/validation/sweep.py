@@ -112,13 +112,14 @@ class Sweep:
         held.move_to(0)
         return judge_edits(self.loaded, {}, {}, held, JUDGE_BATCH)
 
-    def run(self, methods: Sequence[Method]) -> list[Outcome]:
-        """Train every method with every seed; return the outcomes in the order of ``methods``."""
+    def run(self, methods: Sequence[Method], seeds: int | None = None) -> list[Outcome]:
+        """Train every method with every seed (or the first ``seeds``); return outcomes in the order of ``methods``."""
+        seeds = seeds or self.options.seeds
         order = sorted(methods, key=lambda m: min((s.layer for s in m.sites), default=-1))
-        self._done, self._total = 0, len(order) * (3 + self.options.seeds - 1)
+        self._done, self._total = 0, len(order) * (3 + seeds - 1)
         choices: dict[str, Choice] = {}
         found: dict[tuple[str, int], dict[str, Any]] = {}
-        for index in range(self.options.seeds):
+        for index in range(seeds):
             seed = self.options.seed + index
             for method in order:
                 if index == 0:
@@ -126,10 +127,12 @@ class Sweep:
                 rate = choices[method.name].learning_rate
                 found[method.name, seed] = self._tested(method, rate, seed)
             self._train.clear()
-        return [self._outcome(m, choices[m.name], found) for m in methods]
+        return [self._outcome(m, choices[m.name], found, seeds) for m in methods]
 
-    def _outcome(self, method: Method, choice: Choice, found: Mapping[tuple[str, int], dict[str, Any]]) -> Outcome:
-        seeds = [self.options.seed + index for index in range(self.options.seeds)]
+    def _outcome(
+        self, method: Method, choice: Choice, found: Mapping[tuple[str, int], dict[str, Any]], num_seeds: int
+    ) -> Outcome:
+        seeds = [self.options.seed + index for index in range(num_seeds)]
         judged = [found[method.name, seed] for seed in seeds]
         runs = [self.store.get(self._config(method, rate, seeds[0])) for rate in choice.tried]
         runs += [self.store.get(self._config(method, choice.learning_rate, seed)) for seed in seeds[1:]]

@@ -81,8 +81,8 @@ def validate_ranking(
     before = sweep.before()
     methods = [Method((site,)) for site in chosen]
     extra = _references(ranking) if options.references else []
-    # Sites first: the table is about them, and references can be added to a finished table later.
-    outcomes = sweep.run(methods) + (sweep.run(extra) if extra else [])
+    # Sites first: the table is about them. References are lines to read it by: one seed is enough for them.
+    outcomes = sweep.run(methods) + (sweep.run(extra, seeds=1) if extra else [])
     by_site = {(s.layer, s.kind): s for s in ranking.sites if s.family == "linear"}
     sites = tuple(
         _trained(outcome, by_site[site.layer, site.kind.value].n_params, by_site[site.layer, site.kind.value].scores)

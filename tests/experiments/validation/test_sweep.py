@@ -107,7 +107,7 @@ def test_the_result_is_complete(whole):
     assert len(result.sites) == 6
     assert [one.method for one in result.references][-2:] == ["lora", "full"]
     for one in (*result.sites, *result.references):
-        assert len(one.losses) == len(one.accuracies) == 2
+        assert len(one.losses) == len(one.accuracies) == (2 if one.scores else 1)  # references: one seed
         assert all(math.isfinite(v) for v in one.losses)
         assert len(one.tried) >= 3
         assert one.tried[f"{one.learning_rate:g}"] == min(one.tried.values())
@@ -144,7 +144,7 @@ def test_asking_again_trains_nothing(whole, loaded, splits, monkeypatch):
     assert json.loads(again.to_json()) == json.loads(result.to_json())
 
 
-@pytest.mark.parametrize("after", [1, 7, 16, 20])
+@pytest.mark.parametrize("after", [1, 20])
 def test_interrupted_anywhere_and_resumed_gives_the_same_table(whole, loaded, splits, tmp_path, monkeypatch, after):
     _, _, result = whole
     made = 0
