@@ -8,6 +8,8 @@ same for the sum over weights, and one batch's graph. The exact bound is :func:`
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable
 
 import torch
@@ -94,15 +96,11 @@ def capture(
     """
     scales = read_scales(loaded, encoded, batch_size=batch_size, max_examples=scale_examples)
     recorder = Recorder(loaded, encoded, probes, plan, scales, seed)
-    total_batches = list(
-        batches(
-            encoded,
-            batch_size=batch_size,
-            pad_id=_pad_id(loaded),
-            device=loaded.device,
-            padding_side=padding_side,
-        )
+    shortest_first = batches(
+        encoded, batch_size=batch_size, pad_id=_pad_id(loaded), device=loaded.device, padding_side=padding_side
     )
+    # The graph is largest while the fewest features are filled: the two peaks of memory do not add.
+    total_batches = list(shortest_first)[::-1]
     passes, done = len(total_batches) * (1 + probes.num_backward), 0
 
     def tick() -> None:
@@ -130,7 +128,15 @@ def capture(
                 recorder.finish_slot()
                 tick()
             recorder.finish()
+            _return_freed_memory()
     return recorder.features(probes.valid(encoded))
+
+
+def _return_freed_memory() -> None:
+    """Let the system have the memory of a batch's graph again: glibc would keep it beside the features that grow."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _pad_id(loaded: LoadedModel) -> int:

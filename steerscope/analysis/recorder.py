@@ -240,7 +240,8 @@ class Recorder:
             feature = feature.new_zeros(len(self.examples), feature.shape[1]).index_add_(0, self.local, feature)
         dtype = dtype or self.stored
         if key not in into:
-            into[key] = torch.zeros(self.rows, self.slots, feature.shape[1], dtype=dtype, device=feature.device)
+            # Every row is written once, by its batch; memory that is not written yet takes no room.
+            into[key] = torch.empty(self.rows, self.slots, feature.shape[1], dtype=dtype, device=feature.device)
         into[key][self.examples, self.slot] = feature.to(dtype)
 
 
