@@ -52,6 +52,7 @@ _SCORES: dict[str, ScoreWords] = {
     "gradient_norm": ScoreWords("gradient norm", "how large the loss gradient is at the site"),
     "activation_norm": ScoreWords("activation norm", "how large the activations are at the site"),
     "depth": ScoreWords("depth", "the layer's index alone"),
+    "depth_and_kind": ScoreWords("depth and kind", "the layer and the kind, weighed as training elsewhere suggests"),
     "middle_layer": ScoreWords("middle layer", "how close the layer is to the middle"),
     "last_layer": ScoreWords("last layer", "how close the layer is to the last"),
     "random": ScoreWords("random", "an order drawn at random"),

@@ -1,0 +1,108 @@
+"""The study's page is made from result files, and what the package keeps is what they say."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from steerscope import InputError
+from steerscope.analysis.evidence import EVIDENCE
+from steerscope.analysis.scores import DEFAULT_SCORE
+from steerscope.experiments.validation.depth_and_kind import CONSTANTS
+from steerscope.experiments.validation.result import TrainedSite, Validation
+from steerscope.experiments.validation.study import write_study
+from steerscope.experiments.validation.validate import compared
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+def made_up(task, rng):
+    names = [f"{layer}.{kind}" for layer in range(4) for kind in ("attn_out", "mlp_out", "resid_post")]
+    losses = 2 + np.arange(12)[:, None] / 20 + rng.normal(size=(12, 2)) / 50
+    sites = tuple(
+        TrainedSite(
+            method=name,
+            learning_rate=0.01,
+            interior=True,
+            tried={"0.01": float(losses[i, 0]), "0.1": None},
+            losses=tuple(map(float, losses[i])),
+            accuracies=(0.5, 0.5),
+            seconds=1.0,
+            n_params=32,
+            scores={
+                DEFAULT_SCORE: float(-i + rng.normal()),
+                "depth": -float(name[0]),
+                "gradient_norm": float(rng.normal()),
+            },
+        )
+        for i, name in enumerate(names)
+    )
+    result = Validation(
+        model={"name": "small", "layout": "sequential", "layers": 4},
+        task=task,
+        options={"seeds": 2, "steps": 3, "batch_size": 4, "rank": 2, "seed": 0},
+        versions={},
+        before={"loss": 3.0, "accuracy": 0.1, "majority": 0.2, "n_test": 32.0},
+        score=DEFAULT_SCORE,
+        sites=sites,
+        references=(replace(sites[0], method="lora", scores={}, losses=(1.5,)),),
+        agreements={},
+        baselines=(),
+        ceiling={},
+        cost={"ranking": 1.0, "training": 50.0, "sweep": 200.0, "ratio": 0.005},
+        command="steerscope validate small",
+    )
+    return compared(result)
+
+
+@pytest.fixture
+def written(tmp_path):
+    rng = np.random.default_rng(0)
+    for task in ("first", "second"):
+        made_up(task, rng).save(tmp_path / f"validation-{task}.json")
+    tried = {"study": "small on first", "role": "choose", "command": "python x", "candidates": {}}
+    tried["candidates"] = {"share": {"spearman": 0.4, "partial": 0.3}, "own_drop": {"spearman": 0.6, "partial": 0.5}}
+    (tmp_path / "candidates-first.json").write_text(json.dumps(tried))
+    places = {"constants": tmp_path / "constants.json", "evidence": tmp_path / "evidence.json"}
+    write_study(tmp_path, tmp_path / "page.md", **places)
+    return tmp_path
+
+
+def test_the_page_holds_every_study_and_candidate(written):
+    page = (written / "page.md").read_text()
+    for text in (
+        "## small on first",
+        "## small on second",
+        "| `own_drop` | 0.60 |",
+        "steerscope validate small",
+        "lora",
+    ):
+        assert text in page
+    assert page.index("`own_drop`") < page.index("`share`")  # best first
+    assert "depth and kind" in page  # the baseline, its constants from the other study
+
+
+def test_evidence_and_constants_are_those_of_the_files(written):
+    evidence = json.loads((written / "evidence.json").read_text())
+    assert [one["task"] for one in evidence] == ["first", "second"]
+    result = Validation.load(written / "validation-first.json")
+    assert evidence[0]["spearman"] == pytest.approx(result.agreements[DEFAULT_SCORE]["spearman"], abs=1e-4)
+    constants = json.loads((written / "constants.json").read_text())
+    assert set(constants) == {"small on first", "small on second"}
+    assert constants["small on first"]["depth"] > 0  # deeper trained worse, by construction
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(InputError, match="holds no validation"):
+        write_study(tmp_path, tmp_path / "page.md")
+
+
+@pytest.mark.skipif(not list((DOCS / "results").glob("validation-*.json")), reason="no study is kept yet")
+def test_the_kept_page_is_the_one_that_the_kept_files_give(tmp_path):
+    places = {"constants": tmp_path / "constants.json", "evidence": tmp_path / "evidence.json"}
+    write_study(DOCS / "results", tmp_path / "page.md", **places)
+    assert (tmp_path / "page.md").read_text() == (DOCS / "validation.md").read_text()
+    assert json.loads(places["constants"].read_text()) == json.loads(CONSTANTS.read_text())
+    assert json.loads(places["evidence"].read_text()) == json.loads(EVIDENCE.read_text())
