@@ -24,7 +24,7 @@ def short_finetune(
     examples: Sequence[Example],
     *,
     steps: int = 12,
-    learning_rate: float = 1e-4,
+    learning_rate: float = 5e-5,
     seed: int = 0,
     batch_size: int = 8,
     progress: Progress | None = None,

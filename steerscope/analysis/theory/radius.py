@@ -22,7 +22,7 @@ from steerscope.errors import InputError
 from steerscope.models.load import LoadedModel
 
 THRESHOLD = 0.9
-SIZES = tuple(10 ** (-3.5 + k / 2) for k in range(8))
+SIZES = tuple(10 ** (-3.5 + k / 2) for k in range(7))
 # Far outside, the explained part is a large negative number that says nothing more.
 _FLOOR = -1.0
 

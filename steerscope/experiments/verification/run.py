@@ -68,7 +68,7 @@ class VerifyOptions:
     quick: bool = False
     steps: int = 12
     batch_size: int = 8
-    learning_rate: float = 1e-4
+    learning_rate: float = 5e-5
     pool: int = 1000
     rows: int = 56
     few_rows: int = 4
@@ -266,9 +266,7 @@ def _radii(
     ]
     for layer in some:
         own = (f"{layer}.{SiteKind.RESID_POST}", LOGITS)
-        jobs += [
-            (name, f"layer {layer}", of_layer(loaded, change, layer), own) for name, change in list(updates.items())[:2]
-        ]
+        jobs.append(("trained", f"layer {layer}", of_layer(loaded, update, layer), own))
     found: list[Radius] = []
     for done, (name, scope, change, at) in enumerate(jobs):
         found += first_order_radius(loaded, change, ids, at, name=name, scope=scope)

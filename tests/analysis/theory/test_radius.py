@@ -11,7 +11,7 @@ from steerscope import InputError, true_float64
 from steerscope.analysis.theory import slopes
 from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import random_like, relative_size, scaled
-from steerscope.analysis.theory.radius import THRESHOLD, crossing, first_order_radius
+from steerscope.analysis.theory.radius import SIZES, THRESHOLD, crossing, first_order_radius
 from steerscope.analysis.theory.slopes import remainder_slopes
 from tests.analysis.theory.cases import assert_same_bits, bits, loaded, tokens, update_of
 
@@ -39,7 +39,7 @@ def test_map_that_is_linear_has_no_end():
     before = bits(model)
     with true_float64(model.model):
         (found,) = first_order_radius(model, update, tokens(), ["1.resid_post"])
-    assert (found.radius, found.bound) == (1.0, "above")
+    assert (found.radius, found.bound) == (SIZES[-1], "above")
     assert min(found.explained) > 1 - 1e-12
     assert_same_bits(model, before)
 
