@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.steerscope-installed
 # Left out of the quick loop: whole rankings, drawn reports and started processes.
-QUICK := tests --ignore=tests/cli $(addprefix --ignore=tests/analysis/test_,report.py invariance.py capture_exact.py)
+QUICK := tests --ignore=tests/cli --ignore=tests/test_notebooks.py $(addprefix --ignore=tests/analysis/test_,report.py invariance.py capture_exact.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup report validate test test-quick test-slow lint types format clean
@@ -50,6 +50,9 @@ types: setup ## Check types
 format: setup ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+notebooks: setup ## Execute all notebooks again, in full and in place (a quarter of an hour)
+	$(BIN)/python notebooks/execute.py
 
 clean: ## Remove the report and all caches; .venv stays
 	rm -rf report build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
