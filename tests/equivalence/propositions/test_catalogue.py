@@ -10,7 +10,7 @@ import pytest
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Series, Source, Verdict
 from steerscope.equivalence.propositions.catalogue import all_propositions, propositions, run
 from steerscope.errors import InputError
-from tests.equivalence.propositions.trial import fingerprint, random_blocks
+from tests.equivalence.propositions.trials import fingerprint, random_blocks
 
 ALL = all_propositions()
 

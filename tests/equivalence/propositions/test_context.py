@@ -9,13 +9,13 @@ import torch
 
 from steerscope.equivalence.propositions import context
 from steerscope.equivalence.propositions.base import Verdict
-from tests.equivalence.propositions.trial import (
-    EVERY_LAYOUT,
+from tests.equivalence.propositions.trials import (
+    FAMILIES,
     SEEDS,
     assert_verdict,
     by_name,
     random_blocks,
-    tiny_subject,
+    tiny_blocks,
     verdict,
 )
 
@@ -50,12 +50,12 @@ def test_a_wrong_formula_fails(name: str, formula: str, wrong: Callable, monkeyp
     assert verdict(ALL[name], random_blocks(0)) is Verdict.FAILS
 
 
-@pytest.mark.parametrize("family", EVERY_LAYOUT)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", EXPECTED)
 def test_every_layout(name: str, family: str):
-    assert_verdict(ALL[name], tiny_subject(family), {**EXPECTED, **ON_LAYOUTS.get(family, {})}[name])
+    assert_verdict(ALL[name], tiny_blocks(family), {**EXPECTED, **ON_LAYOUTS.get(family, {})}[name])
 
 
 def test_the_scale_of_a_norm_behind_the_mlp_is_patched(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(context, "scale_patch", lambda shift, unscaled: shift)
-    assert verdict(ALL["P35"], tiny_subject("gemma2")) is Verdict.FAILS
+    assert verdict(ALL["P35"], tiny_blocks("gemma2")) is Verdict.FAILS

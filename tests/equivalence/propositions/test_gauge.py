@@ -9,13 +9,13 @@ import torch
 
 from steerscope.equivalence.propositions import gauge
 from steerscope.equivalence.propositions.base import Verdict
-from tests.equivalence.propositions.trial import (
-    EVERY_LAYOUT,
+from tests.equivalence.propositions.trials import (
+    FAMILIES,
     SEEDS,
     assert_verdict,
     by_name,
     random_blocks,
-    tiny_subject,
+    tiny_blocks,
     verdict,
 )
 
@@ -46,16 +46,16 @@ def test_a_wrong_formula_fails(name: str, formula: str, wrong: Callable, monkeyp
     assert verdict(ALL[name], random_blocks(0)) is Verdict.FAILS
 
 
-@pytest.mark.parametrize("family", EVERY_LAYOUT)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", EXPECTED)
 def test_every_layout(name: str, family: str):
-    assert_verdict(ALL[name], tiny_subject(family), EXPECTED[name])
+    assert_verdict(ALL[name], tiny_blocks(family), EXPECTED[name])
 
 
 def test_norms_are_why_steering_does_not_merge_into_weights():
-    with tiny_subject("llama").ready() as subject:
+    with tiny_blocks("llama").ready() as subject:
         names = [control.name for control in ALL["P32"].check(subject).controls]
     assert "the model, norms with the statistics of k" in names
-    with tiny_subject("olmo2").ready() as subject:  # no norm on what its blocks read
+    with tiny_blocks("olmo2").ready() as subject:  # no norm on what its blocks read
         names = [control.name for control in ALL["P32"].check(subject).controls]
     assert "the model, norms with the statistics of k" not in names

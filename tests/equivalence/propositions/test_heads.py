@@ -8,13 +8,13 @@ import pytest
 
 from steerscope.equivalence.propositions import heads
 from steerscope.equivalence.propositions.base import Verdict
-from tests.equivalence.propositions.trial import (
-    EVERY_LAYOUT,
+from tests.equivalence.propositions.trials import (
+    FAMILIES,
     SEEDS,
     assert_verdict,
     by_name,
     random_blocks,
-    tiny_subject,
+    tiny_blocks,
     verdict,
 )
 
@@ -46,7 +46,7 @@ def test_a_wrong_formula_fails(name: str, formula: str, wrong: Callable, monkeyp
     assert verdict(ALL[name], random_blocks(0)) is Verdict.FAILS
 
 
-@pytest.mark.parametrize("family", EVERY_LAYOUT)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", EXPECTED)
 def test_every_layout(name: str, family: str):
-    assert_verdict(ALL[name], tiny_subject(family), EXPECTED[name])
+    assert_verdict(ALL[name], tiny_blocks(family), EXPECTED[name])

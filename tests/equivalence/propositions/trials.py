@@ -53,3 +53,23 @@ def scaled(factor: float) -> Callable:
 def instead(function: Callable) -> Callable:
     """Return a mutation of a function: another one in its place."""
     return lambda original: function
+
+
+def verdict(proposition: Proposition, subject: Subject) -> Verdict:
+    return verdict_of(evidence(proposition, subject))
+
+
+def by_name(propositions: Iterable[Proposition]) -> dict[str, Proposition]:
+    return {proposition.name: proposition for proposition in propositions}
+
+
+def assert_verdict(proposition: Proposition, subject: Subject, expected: Verdict) -> None:
+    found = evidence(proposition, subject)
+    rows = [*found.claim, *found.controls, *found.published]
+    told = "\n".join(f"  {m.name}: {m.value:.3g}, expected {m.expected()}" for m in rows)
+    assert verdict_of(found) is expected, f"{proposition.name} on {subject.name}:\n{told or found.inapplicable}"
+
+
+def fingerprint(subject: Subject) -> list[tuple[str, int, int]]:
+    """Name, place in memory and version of every weight: the same list means nothing was changed."""
+    return [(n, p.data_ptr(), p._version) for n, p in subject.model.named_parameters()]
