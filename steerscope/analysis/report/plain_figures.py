@@ -198,9 +198,10 @@ def plot_rows(
         handles.append(
             Line2D([], [], color=colour, marker=marker, markerfacecolor=face, markersize=7, linestyle="", label=group)
         )
-    for name, value in (nulls or {}).items():
-        ax.axvline(value, color=NULL, linestyle="--", linewidth=1.2)
-        handles.append(Line2D([], [], color=NULL, linestyle="--", label=name))
+    for place, (name, value) in enumerate((nulls or {}).items()):
+        dash = NULL_DASHES[place % len(NULL_DASHES)]
+        ax.axvline(value, color=NULL, linestyle=dash, linewidth=1.3)
+        handles.append(Line2D([], [], color=NULL, linestyle=dash, label=name))
     if log:
         _log(ax, "x")
     ax.set_yticks(range(len(rows)), [figure_text(name, 44) for name in rows])
