@@ -26,6 +26,10 @@ def summary_of(studies: list[dict[str, Any]]) -> str:
     """Return one sentence per study, and what they do not cover."""
     lines = ["Training elsewhere says how far to trust this score:"]
     lines += [_sentence(one) for one in studies]
+    if not any(one["low"] > 0 for one in studies):
+        lines.append("In none of them is it surely better than chance: take its order as a hypothesis.")
+    elif not all(one["low"] > 0 for one in studies):
+        lines.append("Not in all of them is it surely better than chance: take its order as a hypothesis.")
     lines.append("On this model and task it is a prediction; steerscope validate tests it.")
     return " ".join(lines)
 

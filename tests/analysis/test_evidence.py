@@ -39,7 +39,16 @@ def test_only_studies_of_the_score_count(tmp_path):
     assert "(depth) 0.30" in found["summary"]
     assert "two training seeds agree at 0.90" in found["summary"]
     assert "other" not in found["summary"]
+    assert "hypothesis" not in found["summary"]
     assert known_evidence("alignment", path) is None
+
+
+def test_studies_that_prove_nothing_are_said_to(tmp_path):
+    path = tmp_path / "evidence.json"
+    path.write_text(json.dumps([{**LINE, "low": -0.2}]))
+    assert "In none of them is it surely better than chance" in known_evidence(DEFAULT_SCORE, path)["summary"]
+    path.write_text(json.dumps([LINE, {**LINE, "low": -0.2}]))
+    assert "Not in all of them" in known_evidence(DEFAULT_SCORE, path)["summary"]
 
 
 def test_a_ranking_cites_what_is_known():

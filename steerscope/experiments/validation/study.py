@@ -17,12 +17,16 @@ from typing import Any
 
 from steerscope.analysis.evidence import EVIDENCE
 from steerscope.analysis.report.vocabulary import score_words
+from steerscope.analysis.scores import DEFAULT_SCORE
 from steerscope.errors import InputError
 from steerscope.experiments.validation.depth_and_kind import CONSTANTS, fit
 from steerscope.experiments.validation.result import Validation
 from steerscope.experiments.validation.sweep import Method
 from steerscope.experiments.validation.table import score_table, sentences, trained_table
 from steerscope.experiments.validation.validate import compared
+
+# From the plan: how much better than ``share`` a candidate has to be.
+LEAST_GAIN = 0.05
 
 HEAD = """# Validation: does the ranking predict training?
 
@@ -135,7 +139,36 @@ def _candidates(tried: Sequence[Mapping[str, Any]]) -> str:
         ]
         rows.append(f"| `{name}` | {mean(name):.2f} | " + " | ".join(cells) + " |")
     commands = "\n".join(f"- `{one['command']}`" for one in tried)
-    return "\n".join([*head, *rows]) + f"\n\nMade by:\n\n{commands}\n"
+    return "\n".join([*head, *rows]) + f"\n\n{_outcome(chosen_on)}\n\nMade by:\n\n{commands}\n"
+
+
+def _outcome(chosen_on: Sequence[Mapping[str, Any]]) -> str:
+    """Say what the rule of the plan chooses, from the studies to choose on."""
+    if not chosen_on:
+        return "No study to choose on is kept, so the rule chooses nothing."
+
+    def mean(name: str, what: str) -> float:
+        return sum(float(one["candidates"][name][what]) for one in chosen_on) / len(chosen_on)
+
+    better = [
+        name
+        for name in chosen_on[0]["candidates"]
+        if mean(name, "spearman") >= mean("share", "spearman") + LEAST_GAIN
+        and mean(name, "partial") >= mean("share", "partial")
+    ]
+    if not better:
+        return "By the rule of the plan `share` stays: no candidate is better by enough."
+    best = max(better, key=lambda name: mean(name, "spearman"))
+    kept = (
+        ""
+        if best == DEFAULT_SCORE
+        else " It is not the default of this version: the summary above says what the studies to report on say so far."
+    )
+    return (
+        f"The rule of the plan chooses `{best}`: {mean(best, 'spearman'):.2f} on average (given depth "
+        f"{mean(best, 'partial'):.2f}) against {mean('share', 'spearman'):.2f} ({mean('share', 'partial'):.2f}) for "
+        f"`share`.{kept}"
+    )
 
 
 def _study(study: Validation) -> str:
