@@ -17,6 +17,7 @@ from steerscope.models.load import LoadedModel
 from steerscope.sites import Site, SiteKind
 
 Update = Mapping[str, Tensor]
+OUTLIER = 4.0
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,26 @@ def explained(measured: Tensor, predicted: Tensor) -> float:
     whole = float(measured.double().square().sum())
     left = float((measured.double() - predicted.double()).square().sum())
     return 1 - left / whole if whole > 0 else float("nan")
+
+
+def explained_per_token(measured: Tensor, predicted: Tensor) -> float:
+    """Return the median over tokens of :func:`explained`; nan where nothing moved.
+
+    Taken as one vector, all tokens together would say what the few with the longest streams do.
+    """
+    whole = measured.double().square().sum(-1)
+    left = (measured.double() - predicted.double()).square().sum(-1)
+    moved = whole > 0
+    return float((1 - left[moved] / whole[moved]).median()) if bool(moved.any()) else float("nan")
+
+
+def ordinary(stream: Tensor) -> Tensor:
+    """Return which tokens (last axis channels) have a stream of at most four times the median length.
+
+    Most models have a few tokens, often the first, whose stream is tens of times longer in the middle layers.
+    """
+    size = stream.double().norm(dim=-1)
+    return size <= OUTLIER * size.median()
 
 
 def block_tensors(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> dict[int, dict[SiteKind, Tensor]]:

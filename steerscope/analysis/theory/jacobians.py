@@ -7,6 +7,8 @@ differentiation), the MLP's (in closed form) and the constant maps.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -58,7 +60,9 @@ def mlp_jacobian(block: Block, z: Tensor) -> Tensor:
         gate, up = first if len(first) == 2 else first[0].chunk(2, dim=-1)
         w_gate, w_up = reads if len(reads) == 2 else reads[0].chunk(2, dim=0)
         by_gate, by_up = activation_slope(block.activation, gate) * up, block.activation(gate)
-        return torch.stack([(down * g) @ w_gate + (down * u) @ w_up for g, u in zip(by_gate, by_up, strict=True)])
+        return torch.stack(
+            [down @ (g[:, None] * w_gate + u[:, None] * w_up) for g, u in zip(by_gate, by_up, strict=True)]
+        )
 
 
 def write_jacobian(block: Block, kind: SiteKind, tensors: dict[SiteKind, Tensor]) -> Tensor | None:
@@ -97,6 +101,38 @@ def write_jacobian(block: Block, kind: SiteKind, tensors: dict[SiteKind, Tensor]
             post = _post(block.attn_post_norm, lambda: block.attn_write(tensors[SiteKind.ATTN_HEADS]))
             outer = _from_attention(block, tensors)
             return (outer if post is None else outer @ post) @ write
+
+
+def write_jacobians(
+    block: Block, tensors: dict[SiteKind, Tensor]
+) -> Iterator[tuple[tuple[SiteKind, ...], Tensor | None]]:
+    """Yield the matrices of every site of the block that has them, sites with the same ones together.
+
+    What :func:`write_jacobian` returns, with the dear parts computed once: the matrices after the MLP's input become
+    those after the attention's output and of its heads *in place*, so use each before asking for the next.
+
+    Cost: as :func:`write_jacobian` for one site; memory of one site and a chunk.
+    """
+    yield (SiteKind.MLP_OUT, SiteKind.RESID_POST), None
+    yield (SiteKind.MLP_HIDDEN,), write_jacobian(block, SiteKind.MLP_HIDDEN, tensors)
+    maps = _through_mlp(block, tensors)
+    yield (SiteKind.MLP_IN,), maps
+    eye = torch.eye(maps.shape[-1], dtype=maps.dtype, device=maps.device)
+    for chunk in torch.arange(len(maps), device=maps.device).split(_CHUNK):
+        if block.description.parallel:
+            maps[chunk] = eye
+            continue
+        norm = norm_jacobian(block.mlp_norm, tensors[SiteKind.RESID_MID][chunk])
+        maps[chunk] = (maps[chunk] if norm is None else torch.bmm(maps[chunk], norm)) + eye
+    kinds = (SiteKind.ATTN_OUT, *(kind for kind in (SiteKind.RESID_MID,) if kind in tensors))
+    yield kinds, maps
+    write = effective_weight(block.attn_write).detach()
+    square = write.shape[0] == write.shape[1]
+    heads = maps if square else maps.new_empty(*maps.shape[:2], write.shape[1])
+    for chunk in torch.arange(len(maps), device=maps.device).split(_CHUNK):
+        post = _post(block.attn_post_norm, lambda chunk=chunk: block.attn_write(tensors[SiteKind.ATTN_HEADS][chunk]))
+        heads[chunk] = (maps[chunk] if post is None else maps[chunk] @ post) @ write
+    yield (SiteKind.ATTN_HEADS,), heads
 
 
 def _post(norm: nn.Module | None, reads: object) -> Tensor | None:

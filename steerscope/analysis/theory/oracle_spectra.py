@@ -9,13 +9,13 @@ regression)? Low rank does not imply linear. Source: T12 to T14, P27, P28; the m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from steerscope.analysis.theory.changed import with_update
-from steerscope.analysis.theory.common import Update, flat, streams
+from steerscope.analysis.theory.common import Update, flat, ordinary, streams
 from steerscope.errors import InputError
 from steerscope.models.load import LoadedModel
 
@@ -40,6 +40,8 @@ class OracleSpectrum:
         fitted: Explained part on the tokens fitted, per rank (R squared: the mean alone explains 0).
         held_out: Explained part on held-out sequences, per rank.
         ridge: The ridge, chosen on a third part of the sequences, relative to standardised channels.
+        left_out: Share of tokens left out because their stream is more than four times the median length: squares
+            of a few of them would be all of the energy.
     """
 
     layer: int
@@ -54,6 +56,7 @@ class OracleSpectrum:
     fitted: tuple[float, ...]
     held_out: tuple[float, ...]
     ridge: float
+    left_out: float = 0.0
 
 
 def oracle_spectra(
@@ -82,7 +85,13 @@ def oracle_spectra(
         tuned = _collect(loaded, ids, layers, batch_size, skip)
     per_row = ids.shape[1] - skip
     bounds = [len(ids) // 2 * per_row, (3 * len(ids)) // 4 * per_row]
-    return tuple(spectrum_of(layer, base[layer], tuned[layer] - base[layer], *bounds) for layer in layers)
+    found = []
+    for layer in layers:
+        kept = ordinary(base[layer])
+        ends = [int(kept[:bound].sum()) for bound in bounds]
+        spectrum = spectrum_of(layer, base[layer][kept], (tuned[layer] - base[layer])[kept], *ends)
+        found.append(replace(spectrum, left_out=float((~kept).double().mean())))
+    return tuple(found)
 
 
 def _collect(loaded: LoadedModel, ids: Tensor, layers: Sequence[int], batch_size: int, skip: int) -> dict[int, Tensor]:

@@ -1,11 +1,12 @@
 r"""How large an update may be before its first-order map stops explaining what it does.
 
-For an update scaled to relative size :math:`s = \|t\,\Delta W\| / \|W\|`, the explained part of the shift at a site is
+For an update scaled to relative size :math:`s = \|t\,\Delta W\| / \|W\|`, the explained part of a token's shift is
 
 .. math:: 1 - e^2, \qquad e = \|\delta h_{measured} - \delta h_{predicted}\| / \|\delta h_{measured}\|
 
-The *radius* is the smallest size at which it falls below 0.9, interpolated between the sizes of the grid on
-logarithmic axes. Source: open point 5 of the theory notes (this project).
+and that of a site is the median over tokens: a sum over tokens would be about the few whose stream is tens of times
+longer than the others'. The *radius* is the smallest size at which it falls below 0.9, interpolated between the sizes
+of the grid on logarithmic axes. Source: open point 5 of the theory notes (this project).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from steerscope.analysis.theory.common import Update, explained, relative_size, scaled
+from steerscope.analysis.theory.common import Update, explained_per_token, relative_size, scaled
 from steerscope.equivalence.shifts import first_order_shift, measured_shift
 from steerscope.errors import InputError
 from steerscope.models.load import LoadedModel
@@ -59,6 +60,7 @@ def first_order_radius(
     scope: str = "all layers",
     sizes: Sequence[float] = SIZES,
     threshold: float = THRESHOLD,
+    skip: int = 1,
 ) -> tuple[Radius, ...]:
     """Measure the radius of one update at several places.
 
@@ -71,6 +73,7 @@ def first_order_radius(
         scope: Name of the weights it changes.
         sizes: Relative sizes, increasing. In float32 sizes below 1e-4 measure rounding.
         threshold: Explained part that counts as explained.
+        skip: Positions left out at the start; the first token sees nothing but itself.
 
     Raises:
         InputError: Fewer than two sizes or sizes that do not increase, a threshold outside 0 to 1.
@@ -90,7 +93,8 @@ def first_order_radius(
     for size in sizes:
         measured = measured_shift(loaded, unit, inputs, at, scale=size)
         for place in at:
-            parts[place].append(max(explained(measured[place], size * predicted[place]), _FLOOR))
+            pair = measured[place][:, skip:], size * predicted[place][:, skip:]
+            parts[place].append(max(explained_per_token(*pair), _FLOOR))
     return tuple(
         Radius(place, name, scope, *crossing(sizes, parts[place], threshold), tuple(parts[place])) for place in at
     )

@@ -26,15 +26,15 @@ from torch import Tensor
 
 from steerscope.analysis.theory.block_call import block_calls
 from steerscope.analysis.theory.common import Update, block_tensors, flat, of_layer
-from steerscope.analysis.theory.jacobians import write_jacobian
+from steerscope.analysis.theory.jacobians import write_jacobians
 from steerscope.errors import InputError
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.load import LoadedModel
 from steerscope.sites import SiteKind
 
 RIDGE = 1e-2
-ITERATIONS = 25
-_CONVERGED = 1e-3
+ITERATIONS = 15
+_CONVERGED = 1e-2
 # Numbers in one site's matrices of all tokens (2 GiB of float32).
 MAX_NUMBERS = 2**29
 _ORACLE_TOKENS = 4
@@ -107,13 +107,15 @@ def residual_map(
         read = {kind: flat(value, skip).detach() for kind, value in tensors[layer].items()}
         target = torch.stack(list(shifts.values()), dim=-1)  # token channel weight
         paths = [calls[layer].inner_names[name].removesuffix(".weight") for name in shifts]
-        for done, kind in enumerate(kinds):
-            maps = write_jacobian(calls[layer].block, kind, read)
-            cells += _cells(layer, kind, maps, read[kind], target, paths, split)
-            del maps
-            if progress is not None:
-                progress(place * len(kinds) + done + 1, len(layers) * len(kinds))
-    return tuple(cells)
+        done = 0
+        for same, maps in write_jacobians(calls[layer].block, read):
+            for kind in same:
+                cells += _cells(layer, kind, maps, read[kind], target, paths, split)
+                done += 1
+                if progress is not None:
+                    progress(place * len(kinds) + done, len(layers) * len(kinds))
+    order = {kind.value: index for index, kind in enumerate(SiteKind)}
+    return tuple(sorted(cells, key=lambda cell: (layers.index(cell.layer), order[cell.site])))
 
 
 def check_size(loaded: LoadedModel, tokens: int) -> None:
@@ -235,7 +237,7 @@ def _inverse_root(maps: Tensor | None, target: Tensor) -> Tensor | None:
     some = maps[:: max(len(maps) // 32, 1)]
     mean = torch.einsum("ndw,ndv->wv", some, some) / len(some)
     values, basis = torch.linalg.eigh(mean.double())
-    kept = values > 1e-6 * values[-1]
+    kept = values > 1e-8 * values[-1]
     return (basis[:, kept] / values[kept].sqrt()).to(target.dtype)
 
 

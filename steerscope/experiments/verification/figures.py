@@ -422,8 +422,9 @@ def _entries(found: Verification) -> Iterator[VerifyFigure]:
             plot_radius,
             "Lines of the radius over the layers, for the trained and for random updates.",
             "The radius is the relative size of the update at which the explained part of the shift, 1 - e^2 with e "
-            "the relative error, falls below 0.9. The direction is that of the whole update; random updates have the "
-            "same norm in every matrix. Below the dashed line the fine-tuning itself is larger than the radius.",
+            "the relative error (median over tokens), falls below 0.9. The direction is that of the whole update; "
+            "random updates have the same norm in every matrix. Below the dashed line the fine-tuning itself is larger "
+            "than the radius.",
         )
     if measured.get("conditioning"):
         yield VerifyFigure(

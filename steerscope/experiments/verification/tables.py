@@ -137,7 +137,8 @@ def _radius(entries: list[dict[str, Any]]) -> TextTable:
         "Radius: largest |t dW| / |W| at which 90% of the shift is first-order",
         ("shift of", "weights changed", *names),
         rows,
-        "explained: 1 - e^2, e the relative error of the prediction; random updates have the same norm in each matrix.",
+        "explained: 1 - e^2, e the relative error of the prediction, median over tokens; random updates have the "
+        "same norm in each matrix.",
     )
 
 
@@ -201,6 +202,7 @@ def _oracle_spectra(entries: list[dict[str, Any]]) -> TextTable:
             (
                 one["layer"], one["relative_norm"], one["mean_share"], one["rank_50"], one["rank_90"], one["rank_99"],
                 at.get(1), at.get(8), at.get(64), one["held_out"][-1], best, one["fitted"][-1],
+                f"{100 * one['left_out']:.1f}%",
             )
         )  # fmt: skip
     return _table(
@@ -218,10 +220,12 @@ def _oracle_spectra(entries: list[dict[str, Any]]) -> TextTable:
             "R2 full",
             "best",
             "fitted",
+            "left out",
         ),
         rows,
         "r50, r90, r99: directions with that part of the centred energy. R2: held-out prompts, by rank of the map; "
-        "fitted: full rank on the prompts it was fitted on.",
+        "fitted: full rank on the prompts it was fitted on; left out: tokens whose stream is over four "
+        "times the median length.",
     )
 
 

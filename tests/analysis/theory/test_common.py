@@ -10,7 +10,9 @@ from steerscope.analysis.encoding import encode
 from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import (
     explained,
+    explained_per_token,
     of_layer,
+    ordinary,
     random_like,
     relative_size,
     rows_of_one_length,
@@ -65,6 +67,17 @@ def test_explained():
     assert explained(x, torch.zeros(2)) == 0
     assert explained(x, -x) == -3
     assert explained(0 * x, x) != explained(0 * x, x)  # nan
+
+
+def test_long_tokens_do_not_decide():
+    measured = torch.ones(1, 5, 2)
+    measured[0, 0] *= 1000
+    predicted = measured.clone()
+    predicted[0, 0] = 0  # the long token is not explained at all, the others are
+    assert explained(measured, predicted) < 0.001
+    assert explained_per_token(measured, predicted) == 1
+    assert explained_per_token(0 * measured, predicted) != 1
+    assert ordinary(measured)[0].tolist() == [False, True, True, True, True]
 
 
 def test_update_is_made_and_taken_back():

@@ -9,7 +9,7 @@ from steerscope import InputError, edited, reading, true_float64
 from steerscope.analysis.theory.block_call import block_calls
 from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import block_tensors, of_layer, scaled
-from steerscope.analysis.theory.jacobians import effective_weight, mlp_jacobian, write_jacobian
+from steerscope.analysis.theory.jacobians import effective_weight, mlp_jacobian, write_jacobian, write_jacobians
 from steerscope.equivalence.closed_forms import GatedWeights, gated_input_jacobian
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.sites import SiteKind
@@ -45,6 +45,15 @@ def test_write_jacobian_against_finite_differences(family):
             predicted = rows if maps is None else torch.einsum("tow,tw->to", maps, rows)
             assert measured.norm() > 0.1
             torch.testing.assert_close(predicted, measured.reshape(predicted.shape), rtol=1e-6, atol=1e-7)
+        seen = []
+        for kinds, together in write_jacobians(block, flat):
+            for kind in kinds:
+                seen.append(kind)
+                alone = write_jacobian(block, kind, flat)
+                assert (alone is None) == (together is None)
+                if alone is not None:
+                    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)
+        assert sorted(seen) == sorted(model.site_map.description.kinds[1:])
         with pytest.raises(InputError, match="other tokens"):
             write_jacobian(block, SiteKind.RESID_PRE, flat)
 

@@ -66,6 +66,7 @@ def test_on_a_model():
         assert one.held_out == pytest.approx(other.held_out, abs=1e-6)
         assert one.cumulative == pytest.approx(other.cumulative, abs=1e-6)
     assert all(0 < one.relative_norm < 1 and one.ranks[-1] == 16 for one in found)
+    assert all(0 <= one.left_out < 0.5 for one in found)
     assert_same_bits(model, before)
     with pytest.raises(InputError, match="at least 8"):
         oracle_spectra(model, update_of(model), ids[:7], (0,))
