@@ -29,7 +29,8 @@ from steerscope.models.blocks import Block, linear_weight
 from steerscope.models.load import LoadedModel
 from steerscope.sites import SiteKind
 
-_ITERATIONS = 12
+_ITERATIONS = 20
+_HALVINGS = 12
 _SOLVED = 1e-10
 # Singular values listed per matrix: enough for a curve.
 _QUANTILES = (1.0, 0.99, 0.9, 0.5, 0.1, 0.01, 0.0)
@@ -208,7 +209,7 @@ def newton(block: Block, tensors: dict[SiteKind, Tensor], target: Tensor) -> tup
         assert map_ is not None
         step = torch.linalg.solve(map_, left[..., None])[..., 0] * open_[:, None]
         length = torch.ones_like(size)
-        for _ in range(6):
+        for _ in range(_HALVINGS):
             tried = after_attention(block, tensors, edit + length[:, None] * step)
             worse = (target - tried[SiteKind.RESID_POST]).norm(dim=-1) > left.norm(dim=-1)
             if not bool((worse & open_).any()):

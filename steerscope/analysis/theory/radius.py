@@ -23,7 +23,7 @@ from steerscope.errors import InputError
 from steerscope.models.load import LoadedModel
 
 THRESHOLD = 0.9
-SIZES = tuple(10 ** (-3.5 + k / 2) for k in range(7))
+SIZES = tuple(10 ** (-4.5 + k / 2) for k in range(9))
 # Far outside, the explained part is a large negative number that says nothing more.
 _FLOOR = -1.0
 
@@ -71,7 +71,7 @@ def first_order_radius(
         at: Sites, or ``"logits"``.
         name: Name of the update in the result.
         scope: Name of the weights it changes.
-        sizes: Relative sizes, increasing. In float32 sizes below 1e-4 measure rounding.
+        sizes: Relative sizes, increasing. In float32 sizes below 1e-5 measure rounding.
         threshold: Explained part that counts as explained.
         skip: Positions left out at the start; the first token sees nothing but itself.
 
