@@ -133,7 +133,8 @@ def test_prints_a_plain_table(place, capsys):
     assert "\x1b" not in out + err
     assert "Best 1 of " in out
     assert "95% interval" in out
-    assert "not yet been validated by training" in out
+    assert "Training elsewhere says how far to trust this score" in " ".join(out.split())
+    assert "steerscope validate tests it" in " ".join(out.split())
     assert "scoring sites, done" in err
 
 
