@@ -102,6 +102,20 @@ def short_finetune(
                 weight.grad = None
 
 
+def mean_loss(loaded: LoadedModel, examples: Sequence[Example], batch_size: int = 8) -> float:
+    """Return the loss that :func:`short_finetune` trains on, mean over examples. Cost: a forward pass over them."""
+    encoded = encode(examples, loaded.tokenizer, loaded.max_length)
+    probes = make_probes(encoded, 1, vocab_size(loaded.model), 0, torch.float32)
+    pad_id = loaded.tokenizer.pad_token_id
+    total = 0.0
+    for batch in batches(
+        encoded, batch_size=batch_size, pad_id=0 if pad_id is None else int(pad_id), device=loaded.device
+    ):
+        with torch.no_grad():
+            total -= float(batch_outputs(loaded.model, batch, encoded, probes).log_likelihood.sum())
+    return total / len(examples)
+
+
 def _shuffled_batches(count: int, batch_size: int, seed: int) -> Iterator[list[int]]:
     """Yield batches of different examples, from a new order each time all have been seen."""
     generator = torch.Generator().manual_seed(seed)

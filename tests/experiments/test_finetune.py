@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from steerscope import Example, InputError, get_task
+from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import weight_names
-from steerscope.experiments.finetune import short_finetune
+from steerscope.experiments.finetune import mean_loss, short_finetune
 from tests.analysis.theory.cases import assert_same_bits, bits, loaded
 from tests.cli.runs import CHOICES, question
 
@@ -45,6 +46,18 @@ def test_first_step_is_the_sign_of_the_gradient_of_the_loss():
     weight.requires_grad_(False)
     clear = gradient.abs() > 1e-4 * gradient.abs().max()
     torch.testing.assert_close(update[name][clear], -1e-3 * gradient.sign()[clear], rtol=1e-3, atol=1e-8)
+
+
+def test_mean_loss_is_that_of_the_steps_and_falls():
+    model, losses = loaded(dtype=torch.float32), []
+    update = short_finetune(
+        model, LONGER, steps=6, learning_rate=5e-3, batch_size=10, progress=lambda s, n, loss: losses.append(loss)
+    )
+    before = mean_loss(model, LONGER, batch_size=3)
+    assert before == pytest.approx(losses[0], rel=1e-4)
+    with with_update(model, update):
+        assert mean_loss(model, LONGER) < 0.9 * before
+    assert mean_loss(model, LONGER) == pytest.approx(before, rel=1e-5)
 
 
 def test_same_seed_same_update():

@@ -131,7 +131,8 @@ class Verification:
         propositions: By number.
         measurements: By name; empty without a model. Lists of the dataclasses in ``steerscope.analysis.theory``.
         finetune: The fine-tuning behind the measurements: ``task``, ``steps``, ``learning_rate``, ``batch_size``,
-            ``losses``, ``relative_size``; empty without one.
+            ``losses`` (of each step's batch), ``relative_size``, ``loss_before`` and ``loss_after`` on ``num_held_out``
+            other prompts; empty without one.
         settings: Options of the run and the command.
         versions: Package versions.
         timing: Seconds by stage.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from steerscope.analysis.encoding import encode
 from steerscope.analysis.stopwatch import StageProgress, Stopwatch
+from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import (
     Rows,
     of_layer,
@@ -33,7 +34,7 @@ from steerscope.equivalence.propositions.base import Proposition
 from steerscope.equivalence.propositions.subject import Subject, random_subject, subject_of
 from steerscope.equivalence.shifts import LOGITS
 from steerscope.errors import InputError
-from steerscope.experiments.finetune import short_finetune
+from steerscope.experiments.finetune import mean_loss, short_finetune
 from steerscope.experiments.tasks import get_task
 from steerscope.experiments.verification.results import PropositionResult, Verification, plain
 from steerscope.models.attention import forward_differentiable_attention
@@ -189,6 +190,10 @@ def _measurements(
         batch_size=options.batch_size,
         progress=tell,
     )
+    held_out = task.split("validation", min(options.pool, 64), options.seed)
+    before = mean_loss(single, held_out)
+    with with_update(single, update):
+        after = mean_loss(single, held_out)
     finetune = {
         "task": "listops",
         "steps": options.steps,
@@ -196,6 +201,9 @@ def _measurements(
         "learning_rate": options.learning_rate,
         "losses": losses,
         "relative_size": relative_size(single, update),
+        "num_held_out": len(held_out),
+        "loss_before": before,
+        "loss_after": after,
     }
     depth = len(single.site_map.blocks)
     every = spread(depth, options.layers)

@@ -68,6 +68,7 @@ def test_measurements_are_all_made(on_model, stages):
     assert all(on_model.measurements.values())
     assert on_model.finetune["steps"] == len(on_model.finetune["losses"]) == 2
     assert 0 < on_model.finetune["relative_size"] < 0.1
+    assert on_model.finetune["loss_after"] < on_model.finetune["loss_before"]
     assert on_model.subject == on_model.model["name"]
     assert on_model.model["dtype"] == "float64"
     assert set(on_model.timing) == {name for name, _, _ in stages}
@@ -179,7 +180,7 @@ def test_document(on_random, on_model):
     assert "## Public statements that need a correction" in text
     assert "published form: 163, expected at most 1e-12" in text
     assert "- P12 on random llama blocks: there is no gate" in text
-    assert "- P7 on random llama blocks" in text
+    assert "- P7 on random llama blocks: statement 7. Outside: slope: 1, expected 1.95 to 2.05" in text
     for row in re.findall(r"^\| P.*$", text, re.MULTILINE):
         assert len(re.findall(r"(?<!\\)\|", row)) == 10
     assert "## Measurements on" in text
@@ -195,8 +196,7 @@ def test_document_command(on_random, tmp_path, capsys):
     assert "steerscope: cannot read" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not (ROOT / docs.RANDOM).exists(), reason="no saved verification in this checkout")
 def test_theory_md_is_what_the_generator_makes():
-    files = [ROOT / name for name in (docs.RANDOM, docs.MODEL) if (ROOT / name).exists()]
+    files = [ROOT / name for name in (docs.RANDOM, docs.MODEL)]
     made = docs.document(*map(Verification.load, files)).rstrip("\n") + "\n"
     assert (ROOT / "docs" / "theory.md").read_text(encoding="utf-8") == made
