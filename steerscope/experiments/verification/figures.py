@@ -135,12 +135,12 @@ def plot_curves(found: Verification) -> Figure:
         pairs = [(x, y) for x, y in zip(data["x"], data["y"], strict=True) if x is not None and y is not None]
         x, y = np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
         line(ax, x, y, 0, name)
-        if len(x) and (x > 0).all() and x.max() > 30 * x.min():
+        if len(x) and (x > 0).all() and x.max() > 9.9 * x.min():
             log_scale(ax, "x")
-        if len(y) and (y > 0).all() and y.max() > 30 * y.min():
+        if len(y) and (y > 0).all() and y.max() > 9.9 * y.min():
             log_scale(ax, "y")
-        ax.set_title(figure_text(f"{proposition} {name}", 26), fontsize=8, loc="left")
-        ax.set_xlabel(figure_text(data["x_name"], 28), fontsize=7)
+        ax.set_title(figure_text(f"{proposition} {name}", 18), fontsize=8, loc="left")
+        ax.set_xlabel(figure_text(data["x_name"], 24), fontsize=7)
         ax.set_ylabel(figure_text(data["y_name"], 22), fontsize=7)
         ax.tick_params(labelsize=6.5)
         ax.minorticks_off()
@@ -401,7 +401,7 @@ def _entries(found: Verification) -> Iterator[VerifyFigure]:
             "Curves behind the verdicts",
             plot_curves,
             "Small panels with the curves that checks recorded, each named by its proposition.",
-            "What checks recorded on the way; axes are logarithmic where values span more than a factor of thirty.",
+            "What checks recorded on the way; axes are logarithmic where values span a factor of ten or more.",
         )
     measured = found.measurements
     if measured.get("slopes"):
