@@ -149,8 +149,9 @@ def _measurements(model: Verification) -> str:
         f"{tuned['learning_rate']:g} on {tuned['batch_size']} prompts of {tuned['task']} each, all linear maps of the "
         f"blocks, relative size {number(tuned['relative_size'])}. On {tuned['num_held_out']} other prompts the loss "
         f"went from {number(tuned['loss_before'])} to {number(tuned['loss_after'])} (guessing one of ten digits: "
-        "2.303). It is the direction in which training sets out, not a trained model. Measurements use other prompts of "
-        "the same task. They are this project's; where they concern a published figure, its quantity stands beside ours.",
+        "2.303). It is the direction in which training sets out, not a trained model. Measurements use other prompts "
+        "of the same task. They are this project's; where they concern a published figure, its quantity stands beside "
+        "ours.",
         "",
         f"One model, one task, one seed, no intervals: regressions use {size['rows']} prompts of one length, curves "
         f"over strength {size['few_rows']}, radii and slopes 2, matrices {size['positions']} tokens of one prompt. Two "
