@@ -115,8 +115,8 @@ def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_
     if not examples:
         raise InputError("got no examples, expected at least one.")
     with_choices = examples[0].choices is not None
-    prompts = [_tokens(e.prompt, tokenizer) for e in examples]
-    texts = [[_tokens(e.prompt + c, tokenizer) for c in (e.choices or (e.completion,))] for e in examples]
+    prompts = [text_tokens(e.prompt, tokenizer) for e in examples]
+    texts = [[text_tokens(e.prompt + c, tokenizer) for c in (e.choices or (e.completion,))] for e in examples]
     starts = [min(_common(prompt, text) for text in many) for prompt, many in zip(prompts, texts, strict=True)]
     for index, (many, start) in enumerate(zip(texts, starts, strict=True)):
         _check_lengths(examples[index], index, many, start, max_length)
@@ -187,7 +187,8 @@ def batches(
         )
 
 
-def _tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def text_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return a text's tokens: special tokens at the start kept, an end token that the tokenizer adds taken off."""
     ids = list(tokenizer(text)["input_ids"])
     end = tokenizer.eos_token_id
     if len(ids) > 1 and ids[-1] == end:

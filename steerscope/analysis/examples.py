@@ -87,7 +87,7 @@ def read_jsonl(path: str | Path) -> list[Example]:
     path = Path(path)
     examples: list[Example] = []
     first_line: dict[bool, int] = {}
-    for number, line in _lines(path):
+    for number, line in text_lines(path):
         try:
             example = _parse_line(line)
         except InputError as error:
@@ -255,8 +255,12 @@ def _right_choice(choices: object, answer_index: object) -> str:
     return right
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the number and text of each line that is not blank, decompressed and decoded."""
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the number and text of each line that is not blank, decompressed and decoded.
+
+    Raises:
+        InputError: The file is missing, a folder, damaged or not UTF-8.
+    """
     number = 0
     try:
         with path.open("rb") as raw:

@@ -1,4 +1,8 @@
-"""Tasks: named sources of examples with training, validation and test parts that never overlap."""
+"""Tasks: named sources of examples with training, validation and test parts that never overlap.
+
+Two sorts: :func:`get_task` gives short prompts whose choices are scored, for rankings and their validation;
+:func:`get_answer_task` gives prompts whose answers are generated and read, for training and evaluation.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,23 @@ from typing import Literal, Protocol
 
 from steerscope.analysis.examples import Example
 from steerscope.errors import InputError, did_you_mean
+from steerscope.experiments.tasks.answer_task import AnswerExample, AnswerTask
+from steerscope.experiments.tasks.formats import answer_task_names, get_answer_task
 from steerscope.experiments.tasks.listops import ListOps
 from steerscope.experiments.tasks.local import FORMS, LocalTask
 
-__all__ = ["ListOps", "LocalTask", "Split", "Task", "get_task", "task_names"]
+__all__ = [
+    "AnswerExample",
+    "AnswerTask",
+    "ListOps",
+    "LocalTask",
+    "Split",
+    "Task",
+    "answer_task_names",
+    "get_answer_task",
+    "get_task",
+    "task_names",
+]
 
 Split = Literal["train", "validation", "test"]
 

@@ -1,0 +1,63 @@
+"""Fields of a row, checked: what is wrong is said in words, with no default."""
+
+from __future__ import annotations
+
+from steerscope.experiments.tasks.answer_task import Row
+
+LETTERS = "ABCDEFGHIJ"
+
+
+def text(row: Row, name: str) -> str:
+    """Return a field that must be a text with something in it.
+
+    Raises:
+        KeyError: It is missing.
+        ValueError: It is no text, or blank.
+    """
+    value = row[name]
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name} is {_short(value)}, expected a text")
+    return value
+
+
+def options(row: Row, least: int = 2, most: int = len(LETTERS)) -> tuple[str, ...]:
+    """Return ``choices``, which must be a list of texts.
+
+    Raises:
+        KeyError: It is missing.
+        ValueError: It is no list of ``least`` to ``most`` texts.
+    """
+    value = row["choices"]
+    if not isinstance(value, list | tuple) or not all(isinstance(one, str) and one.strip() for one in value):
+        raise ValueError(f"choices is {_short(value)}, expected a list of texts")
+    if not least <= len(value) <= most:
+        raise ValueError(f"choices has {len(value)} entries, expected {least} to {most}")
+    return tuple(one.strip() for one in value)
+
+
+def answer_index(row: Row, count: int) -> int:
+    """Return ``answer_index``, which must point at one of ``count`` choices.
+
+    Raises:
+        KeyError: It is missing.
+        ValueError: It is no integer from 0 to ``count - 1``.
+    """
+    value = row["answer_index"]
+    if type(value) is not int or not 0 <= value < count:
+        raise ValueError(f"answer_index is {_short(value)}, expected an integer from 0 to {count - 1}")
+    return value
+
+
+def content(*texts: str) -> str:
+    """Fold case and white space: rows that differ in nothing else are the same question."""
+    return " | ".join(" ".join(one.split()).casefold() for one in texts)
+
+
+def lettered(choices: tuple[str, ...]) -> str:
+    """Return the options one per line, ``(A) text``."""
+    return "\n".join(f"({label}) {one}" for label, one in zip(LETTERS, choices, strict=False))
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."

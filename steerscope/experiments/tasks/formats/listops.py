@@ -1,0 +1,67 @@
+"""ListOps with the instruction and the answer tag of the paper; generated, or read from files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from steerscope.experiments.tasks.answer_task import AnswerExample, AnswerForm, Row, check_count, check_part
+from steerscope.experiments.tasks.formats.fields import answer_index, content, text
+from steerscope.experiments.tasks.listops import ListOps
+from steerscope.experiments.tasks.parsing import tagged
+
+if TYPE_CHECKING:
+    from steerscope.experiments.tasks import Split
+
+_CHOICES = tuple(f"<answer>{digit}</answer>" for digit in range(10))
+# What "all examples" of a generated part means.
+SIZES = {"train": 10_000, "validation": 500, "test": 2_000}
+
+
+def _example(expression: str, value: int) -> AnswerExample:
+    prompt = (
+        "Evaluate the value of the following nested list expression.\n"
+        "Return only the final numeric result inside <answer>…</answer>.\n\n"
+        f"Expression:\n{expression}\n"
+    )
+    return AnswerExample(
+        prompt, _CHOICES[value], str(value), choices=_CHOICES, answer_index=value, content=content(expression)
+    )
+
+
+def _build(row: Row) -> AnswerExample:
+    return _example(text(row, "question").strip(), answer_index(row, 10))
+
+
+def _form(name: str, words: str) -> AnswerForm:
+    return AnswerForm(
+        name=name,
+        description=f"ListOps{words}: evaluate nested MIN, MAX, MED and SM of digits; the answer is a digit in a tag.",
+        build=_build,
+        parse=lambda generation, example: tagged(generation),
+        max_new_tokens=16,
+        official=("train", "validation", "test"),
+        source="Nangia and Bowman 2018, arXiv:1804.06028",
+    )
+
+
+FORM = _form("listops", "")
+FORM_GENERATED_FILES = _form("listops_gen", " with long expressions")
+
+
+@dataclass(frozen=True)
+class GeneratedListOps:
+    """ListOps drawn from a seed by :class:`~steerscope.experiments.tasks.listops.ListOps`: nothing to download.
+
+    ``n`` may be any number here; ``None`` means :data:`SIZES`. Parts are disjoint for all seeds.
+    """
+
+    form: AnswerForm = FORM
+    generator: ListOps = field(default_factory=ListOps)
+
+    def split(self, split: Split, n: int | None = None, seed: int = 0) -> list[AnswerExample]:
+        """Return ``n`` generated examples; see :class:`~steerscope.experiments.tasks.answer_task.AnswerTask`."""
+        check_part(split)
+        check_count(n, 10**6, f"{split} examples of {self.form.name}")
+        drawn = self.generator.split(split, SIZES[split] if n is None else n, seed)
+        return [_example(one.prompt.removesuffix(" ="), int(one.completion)) for one in drawn]

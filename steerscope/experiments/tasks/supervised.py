@@ -1,0 +1,98 @@
+"""Tokens to learn from: prompt, completion and the end-of-sequence token, nothing cut.
+
+Generation starts from exactly the tokens that stand before the supervised ones here, and an example that does not
+fit is left out whole: cutting it on the right would drop its answer, or all supervision, without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from steerscope.analysis.encoding import text_tokens
+from steerscope.errors import InputError
+from steerscope.experiments.tasks.answer_task import AnswerExample
+
+
+@dataclass(frozen=True)
+class SupervisedSequence:
+    """Token ids; those from ``first_target`` on are learned, the last is the end-of-sequence token."""
+
+    ids: tuple[int, ...]
+    first_target: int
+
+
+@dataclass(frozen=True)
+class SupervisedExamples:
+    """Sequences to train on.
+
+    Attributes:
+        sequences: One per example that fits.
+        kept: Their places among the examples that were given.
+        too_long: Places of the examples left out.
+    """
+
+    sequences: tuple[SupervisedSequence, ...]
+    kept: tuple[int, ...]
+    too_long: tuple[int, ...]
+
+
+def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id of the token that ends a completion.
+
+    Raises:
+        InputError: The tokenizer has none, so that no generation could ever be told to stop.
+    """
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            "the tokenizer has no end-of-sequence token, which completions are trained to end with. Set eos_token in "
+            "its tokenizer_config.json."
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def completion_tokens(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the tokens of a prompt and of what follows it.
+
+    The two are tokenised together where that leaves the prompt's own tokens as they are, else apart: a model that
+    is to continue the prompt sees the prompt's own tokens in either case.
+    """
+    before, whole = text_tokens(prompt, tokenizer), text_tokens(prompt + completion, tokenizer)
+    if whole[: len(before)] == before:
+        return before, whole[len(before) :]
+    return before, list(tokenizer(completion, add_special_tokens=False)["input_ids"])
+
+
+def supervise(
+    examples: Sequence[AnswerExample], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> SupervisedExamples:
+    """Tokenise examples for training.
+
+    Args:
+        examples: What to learn.
+        tokenizer: The model's.
+        max_length: Longest sequence, end token included; ``None`` for no limit.
+
+    Raises:
+        InputError: No example fits, or a prompt has no token.
+    """
+    end = end_token(tokenizer)
+    sequences, kept, too_long = [], [], []
+    for index, example in enumerate(examples):
+        before, after = completion_tokens(example.prompt, example.completion, tokenizer)
+        if not before:
+            raise InputError(f"the prompt {example.prompt[:40]!r} has no token. Give one that has.")
+        ids = (*before, *after, end)
+        if max_length is not None and len(ids) > max_length:
+            too_long.append(index)
+            continue
+        sequences.append(SupervisedSequence(ids, len(before)))
+        kept.append(index)
+    if not sequences:
+        raise InputError(
+            f"none of {len(examples)} examples fits into {max_length} tokens with its answer. Raise the limit: an "
+            "example that is cut would lose its answer."
+        )
+    return SupervisedExamples(tuple(sequences), tuple(kept), tuple(too_long))

@@ -1,0 +1,111 @@
+"""Rows through the ``datasets`` package, which need not be there: a stand-in with the fields of the hub's sets."""
+
+import sys
+import types
+
+import pytest
+
+from steerscope import InputError
+from steerscope.experiments.tasks import get_answer_task
+
+ARC = {"question": "q{i}?", "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "answerKey": "3"}
+ROWS = {
+    ("google/boolq", None): {"question": "q{i}", "passage": "p{i}", "answer": True},
+    ("allenai/winogrande", "winogrande_debiased"): {
+        "sentence": "s{i} _",
+        "option1": "a{i}",
+        "option2": "b",
+        "answer": "2",
+    },
+    ("allenai/ai2_arc", "ARC-Easy"): ARC,
+    ("allenai/ai2_arc", "ARC-Challenge"): ARC,
+    ("openai/gsm8k", "main"): {"question": "q{i}", "answer": "step\n#### 1,234"},
+    ("deepmind/aqua_rat", "raw"): {
+        "question": "q{i}",
+        "options": ["A)1", "B)2", "C)3", "D)4", "E)None"],
+        "rationale": "so",
+        "correct": "E",
+    },
+}
+GOLD = {
+    "boolq": "Answer: True.",
+    "winogrande": "Answer: Option2.",
+    "arc_easy": "Answer: (C) z.",
+    "arc_challenge": "Answer: (C) z.",
+    "gsm8k": "step\nAnswer: 1234",
+    "aqua": "so\nAnswer: E.",
+}
+
+
+def filled(value, i):
+    return value.replace("{i}", str(i)) if isinstance(value, str) else value
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    asked = []
+
+    def load_dataset(path, config, split):
+        asked.append((path, config, split))
+        start = {"train": 0, "validation": 50, "test": 100}[split]
+        return [{k: filled(v, start + i) for k, v in ROWS[path, config].items()} for i in range(40)]
+
+    module = types.ModuleType("datasets")
+    module.load_dataset = load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    return asked
+
+
+@pytest.mark.parametrize("name", list(GOLD))
+def test_fields_of_the_hub(hub, name):
+    task = get_answer_task(name)
+    (example,) = task.split("test", 1)
+    assert example.completion == GOLD[name]
+    assert task.form.parse(example.completion, example) == example.answer
+    wanted = "validation" if name in ("boolq", "winogrande") else "test"
+    assert [split for _, _, split in hub] == [wanted]
+    assert task.split("train")
+    assert task.split("validation")
+    if name == "aqua":
+        assert example.options == ("1", "2", "3", "4", "None")
+
+
+def test_datasets_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match="pip install datasets"):
+        get_answer_task("boolq")
+    assert get_answer_task("listops").split("test", 3)  # needs nothing
+    with pytest.raises(InputError, match="'listops_gen' is read from files"):
+        get_answer_task("listops_gen")
+
+
+def test_offline(monkeypatch):
+    module = types.ModuleType("datasets")
+
+    def load_dataset(path, config, split):
+        raise ConnectionError("no route to host")
+
+    module.load_dataset = load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    with pytest.raises(InputError, match=r"test part of 'openai/gsm8k'.*no route to host.*--data-dir"):
+        get_answer_task("gsm8k").split("test")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("gsm8k", {"answer": "step"}),
+        ("aqua", {"correct": "F"}),
+        ("arc_easy", {"answerKey": "9"}),
+        ("boolq", {"answer": "yes"}),
+        ("winogrande", {"answer": ""}),
+    ],
+)
+def test_other_fields_than_expected(hub, monkeypatch, name, change):
+    monkeypatch.setattr(
+        sys.modules["datasets"],
+        "load_dataset",
+        lambda path, config, split: [{k: filled(v, 0) for k, v in ROWS[path, config].items()} | change],
+    )
+    with pytest.raises(InputError, match="row 0 has not the fields|expected an integer|is no row"):
+        get_answer_task(name).split("test")
