@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from steerscope.analysis.ranking import rank_sites
     from steerscope.analysis.report import write_report
     from steerscope.analysis.results import Ranking
-    from steerscope.equivalence.remainder import remainder_slope
     from steerscope.equivalence.shifts import first_order_shift, shift_jacobian
     from steerscope.errors import InputError, SteerscopeError, UnsupportedModelError
     from steerscope.experiments.tasks import get_task
@@ -22,8 +21,10 @@ if TYPE_CHECKING:
     from steerscope.models.hooks import edited, reading
     from steerscope.models.load import LoadedModel, load_model, wrap_model
     from steerscope.models.precision import true_float64
-    from steerscope.models.site_map import SiteMap, find_sites
-    from steerscope.sites import Site, SiteKind, parse_site
+    from steerscope.models.site_map import find_sites
+    from steerscope.sites import Site, parse_site
+    from steerscope.steering.config import SteeringConfig
+    from steerscope.steering.model import SteeringModel, get_steering_model
 
 __version__ = "0.1.0"
 
@@ -33,10 +34,8 @@ _HOMES = {
     "wrap_model": "models.load",
     "LoadedModel": "models.load",
     "find_sites": "models.site_map",
-    "SiteMap": "models.site_map",
     "BlockDescription": "models.blocks",
     "Site": "sites",
-    "SiteKind": "sites",
     "parse_site": "sites",
     # Reading, editing, precision
     "reading": "models.hooks",
@@ -45,7 +44,6 @@ _HOMES = {
     # First-order maps
     "first_order_shift": "equivalence.shifts",
     "shift_jacobian": "equivalence.shifts",
-    "remainder_slope": "equivalence.remainder",
     # Examples and rankings
     "Example": "analysis.examples",
     "read_jsonl": "analysis.examples",
@@ -54,6 +52,10 @@ _HOMES = {
     "rank_sites": "analysis.ranking",
     "Ranking": "analysis.results",
     "write_report": "analysis.report",
+    # Steering adapters
+    "SteeringConfig": "steering.config",
+    "SteeringModel": "steering.model",
+    "get_steering_model": "steering.model",
     # Errors
     "SteerscopeError": "errors",
     "InputError": "errors",
@@ -79,20 +81,20 @@ __all__ = [
     "RankOptions",
     "Ranking",
     "Site",
-    "SiteKind",
-    "SiteMap",
+    "SteeringConfig",
+    "SteeringModel",
     "SteerscopeError",
     "UnsupportedModelError",
     "edited",
     "find_sites",
     "first_order_shift",
+    "get_steering_model",
     "get_task",
     "load_model",
     "parse_site",
     "rank_sites",
     "read_jsonl",
     "reading",
-    "remainder_slope",
     "shift_jacobian",
     "true_float64",
     "wrap_model",

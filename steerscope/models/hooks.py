@@ -46,6 +46,18 @@ class _Stream:
         for module in (block.module, block.attn_norm or block.attn):
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
+    def forget(self, block: Block, stack: ExitStack) -> None:
+        """Let go of ``h`` when the block is done: hooks that stay for long would keep every block's until the next pass.
+
+        Set after all taps, so that it runs after them. A block that runs again in backward (gradient checkpointing)
+        gets ``h`` again where attention gets it.
+        """
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self.__dict__.pop("h", None)
+
+        stack.callback(block.module.register_forward_hook(hook).remove)
+
 
 def _at_input(module: nn.Module, stream: _Stream, tap: Tap) -> Any:
     """Tap a module's first input."""
@@ -118,6 +130,8 @@ def tapping(site_map: SiteMap, taps: Mapping[Site, Tap]) -> Iterator[None]:
             if site.head is not None:
                 tap = _one_head(tap, site.head, site_map.n_heads)
             stack.callback(_attach(block, site.kind, streams[site.layer], tap).remove)
+        for layer, stream in streams.items():
+            stream.forget(site_map.blocks[layer], stack)
         yield
 
 

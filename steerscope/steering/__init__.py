@@ -1,0 +1,9 @@
+"""Steering adapters: edits of activations that are trained, saved, shared and generated with."""
+
+from __future__ import annotations
+
+from steerscope.steering.config import SteeringConfig
+from steerscope.steering.families import FAMILIES, SteeringEdit, start_slope
+from steerscope.steering.model import SteeringModel, get_steering_model
+
+__all__ = ["FAMILIES", "SteeringConfig", "SteeringEdit", "SteeringModel", "get_steering_model", "start_slope"]

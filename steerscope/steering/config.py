@@ -1,0 +1,193 @@
+"""What an adapter is, in one frozen dataclass; everything checked that can be checked without a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+
+from steerscope.errors import InputError, did_you_mean
+from steerscope.models.site_map import SiteMap
+from steerscope.sites import Site, SiteKind, parse_kind, parse_site
+from steerscope.steering.families import ACTIVATIONS, FAMILIES, EditOptions, SteeringEdit
+from steerscope.steering.positions import Positions
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SCALES = ("none", "rms")
+STARTS = ("no-op", "published")
+DEFAULT_RANK = 8
+
+
+@dataclass(frozen=True)
+class SteeringConfig:
+    """A steering adapter: which edits, where, at which tokens.
+
+    Attributes:
+        sites: Names such as ``12.resid_post`` or ``3.attn_heads.5``, or a kind alone (``resid_post``) for every layer.
+        family: ``vector``, ``linear``, ``nonlinear``, ``loreft``, ``direft``, ``noreft``, ``lofit_scale`` or
+            ``lofit_offset``.
+        rank: Inner width; 8 unless given, None for families without one.
+        positions: ``all``, ``prompt``, ``completion``, ``last`` (of the prompt), ``first:n``, ``last:n``, or ``mask``.
+        activation: ``silu`` (unless given), ``gelu`` or ``tanh``, for ``nonlinear``.
+        bias: Whether ``linear`` and ``nonlinear`` add a vector to what they write; True unless given.
+        scale: ``rms`` divides what is read by the site's root mean square
+            (:meth:`SteeringModel.measure_scales`); ``none`` does not.
+        start: ``no-op`` starts with an edit of exactly zero; ``published`` as the family's authors do, where that
+            differs.
+        dtype: Data type of the adapter, whatever the model's is.
+        seed: Seed of what is drawn at the start.
+    """
+
+    sites: tuple[str, ...] | str
+    family: str = "linear"
+    rank: int | None = None
+    positions: str = "all"
+    activation: str | None = None
+    bias: bool | None = None
+    scale: str = "none"
+    start: str = "no-op"
+    dtype: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = (self.sites,) if isinstance(self.sites, str) else tuple(str(name) for name in self.sites)
+        object.__setattr__(self, "sites", names)
+        if not names:
+            raise InputError("a steering adapter needs a site, got none; for example sites='resid_post'.")
+        for name in names:
+            _read_name(name)
+        family = self._family()
+        self._check_rank(family)
+        Positions.parse(self.positions)
+        self._check_activation()
+        if family.has_bias_choice:
+            object.__setattr__(self, "bias", True if self.bias is None else bool(self.bias))
+        elif self.bias is not None:
+            raise InputError(f"family {self.family!r} ({family.equation}) leaves no choice of bias; leave it out.")
+        _one_of("scale", self.scale, SCALES)
+        if self.scale != "none" and not family.can_scale:
+            can = [name for name, other in FAMILIES.items() if other.can_scale]
+            raise InputError(
+                f"family {self.family!r} ({family.equation}) is not defined with a scale on what it reads; got scale="
+                f"{self.scale!r}. Leave it out, or use one of {', '.join(can)}."
+            )
+        _one_of("start", self.start, STARTS)
+        if self.start == "published" and not family.has_published_start:
+            raise InputError(f"family {self.family!r} has one start, as no edit; leave start out.")
+        _one_of("dtype", self.dtype, tuple(DTYPES))
+        if family.is_orthonormal and self.dtype not in ("float32", "float64"):
+            raise InputError(
+                f"family {self.family!r} keeps rows orthonormal, which {self.dtype} cannot hold; use dtype='float32'. "
+                "The model may be in any data type."
+            )
+
+    def _family(self) -> type[SteeringEdit]:
+        _one_of("family", self.family, tuple(FAMILIES))
+        return FAMILIES[self.family]
+
+    def _check_rank(self, family: type[SteeringEdit]) -> None:
+        if not family.has_rank:
+            if self.rank is not None:
+                raise InputError(f"family {self.family!r} ({family.equation}) has no rank; got rank={self.rank}.")
+            return
+        rank = DEFAULT_RANK if self.rank is None else self.rank
+        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+            raise InputError(f"rank must be a whole number of at least 1, got {self.rank!r}; for example rank=8.")
+        object.__setattr__(self, "rank", rank)
+
+    def _check_activation(self) -> None:
+        if self.family != "nonlinear":
+            if self.activation is not None:
+                raise InputError(
+                    f"family {self.family!r} has no activation; got {self.activation!r}. Use family='nonlinear'."
+                )
+            return
+        object.__setattr__(self, "activation", self.activation or "silu")
+        _one_of("activation", str(self.activation), tuple(ACTIVATIONS))
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """``dtype`` as torch knows it."""
+        return DTYPES[self.dtype]
+
+    def resolve(self, site_map: SiteMap) -> tuple[Site, ...]:
+        """Return the sites in one model, in the order in which it computes them.
+
+        Raises:
+            InputError: The model lacks a site, a site is named twice, all heads and one of them, or a kind that the
+                family is not defined at.
+        """
+        kinds = FAMILIES[self.family].kinds
+        found: list[Site] = []
+        for name in self.sites:
+            found += _sites_of(name, site_map)
+        for site in found:
+            if found.count(site) > 1:
+                raise InputError(f"site '{site}' is named twice in {list(self.sites)}; name it once.")
+            if site.head is not None and Site(site.layer, site.kind) in found:
+                raise InputError(f"'{site}' is one of the heads of '{site.layer}.{site.kind}', named too; name one.")
+            if kinds is not None and site.kind not in kinds:
+                raise InputError(
+                    f"family {self.family!r} edits {', '.join(kinds)} alone, got the site '{site}'; "
+                    "use sites='attn_heads', or family='vector'."
+                )
+        order = list(SiteKind)
+        return tuple(sorted(found, key=lambda s: (s.layer, order.index(s.kind), -1 if s.head is None else s.head)))
+
+    def options(self, width: int) -> EditOptions:
+        """Return how one edit of ``width`` channels is built."""
+        return EditOptions(
+            width=width,
+            rank=self.rank,
+            activation=self.activation,
+            bias=bool(self.bias),
+            scaled=self.scale == "rms",
+            start=self.start,
+            dtype=self.torch_dtype,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON has them."""
+        return {**asdict(self), "sites": list(self.sites)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SteeringConfig:
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            InputError: A field is missing, unknown or has no valid value.
+        """
+        known = {f.name for f in fields(cls)}
+        if set(values) != known:
+            raise InputError(
+                f"the adapter's configuration lacks {sorted(known - set(values))} and has unknown "
+                f"{sorted(set(values) - known)}; it was written by another version or changed by hand. Save it again."
+            )
+        sites = values["sites"]
+        return cls(**{**values, "sites": tuple(sites) if isinstance(sites, list) else sites})
+
+
+def _one_of(field: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise InputError(
+            f"unknown {field} {value!r}.{did_you_mean(str(value), list(valid))} Valid: {', '.join(valid)}."
+        )
+
+
+def _read_name(name: str) -> Site | SiteKind:
+    """Return a site for ``3.mlp_out``, a kind for ``mlp_out``."""
+    return parse_site(name) if re.match(r"\s*(blocks\.)?\d", name) else parse_kind(name)
+
+
+def _sites_of(name: str, site_map: SiteMap) -> list[Site]:
+    read = _read_name(name)
+    if isinstance(read, Site):
+        return [site_map.resolve(read)]
+    if read is SiteKind.RESID_PRE and len(site_map.blocks) > 1:
+        raise InputError(
+            "'resid_pre' over all layers is '0.resid_pre' and 'resid_post' of all layers but the last; name these."
+        )
+    return list(site_map.sites((read,)))

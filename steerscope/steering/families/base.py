@@ -1,0 +1,151 @@
+"""What every family of edits has in common: how it is described, built, applied and turned into an affine map."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from steerscope.errors import InputError
+from steerscope.sites import SiteKind
+
+
+@dataclass(frozen=True)
+class EditOptions:
+    """How one edit is built.
+
+    Attributes:
+        width: Channels of the site.
+        rank: Inner width, for families that have one.
+        activation: Name of the inner function, for the nonlinear family.
+        bias: Whether a vector is added to what is written, for families that leave the choice.
+        scaled: Whether what is read is divided by one number, the site's root mean square.
+        start: ``no-op`` or ``published``.
+        dtype: Data type of the parameters and of the edit's computation.
+    """
+
+    width: int
+    rank: int | None
+    activation: str | None
+    bias: bool
+    scaled: bool
+    start: str
+    dtype: torch.dtype
+
+    @property
+    def inner(self) -> int:
+        """The rank, where the family has one."""
+        if self.rank is None:
+            raise InputError("this family needs a rank, got none; pass rank=8, for example.")
+        return self.rank
+
+
+@dataclass(frozen=True)
+class Affine:
+    """An edit that is ``x -> M x + c``: ``matrix`` is M (``width width``), ``vector`` is c (``width``); or None."""
+
+    matrix: Tensor | None = None
+    vector: Tensor | None = None
+
+
+class SteeringEdit(nn.Module):
+    """An edit ``d(x)`` with parameters, to be added at a site: ``x + d(x)``.
+
+    Subclasses set the class attributes below, make their parameters in ``__init__`` (drawn from the generator) and
+    compute ``delta``.
+
+    Attributes:
+        name: The family's name in a configuration.
+        equation: The edit, as printed and as stated in the file.
+        source: Where the form comes from.
+        has_rank: Whether there is an inner width.
+        can_scale: Whether what is read can be divided by the site's root mean square.
+        has_bias_choice: Whether the vector on the write is an option.
+        has_published_start: Whether the published start differs from a no-op (then ``start="published"`` gives it).
+        is_orthonormal: Whether it holds a matrix with orthonormal rows, which needs float32 or float64.
+        kinds: The kinds of site it is defined at; None means any.
+    """
+
+    name: ClassVar[str]
+    equation: ClassVar[str]
+    source: ClassVar[str]
+    has_rank: ClassVar[bool] = True
+    can_scale: ClassVar[bool] = False
+    has_bias_choice: ClassVar[bool] = False
+    has_published_start: ClassVar[bool] = False
+    is_orthonormal: ClassVar[bool] = False
+    kinds: ClassVar[tuple[SiteKind, ...] | None] = None
+
+    scale: Tensor | None
+
+    def __init__(self, options: EditOptions, generator: torch.Generator) -> None:
+        super().__init__()
+        self.options = options
+        unknown = torch.full((), float("nan"), dtype=options.dtype) if options.scaled else None
+        self.register_buffer("scale", unknown)
+        # Known on the Python side: asking the buffer would make a GPU wait in every pass.
+        self.is_ready = not options.scaled
+
+    @abstractmethod
+    def delta(self, read: Tensor) -> Tensor:
+        """Return what is added for what is read, both ``(... width)`` in the parameters' data type."""
+
+    @abstractmethod
+    def affine(self) -> Affine:
+        """Return the edit as an affine map.
+
+        Raises:
+            InputError: It is none.
+        """
+
+    def forward(self, read: Tensor) -> Tensor:
+        """Return what is added, ``(... width)``, computed in the parameters' data type.
+
+        Raises:
+            InputError: The scale of what is read was never measured.
+        """
+        if not self.is_ready:
+            raise InputError(
+                "this adapter divides what it reads by the site's root mean square, which was not measured yet; call "
+                "model.measure_scales(batches) with a few batches of your data before the first pass."
+            )
+        return self.delta(read.to(self.options.dtype))
+
+    def set_scale(self, value: float) -> None:
+        """Set the number that what is read is divided by.
+
+        Raises:
+            InputError: The edit has no scale, or the number is not positive and finite.
+        """
+        if self.scale is None:
+            raise InputError(f"this {self.name!r} edit reads without a scale; build it with scale='rms'.")
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"a scale must be positive and finite, got {value}; measure it on other data.")
+        self.scale.fill_(value)
+        self.is_ready = True
+
+    def divided(self, inner: Tensor) -> Tensor:
+        """Divide by the scale. Of ``D x``, not of ``x``: the same number, ``width / rank`` times cheaper."""
+        return inner if self.scale is None else inner / self.scale
+
+
+def default_linear(rows: int, columns: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Return what PyTorch starts a linear map ``(rows columns)`` with: uniform in +-1/sqrt(columns)."""
+    # Drawn in float64 on the CPU, so that data type and device do not change the start.
+    drawn = torch.rand(rows, columns, generator=generator, dtype=torch.float64)
+    return ((2 * drawn - 1) / math.sqrt(columns)).to(dtype)
+
+
+def default_bias(size: int, fan_in: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Return what PyTorch starts the bias of a linear map with: uniform in +-1/sqrt(fan_in)."""
+    drawn = torch.rand(size, generator=generator, dtype=torch.float64)
+    return ((2 * drawn - 1) / math.sqrt(fan_in)).to(dtype)
+
+
+def normal(size: int, std: float, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Return normal numbers of mean zero."""
+    return (std * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype)

@@ -1,0 +1,140 @@
+"""Which model an adapter was trained for, and whether another one is that model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steerscope.errors import InputError
+from steerscope.models.load import LoadedModel
+from steerscope.models.site_map import SiteMap
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """The base model of an adapter.
+
+    Attributes:
+        name: As its configuration or its loader names it.
+        revision: Commit on the hub, where known.
+        family: The configuration's ``model_type``.
+        layout: Name of the block layout.
+        layers: Number of blocks.
+        d_model: Width of the residual stream.
+        fingerprint: SHA-256 over names and values of all weights, rounded to bfloat16, so that it is the same in
+            every data type the model can be loaded in.
+    """
+
+    name: str
+    revision: str | None
+    family: str
+    layout: str
+    layers: int
+    d_model: int
+    fingerprint: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> BaseIdentity:
+        """Read what :meth:`as_dict` wrote.
+
+        Raises:
+            InputError: Fields are missing or unknown.
+        """
+        known = {f.name for f in fields(cls)}
+        if set(values) != known:
+            raise InputError(
+                f"the adapter's file names its base model with {sorted(values)}; expected {sorted(known)}. It was "
+                "written by another version or changed by hand: save it again."
+            )
+        return cls(**values)
+
+
+def language_model(model: nn.Module) -> nn.Module:
+    """Return the transformers model inside PEFT's wrapper, or the model itself."""
+    unwrap = getattr(model, "get_base_model", None)
+    found = unwrap() if callable(unwrap) else model
+    assert isinstance(found, nn.Module)
+    return found
+
+
+def is_peft(model: nn.Module) -> bool:
+    """Whether PEFT wraps the model."""
+    return hasattr(model, "peft_config") and callable(getattr(model, "get_base_model", None))
+
+
+def own_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of the language model itself by the names they have without PEFT."""
+    tuner = str(getattr(getattr(model, "base_model", None), "prefix", "")) if is_peft(model) else ""
+    for name, parameter in language_model(model).named_parameters():
+        if (tuner and tuner in name) or ".modules_to_save." in name:
+            continue
+        yield name.replace(".base_layer.", ".").replace(".original_module.", "."), parameter
+
+
+@torch.no_grad()
+def fingerprint_of(model: nn.Module) -> str:
+    """Return the fingerprint of a model's own weights.
+
+    Changes of single weights below bfloat16's resolution (one part in 256) are not seen; a fine-tuned copy, in which
+    millions of weights move a little, is.
+
+    Cost: reads every weight once, about a second per gigabyte.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in own_weights(model):
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        rounded = parameter.detach().to(torch.bfloat16).cpu().contiguous()
+        digest.update(rounded.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def identify(
+    model: nn.Module, site_map: SiteMap, loaded: LoadedModel | None = None, *, weights: bool = True
+) -> BaseIdentity:
+    """Say which model this is; names and revisions of its loader come first.
+
+    Cost: :func:`fingerprint_of`, unless ``weights`` are left out.
+    """
+    config: Any = language_model(model).config
+    name = getattr(config, "_name_or_path", "") or type(language_model(model)).__name__
+    revision = getattr(config, "_commit_hash", None)
+    if loaded is not None:
+        name, revision = loaded.identity.name, loaded.identity.revision or revision
+    return BaseIdentity(
+        name=str(name),
+        revision=revision,
+        family=str(config.model_type),
+        layout=site_map.description.layout,
+        layers=len(site_map.blocks),
+        d_model=site_map.d_model,
+        fingerprint=fingerprint_of(model) if weights else "",
+    )
+
+
+def require_same(trained_for: BaseIdentity, found: BaseIdentity, *, weights: bool = True) -> None:
+    """Refuse an adapter that was trained for another model.
+
+    Raises:
+        InputError: Family, size, revision (where both are known) or weights differ; the message names the first.
+    """
+    for what in ("family", "layout", "layers", "d_model", "revision", "fingerprint"):
+        expected, got = getattr(trained_for, what), getattr(found, what)
+        if (what == "revision" and None in (expected, got)) or (what == "fingerprint" and not weights):
+            continue
+        if expected != got:
+            shown = (expected, got) if what != "fingerprint" else (f"{expected[:12]}...", f"{got[:12]}...")
+            raise InputError(
+                f"this adapter was trained for {trained_for.name!r} with {what} {shown[0]!r}, but the model given, "
+                f"{found.name!r}, has {what} {shown[1]!r}. Load {trained_for.name!r}"
+                + (f" at revision {trained_for.revision}" if trained_for.revision else "")
+                + ", without other adapters merged into it."
+            )

@@ -1,0 +1,195 @@
+r"""Writing an adapter into the model's own weights, where they can hold it exactly.
+
+An edit that is affine, ``x -> x + M x + c``, is held by the linear map W, b next to its site:
+
+* at what a map reads (``attn_heads``, ``mlp_hidden``, ``mlp_in``): ``W (I + M)`` and ``b + W c``;
+* at what a map writes (``attn_out``, ``mlp_out``), if no norm follows it: ``(I + M) W`` and ``(I + M) b + c``;
+* at the stream (``resid_mid``, ``resid_post``) a vector alone, added where the branch below writes: ``b + c``. A
+  matrix would have to act on the skip connection too, and no weight of a block does.
+
+Not merged: nonlinear edits; edits of some tokens alone, since weights act on all; anything at the stream's entry
+(the embeddings are shared with the output). Source: P13 to P16 for vectors and biases.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from steerscope.errors import InputError
+from steerscope.models.blocks import Block, is_transposed, linear_weight
+from steerscope.sites import Site, SiteKind
+from steerscope.steering.families import Affine
+from steerscope.steering.identity import is_peft
+
+if TYPE_CHECKING:
+    from steerscope.steering.model import SteeringModel
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One edit and the linear maps that will hold it, after it (``reads``) or before it."""
+
+    site: Site
+    edit: Affine
+    maps: Sequence[nn.Module]
+    reads: bool
+
+
+def merge(steering: SteeringModel, *, make_biases: bool = False) -> None:
+    """Write all edits of a steering model into its weights.
+
+    Args:
+        steering: The model; its hooks stay, so remove them next.
+        make_biases: Give linear maps a bias where they lack one. It lives in the module: a copy saved and loaded
+            again has it only if the model's configuration declares it.
+
+    Raises:
+        InputError: An edit cannot be held; nothing was changed.
+
+    Cost: one product of two ``width x width`` matrices or smaller per edit. Weights in bfloat16 hold the result to
+    bfloat16's rounding.
+    """
+    config = steering.steering_config
+    if is_peft(steering.base_model):
+        raise InputError(
+            "a LoRA is underneath: its part of the weights lies apart from them. Merge it first (merge_and_unload() of "
+            "PEFT), put the adapter on the result, and merge that."
+        )
+    if config.positions != "all":
+        raise InputError(
+            f"this adapter edits the positions {config.positions!r}; weights act on every token, so they cannot hold "
+            "it. Keep it as an adapter, or train with positions='all'."
+        )
+    steps = [_step(steering, site) for site in steering.sites]
+    lacking = [step.site for step in steps if step.edit.vector is not None and any(map(_lacks_bias, step.maps))]
+    if lacking and not make_biases:
+        raise InputError(
+            f"the edit at '{lacking[0]}' needs a bias that the model's linear map there does not have. Pass "
+            "make_biases=True to give it one (a saved copy loses it unless the model's configuration declares biases), "
+            "or train with bias=False."
+        )
+    if lacking:
+        warnings.warn(
+            f"linear maps at {len(lacking)} sites got a bias that the model's configuration may not declare; a copy "
+            "saved and loaded again would lose it without a word from transformers. Check before sharing it.",
+            stacklevel=3,
+        )
+    with torch.no_grad():
+        for step in steps:
+            for module in step.maps:
+                (_before if step.reads else _after)(module, step.edit)
+
+
+def _step(steering: SteeringModel, site: Site) -> _Step:
+    """Return how an edit is held.
+
+    Raises:
+        InputError: It cannot be.
+    """
+    block = steering.site_map.blocks[site.layer]
+    edit = steering.edit_at(site).affine()
+    if site.head is not None:
+        edit = _of_all_heads(edit, site.head, steering.site_map.n_heads)
+    match site.kind:
+        case SiteKind.ATTN_HEADS:
+            return _Step(site, edit, (block.attn_write,), reads=True)
+        case SiteKind.MLP_HIDDEN:
+            return _Step(site, edit, (block.mlp_write,), reads=True)
+        case SiteKind.MLP_IN:
+            return _Step(site, edit, block.mlp_reads, reads=True)
+        case SiteKind.ATTN_OUT | SiteKind.RESID_MID:
+            return _Step(site, edit, (_writer(block, site, edit, block.attn_write, block.attn_post_norm),), reads=False)
+        case SiteKind.MLP_OUT | SiteKind.RESID_POST:
+            return _Step(site, edit, (_writer(block, site, edit, block.mlp_write, block.mlp_post_norm),), reads=False)
+        case _:
+            raise InputError(
+                f"the edit at '{site}' adds to the embeddings, which many models also use to make logits; no weight "
+                "holds it alone. Keep it as an adapter."
+            )
+
+
+def _writer(block: Block, site: Site, edit: Affine, write: nn.Module, norm: nn.Module | None) -> nn.Module:
+    if site.kind in (SiteKind.RESID_MID, SiteKind.RESID_POST) and edit.matrix is not None:
+        branch = "mlp_out" if site.kind is SiteKind.RESID_POST else "attn_out"
+        raise InputError(
+            f"the edit at '{site}' acts on the whole stream, M x with x = (skip) + {branch}; the skip connection "
+            f"carries its part past every weight of the block. Only a vector, or an edit of '{site.layer}.{branch}', "
+            "can be merged."
+        )
+    if norm is not None:
+        raise InputError(
+            f"the edit at '{site}' is added behind a norm (layout '{block.description.layout}'), which has no bias and "
+            "rescales what the weights before it write; they cannot hold it. Keep it as an adapter."
+        )
+    return write
+
+
+def _of_all_heads(edit: Affine, head: int, n_heads: int) -> Affine:
+    """Return the edit of one head as an edit of all heads' channels."""
+    matrix, vector = edit.matrix, edit.vector
+    width = (matrix if matrix is not None else _require(vector)).shape[0]
+    own = slice(head * width, (head + 1) * width)
+    if matrix is not None:
+        wide = matrix.new_zeros(n_heads * width, n_heads * width)
+        wide[own, own] = matrix
+        matrix = wide
+    if vector is not None:
+        long = vector.new_zeros(n_heads * width)
+        long[own] = vector
+        vector = long
+    return Affine(matrix, vector)
+
+
+def _require(vector: Tensor | None) -> Tensor:
+    assert vector is not None
+    return vector
+
+
+def _lacks_bias(module: nn.Module) -> bool:
+    return getattr(module, "bias", None) is None
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """Return the weight as ``(out in)``, a view whatever way it is stored."""
+    weight = linear_weight(module)
+    return weight.T if is_transposed(module) else weight
+
+
+def _add_to_bias(module: nn.Module, vector: Tensor) -> None:
+    weight = linear_weight(module)
+    if _lacks_bias(module):
+        zero = torch.zeros(len(vector), dtype=weight.dtype, device=weight.device)
+        module.register_parameter("bias", nn.Parameter(zero, requires_grad=weight.requires_grad))
+    bias = module.bias
+    assert isinstance(bias, Tensor)
+    bias.copy_(bias + vector.to(bias.device))
+
+
+def _before(module: nn.Module, edit: Affine) -> None:
+    """Let a map see ``x + M x + c``: ``W (I + M)`` and ``b + W c``."""
+    weight = _weight(module)
+    old = weight.double()  # of a float64 weight no copy but itself: the bias needs it before it changes
+    if edit.vector is not None:
+        _add_to_bias(module, old @ edit.vector.to(old))
+    if edit.matrix is not None:
+        weight.copy_(old + old @ edit.matrix.to(old))
+
+
+def _after(module: nn.Module, edit: Affine) -> None:
+    """Let a map write ``y + M y + c``: ``(I + M) W`` and ``(I + M) b + c``."""
+    weight = _weight(module)
+    if edit.matrix is not None:
+        matrix = edit.matrix.to(device=weight.device, dtype=torch.float64)
+        weight.copy_(weight.double() + matrix @ weight.double())
+        if not _lacks_bias(module):
+            bias = module.bias
+            assert isinstance(bias, Tensor)
+            _add_to_bias(module, matrix @ bias.double())
+    if edit.vector is not None:
+        _add_to_bias(module, edit.vector)

@@ -1,0 +1,365 @@
+"""A language model with steering edits in it: what people know from PEFT, for activations.
+
+The edits are hooks on the model that was given: nothing in it is replaced, and :meth:`SteeringModel.unload` takes
+exactly these hooks away again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
+
+from steerscope.errors import InputError
+from steerscope.models.blocks import BlockDescription
+from steerscope.models.hooks import Tap, tapping
+from steerscope.models.load import LoadedModel
+from steerscope.models.site_map import SiteMap, decoder_of, find_sites
+from steerscope.sites import Site, SiteKind
+from steerscope.steering import merging, saving, scales
+from steerscope.steering.config import SteeringConfig
+from steerscope.steering.families import FAMILIES, SteeringEdit
+from steerscope.steering.identity import identify, is_peft, language_model, own_weights, require_same
+from steerscope.steering.passes import Passes
+from steerscope.steering.positions import Positions, prompt_lengths_from_labels
+
+# Edits of these act on what enters or leaves a block, not inside it.
+_OUTSIDE = (SiteKind.RESID_PRE, SiteKind.RESID_POST)
+
+
+class SteeringModel(nn.Module):
+    """A causal language model with trainable edits at sites; made by :func:`get_steering_model`.
+
+    Attributes:
+        base_model: The model that was given, plain or wrapped by PEFT.
+        steering_config: The adapter's configuration.
+        sites: Where it edits, in the order of computation.
+    """
+
+    # Asked for by transformers' Trainer when keys are missing from a checkpoint.
+    _keys_to_ignore_on_save: list[str] | None = None
+
+    def __init__(self, base_model: nn.Module, config: SteeringConfig, site_map: SiteMap, loaded: LoadedModel | None):
+        super().__init__()
+        self.base_model = base_model
+        self.steering_config, self.site_map, self._loaded = config, site_map, loaded
+        self.sites = config.resolve(site_map)
+        self._were_trainable = [p for p in language_model(base_model).parameters() if p.requires_grad]
+        self.edits = nn.ModuleDict()
+        generator = torch.Generator().manual_seed(config.seed)
+        for site in self.sites:
+            edit = FAMILIES[config.family](config.options(site_map.width(site)), generator)
+            self.edits[_key(site)] = edit.to(next(site_map.blocks[site.layer].module.parameters()).device)
+        _freeze(base_model)
+        blocks = [block.module for block in site_map.blocks]
+        inside = {blocks[site.layer] for site in self.sites if site.kind not in _OUTSIDE}
+        self._passes = Passes(Positions.parse(config.positions), decoder_of(base_model), blocks, inside)
+        self._hooks = ExitStack()
+        self._hooks.callback(self._passes.close)
+        self._hooks.enter_context(tapping(site_map, {site: self._tap(site) for site in self.sites}))
+
+    def edit_at(self, site: Site | str) -> SteeringEdit:
+        """Return the edit at a site.
+
+        Raises:
+            InputError: There is none.
+        """
+        found = self.site_map.resolve(site)
+        if found not in self.sites:
+            raise InputError(f"this adapter does not edit '{found}'; it edits {', '.join(map(str, self.sites))}.")
+        edit = self.edits[_key(found)]
+        assert isinstance(edit, SteeringEdit)
+        return edit
+
+    def _tap(self, site: Site) -> Tap:
+        edit = self.edits[_key(site)]
+
+        def tap(value: Tensor, read: Tensor) -> Tensor | None:
+            if not self._passes.is_active:
+                return None
+            added = edit(read)
+            mask = self._passes.current.mask
+            if mask is not None:
+                added = torch.where(mask.to(added.device).unsqueeze(-1), added, 0)
+            return value + added.to(value.dtype)
+
+        return tap
+
+    # --- running ---
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        prompt_lengths: Tensor | None = None,
+        steering_mask: Tensor | None = None,
+        **others: Any,
+    ) -> Any:
+        """Run the model with its edits.
+
+        Args:
+            input_ids: ``(batch token)``.
+            attention_mask: ``(batch column)``; cached columns included.
+            position_ids: ``(batch token)``.
+            labels: ``(batch token)``; where they start to supervise, the prompt ends.
+            prompt_lengths: Tokens of every prompt ``(batch)``, padding not counted; overrides ``labels``.
+            steering_mask: ``(batch column)``, for positions ``mask``: which tokens are edited.
+            others: Whatever else the base model takes.
+
+        Returns:
+            What the base model returns.
+
+        Raises:
+            InputError: The positions depend on something that was not given.
+        """
+        given = {"attention_mask": attention_mask, "position_ids": position_ids, "labels": labels}
+        others |= {name: value for name, value in given.items() if value is not None}
+        if prompt_lengths is None and labels is not None and self._passes.positions.need_prompt:
+            prompt_lengths = prompt_lengths_from_labels(labels, attention_mask)
+        with self._passes.told(prompt_lengths=prompt_lengths, mask=steering_mask):
+            return self.base_model(input_ids=input_ids, **others)
+
+    def generate(self, *args: Any, steering_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        """Generate with the edits; the input is the prompt. Arguments and result as the base model's ``generate``.
+
+        Raises:
+            InputError: The prompt would be computed in pieces, of which the first could be taken for the whole.
+        """
+        config = kwargs.get("generation_config") or getattr(language_model(self.base_model), "generation_config", None)
+        pieces = kwargs.get("prefill_chunk_size") or getattr(config, "prefill_chunk_size", None)
+        if pieces and self._passes.positions.need_prompt:
+            raise InputError(
+                f"positions {self.steering_config.positions!r} take the first pass for the prompt; got "
+                f"prefill_chunk_size={pieces}. Generate without it."
+            )
+        with self._passes.told(mask=steering_mask, generates=True):
+            return self.base_model.generate(*args, **kwargs)  # type: ignore[operator]
+
+    @contextmanager
+    def disable_adapter(self, *, keep_lora: bool = False) -> Iterator[None]:
+        """Run the model without the edits inside the context, and without a LoRA underneath unless it is kept."""
+        before, self._passes.is_active = self._passes.is_active, False
+        lora = is_peft(self.base_model) and not keep_lora
+        try:
+            with self.base_model.disable_adapter() if lora else nullcontext():  # type: ignore[operator]
+                yield
+        finally:
+            self._passes.is_active = before
+
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
+        """Compute blocks again in backward instead of keeping their activations, both kinds of ``use_reentrant``.
+
+        transformers would also ask for gradients of the embeddings, all the way down; here they end at the lowest
+        block in which something is trained.
+        """
+        inner: Any = language_model(self.base_model)
+        inner.activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
+        inner.disable_input_require_grads()
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
+        """Do the same under its older name."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+
+    def measure_scales(self, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
+        """Measure what sites read, for ``scale="rms"``; see :func:`steerscope.steering.scales.measure_scales`."""
+        with self.disable_adapter(keep_lora=True):
+            found = scales.measure_scales(self.base_model, self.site_map, self.sites, batches)
+        for site, value in found.items():
+            self.edit_at(site).set_scale(value)
+        return {str(site): value for site, value in found.items()}
+
+    # --- counting ---
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Return how many numbers are trained (a trained LoRA's included), and how many there are."""
+        sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
+        return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+
+    def print_trainable_parameters(self) -> None:
+        """Print the same in one line."""
+        trained, total = self.get_nb_trainable_parameters()
+        print(f"trainable params: {trained:,d} || all params: {total:,d} || trainable%: {100 * trained / total:.4f}")
+
+    # --- saving: the one place that decides what a checkpoint holds ---
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what training changes: the edits, and parameters underneath that are trained (a LoRA's).
+
+        transformers' Trainer saves the state of a wrapper it does not know as one file: with the base model in it,
+        checkpoints would be as large as the model, and tied weights make the writer raise.
+        """
+        prefix = str(kwargs.get("prefix", args[1] if len(args) > 1 else ""))
+        full = super().state_dict(*args, **kwargs)
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        for name in [name for name in full if name.startswith(f"{prefix}base_model.")]:
+            if name.removeprefix(prefix) not in trained:
+                del full[name]
+        return full
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what :meth:`state_dict` returned; strict whatever ``strict`` says, since nothing may be missing.
+
+        Raises:
+            InputError: Tensors are missing, unknown or of another shape.
+        """
+        saving.require_tensors(dict(state_dict), self.state_dict(), "the checkpoint")
+        super().load_state_dict(state_dict, strict=False, assign=assign)
+        self._mark_ready()
+        return _IncompatibleKeys([], [])
+
+    def _mark_ready(self) -> None:
+        for site in self.sites:
+            edit = self.edit_at(site)
+            edit.is_ready = edit.scale is None or bool(torch.isfinite(edit.scale))
+
+    def steering_tensors(self) -> dict[str, Tensor]:
+        """Return the edits' tensors by ``site.name``, as they are saved."""
+        return {
+            f"{site}.{name}": value for site in self.sites for name, value in self.edit_at(site).state_dict().items()
+        }
+
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        """Write the adapter to a folder, with the LoRA underneath if there is one.
+
+        Writes ``adapter_config.json`` and ``adapter_model.safetensors``, and ``lora/`` in PEFT's own format.
+
+        Raises:
+            InputError: The model has several LoRAs active underneath.
+
+        Cost: reads the base model once, for its fingerprint.
+        """
+        lora = saving.lora_underneath(self.base_model)
+        adapter = saving.AdapterFile(
+            config=self.steering_config,
+            base=identify(self.base_model, self.site_map, self._loaded),
+            sites=saving.equations(self.site_map, self.sites),
+            lora=lora,
+            tensors=self.steering_tensors(),
+        )
+        saving.write(Path(folder), adapter, self.base_model)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: nn.Module | LoadedModel,
+        folder: str | Path,
+        *,
+        is_trainable: bool = False,
+        check_weights: bool = True,
+        description: BlockDescription | None = None,
+    ) -> SteeringModel:
+        """Put a saved adapter on the model it was trained for.
+
+        Args:
+            model: The base model, without PEFT: a LoRA that belongs to the adapter is loaded with it.
+            folder: What :meth:`save_pretrained` wrote.
+            is_trainable: Whether training goes on; otherwise all parameters are frozen.
+            check_weights: Whether the base model's weights are compared with those the adapter was trained on.
+            description: How the model's blocks are built, for a family steerscope does not know.
+
+        Raises:
+            InputError: No adapter, a damaged or incomplete file, another model or another revision.
+        """
+        adapter = saving.read(Path(folder))
+        loaded = model if isinstance(model, LoadedModel) else None
+        inner = model.model if isinstance(model, LoadedModel) else model
+        if is_peft(inner) or isinstance(inner, SteeringModel):
+            raise InputError(
+                f"an adapter is put on its base model, got {type(inner).__name__}, which has an adapter already. Give "
+                "the plain model; a LoRA that belongs to the adapter is loaded from its folder."
+            )
+        site_map = find_sites(inner, description or (loaded.site_map.description if loaded else None))
+        require_same(adapter.base, identify(inner, site_map, loaded, weights=check_weights), weights=check_weights)
+        if adapter.lora is not None:
+            inner = saving.with_lora(inner, Path(folder), adapter.lora, is_trainable)
+            site_map = find_sites(inner, site_map.description)
+        steering = cls(inner, adapter.config, site_map, loaded)
+        try:
+            if saving.equations(site_map, steering.sites) != dict(adapter.sites):
+                raise InputError(
+                    f"the adapter edits {dict(adapter.sites)}, and this model's sites of these names are "
+                    f"{saving.equations(site_map, steering.sites)}. Use the model it was trained for."
+                )
+            saving.require_tensors(adapter.tensors, steering.steering_tensors(), saving.WEIGHTS_NAME)
+        except InputError:
+            steering.unload()
+            raise
+        for site in steering.sites:
+            prefix = f"{site}."
+            own = {k.removeprefix(prefix): v for k, v in adapter.tensors.items() if k.startswith(prefix)}
+            steering.edit_at(site).load_state_dict(own)
+        steering._mark_ready()
+        if not is_trainable:
+            steering.requires_grad_(False)
+        return steering
+
+    # --- taking it off ---
+
+    def unload(self) -> nn.Module:
+        """Remove the edits and return the base model as it was; only hooks set here are removed."""
+        self._hooks.close()
+        self._passes.is_active = False
+        for parameter in self._were_trainable:
+            parameter.requires_grad_(True)
+        return self.base_model
+
+    def merge_and_unload(self, *, make_biases: bool = False) -> nn.Module:
+        """Write the edits into weights and biases where they can be held exactly, and return the base model.
+
+        See :func:`steerscope.steering.merging.merge` for what can be merged where.
+
+        Raises:
+            InputError: An edit cannot be held by the model's weights; the message says why. Nothing was changed.
+        """
+        merging.merge(self, make_biases=make_biases)
+        return self.unload()
+
+    def __getattr__(self, name: str) -> Any:
+        """Look up what is not here in the base model, as PEFT's wrappers do."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_model":
+                raise
+            return getattr(self.base_model, name)
+
+
+def get_steering_model(
+    model: nn.Module | LoadedModel, config: SteeringConfig, *, description: BlockDescription | None = None
+) -> SteeringModel:
+    """Put steering edits into a causal language model, ready to train.
+
+    Args:
+        model: A transformers model, plain or wrapped by PEFT, or what :func:`steerscope.load_model` returned. Its
+            own weights are frozen; a LoRA's stay as they are.
+        config: Which edits, and where.
+        description: How the model's blocks are built, for a family steerscope does not know.
+
+    Raises:
+        InputError: The model lacks a site of the configuration, or has edits already.
+        UnsupportedModelError: The layout is unknown.
+    """
+    loaded = model if isinstance(model, LoadedModel) else None
+    inner = model.model if isinstance(model, LoadedModel) else model
+    if isinstance(inner, SteeringModel):
+        raise InputError("this model is steered already; call unload() first, or name all sites in one configuration.")
+    site_map = loaded.site_map if loaded is not None and description is None else find_sites(inner, description)
+    return SteeringModel(inner, config, site_map, loaded)
+
+
+def _key(site: Site) -> str:
+    """Return the site as a module's name, which cannot hold a dot."""
+    return str(site).replace(".", "-")
+
+
+def _freeze(model: nn.Module) -> None:
+    """Freeze the language model's own weights; what PEFT added keeps its flags."""
+    for _, parameter in own_weights(model):
+        parameter.requires_grad_(False)

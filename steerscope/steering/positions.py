@@ -1,0 +1,138 @@
+"""Which tokens an adapter edits: said in words, computed from the attention mask.
+
+Positions are counted in real tokens, so padding on the left or right changes nothing, and in the whole sequence, so
+that a pass over one new token with a cache gives that token the same answer as a pass over everything.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steerscope.errors import InputError, did_you_mean
+
+WORDS = ("all", "prompt", "completion", "last", "first:n", "last:n", "mask")
+_COUNTED = re.compile(r"^(first|last):(\d+)$")
+
+
+@dataclass(frozen=True)
+class Positions:
+    """A rule of positions.
+
+    Attributes:
+        rule: ``all``, ``prompt``, ``completion``, ``first`` (tokens of the sequence), ``last`` (tokens of the
+            prompt) or ``mask`` (given with every pass).
+        count: How many, for ``first`` and ``last``.
+    """
+
+    rule: str
+    count: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Positions:
+        """Read ``all``, ``prompt``, ``completion``, ``last``, ``first:3``, ``last:3`` or ``mask``.
+
+        Raises:
+            InputError: None of these.
+        """
+        if text in ("all", "prompt", "completion", "mask"):
+            return cls(text)
+        if text == "last":
+            return cls("last", 1)
+        match = _COUNTED.match(text) if isinstance(text, str) else None
+        if match is None or int(match[2]) < 1:
+            hint = did_you_mean(str(text), list(WORDS))
+            raise InputError(
+                f"unknown positions {text!r}.{hint} Valid: {', '.join(WORDS)}, with n at least 1, as in 'first:4'."
+            )
+        return cls(match[1], int(match[2]))
+
+    @property
+    def need_prompt(self) -> bool:
+        """Whether the rule depends on where the prompt ends."""
+        return self.rule in ("prompt", "completion", "last")
+
+
+def token_mask(
+    positions: Positions,
+    attention_mask: Tensor,
+    num_queries: int,
+    *,
+    prompt_lengths: Tensor | None = None,
+    given: Tensor | None = None,
+) -> Tensor | None:
+    """Return which of the tokens that a pass computes are edited.
+
+    Args:
+        positions: The rule.
+        attention_mask: ``(batch column)``, non-zero where there is a token; all columns so far, cached ones included.
+        num_queries: How many columns, at the end, this pass computes.
+        prompt_lengths: Tokens of every prompt ``(batch)``, padding not counted; for rules that depend on it.
+        given: For ``mask``: ``(batch column)``; columns beyond it (tokens generated later) are not edited. Rows are
+            repeated where the batch was (beams).
+
+    Returns:
+        Booleans ``(batch num_queries)``, or None for all tokens. (``all`` edits padding as well: nothing reads it.)
+
+    Raises:
+        InputError: A length or mask is missing or does not fit.
+    """
+    if positions.rule == "all":
+        return None
+    real = attention_mask != 0
+    order = real.cumsum(-1) - 1
+    start = real.shape[-1] - num_queries
+    real, order = real[:, start:], order[:, start:]
+    if positions.rule == "mask":
+        return real & _columns(given, len(real), start, num_queries).to(real.device)
+    if positions.rule == "first":
+        return real & (order < positions.count)
+    if prompt_lengths is None:
+        raise InputError(
+            f"positions {positions.rule!r} need to know where the prompt ends. Pass labels (-100 on the prompt), "
+            "prompt_lengths=(tokens of every prompt), or use generate(), whose input is the prompt."
+        )
+    ends = prompt_lengths.to(order.device)[:, None]
+    if ends.shape[0] != real.shape[0]:
+        raise InputError(
+            f"got {ends.shape[0]} prompt lengths for a batch of {real.shape[0]}; expected one per row. Pass as many."
+        )
+    inside = order < ends
+    if positions.rule == "completion":
+        inside = ~inside
+    elif positions.rule == "last":
+        inside = inside & (order >= ends - positions.count)
+    return real & inside
+
+
+def _columns(given: Tensor | None, batch: int, start: int, count: int) -> Tensor:
+    """Return the columns ``start`` to ``start + count`` of a given mask, False beyond its end."""
+    if given is None:
+        raise InputError(
+            "positions 'mask' need a mask with every pass; pass steering_mask=(batch, tokens), True where tokens are "
+            "edited, to the model or to generate()."
+        )
+    if given.dim() != 2 or given.shape[0] == 0 or batch % given.shape[0]:
+        raise InputError(
+            f"steering_mask has shape {tuple(given.shape)}; expected (batch, tokens) with a batch of {batch}. "
+            "Give one row per sequence."
+        )
+    rows = (given != 0).repeat_interleave(batch // given.shape[0], dim=0)
+    found = rows[:, start : start + count]
+    return torch.nn.functional.pad(found, (0, count - found.shape[-1]))
+
+
+def prompt_lengths_from_labels(labels: Tensor, attention_mask: Tensor | None, ignored: int = -100) -> Tensor:
+    """Return how many tokens precede the first supervised one, ``(batch)``; all of them where none is supervised.
+
+    Args:
+        labels: ``(batch token)``, ``ignored`` where nothing is supervised.
+        attention_mask: ``(batch token)``, or None without padding.
+        ignored: The label that means none.
+    """
+    before = (labels != ignored).cumsum(-1) == 0
+    real = torch.ones_like(labels) if attention_mask is None else attention_mask
+    return (before & (real != 0)).sum(-1)
