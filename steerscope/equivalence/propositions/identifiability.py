@@ -120,7 +120,7 @@ def _check(subject: Subject) -> Evidence:
         return logits[:, -1] @ probe.T
 
     width = base[site].shape[-1]
-    plain, pull = torch.func.vjp(outputs, torch.zeros(1, width, dtype=torch.float64))
+    plain, pull, *_ = torch.func.vjp(outputs, torch.zeros(1, width, dtype=torch.float64))
     jacobian = torch.stack([pull(row[None])[0][0].detach() for row in torch.eye(OUTPUTS, dtype=torch.float64)])
     vector, other = (size * few.draw(width, salt=salt) / width**0.5 for salt in (61, 62))
     null = null_part(other, jacobian)
