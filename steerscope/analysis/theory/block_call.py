@@ -13,7 +13,10 @@ from torch.func import functional_call, jvp
 from steerscope.analysis.theory.common import Update, weight_names
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.blocks import Block
+from steerscope.models.hooks import reading
 from steerscope.models.load import LoadedModel
+from steerscope.models.site_map import SiteMap, decoder_of
+from steerscope.sites import Site, SiteKind
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,16 @@ class BlockCall:
         args, kwargs = self.arguments
         output = functional_call(self.block.module, dict(weights), args, kwargs)
         return output[0] if isinstance(output, tuple) else output
+
+    def tensors(self, site_map: SiteMap, layer: int) -> dict[SiteKind, Tensor]:
+        """Return every site's tensor (``batch token channel``) of this call. Cost: one pass of the block."""
+        # What enters is the output of the block below, which does not run here.
+        args, kwargs = self.arguments
+        entering = {SiteKind.RESID_PRE: args[0] if args else kwargs["hidden_states"]}
+        sites = {kind: Site(layer, kind) for kind in site_map.description.kinds if kind not in entering}
+        with torch.no_grad(), reading(site_map, sites.values()) as found:
+            self.run({})
+        return entering | {kind: found[site] for kind, site in sites.items()}
 
     def shift(self, update: Update) -> Tensor:
         """Return the first-order shift of the block's output under an update of its weights, its input fixed."""
@@ -60,7 +73,7 @@ def block_calls(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> dict
 
     Use the calls inside :func:`forward_differentiable_attention`: masks are made for that attention.
 
-    Cost: one forward pass.
+    Cost: one forward pass without the unembedding.
     """
     recorded: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
@@ -74,7 +87,7 @@ def block_calls(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> dict
     handles = [blocks[i].module.register_forward_pre_hook(recorder(i), with_kwargs=True) for i in layers]
     try:
         with torch.no_grad(), forward_differentiable_attention(loaded.model):
-            loaded.model(input_ids=ids, use_cache=False)
+            decoder_of(loaded.model)(input_ids=ids, use_cache=False)  # no logits are needed
     finally:
         for handle in handles:
             handle.remove()

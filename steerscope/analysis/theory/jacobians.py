@@ -8,6 +8,7 @@ differentiation), the MLP's (in closed form) and the constant maps.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -103,36 +104,65 @@ def write_jacobian(block: Block, kind: SiteKind, tensors: dict[SiteKind, Tensor]
             return (outer if post is None else outer @ post) @ write
 
 
-def write_jacobians(
-    block: Block, tensors: dict[SiteKind, Tensor]
-) -> Iterator[tuple[tuple[SiteKind, ...], Tensor | None]]:
-    """Yield the matrices of every site of the block that has them, sites with the same ones together.
+@dataclass(frozen=True)
+class SharedMaps:
+    """Sites whose edits reach the block's output through the same matrices.
+
+    Attributes:
+        dense: ``token d_model d_model``; ``None`` for the identity.
+        right: Per kind of site the constant map before them, ``d_model width``; ``None`` for the identity.
+    """
+
+    dense: Tensor | None
+    right: dict[SiteKind, Tensor | None]
+
+    def at(self, kind: SiteKind, token: int) -> Tensor | None:
+        """Return one token's matrix of a site, ``None`` for the identity."""
+        dense, right = None if self.dense is None else self.dense[token], self.right[kind]
+        return right if dense is None else dense if right is None else dense @ right
+
+
+def shared_maps(block: Block, tensors: dict[SiteKind, Tensor]) -> Iterator[SharedMaps]:
+    """Yield the matrices of every site of the block that has them, factored and sites with the same ones together.
 
     What :func:`write_jacobian` returns, with the dear parts computed once: the matrices after the MLP's input become
     those after the attention's output and of its heads *in place*, so use each before asking for the next.
 
     Cost: as :func:`write_jacobian` for one site; memory of one site and a chunk.
     """
-    yield (SiteKind.MLP_OUT, SiteKind.RESID_POST), None
-    yield (SiteKind.MLP_HIDDEN,), write_jacobian(block, SiteKind.MLP_HIDDEN, tensors)
+    parallel = block.description.parallel
+    down, write = (effective_weight(module).detach() for module in (block.mlp_write, block.attn_write))
+    mlp_post = _post(block.mlp_post_norm, lambda: block.mlp_write(tensors[SiteKind.MLP_HIDDEN]))
+    attention: dict[SiteKind, Tensor | None] = {
+        kind: None for kind in (SiteKind.ATTN_OUT, SiteKind.RESID_MID) if kind in tensors
+    }
+    if block.attn_post_norm is None:
+        attention[SiteKind.ATTN_HEADS] = write
+    identity: dict[SiteKind, Tensor | None] = {SiteKind.MLP_OUT: None, SiteKind.RESID_POST: None}
+    if mlp_post is None:
+        identity[SiteKind.MLP_HIDDEN] = down
+    yield SharedMaps(None, identity | attention if parallel else identity)
+    if mlp_post is not None:
+        yield SharedMaps(mlp_post, {SiteKind.MLP_HIDDEN: down})
     maps = _through_mlp(block, tensors)
-    yield (SiteKind.MLP_IN,), maps
+    yield SharedMaps(maps, {SiteKind.MLP_IN: None})
     eye = torch.eye(maps.shape[-1], dtype=maps.dtype, device=maps.device)
-    for chunk in torch.arange(len(maps), device=maps.device).split(_CHUNK):
-        if block.description.parallel:
+    chunks = torch.arange(len(maps), device=maps.device).split(_CHUNK)
+    for chunk in chunks:
+        if parallel:
             maps[chunk] = eye
             continue
         norm = norm_jacobian(block.mlp_norm, tensors[SiteKind.RESID_MID][chunk])
         maps[chunk] = (maps[chunk] if norm is None else torch.bmm(maps[chunk], norm)) + eye
-    kinds = (SiteKind.ATTN_OUT, *(kind for kind in (SiteKind.RESID_MID,) if kind in tensors))
-    yield kinds, maps
-    write = effective_weight(block.attn_write).detach()
-    square = write.shape[0] == write.shape[1]
-    heads = maps if square else maps.new_empty(*maps.shape[:2], write.shape[1])
-    for chunk in torch.arange(len(maps), device=maps.device).split(_CHUNK):
+    if not parallel:
+        yield SharedMaps(maps, attention)
+    if block.attn_post_norm is None:
+        return
+    for chunk in chunks:
         post = _post(block.attn_post_norm, lambda chunk=chunk: block.attn_write(tensors[SiteKind.ATTN_HEADS][chunk]))
-        heads[chunk] = (maps[chunk] if post is None else maps[chunk] @ post) @ write
-    yield (SiteKind.ATTN_HEADS,), heads
+        assert post is not None
+        maps[chunk] = torch.bmm(maps[chunk], post)
+    yield SharedMaps(maps, {SiteKind.ATTN_HEADS: write})
 
 
 def _post(norm: nn.Module | None, reads: object) -> Tensor | None:

@@ -25,16 +25,15 @@ import torch
 from torch import Tensor
 
 from steerscope.analysis.theory.block_call import block_calls
-from steerscope.analysis.theory.common import Update, block_tensors, flat, of_layer
-from steerscope.analysis.theory.jacobians import write_jacobians
+from steerscope.analysis.theory.common import Update, flat, of_layer
+from steerscope.analysis.theory.jacobians import SharedMaps, shared_maps
+from steerscope.analysis.theory.shared_edit import Form, shared_edits
 from steerscope.errors import InputError
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.load import LoadedModel
 from steerscope.sites import SiteKind
 
 RIDGE = 1e-2
-ITERATIONS = 15
-_CONVERGED = 1e-2
 # Numbers in one site's matrices of all tokens (2 GiB of float32).
 MAX_NUMBERS = 2**29
 _ORACLE_TOKENS = 4
@@ -87,15 +86,14 @@ def residual_map(
     Raises:
         InputError: Fewer than five sequences, or matrices too large to hold (:func:`check_size`).
 
-    Cost: per layer one tangent pass of the block per matrix, and per site a dense matrix per token with some tens
-    of products.
+    Cost: one forward pass; per layer one tangent pass of the block per matrix, the dense matrices of all tokens (a
+    product of ``d_model x d_ff x d_model`` each), and some tens of products with them per group of sites.
     """
     if len(ids) < 5:
         raise InputError(f"got {len(ids)} sequences; expected at least 5, of which a fifth is held out. Add prompts.")
     check_size(loaded, (ids.shape[1] - skip) * len(ids))
     kinds = [kind for kind in loaded.site_map.description.kinds if kind is not SiteKind.RESID_PRE]
     calls = block_calls(loaded, ids, layers)
-    tensors = block_tensors(loaded, ids, layers)
     split = (len(ids) - max(len(ids) // 5, 1)) * (ids.shape[1] - skip)
     cells = []
     for place, layer in enumerate(layers):
@@ -104,16 +102,16 @@ def residual_map(
                 name: flat(calls[layer].shift({name: change}), skip)
                 for name, change in of_layer(loaded, update, layer).items()
             }
-        read = {kind: flat(value, skip).detach() for kind, value in tensors[layer].items()}
-        target = torch.stack(list(shifts.values()), dim=-1)  # token channel weight
+            tensors = calls[layer].tensors(loaded.site_map, layer)
+        read = {kind: flat(value, skip).detach() for kind, value in tensors.items()}
+        target = torch.stack(list(shifts.values()), dim=1)  # token weight channel
         paths = [calls[layer].inner_names[name].removesuffix(".weight") for name in shifts]
         done = 0
-        for same, maps in write_jacobians(calls[layer].block, read):
-            for kind in same:
-                cells += _cells(layer, kind, maps, read[kind], target, paths, split)
-                done += 1
-                if progress is not None:
-                    progress(place * len(kinds) + done, len(layers) * len(kinds))
+        for maps in shared_maps(calls[layer].block, read):
+            cells += _cells(layer, maps, read, target, paths, split)
+            done += len(maps.right)
+            if progress is not None:
+                progress(place * len(kinds) + done, len(layers) * len(kinds))
     order = {kind.value: index for index, kind in enumerate(SiteKind)}
     return tuple(sorted(cells, key=lambda cell: (layers.index(cell.layer), order[cell.site])))
 
@@ -133,124 +131,54 @@ def check_size(loaded: LoadedModel, tokens: int) -> None:
 
 
 def _cells(
-    layer: int, kind: SiteKind, maps: Tensor | None, read: Tensor, target: Tensor, paths: list[str], split: int
+    layer: int, maps: SharedMaps, read: dict[SiteKind, Tensor], target: Tensor, paths: list[str], split: int
 ) -> list[Cell]:
-    fit, test = slice(0, split), slice(split, None)
-
-    def part(tokens: slice) -> Tensor | None:
-        return None if maps is None else maps[tokens]
-
-    left = {}
-    for form, x in (("linear", read), ("vector", torch.ones_like(read[:, :1]))):
-        edit = shared_edit(part(fit), x[fit], target[fit], RIDGE if form == "linear" else 0.0)
-        left[form] = [_left(edit(part(tokens), x[tokens]), target[tokens]) for tokens in (fit, test)]
-    oracle, size = token_wise(maps, read, target)
-    return [
-        Cell(
-            layer=layer,
-            site=kind.value,
-            weight=path,
-            linear=left["linear"][1][i],
-            linear_fitted=left["linear"][0][i],
-            vector=left["vector"][1][i],
-            oracle=oracle[i],
-            oracle_edit=size[i],
-        )
-        for i, path in enumerate(paths)
+    """Fit all sites that share their matrices at once, linear edits and fixed vectors alike."""
+    ones = torch.ones_like(target[:, 0, :1])
+    forms = [Form(read[kind], right, RIDGE) for kind, right in maps.right.items()]
+    forms += [Form(ones, right) for right in maps.right.values()]
+    fit = slice(0, split)
+    effects = shared_edits(
+        None if maps.dense is None else maps.dense[fit], [form.of(fit) for form in forms], target[fit]
+    )
+    left = [
+        [_left(one[tokens], target[tokens]) for tokens in (fit, slice(split, None))]
+        for one in effects(maps.dense, [form.read for form in forms])
     ]
+    cells = []
+    for place, kind in enumerate(maps.right):
+        (fitted, linear), (_, vector) = left[place], left[len(maps.right) + place]
+        oracle, size = token_wise(lambda token, kind=kind: maps.at(kind, token), read[kind], target)  # type: ignore[misc]
+        cells += [
+            Cell(layer, kind.value, path, linear[i], fitted[i], vector[i], oracle[i], size[i])
+            for i, path in enumerate(paths)
+        ]
+    return cells
 
 
 def _left(found: Tensor, target: Tensor) -> list[float]:
-    """Return what is left of every target (last axis), as a fraction of its squared norm."""
-    rest = (target - found).double().square().sum((0, 1))
-    whole = target.double().square().sum((0, 1))
+    """Return what is left of every target (the middle axis), as a fraction of its squared norm."""
+    rest = (target - found).double().square().sum((0, 2))
+    whole = target.double().square().sum((0, 2))
     return [float(r / w) if w > 0 else 0.0 for r, w in zip(rest, whole, strict=True)]
 
 
-def apply_maps(maps: Tensor | None, edit: Tensor) -> Tensor:
-    """Return ``M_t`` times every token's edit (``token width weight``)."""
-    if maps is None:
-        return edit
-    return torch.bmm(maps, edit)
-
-
-def shared_edit(
-    maps: Tensor | None, read: Tensor, target: Tensor, ridge: float
-) -> Callable[[Tensor | None, Tensor], Tensor]:
-    r"""Fit :math:`\min_A \sum_t |M_t A x_t - \delta_t|^2` for every target and return the fitted edit's effect.
-
-    Conjugate gradients on the normal equations, in coordinates in which channels are standardised, ``x`` is white and
-    the mean of ``M^T M`` is the identity: a few tens of steps then suffice. The ridge acts on ``G^{1/2} A`` with ``G``
-    that mean, so that edits are weighed by what they do, not by their own size.
+def token_wise(map_of: Callable[[int], Tensor | None], read: Tensor, target: Tensor) -> tuple[list[float], list[float]]:
+    """Return the median over some tokens of what free edits leave over, and of their relative size, per target.
 
     Args:
-        maps: ``token d_model width``, or ``None`` for the identity.
-        read: What the site reads, ``token channel``.
-        target: ``token d_model weight``.
-        ridge: Relative to standardised channels.
-
-    Returns:
-        A function of maps and reads (of other tokens) that returns the effect, ``token d_model weight``.
+        map_of: The matrix of a token, ``d_model width``, or ``None`` for the identity.
+        read: The site's tensor, ``token channel``.
+        target: ``token weight d_model``.
     """
-    count = len(read)
-    scale = read.square().mean(0).sqrt()
-    scale = scale.clamp_min(1e-6 * float(scale.max()) + 1e-30)
-    x = read / scale
-    values, basis = torch.linalg.eigh(x.T @ x / count)
-    floor = max(ridge, 1e-6)
-    values = values.clamp_min(0)
-    white = basis / (values + floor).sqrt()
-    penalty = ridge / (values + floor)
-    root = _inverse_root(maps, target)
-
-    def forward(maps: Tensor | None, x: Tensor, a: Tensor) -> Tensor:
-        inner = torch.einsum("np,krp->nrk", x, a)
-        return apply_maps(maps, inner if root is None else torch.einsum("wr,nrk->nwk", root, inner))
-
-    def adjoint(rest: Tensor) -> Tensor:
-        back = rest if maps is None else torch.bmm(maps.mT, rest)
-        inner = back if root is None else torch.einsum("wr,nwk->nrk", root, back)
-        return torch.einsum("nrk,np->krp", inner, seen) / count
-
-    seen = x @ white
-    goal = adjoint(target)
-    a, rest = torch.zeros_like(goal), goal.clone()
-    direction, size = rest.clone(), rest.square().sum((1, 2))
-    start = size.clone().clamp_min(1e-300)
-    for _ in range(ITERATIONS):
-        if bool((size <= _CONVERGED**2 * start).all()):
-            break
-        image = adjoint(forward(maps, seen, direction)) + direction * penalty
-        step = size / (direction * image).sum((1, 2)).clamp_min(1e-300)
-        a += step[:, None, None] * direction
-        rest -= step[:, None, None] * image
-        new = rest.square().sum((1, 2))
-        direction = rest + (new / size.clamp_min(1e-300))[:, None, None] * direction
-        size = new
-    return lambda maps, read: forward(maps, (read / scale) @ white, a)
-
-
-def _inverse_root(maps: Tensor | None, target: Tensor) -> Tensor | None:
-    """Return ``G^{-1/2}`` on the range of ``G``, the mean of ``M^T M`` over some tokens."""
-    if maps is None:
-        return None
-    some = maps[:: max(len(maps) // 32, 1)]
-    mean = torch.einsum("ndw,ndv->wv", some, some) / len(some)
-    values, basis = torch.linalg.eigh(mean.double())
-    kept = values > 1e-8 * values[-1]
-    return (basis[:, kept] / values[kept].sqrt()).to(target.dtype)
-
-
-def token_wise(maps: Tensor | None, read: Tensor, target: Tensor) -> tuple[list[float], list[float]]:
-    """Return the median over some tokens of what free edits leave over, and of their relative size, per target."""
     chosen = range(0, len(target), max(len(target) // _ORACLE_TOKENS, 1))
     left, sizes = [], []
     for token in chosen:
-        goal = target[token].double()
-        if maps is None:
+        goal, map_ = target[token].T.double(), map_of(token)
+        if map_ is None:
             edit, rest = goal, torch.zeros_like(goal)
         else:
-            map_ = maps[token].double()
+            map_ = map_.double()
             edit = torch.linalg.lstsq(map_, goal, rcond=1e-9, driver="gelsy").solution
             rest = goal - map_ @ edit
         whole = goal.square().sum(0)

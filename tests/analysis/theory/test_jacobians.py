@@ -9,7 +9,7 @@ from steerscope import InputError, edited, reading, true_float64
 from steerscope.analysis.theory.block_call import block_calls
 from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import block_tensors, of_layer, scaled
-from steerscope.analysis.theory.jacobians import effective_weight, mlp_jacobian, write_jacobian, write_jacobians
+from steerscope.analysis.theory.jacobians import effective_weight, mlp_jacobian, shared_maps, write_jacobian
 from steerscope.equivalence.closed_forms import GatedWeights, gated_input_jacobian
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.sites import SiteKind
@@ -46,13 +46,15 @@ def test_write_jacobian_against_finite_differences(family):
             assert measured.norm() > 0.1
             torch.testing.assert_close(predicted, measured.reshape(predicted.shape), rtol=1e-6, atol=1e-7)
         seen = []
-        for kinds, together in write_jacobians(block, flat):
-            for kind in kinds:
+        for together in shared_maps(block, flat):
+            for kind in together.right:
                 seen.append(kind)
                 alone = write_jacobian(block, kind, flat)
-                assert (alone is None) == (together is None)
-                if alone is not None:
-                    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)
+                for token in range(len(flat[kind])):
+                    one = together.at(kind, token)
+                    one = torch.eye(16, dtype=torch.float64) if one is None else one
+                    expected = torch.eye(16, dtype=torch.float64) if alone is None else alone[token]
+                    torch.testing.assert_close(one, expected, rtol=1e-10, atol=1e-10)
         assert sorted(seen) == sorted(model.site_map.description.kinds[1:])
         with pytest.raises(InputError, match="other tokens"):
             write_jacobian(block, SiteKind.RESID_PRE, flat)
@@ -92,6 +94,10 @@ def test_block_call_is_the_block_alone(family):
             after = block_tensors(model, ids, (1,))[1][SiteKind.RESID_POST]
         before = block_tensors(model, ids, (1,))[1][SiteKind.RESID_POST]
         torch.testing.assert_close(call.output_with(update), after, rtol=1e-12, atol=1e-12)
+        whole, alone = block_tensors(model, ids, (1,))[1], call.tensors(model.site_map, 1)
+        assert set(whole) == set(alone)
+        for kind, value in whole.items():
+            torch.testing.assert_close(alone[kind], value, rtol=1e-12, atol=1e-12)
         assert (after - before).norm() > 1e-3 * before.norm()
         small = scaled(update, 1e-6)
         slope = (call.output_with(small) - call.output_with(scaled(small, -1))) / 2e-6
