@@ -7,7 +7,7 @@ by forward-mode differentiation (``torch.func.jvp``): one pass, any update, any 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -77,13 +77,32 @@ def measured_shift(
 
     Cost: two forward passes.
     """
+    return next(measured_shifts(model, weight_update, inputs, at, (scale,)))
+
+
+def measured_shifts(
+    model: LoadedModel | nn.Module,
+    weight_update: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor],
+    at: Sequence[str],
+    scales: Iterable[float],
+) -> Iterator[dict[str, Tensor]]:
+    """Yield what :func:`measured_shift` returns for one scale after another.
+
+    Cost: one forward pass, and one per scale.
+    """
     inner, site_map = _model_of(model)
     weights, update = _checked(inner, weight_update)
     run = _tensors_at(inner, site_map, inputs, _resolved(site_map, at))
-    with torch.no_grad(), forward_differentiable_attention(inner):
-        before = run(weights)
-        after = run({name: weights[name] + scale * update[name] for name in weights})
-    return {name: new - old for name, new, old in zip(at, after, before, strict=True)}
+
+    def at_scale(scale: float) -> tuple[Tensor, ...]:
+        with torch.no_grad(), forward_differentiable_attention(inner):
+            return run({name: torch.add(weights[name], update[name], alpha=scale) for name in weights} if scale else {})
+
+    before = at_scale(0.0)
+    for scale in scales:
+        after = at_scale(scale)
+        yield {name: new - old for name, new, old in zip(at, after, before, strict=True)}
 
 
 def shift_jacobian(

@@ -14,6 +14,7 @@ from steerscope.errors import InputError
 from steerscope.models.blocks import linear_weight
 from steerscope.models.hooks import reading
 from steerscope.models.load import LoadedModel
+from steerscope.models.site_map import decoder_of
 from steerscope.sites import Site, SiteKind
 
 Update = Mapping[str, Tensor]
@@ -135,7 +136,7 @@ def ordinary(stream: Tensor) -> Tensor:
 def block_tensors(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> dict[int, dict[SiteKind, Tensor]]:
     """Return every site's tensor (``batch token channel``) of the given blocks, the entering stream included.
 
-    Cost: one forward pass.
+    Cost: one forward pass without the unembedding.
     """
     site_map = loaded.site_map
     wanted = {
@@ -145,7 +146,7 @@ def block_tensors(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> di
         if kind in site_map.description.kinds
     }
     with torch.no_grad(), reading(site_map, dict.fromkeys(wanted.values())) as found:
-        loaded.model(input_ids=ids, use_cache=False)
+        decoder_of(loaded.model)(input_ids=ids, use_cache=False)
     tensors: dict[int, dict[SiteKind, Tensor]] = {layer: {} for layer in layers}
     for (layer, kind), site in wanted.items():
         tensors[layer][kind] = found[site]
@@ -153,10 +154,10 @@ def block_tensors(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> di
 
 
 def streams(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
-    """Return ``resid_post`` of the given layers. Cost: one forward pass."""
+    """Return ``resid_post`` of the given layers. Cost: one forward pass without the unembedding."""
     sites = [Site(layer, SiteKind.RESID_POST) for layer in layers]
     with torch.no_grad(), reading(loaded.site_map, sites) as found:
-        loaded.model(input_ids=ids, use_cache=False)
+        decoder_of(loaded.model)(input_ids=ids, use_cache=False)
     return {site.layer: value for site, value in found.items()}
 
 

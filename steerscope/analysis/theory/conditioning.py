@@ -15,14 +15,14 @@ Source: T4 and its caveat, P8 to P10; open point 4 (this project).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from steerscope.analysis.theory.block_call import BlockCall, block_calls
-from steerscope.analysis.theory.common import Update, block_tensors, of_layer
+from steerscope.analysis.theory.common import Update, of_layer
 from steerscope.analysis.theory.jacobians import effective_weight, mlp_jacobian, write_jacobian
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.blocks import Block, linear_weight
@@ -91,7 +91,12 @@ class LayerConditioning:
 
 
 def conditioning(
-    loaded: LoadedModel, update: Update, ids: Tensor, layers: Sequence[int], positions: Sequence[int]
+    loaded: LoadedModel,
+    update: Update,
+    ids: Tensor,
+    layers: Sequence[int],
+    positions: Sequence[int],
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[LayerConditioning, ...]:
     """Measure spectra and needed edits at some layers and positions of the first sequence.
 
@@ -101,16 +106,17 @@ def conditioning(
         ids: ``batch token``, without padding.
         layers: Which layers.
         positions: Which tokens of the first sequence.
+        progress: Told layers done and layers in all.
 
-    Cost: two forward passes, and per layer and token a few dense ``d_model`` matrices and their decompositions.
+    Cost: a forward pass, and per layer and token a few dense ``d_model`` matrices and their decompositions.
     """
     calls = block_calls(loaded, ids, layers)
-    tensors = block_tensors(loaded, ids, layers)
-    found = []
+    found: list[LayerConditioning] = []
     with forward_differentiable_attention(loaded.model):
         for layer in layers:
             call = calls[layer]
-            chosen = {kind: value[0, list(positions)].detach() for kind, value in tensors[layer].items()}
+            tensors = call.tensors(loaded.site_map, layer)
+            chosen = {kind: value[0, list(positions)].detach() for kind, value in tensors.items()}
             mine = of_layer(loaded, update, layer)
             jacobian = mlp_jacobian(call.block, chosen[SiteKind.MLP_IN])
             found.append(
@@ -122,6 +128,8 @@ def conditioning(
                     _after_attention(call, mine, chosen, positions),
                 )
             )
+            if progress is not None:
+                progress(len(found), len(layers))
     return tuple(found)
 
 

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from steerscope.analysis.outputs import selected_positions
 from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import Rows, Update, block_tensors, flat
+from steerscope.analysis.theory.upper_blocks import entering_block
 from steerscope.equivalence.closed_forms import activation_slope
 from steerscope.models.blocks import Block
 from steerscope.models.hooks import edited, reading
@@ -126,28 +128,37 @@ def strength_curves(
         alphas: Strengths.
         progress: Told curves done and curves in all.
 
-    Cost: two forward passes, and one per layer, site and strength.
+    Cost: two forward passes, and per layer and site the blocks from there on, on all strengths as one batch.
     """
     sites = [Site(layer, kind) for layer in layers for kind in kinds]
+    entering = {layer: loaded.site_map.resolve(f"{layer}.{SiteKind.RESID_PRE}") for layer in layers}
 
-    def run() -> Tensor:
-        with torch.no_grad():
-            logits: Tensor = loaded.model(input_ids=rows.ids, use_cache=False).logits
-            return logits[:, rows.answer]
+    def run(ids: Tensor) -> Tensor:
+        """Return the logits at the answer positions, ``batch position vocab``."""
+        positions = torch.arange(ids.shape[1], device=ids.device)[rows.answer]
+        row = torch.arange(len(ids), device=ids.device).repeat_interleave(len(positions))
+        with torch.no_grad(), selected_positions(loaded.model, row, positions.repeat(len(ids))):
+            logits: Tensor = loaded.model(input_ids=ids, use_cache=False).logits
+        return logits[0].unflatten(0, (len(ids), len(positions)))
 
-    with reading(loaded.site_map, sites) as before:
-        base = run()
+    with reading(loaded.site_map, dict.fromkeys([*sites, *entering.values()])) as before:
+        base = run(rows.ids)
     with with_update(loaded, update), reading(loaded.site_map, sites) as after:
-        tuned = run()
+        tuned = run(rows.ids)
     base_kl = mean_kl(base, tuned)
+    many, strength = len(alphas), torch.tensor(alphas, dtype=base.dtype, device=base.device)
+    factor = strength.repeat_interleave(len(rows.ids))[:, None, None]
     curves = []
     for done, site in enumerate(sites):
-        oracle = after[site] - before[site]
-        changes = []
-        for alpha in alphas:
-            with edited(loaded.model, loaded.site_map, {site: lambda _, a=alpha, o=oracle: a * o}):
-                changes.append(mean_kl(run(), tuned) - base_kl)
-        curves.append(StrengthCurve(site.layer, site.kind.value, tuple(alphas), tuple(changes), base_kl))
+        oracle = factor * (after[site] - before[site]).repeat(many, 1, 1)
+        stream = before[entering[site.layer]].repeat(many, 1, 1)
+        with (
+            entering_block(loaded.site_map, site.layer, stream),
+            edited(loaded.model, loaded.site_map, {site: lambda _, added=oracle: added}),
+        ):
+            steered = run(rows.ids.repeat(many, 1)).unflatten(0, (many, len(rows.ids)))
+        changes = tuple(mean_kl(one, tuned) - base_kl for one in steered)
+        curves.append(StrengthCurve(site.layer, site.kind.value, tuple(alphas), changes, base_kl))
         if progress is not None:
             progress(done + 1, len(sites))
     return tuple(curves)

@@ -116,10 +116,10 @@ def spectrum_of(layer: int, read: Tensor, shift: Tensor, fit_end: int, choose_en
     fit, choose, test = slice(0, fit_end), slice(fit_end, choose_end), slice(choose_end, None)
     model = _Ridge(read[fit], shift[fit])
     chosen = max(RIDGES, key=lambda ridge: _r2(shift[choose], model.predict(read[choose], ridge), model.target_mean))
-    fitted, held_out = [], []
-    for rank in ranks:
-        fitted.append(_r2(shift[fit], model.predict(read[fit], chosen, rank), model.target_mean))
-        held_out.append(_r2(shift[test], model.predict(read[test], chosen, rank), model.target_mean))
+    fitted, held_out = (
+        [_r2(shift[part], cut, model.target_mean) for cut in model.by_rank(read[part], chosen, ranks)]
+        for part in (fit, test)
+    )
     return OracleSpectrum(
         layer=layer,
         relative_norm=float(shift.norm() / read.norm()),
@@ -145,24 +145,24 @@ class _Ridge:
         x = (read - self._mean) / self._scale
         self._values, self._basis = torch.linalg.eigh(x.T @ x / len(x))
         self._cross = self._basis.T @ (x.T @ (target - self.target_mean)) / len(x)
-        self._known: dict[float, tuple[Tensor, Tensor]] = {}
 
-    def _solved(self, ridge: float) -> tuple[Tensor, Tensor]:
-        if ridge not in self._known:
-            weights = self._cross / (self._values.clamp_min(0) + ridge)[:, None]
-            # The best map of rank r projects the fit onto the first r principal directions of the fit, in the norm
-            # in which ridge regression is least squares: fitted energy plus penalty.
-            energy = weights.T @ ((self._values.clamp_min(0) + ridge)[:, None] * weights)
-            self._known[ridge] = (self._basis @ weights, torch.linalg.eigh(energy)[1].flip(-1))
-        return self._known[ridge]
+    def _weights(self, ridge: float) -> Tensor:
+        return self._cross / (self._values.clamp_min(0) + ridge)[:, None]
 
-    def predict(self, read: Tensor, ridge: float, rank: int | None = None) -> Tensor:
-        weights, directions = self._solved(ridge)
-        found = ((read - self._mean) / self._scale) @ weights
-        if rank is not None:
-            kept = directions[:, :rank]
-            found = found @ kept @ kept.T
-        return found + self.target_mean
+    def predict(self, read: Tensor, ridge: float) -> Tensor:
+        return ((read - self._mean) / self._scale) @ (self._basis @ self._weights(ridge)) + self.target_mean
+
+    def by_rank(self, read: Tensor, ridge: float, ranks: Sequence[int]) -> list[Tensor]:
+        """Return the prediction of the best map of every rank.
+
+        It projects the fit onto the first principal directions of the fit, in the norm in which ridge regression is
+        least squares: fitted energy plus penalty.
+        """
+        weights = self._weights(ridge)
+        energy = weights.T @ ((self._values.clamp_min(0) + ridge)[:, None] * weights)
+        directions = torch.linalg.eigh(energy)[1].flip(-1)
+        along = (self.predict(read, ridge) - self.target_mean) @ directions
+        return [along[:, :rank] @ directions[:, :rank].T + self.target_mean for rank in ranks]
 
 
 def _r2(target: Tensor, predicted: Tensor, mean: Tensor) -> float:

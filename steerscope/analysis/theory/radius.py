@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from steerscope.analysis.theory.common import Update, explained_per_token, relative_size, scaled
-from steerscope.equivalence.shifts import first_order_shift, measured_shift
+from steerscope.equivalence.shifts import first_order_shift, measured_shifts
 from steerscope.errors import InputError
 from steerscope.models.load import LoadedModel
 
@@ -78,7 +78,7 @@ def first_order_radius(
     Raises:
         InputError: Fewer than two sizes or sizes that do not increase, a threshold outside 0 to 1.
 
-    Cost: a tangent pass and two forward passes per size.
+    Cost: a tangent pass, a forward pass and one more per size.
     """
     if len(sizes) < 2 or sorted(set(sizes)) != list(sizes) or sizes[0] <= 0:
         raise InputError(
@@ -90,8 +90,7 @@ def first_order_radius(
     inputs = {"input_ids": ids}
     predicted = first_order_shift(loaded, unit, inputs, at)
     parts: dict[str, list[float]] = {place: [] for place in at}
-    for size in sizes:
-        measured = measured_shift(loaded, unit, inputs, at, scale=size)
+    for size, measured in zip(sizes, measured_shifts(loaded, unit, inputs, at, sizes), strict=True):
         for place in at:
             pair = measured[place][:, skip:], size * predicted[place][:, skip:]
             parts[place].append(max(explained_per_token(*pair), _FLOOR))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steerscope import true_float64
+from steerscope import edited, reading, true_float64
 from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import Rows, block_tensors, of_layer
 from steerscope.analysis.theory.modulation import (
@@ -16,7 +16,7 @@ from steerscope.analysis.theory.modulation import (
     strength_curves,
 )
 from steerscope.analysis.theory.stream_shares import stream_shares
-from steerscope.sites import SiteKind
+from steerscope.sites import Site, SiteKind
 from tests.analysis.theory.cases import assert_same_bits, bits, loaded, tokens, update_of
 from tests.tiny import LAYOUTS
 
@@ -88,6 +88,24 @@ def test_kl_by_hand():
     by_hand = 0.25 * torch.log(torch.tensor(0.5)) + 0.75 * torch.log(torch.tensor(1.5))
     assert mean_kl(p.log()[None], q.log()[None] + 3) == pytest.approx(float(by_hand), rel=1e-6)
     assert mean_kl(p.log(), p.log()) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_blocks_below_an_edit_need_not_run(family):
+    """Every strength, one after the other and through the whole model, gives the same curve."""
+    model, ids, site = loaded(family), tokens(), Site(1, SiteKind.ATTN_OUT)
+    update = update_of(model, 0.3)
+    with true_float64(model.model), torch.no_grad():
+        (curve,) = strength_curves(model, update, Rows(ids, slice(2, 5)), (1,), kinds=(SiteKind.ATTN_OUT,))
+        with reading(model.site_map, [site]) as before:
+            base = model.model(input_ids=ids).logits[:, 2:5]
+        with with_update(model, update), reading(model.site_map, [site]) as after:
+            tuned = model.model(input_ids=ids).logits[:, 2:5]
+        for alpha, change in zip(curve.alphas, curve.delta_kl, strict=True):
+            oracle = alpha * (after[site] - before[site])
+            with edited(model.model, model.site_map, {site: lambda _, added=oracle: added}):
+                steered = model.model(input_ids=ids).logits[:, 2:5]
+            assert change == pytest.approx(mean_kl(steered, tuned) - mean_kl(base, tuned), rel=1e-9, abs=1e-12)
 
 
 def test_strength_curve_of_the_last_mlp_ends_at_the_fine_tuned_model():

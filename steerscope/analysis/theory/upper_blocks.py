@@ -1,0 +1,38 @@
+"""Run a model from one block on: what lies below an edit does not depend on it and need not be computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from steerscope.models.site_map import SiteMap
+
+
+@contextmanager
+def entering_block(site_map: SiteMap, layer: int, stream: Tensor) -> Iterator[None]:
+    """Run the model's blocks from ``layer`` on, with ``stream`` (``batch token d_model``) entering that block.
+
+    The blocks below do nothing inside the context. Enter it before hooks that read or edit sites. The model is to be
+    run on as many tokens as the stream has: masks and positions are made of them.
+    """
+    skipped = [block.module for block in site_map.blocks[:layer]]
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return ((stream, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": stream})
+
+    handle = site_map.blocks[layer].module.register_forward_pre_hook(hook, with_kwargs=True)
+    for module in skipped:
+        module.forward = _nothing
+    try:
+        yield
+    finally:
+        handle.remove()
+        for module in skipped:
+            del module.forward  # the class's own method shows again
+
+
+def _nothing(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
