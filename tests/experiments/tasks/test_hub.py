@@ -107,5 +107,5 @@ def test_other_fields_than_expected(hub, monkeypatch, name, change):
         "load_dataset",
         lambda path, config, split: [{k: filled(v, 0) for k, v in ROWS[path, config].items()} | change],
     )
-    with pytest.raises(InputError, match="row 0 has not the fields|expected an integer|is no row"):
+    with pytest.raises(InputError, match=r"row 0 has not the fields|expected an integer|is no row"):
         get_answer_task(name).split("test")

@@ -1,0 +1,171 @@
+"""Greedy generation in batches: left padding, stops at the end token, the same text in any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from steerscope.analysis.encoding import text_tokens
+from steerscope.errors import InputError
+from steerscope.experiments.tasks.supervised import end_token
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a model wrote after one prompt.
+
+    Attributes:
+        text: The new tokens as text, up to the end token; never the prompt.
+        num_tokens: How many tokens were written, the end token included.
+        ended: Whether the end token came before the limit.
+    """
+
+    text: str
+    num_tokens: int
+    ended: bool
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 16,
+    max_length: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Generated | None]:
+    """Continue prompts greedily.
+
+    Prompts of similar length share a batch, which is padded on the left to its longest only, so that all
+    continuations start at the same column. In float32 batch size and padding move logits by rounding alone; the text
+    differs only where two tokens tie to about 1e-6. In bfloat16 such ties are frequent: there the batch size is part
+    of the result.
+
+    Args:
+        model: A transformers model, or a wrapper with its ``generate`` (PEFT, steering).
+        tokenizer: The model's.
+        prompts: What to continue, as they stand; no chat template is applied.
+        max_new_tokens: Longest continuation.
+        batch_size: Prompts per batch.
+        max_length: The model's context; a prompt that leaves no room for ``max_new_tokens`` is not run.
+        progress: Called with prompts done and in all.
+
+    Returns:
+        One entry per prompt in their order; ``None`` for those that do not fit, since cutting a prompt would ask
+        another question.
+
+    Raises:
+        InputError: No prompts, sizes below 1, no end token, a prompt without tokens, or none that fits.
+
+    Cost: ``max_new_tokens`` steps per batch at most; keys and values of one batch in memory.
+    """
+    if not prompts or batch_size < 1 or max_new_tokens < 1:
+        raise InputError(
+            f"got {len(prompts)} prompts, batch_size {batch_size}, max_new_tokens {max_new_tokens}; expected at "
+            "least 1 of each."
+        )
+    ids = [text_tokens(prompt, tokenizer) for prompt in prompts]
+    if not all(ids):
+        raise InputError("a prompt has no token; give prompts that have.")
+    room = None if max_length is None else max_length - max_new_tokens
+    fitting = [i for i, one in enumerate(ids) if room is None or len(one) <= room]
+    if not fitting:
+        raise InputError(
+            f"no prompt fits: the shortest has {min(map(len, ids))} tokens, the model's context is {max_length} and "
+            f"{max_new_tokens} are for the answer. Lower --max-new-tokens or take a model with a longer context."
+        )
+    ends, pad = _ends(model, tokenizer), _pad(tokenizer)
+    config = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        use_cache=True,
+        eos_token_id=sorted(ends),
+        pad_token_id=pad,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    found: list[Generated | None] = [None] * len(ids)
+    order = sorted(fitting, key=lambda i: (len(ids[i]), i))
+    with evaluating(model), _own_settings_put_aside(model):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            inputs, mask = left_padded([ids[i] for i in chosen], pad, device_of(model))
+            out = model.generate(input_ids=inputs, attention_mask=mask, generation_config=config)  # type: ignore[operator]
+            for i, row in zip(chosen, out[:, inputs.shape[1] :].tolist(), strict=True):
+                found[i] = _read(row, ends, tokenizer)
+            if progress is not None:
+                progress(start + len(chosen), len(order))
+    return found
+
+
+def _read(row: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> Generated:
+    """Cut at the first end token: what stands behind it is padding of the batch."""
+    length = next((k for k, token in enumerate(row) if token in ends), len(row))
+    ended = length < len(row)
+    # Cleaning up spaces would change the text that is graded.
+    text = str(tokenizer.decode(row[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return Generated(text, length + ended, ended)
+
+
+def _ends(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the trained end token and those that the model's own settings name."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    others = own if isinstance(own, list | tuple) else [] if own is None else [own]
+    return {end_token(tokenizer), *map(int, others)}
+
+
+def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return any token to fill with: the mask hides it, so it may even be the end token."""
+    return int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else end_token(tokenizer)
+
+
+@contextmanager
+def _own_settings_put_aside(model: nn.Module) -> Iterator[None]:
+    """Keep the model's own generation settings out: they fill in what is not said, penalties and bans for example."""
+    inner: Any = model
+    while "base_model" in inner._modules:  # wrappers hold it as a module; a transformers model has it as a property
+        unwrap = getattr(type(inner), "get_base_model", None)
+        inner = unwrap(inner) if callable(unwrap) else inner.base_model
+    before = getattr(inner, "generation_config", None)
+    if before is None:
+        yield
+        return
+    inner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        inner.generation_config = before
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ids and mask ``(batch token)``, filled on the left to the longest row."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
+    # From lengths, never by comparing with the padding token, which may be the end token.
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch off dropout and gradients, and give back the mode of every module afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model's inputs go."""
+    return next(model.parameters()).device

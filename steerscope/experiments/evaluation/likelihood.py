@@ -1,0 +1,148 @@
+"""Log-likelihoods of texts after a prompt: to compare choices, and as the loss of right completions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from steerscope.errors import InputError
+from steerscope.experiments.evaluation.generation import device_of, evaluating, left_padded
+from steerscope.experiments.tasks.answer_task import AnswerExample
+from steerscope.experiments.tasks.supervised import completion_tokens, supervise
+
+# A continuation: token ids, and where those to be scored begin.
+Scored = tuple[Sequence[int], int]
+
+
+def sequence_log_likelihoods(
+    model: nn.Module,
+    rows: Sequence[Scored],
+    pad: int,
+    *,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Return the summed log-likelihood of each row's scored tokens, in float64 ``(row)``, whatever shares its batch.
+
+    Args:
+        model: A causal language model or a wrapper of one.
+        rows: Ids and the place of the first scored token, at least 1.
+        pad: Any token to fill with.
+        batch_size: Rows per batch.
+        progress: Called with rows done and in all.
+
+    Cost: one forward pass over all rows. Logits are computed for the last tokens alone where the model can.
+    """
+    total = torch.zeros(len(rows), dtype=torch.float64)
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i][0]), i))
+    # A steered model edits prompt and completion differently for some positions, so it is told where prompts end.
+    told = "prompt_lengths" in inspect.signature(model.forward).parameters
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            ids, mask = left_padded([rows[i][0] for i in chosen], pad, device_of(model))
+            lengths = [len(rows[i][0]) - rows[i][1] for i in chosen]
+            kept = max(lengths) + 1
+            given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+            # Learned positions count real tokens, not the padding before them.
+            given["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
+            if told:
+                given["prompt_lengths"] = torch.tensor([rows[i][1] for i in chosen], device=ids.device)
+            logits = _last_logits(model, given, kept)[:, :-1].float()
+            targets = ids[:, -(kept - 1) :]
+            scores = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
+            columns = torch.arange(kept - 1, 0, -1, device=ids.device)  # distance from the end, 1 for the last
+            wanted = columns[None] <= torch.tensor(lengths, device=ids.device)[:, None]
+            total[chosen] = torch.where(wanted, scores.double(), 0.0).sum(-1).cpu()
+            if progress is not None:
+                progress(start + len(chosen), len(order))
+    return total
+
+
+def _last_logits(model: nn.Module, given: dict[str, Any], kept: int) -> Tensor:
+    """Return logits of the last ``kept`` tokens ``(batch kept vocab)``."""
+    try:
+        out = model(**given, logits_to_keep=kept)
+    except TypeError:  # a model that always computes all of them
+        out = model(**given)
+    logits: Tensor = out.logits
+    return logits[:, -kept:]
+
+
+def choice_log_likelihoods(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[AnswerExample],
+    *,
+    batch_size: int = 16,
+    max_length: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[tuple[list[float], list[int]] | None]:
+    """Return, per example, the summed log-likelihood and the number of tokens of every choice.
+
+    The end token is not counted: with it a choice would be judged by whether the model would go on after it.
+
+    Args:
+        model: A causal language model or a wrapper of one.
+        tokenizer: The model's.
+        examples: With choices.
+        batch_size: Sequences (not examples) per batch.
+        max_length: The model's context.
+        progress: Called with sequences done and in all.
+
+    Returns:
+        ``None`` for an example whose prompt does not fit with its longest choice.
+
+    Raises:
+        InputError: An example without choices, or none that fits.
+
+    Cost: a forward pass per choice, prompts computed again for each.
+    """
+    rows: list[Scored] = []
+    spans: list[range | None] = []
+    for example in examples:
+        if example.choices is None:
+            raise InputError("an example has no choices whose likelihoods could be compared.")
+        own = [completion_tokens(example.prompt, choice, tokenizer) for choice in example.choices]
+        if max_length is not None and max(len(before) + len(after) for before, after in own) > max_length:
+            spans.append(None)
+            continue
+        spans.append(range(len(rows), len(rows) + len(own)))
+        rows += [((*before, *after), len(before)) for before, after in own]
+    if not rows:
+        raise InputError(f"no example fits with its choices into the model's context of {max_length} tokens.")
+    sums = sequence_log_likelihoods(model, rows, _any(tokenizer), batch_size=batch_size, progress=progress)
+    return [
+        None if span is None else ([float(sums[k]) for k in span], [len(rows[k][0]) - rows[k][1] for k in span])
+        for span in spans
+    ]
+
+
+def completion_loss(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[AnswerExample],
+    *,
+    batch_size: int = 16,
+    max_length: int | None = None,
+) -> float:
+    """Return the loss of the right completions: nats per token, the end token included, all tokens weighing the same.
+
+    Examples that do not fit are left out, as in training.
+
+    Raises:
+        InputError: No example fits.
+    """
+    found = supervise(examples, tokenizer, max_length)
+    rows = [(one.ids, one.first_target) for one in found.sequences]
+    sums = sequence_log_likelihoods(model, rows, _any(tokenizer), batch_size=batch_size)
+    return float(-sums.sum() / sum(len(ids) - start for ids, start in rows))
+
+
+def _any(tokenizer: PreTrainedTokenizerBase) -> int:
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)

@@ -1,0 +1,84 @@
+"""Log-likelihoods in padded batches against one text at a time, token by token."""
+
+import pytest
+import torch
+
+from steerscope import InputError
+from steerscope.experiments.evaluation.likelihood import choice_log_likelihoods, completion_loss
+from steerscope.experiments.tasks.answer_task import AnswerExample
+from tests.byte_models import byte_model, byte_tokenizer
+
+EXAMPLES = [
+    AnswerExample("q\n", "Answer: yes.", "yes", choices=("Answer: no.", "Answer: yes."), answer_index=1),
+    AnswerExample("a longer question\n", "b", "b", choices=("aaaa", "b", "cc"), answer_index=1),
+    AnswerExample("…", "x y", "x", choices=("x y", "z"), answer_index=0),
+]
+
+
+@torch.no_grad()
+def slowly(model, tokenizer, prompt, text, end=False):
+    before, after = tokenizer(prompt)["input_ids"], tokenizer(text)["input_ids"]
+    ids, total = before, 0.0
+    for token in [*after, *([tokenizer.eos_token_id] if end else [])]:
+        logits = model(torch.tensor([ids])).logits[0, -1].double()
+        total += float(logits.log_softmax(-1)[token])
+        ids = [*ids, token]
+    return total, len(ids) - len(before)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt"])
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_against_one_token_at_a_time(family, batch_size):
+    model, tokenizer = byte_model(family), byte_tokenizer()
+    found = choice_log_likelihoods(model, tokenizer, EXAMPLES, batch_size=batch_size)
+    for example, (sums, counts) in zip(EXAMPLES, found, strict=True):
+        expected = [slowly(model, tokenizer, example.prompt, choice) for choice in example.choices]
+        # float32 logits against float32 logits in another order of summation
+        assert sums == pytest.approx([total for total, _ in expected], abs=2e-4)
+        assert counts == [count for _, count in expected]
+    losses = [slowly(model, tokenizer, one.prompt, one.completion, end=True) for one in EXAMPLES]
+    expected_loss = -sum(total for total, _ in losses) / sum(count for _, count in losses)
+    assert completion_loss(model, tokenizer, EXAMPLES, batch_size=batch_size) == pytest.approx(expected_loss, abs=2e-5)
+
+
+def test_what_does_not_fit():
+    model, tokenizer = byte_model(), byte_tokenizer()
+    exact = len("a longer question\n") + 4
+    found = choice_log_likelihoods(model, tokenizer, EXAMPLES, max_length=exact - 1)
+    assert [one is None for one in found] == [False, True, False]
+    assert None not in choice_log_likelihoods(model, tokenizer, EXAMPLES, max_length=exact)
+    with pytest.raises(InputError, match="no example fits with its choices"):
+        choice_log_likelihoods(model, tokenizer, EXAMPLES, max_length=3)
+    with pytest.raises(InputError, match="has no choices"):
+        choice_log_likelihoods(model, tokenizer, [AnswerExample("q", "a", "a")])
+
+
+def test_a_model_that_cannot_leave_logits_out():
+    tokenizer = byte_tokenizer()
+    model = byte_model()
+
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, input_ids, attention_mask, position_ids, use_cache):
+            return self.inner(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+
+    assert choice_log_likelihoods(Plain(), tokenizer, EXAMPLES) == choice_log_likelihoods(model, tokenizer, EXAMPLES)
+
+
+def test_a_steered_model_is_told_where_prompts_end():
+    model, told = byte_model(), []
+
+    class Steered(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, prompt_lengths=None, **others):
+            told.append(prompt_lengths.tolist())
+            return self.inner(**others)
+
+    choice_log_likelihoods(Steered(), byte_tokenizer(), EXAMPLES[:2], batch_size=5)
+    assert told == [[2, 2, 18, 18, 18]]
