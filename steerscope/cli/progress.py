@@ -20,6 +20,7 @@ STAGES = {
     "propositions": "trying propositions",
     "finetune": "fine-tuning for a few steps",
     "slopes": "slopes of the remainder in float64",
+    "block_slopes": "slopes of single blocks in float64",
     "conditioning": "conditioning and oracle edits",
     "radius": "radius of the first-order map",
     "stream_shares": "parts of the stream",

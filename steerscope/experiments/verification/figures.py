@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from steerscope.analysis.report.figure_style import (
     ACCENT,
@@ -24,24 +22,15 @@ from steerscope.analysis.report.figure_style import (
     NULL,
     WIDTH,
     figure_text,
-    finish_with_foot,
     look,
     new_figure,
     styled,
 )
 from steerscope.analysis.report.vocabulary import count, ordered_kinds
+from steerscope.experiments.verification.figure_parts import LOOKS, finish, line, log_scale
 from steerscope.experiments.verification.results import Verification
+from steerscope.experiments.verification.slope_figures import plot_block_slopes, plot_slopes, slope_words
 
-# One look per line of a figure, in order: colour, marker, dash.
-LOOKS = (
-    (ACCENT, "o", "-"),
-    ("#b35900", "^", "--"),
-    ("#007a5a", "D", "-."),
-    ("#a8518a", "s", ":"),
-    ("#3b3b3b", "v", "--"),
-    ("#0072b2", "P", "-"),
-    ("#b8860b", "<", "-."),
-)
 # Letter, fill and ink of a verdict's cell: lightness alone tells them apart.
 VERDICT_LOOKS = {
     "holds": ("H", "#dbe6f4", INK),
@@ -60,29 +49,6 @@ class VerifyFigure:
     plot: Callable[[Verification], Figure]
     alt: str
     caption: str
-
-
-def finish(figure: Figure, found: Verification, title: str, handles: Any = (), columns: int = 3) -> None:
-    """Add title, legend, and a foot that says what the figure is of."""
-    parts = [figure_text(found.subject, 28)]
-    if found.finetune:
-        parts.append(f"{found.finetune['steps']} steps on {figure_text(found.finetune['task'], 12)}")
-    finish_with_foot(figure, " | ".join([*parts, f"seed {found.seed}"]), title, list(handles), columns)
-
-
-def line(ax: Axes, x: Any, y: Any, place: int, label: str) -> Line2D:
-    """Draw one line in the look of its place."""
-    colour, marker, dash = LOOKS[place % len(LOOKS)]
-    (drawn,) = ax.plot(x, y, color=colour, marker=marker, linestyle=dash, markersize=4.5, linewidth=1.4, label=label)
-    return drawn
-
-
-def log_scale(ax: Axes, which: str, base: int = 10) -> None:
-    """Make the axis ``"x"`` or ``"y"`` logarithmic with ticks in plain numbers (the style draws no powers)."""
-    (ax.set_xscale if which == "x" else ax.set_yscale)("log", base=base)
-    axis = ax.xaxis if which == "x" else ax.yaxis
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 @styled
@@ -146,38 +112,6 @@ def plot_curves(found: Verification) -> Figure:
         ax.minorticks_off()
     finish(figure, found, "Curves behind the verdicts")
     return figure
-
-
-@styled
-def plot_slopes(found: Verification) -> Figure:
-    """Draw the remainder against the size of the update, with a line of slope two."""
-    figure, ax = new_figure(3.9)
-    entries = found.measurements["slopes"]
-    handles = []
-    for place, one in enumerate(entries):
-        left = [r * s for r, s in zip(one["relative"], one["sizes"], strict=True)]
-        handles.append(line(ax, one["sizes"], left, place, f"{_place(one)}: {_slope(one)}"))
-    sizes = np.array(entries[0]["sizes"])
-    middle = len(sizes) // 2
-    start = entries[0]["relative"][middle] * sizes[middle]
-    (guide,) = ax.plot(sizes, start * (sizes / sizes[middle]) ** 2, color=NULL, linewidth=1, label="slope 2")
-    log_scale(ax, "x")
-    log_scale(ax, "y")
-    ax.set_xlabel("size of the update, |t dW| / |W|")
-    ax.set_ylabel("|measured - predicted|,\nper unit of shift")
-    ax.grid()
-    finish(figure, found, "Is the map first-order? Slopes", [*handles, guide], 2)
-    return figure
-
-
-def _place(one: dict[str, Any]) -> str:
-    layer, _, kind = one["at"].partition(".")
-    return f"layer {layer}" if kind else layer
-
-
-def _slope(one: dict[str, Any]) -> str:
-    small = one["small_slope"]
-    return f"{one['slope']:.3f}" + (f" ({small:.3f})" if small is not None else "")
 
 
 @styled
@@ -374,6 +308,7 @@ FIGURE_STEMS = (
     "verdicts",
     "curves",
     "slopes",
+    "block_slopes",
     "radius",
     "conditioning",
     "stream_shares",
@@ -405,15 +340,26 @@ def _entries(found: Verification) -> Iterator[VerifyFigure]:
         )
     measured = found.measurements
     if measured.get("slopes"):
-        slopes = ", ".join(f"{one['at']} {_slope(one)}" for one in measured["slopes"])
+        slopes = ", ".join(f"{one['at']} {slope_words(one)}" for one in measured["slopes"])
         yield VerifyFigure(
             "slopes",
-            "Is the map first-order on real blocks?",
+            "Is the map first-order through the whole model?",
             plot_slopes,
             f"Remainder against size of the update on logarithmic axes; slopes: {slopes}.",
-            "What the first-order map leaves over must fall with the square of the update: slope 2.00 +- 0.05 over "
-            "sizes from 1e-2 to 1e-6, in float64, along the direction of a real fine-tuning. In brackets: without "
-            "the sizes at which the relative error exceeds 0.1, where third-order terms bend the line.",
+            "What the first-order map leaves over must fall with the square of the update, as long as the update is "
+            "small; the weights of all blocks change at once, along the direction of a real fine-tuning. In brackets: "
+            "without the sizes at which the relative error exceeds 0.1, where third-order terms bend the line.",
+        )
+    if measured.get("block_slopes"):
+        within = sum(one["within"] for one in measured["block_slopes"])
+        yield VerifyFigure(
+            "block_slopes",
+            "Is the map first-order on every block?",
+            plot_block_slopes,
+            f"Slope of the remainder per block and update; {within} of {len(measured['block_slopes'])} are 2.00 +- "
+            "0.05.",
+            "One block at a time: its own weights updated, what enters it held fixed, sizes from 1e-2 to 1e-6 relative "
+            "to its weights, in float64. Random updates have the trained one's norm in every matrix.",
         )
     if measured.get("radius"):
         yield VerifyFigure(

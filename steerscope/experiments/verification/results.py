@@ -22,6 +22,7 @@ from steerscope.errors import InputError
 SCHEMA_VERSION = 1
 MEASUREMENTS = (
     "slopes",
+    "block_slopes",
     "radius",
     "conditioning",
     "stream_shares",

@@ -27,7 +27,7 @@ from steerscope.analysis.theory.modulation import modulation, strength_curves
 from steerscope.analysis.theory.oracle_spectra import oracle_spectra
 from steerscope.analysis.theory.radius import Radius, first_order_radius
 from steerscope.analysis.theory.residual_map import check_size, residual_map
-from steerscope.analysis.theory.slopes import remainder_slopes
+from steerscope.analysis.theory.slopes import block_slopes, remainder_slopes
 from steerscope.analysis.theory.stream_shares import stream_shares
 from steerscope.equivalence.propositions import catalogue
 from steerscope.equivalence.propositions.base import Proposition
@@ -62,7 +62,8 @@ class VerifyOptions:
         layers: Layers of the curves over depth.
         few_layers: Layers of the residual map and of single-layer radii, away from both ends.
         positions: Tokens per layer whose matrices are decomposed.
-        random_updates: Random updates beside the trained one.
+        random_updates: Random updates beside the trained one whose radius is measured.
+        block_updates: Random updates beside the trained one in the slopes of single blocks.
     """
 
     seed: int = 0
@@ -77,6 +78,7 @@ class VerifyOptions:
     few_layers: int = 2
     positions: int = 2
     random_updates: int = 2
+    block_updates: int = 3
 
     def check(self) -> None:
         """Raise :class:`InputError` for a number out of range."""
@@ -217,11 +219,12 @@ def _measurements(
     places = [*(f"{layer}.resid_post" for layer in five), LOGITS]
     with true_float64(exact.model), forward_differentiable_attention(exact.model), torch.no_grad():
         found["slopes"] = remainder_slopes(exact, update, rows.ids[:2], places)
+        watch.stage("block_slopes")
+        updates = _with_random(update, options.block_updates, options.seed)
+        found["block_slopes"] = block_slopes(exact, updates, rows.ids[:2], range(depth), progress=watch.tick)
         watch.stage("conditioning")
         positions = spread(rows.ids.shape[1], options.positions + 1)[1:]
-        found["conditioning"] = _one_by_one(
-            lambda layer: conditioning(exact, update, rows.ids[:1], (layer,), positions), every, watch
-        )
+        found["conditioning"] = conditioning(exact, update, rows.ids[:1], every, positions, watch.tick)
 
     watch.stage("radius")
     found["radius"] = _radii(single, update, rows.ids[:2], every, some, options, watch)
@@ -248,12 +251,9 @@ def _measurements(
     return {name: plain(value) for name, value in found.items()}, plain(finetune), warnings
 
 
-def _one_by_one(measure: Callable[[int], Sequence[Any]], layers: Sequence[int], watch: Stopwatch) -> list[Any]:
-    found: list[Any] = []
-    for done, layer in enumerate(layers):
-        found += measure(layer)
-        watch.tick(done + 1, len(layers))
-    return found
+def _with_random(update: dict[str, Tensor], count: int, seed: int) -> dict[str, dict[str, Tensor]]:
+    """Return the trained update and random ones of the same norm in every matrix, by name."""
+    return {"trained": update} | {f"random {i}": random_like(update, seed + i) for i in range(count)}
 
 
 def _radii(
@@ -266,8 +266,7 @@ def _radii(
     watch: Stopwatch,
 ) -> list[Radius]:
     """Radii of the whole update at every layer and the logits, then of single layers' parts of it."""
-    updates = {"trained": update}
-    updates |= {f"random {i}": random_like(update, options.seed + i) for i in range(options.random_updates)}
+    updates = _with_random(update, options.random_updates, options.seed)
     places = (*(f"{layer}.{SiteKind.RESID_POST}" for layer in every), LOGITS)
     jobs: list[tuple[str, str, dict[str, Tensor], tuple[str, ...]]] = [
         (name, "all layers", change, places) for name, change in updates.items()

@@ -75,6 +75,7 @@ def measurement_tables(found: Verification) -> list[TextTable]:
     """Return one table per measurement that was made."""
     made = {
         "slopes": _slopes,
+        "block_slopes": _block_slopes,
         "radius": _radius,
         "conditioning": _conditioning,
         "stream_shares": _stream_shares,
@@ -104,6 +105,7 @@ def _slopes(entries: list[dict[str, Any]]) -> TextTable:
             one["at"],
             f"{one['slope']:.3f}",
             "inside" if one["within"] else "outside",
+            _up_to(one),
             "none" if one["small_slope"] is None else f"{one['small_slope']:.4f}",
             "inside" if one["small_within"] else "outside",
             one["num_small"],
@@ -114,14 +116,55 @@ def _slopes(entries: list[dict[str, Any]]) -> TextTable:
     ]
     sizes = entries[0]["sizes"]
     return _table(
-        f"Slope of the remainder, float64, sizes {sizes[0]:g} to {sizes[-1]:g}",
+        f"Slope of the remainder, whole model up to a place, float64, sizes {sizes[0]:g} to {sizes[-1]:g}",
         (
-            "at", "slope", "2.00 +- 0.05", "small sizes", "2.00 +- 0.05 ", "sizes", f"error at {sizes[0]:g}",
+            "at", "slope", "2.00 +- 0.05", "inside from", "small sizes", "2.00 +- 0.05 ", "sizes",
+            f"error at {sizes[0]:g}", f"error at {sizes[-1]:g}",
+        ),
+        rows,
+        "The weights of all blocks change at once. error: norm of measured minus predicted over the norm of the "
+        f"prediction. inside from: the largest size from which the slope down to {sizes[-1]:g} is inside. small sizes: "
+        "the slope over the sizes with an error below 0.1 alone, beyond which the update is not small.",
+    )  # fmt: skip
+
+
+def _up_to(one: dict[str, Any]) -> str:
+    size = one.get("within_up_to")
+    return "none" if size is None else f"{size:g}"
+
+
+def _block_slopes(entries: list[dict[str, Any]]) -> TextTable:
+    names = list(dict.fromkeys(one["update"] for one in entries))
+    blocks: dict[str, dict[str, dict[str, Any]]] = {}
+    for one in entries:
+        blocks.setdefault(one["at"], {})[one["update"]] = one
+    sizes = entries[0]["sizes"]
+    rows: list[tuple[Any, ...]] = []
+    for at, mine in blocks.items():
+        ordered = [mine[name] for name in names if name in mine]
+        outside = [f"{one['update']} from {_up_to(one)}" for one in ordered if not one["within"]]
+        rows.append(
+            (
+                at.split(".")[0],
+                *(f"{mine[name]['slope']:.3f}" if name in mine else "" for name in names),
+                "; ".join(outside) if outside else "all inside",
+                ordered[0]["relative"][0],
+                max(one["relative"][0] for one in ordered[1:]) if ordered[1:] else None,
+                max(one["relative"][-1] for one in ordered),
+            )
+        )
+    within = sum(one["within"] for one in entries)
+    return _table(
+        f"Slope of the remainder, one block alone, float64, sizes {sizes[0]:g} to {sizes[-1]:g}",
+        (
+            "block", *names, "2.00 +- 0.05", f"{names[0]}: error at {sizes[0]:g}", f"others: error at {sizes[0]:g}",
             f"error at {sizes[-1]:g}",
         ),
         rows,
-        "error: norm of measured minus predicted over the norm of the prediction. small sizes: the slope over the "
-        "sizes with an error below 0.1 alone, beyond which the update is not small.",
+        f"{within} of {len(entries)} slopes are 2.00 +- 0.05. A block's own weights change, what enters it is held "
+        "fixed, sizes are relative to the norm of its changed weights, random updates have the trained one's norm in "
+        "every matrix. error: as above, the largest of the updates named. Where a slope is outside: the largest size "
+        f"from which it is inside down to {sizes[-1]:g}.",
     )  # fmt: skip
 
 

@@ -9,10 +9,11 @@ import torch
 
 from steerscope import InputError, true_float64
 from steerscope.analysis.theory import slopes
+from steerscope.analysis.theory.block_call import BlockCall
 from steerscope.analysis.theory.changed import with_update
-from steerscope.analysis.theory.common import random_like, relative_size, scaled
+from steerscope.analysis.theory.common import of_layer, random_like, relative_size, scaled
 from steerscope.analysis.theory.radius import SIZES, THRESHOLD, crossing, first_order_radius
-from steerscope.analysis.theory.slopes import remainder_slopes
+from steerscope.analysis.theory.slopes import block_slopes, remainder_slopes, slope_at
 from tests.analysis.theory.cases import assert_same_bits, bits, loaded, tokens, update_of
 
 
@@ -121,3 +122,33 @@ def test_slope_is_two_and_a_wrong_prediction_is_not(monkeypatch):
     assert all(len(one.local) == len(one.sizes) - 1 for one in found)
     assert not any(one.within or one.small_within for one in wrong)
     assert all(one.local[-1] == pytest.approx(1, abs=0.05) for one in wrong)
+
+
+def test_slopes_of_single_blocks_hold_the_input_fixed(monkeypatch):
+    model, ids = loaded(), tokens(rows=2)
+    updates = {"trained": update_of(model), "random 0": update_of(model, seed=9)}
+    with true_float64(model.model):
+        found = block_slopes(model, updates, ids, (0, 1))
+        assert [(one.at, one.update) for one in found] == [
+            (f"{layer}.resid_post", name) for layer in (0, 1) for name in updates
+        ]
+        assert all(one.within and one.within_up_to == 1e-2 for one in found), found
+        # The first block has nothing below it: there, the whole model with its update alone is the block alone.
+        mine = of_layer(model, updates["trained"], 0)
+        (whole,) = remainder_slopes(model, mine, ids, ["0.resid_post"])
+        assert found[0].relative == pytest.approx(whole.relative, rel=1e-4)
+        right = BlockCall.shift
+        monkeypatch.setattr(BlockCall, "shift", lambda self, change: 1.01 * right(self, change))
+        wrong = block_slopes(model, updates, ids, (1,))
+    assert not any(one.within for one in wrong)
+
+
+def test_where_a_slope_is_two_is_said():
+    sizes = (1e-2, 1e-3, 1e-4, 1e-5)
+    line = torch.ones(3, dtype=torch.float64)
+    # Second order, but for the largest size, where the remainder is cut to a hundredth.
+    bent = slope_at("x", lambda t: t * line + t**2 * (0.01 if t == 1e-2 else 1) * line, line, sizes)
+    assert not bent.within
+    assert bent.within_up_to == 1e-3
+    first = slope_at("x", lambda t: 1.5 * t * line, line, sizes)
+    assert first.within_up_to is None
