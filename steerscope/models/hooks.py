@@ -47,7 +47,7 @@ class _Stream:
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
     def forget(self, block: Block, stack: ExitStack) -> None:
-        """Let go of ``h`` when the block is done: hooks that stay for long would keep every block's until the next pass.
+        """Let go of ``h`` when the block is done: hooks that stay would keep every block's until the next pass.
 
         Set after all taps, so that it runs after them. A block that runs again in backward (gradient checkpointing)
         gets ``h`` again where attention gets it.

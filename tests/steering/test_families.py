@@ -176,7 +176,7 @@ def test_rotation_survives_optimizers_and_weight_decay():
         loss = (rotation() - target).square().sum()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         found = rotation().detach()
         close(found @ found.T, torch.eye(RANK, dtype=torch.float64), 1e-12)
     assert losses[-1] < 0.8 * losses[0]
@@ -273,7 +273,7 @@ def test_sites_a_model_does_not_take_are_refused(sites, message):
 
 
 def test_lofit_is_for_heads_and_a_parallel_block_has_no_resid_mid():
-    with pytest.raises(InputError, match="edits attn_heads alone, got the site '0.mlp_out'"):
+    with pytest.raises(InputError, match=r"edits attn_heads alone, got the site '0\.mlp_out'"):
         SteeringConfig("mlp_out", "lofit_scale").resolve(find_sites(tiny_model("llama")))
     with pytest.raises(InputError, match="has no site 'resid_mid'"):
         get_steering_model(tiny_model("phi"), SteeringConfig("resid_mid"))

@@ -171,7 +171,7 @@ def test_unknown_positions_are_refused(text):
 @torch.no_grad()
 def test_a_pass_without_a_prompt_is_refused(rule):
     model = steered("linear", positions=rule)
-    with pytest.raises(InputError, match="need to know where the prompt ends. Pass labels"):
+    with pytest.raises(InputError, match=r"need to know where the prompt ends\. Pass labels"):
         model(**padded(prompts(), "left"))
     with pytest.raises(InputError, match="got 2 prompt lengths for a batch of 3"):
         model(**padded(prompts(), "left"), prompt_lengths=torch.tensor([1, 2]))

@@ -1,0 +1,133 @@
+"""The wrapper's habits: off and on, counted, taken off without a trace, and no gradients where nothing is trained."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from steerscope.errors import InputError
+from steerscope.models import reading
+from steerscope.steering import SteeringConfig, get_steering_model
+from tests.steering.cases import SETTINGS, hooks_of, padded, prompts, randomise, steered
+from tests.tiny import FAMILIES, LAYOUTS, tiny_model
+
+BATCH = padded(prompts(), "left")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_base_is_bit_identical_after_unload_and_hooks_of_others_stay(family):
+    model = tiny_model(family)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    assert any(flags.values())
+    plain = model(**BATCH).logits
+    calls: list[str] = []
+    others = [
+        next(iter(model.modules())).register_forward_hook(lambda *_: calls.append("model")),
+        model.get_decoder().register_forward_pre_hook(lambda *_: calls.append("decoder")),
+    ]
+    count = hooks_of(model)
+    kinds = ["attn_heads", "attn_out", "mlp_in", "mlp_hidden", "mlp_out", "resid_post"]
+    steering = randomise(get_steering_model(model, SteeringConfig(tuple(kinds))).eval())
+    assert not torch.equal(steering(**BATCH).logits, plain)
+    with steering.disable_adapter():
+        assert torch.equal(steering(**BATCH).logits, plain)
+    assert not torch.equal(steering(**BATCH).logits, plain)
+    assert steering.unload() is model
+    assert hooks_of(model) == count
+    calls.clear()
+    assert torch.equal(model(**BATCH).logits, plain)
+    assert sorted(calls) == ["decoder", "model"]
+    for handle in others:
+        handle.remove()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert list(model.state_dict()) == list(before)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+
+
+def test_a_failed_construction_leaves_no_hooks():
+    model = tiny_model("llama")
+    with pytest.raises(InputError):
+        get_steering_model(model, SteeringConfig("mlp_out", "loreft", rank=99))
+    assert hooks_of(model) == 0
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_no_gradient_reaches_below_the_lowest_site(family):
+    model = get_steering_model(tiny_model(family), SteeringConfig("1.mlp_out"))
+    with reading(model.site_map, ["0.resid_post", "1.attn_out", "1.resid_post"]) as found:
+        model(**BATCH, labels=BATCH["input_ids"]).loss.backward()
+    needs = {str(site): value.requires_grad for site, value in found.items()}
+    assert needs == {"0.resid_post": False, "1.attn_out": False, "1.resid_post": True}
+    trained = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert trained == {f"edits.1-mlp_out.{name}" for name in ("D", "U", "b")}
+    assert not any(p.requires_grad for p in model.base_model.parameters())
+
+
+def test_streams_are_not_kept_between_passes():
+    model = steered("linear", sites=("resid_post", "resid_mid"))
+    seen = []
+    for block in model.site_map.blocks:
+        block.module.register_forward_pre_hook(lambda _, args: seen.append(weakref.ref(args[0])))
+    with torch.no_grad():
+        model(**BATCH)
+    assert len(seen) == 2
+    gc.collect()
+    assert [ref() for ref in seen] == [None, None]
+
+
+def test_counts_and_their_line(capsys):
+    model = get_steering_model(tiny_model("llama"), SteeringConfig("resid_post", rank=3))
+    trained, total = model.get_nb_trainable_parameters()
+    assert trained == 2 * (2 * 3 * 16 + 16)
+    assert total == trained + sum(p.numel() for p in model.base_model.parameters())
+    model.print_trainable_parameters()
+    line = f"trainable params: {trained:,d} || all params: {total:,d} || trainable%: {100 * trained / total:.4f}"
+    assert capsys.readouterr().out == line + "\n"
+
+
+def test_published_parameter_counts():
+    """LoReFT of rank r: r (2 d + 1) per site."""
+    model = get_steering_model(tiny_model("llama"), SteeringConfig("resid_post", "loreft", rank=3))
+    assert model.get_nb_trainable_parameters()[0] == 2 * 3 * (2 * 16 + 1)
+
+
+@torch.no_grad()
+def test_a_float32_adapter_on_a_bfloat16_model():
+    model = randomise(get_steering_model(tiny_model("llama", torch.bfloat16), SteeringConfig("resid_post")).eval())
+    logits = model(**BATCH).logits
+    assert logits.dtype is torch.bfloat16
+    assert {p.dtype for p in model.edits.parameters()} == {torch.float32}
+    with model.disable_adapter():
+        assert not torch.equal(model(**BATCH).logits, logits)
+    out = model.generate(input_ids=prompts()[0][None], max_new_tokens=2, pad_token_id=2)
+    assert out.shape == (1, 8)
+
+
+def test_what_is_asked_of_the_base_model_is_answered_by_it():
+    model = steered("vector")
+    assert model.config is model.base_model.config
+    assert model.get_input_embeddings() is model.base_model.get_input_embeddings()
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        model.nonsense  # noqa: B018
+    with pytest.raises(InputError, match=r"does not edit '1\.resid_post'; it edits 0\.resid_post, 1\.mlp_out"):
+        model.edit_at("1.resid_post")
+
+
+@pytest.mark.parametrize("family", SETTINGS)
+def test_training_lowers_the_loss(family):
+    model = get_steering_model(tiny_model("llama"), SteeringConfig(**{"family": family, **SETTINGS[family]}))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.03)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = model(**BATCH, labels=BATCH["input_ids"].masked_fill(BATCH["attention_mask"] == 0, -100)).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] - 0.05

@@ -1,0 +1,145 @@
+"""The stock Trainer: checkpoints hold the adapter alone, and a run that goes on equals one that never stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from steerscope.errors import InputError
+from steerscope.steering import SteeringConfig, SteeringModel, get_steering_model
+from tests.steering.cases import padded, prompts
+from tests.tiny import tiny_model
+
+TIED = {"tie_word_embeddings": True}
+DATA = [
+    {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": torch.cat([torch.tensor([-100]), row[1:]])}
+    for row in torch.randint(3, 64, (12, 6), generator=torch.Generator().manual_seed(3))
+]
+BATCH = padded(prompts(), "left")
+
+
+class Stop(TrainerCallback):
+    """A run that is killed: it stops for good after a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def base(family: str = "llama", **overrides) -> torch.nn.Module:
+    return tiny_model(family, **{**TIED, **overrides})
+
+
+def steering_of(model, **options) -> SteeringModel:
+    return get_steering_model(model, SteeringConfig(**{"sites": "resid_post", "rank": 3, "seed": 5, **options}))
+
+
+def trainer_of(model, folder: Path, callbacks=(), **options) -> Trainer:
+    settings = {
+        "output_dir": str(folder),
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.02,
+        "weight_decay": 0.1,
+        "save_steps": 2,
+        "save_strategy": "steps",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "seed": 11,
+    }
+    arguments = TrainingArguments(**{**settings, **options})
+    return Trainer(model=model, args=arguments, train_dataset=DATA, eval_dataset=DATA[:4], callbacks=list(callbacks))
+
+
+def adapter_of(model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("options", [{}, {"family": "loreft"}, {"positions": "prompt"}], ids=str)
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path, options):
+    whole = steering_of(base(), **options)
+    start = adapter_of(whole)
+    trainer_of(whole, tmp_path / "whole").train()
+    expected = adapter_of(whole)
+    assert any(not torch.equal(expected[name], start[name]) for name in start)
+
+    killed = steering_of(base(), **options)
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of(killed, tmp_path / "killed", callbacks=[Stop(5)]).train()
+    # The process is gone: a new model, from the start, takes up the checkpoint of step 4.
+    again = steering_of(base(), **{**options, "seed": 6})
+    trainer_of(again, tmp_path / "killed").train(resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-4"))
+    found = adapter_of(again)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+
+
+def test_checkpoints_hold_the_adapter_alone(tmp_path):
+    model = steering_of(base())
+    assert model.base_model.lm_head.weight is model.base_model.model.embed_tokens.weight  # tied: the writer would raise
+    trainer_of(model, tmp_path, max_steps=2).train()
+    (weights,) = (tmp_path / "checkpoint-2").glob("*.safetensors")
+    tensors = load_file(weights)
+    assert set(tensors) == {f"edits.{layer}-resid_post.{name}" for layer in (0, 1) for name in ("D", "U", "b")}
+    with pytest.raises(InputError, match="looks like a checkpoint of a Trainer"):
+        SteeringModel.from_pretrained(base(), tmp_path / "checkpoint-2")
+    other = steering_of(base(), sites="0.resid_post")
+    with pytest.raises(InputError, match=r"has unknown edits\.1-resid_post\.D"):
+        trainer_of(other, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_best_model_evaluation_and_checkpointed_gradients(tmp_path):
+    model = steering_of(base(), positions="completion")
+    trainer = trainer_of(
+        model,
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        activation_checkpointing=True,
+        activation_checkpointing_kwargs={"use_reentrant": True},
+        learning_rate=0.5,
+    )
+    trainer.train()
+    best = min(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-6)
+    assert len(model.edits) == 2
+
+
+@pytest.mark.parametrize("trains_lora", [True, False])
+def test_a_lora_underneath_resumes_too(tmp_path, trains_lora):
+    peft = pytest.importorskip("peft")
+
+    def joint(seed: int) -> SteeringModel:
+        torch.manual_seed(seed)
+        config = peft.LoraConfig(r=2, target_modules=["down_proj", "q_proj"])
+        wrapped = peft.get_peft_model(base(), config)
+        if not trains_lora:
+            wrapped.requires_grad_(False)
+        return steering_of(wrapped)
+
+    whole = joint(0)
+    trainer_of(whole, tmp_path / "whole").train()
+    killed = joint(0)
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of(killed, tmp_path / "killed", callbacks=[Stop(5)]).train()
+    again = joint(1 if trains_lora else 0)
+    trainer_of(again, tmp_path / "killed").train(resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-4"))
+    found, expected = adapter_of(again), adapter_of(whole)
+    assert any("lora_B" in name for name in expected) is trains_lora
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+    with torch.no_grad():
+        assert torch.equal(again.eval()(**BATCH).logits, whole.eval()(**BATCH).logits)
