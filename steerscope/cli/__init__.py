@@ -1,4 +1,4 @@
-"""The command line: ``steerscope sites``, ``steerscope rank`` and ``steerscope verify``.
+"""The command line; one file per command.
 
 Exit codes: 0 done, 1 a proposition fails, 2 bad input, 130 interrupted.
 """
@@ -9,6 +9,8 @@ import sys
 
 import typer
 
+from steerscope.cli.compare import compare
+from steerscope.cli.evaluate import evaluate
 from steerscope.cli.rank import rank
 from steerscope.cli.sites import sites
 from steerscope.cli.validate import validate
@@ -25,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command()(compare)
+app.command()(evaluate)
 app.command()(rank)
 app.command()(sites)
 app.command()(validate)

@@ -27,6 +27,8 @@ STAGES = {
     "strength": "strength of oracle edits",
     "oracle_spectra": "spectra of oracle shifts",
     "residual_map": "residuals by site and weight matrix",
+    "generate": "generating answers",
+    "likelihood": "likelihoods of choices",
 }
 
 

@@ -1,0 +1,28 @@
+"""``steerscope compare``: finished runs side by side, as a table, a figure and JSON."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.", metavar="DIR...")],
+    out: Annotated[Path, typer.Option(help="Folder for comparison.json and the figure.")] = Path("comparison"),
+    overwrite: Annotated[bool, typer.Option(help="Write into a folder that is not empty.")] = False,
+) -> None:
+    """Compare runs of one task on the same test questions; seeds of one configuration make one row."""
+    from steerscope.cli.output import check_folder
+    from steerscope.experiments.comparison import compare as compare_runs
+    from steerscope.experiments.comparison.table import print_comparison
+
+    check_folder(out, overwrite=overwrite)
+    found = compare_runs(folders)
+    from steerscope.experiments.comparison.figure import write_comparison  # matplotlib is slow to load
+
+    written = write_comparison(found, out)
+    print_comparison(found, file=sys.stdout)
+    print(f"figure: {written[1]}", file=sys.stderr)

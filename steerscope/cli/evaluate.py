@@ -1,0 +1,75 @@
+"""``steerscope evaluate``: how often a model, with or without an adapter, is right on a task."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steerscope.errors import InputError
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="smollm2-135m, a folder, a .gguf file or a Hugging Face name.")] = (
+        "smollm2-135m"
+    ),
+    task: Annotated[str, typer.Option(help="listops, boolq, winogrande, arc_easy, arc_challenge, gsm8k or aqua.")] = (
+        "listops"
+    ),
+    adapter: Annotated[Path | None, typer.Option(help="Folder of a saved adapter (steering or PEFT).")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    max_examples: Annotated[int | None, typer.Option(help="Use so many questions; without it, all.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for results.json and generations.jsonl.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with <task>-<part>.jsonl.gz; without it, the datasets package.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts per batch.")] = 16,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest generation; without it, the task's.")] = None,
+    likelihoods: Annotated[bool, typer.Option(help="Also likelihoods of choices and the loss.")] = True,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face name.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
+    seed: Annotated[int, typer.Option(help="Which questions, when not all are used.")] = 0,
+    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+) -> None:
+    """Measure accuracy by greedy generation, with its 95% interval and what always one answer would reach."""
+    from steerscope.cli.output import check_folder
+    from steerscope.cli.progress import stage_progress
+    from steerscope.experiments.evaluation.adapters import read_adapter
+    from steerscope.experiments.evaluation.command import EvaluateOptions, evaluate_model
+    from steerscope.experiments.tasks import get_answer_task
+    from steerscope.experiments.tasks.answer_task import check_part
+
+    # Everything that can be refused is refused here, before a model is loaded.
+    for name, value in (("batch-size", batch_size), ("max-new-tokens", max_new_tokens), ("max-examples", max_examples)):
+        if value is not None and value < 1:
+            raise InputError(f"--{name} is {value}; expected at least 1.")
+    check_part(split)
+    if out is not None:
+        check_folder(out, overwrite=False)
+    chosen = get_answer_task(task, data_dir)
+    saved = None if adapter is None else read_adapter(adapter)
+    options = EvaluateOptions(
+        model=model,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        split=split,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        likelihoods=likelihoods,
+        seed=seed,
+    )
+    examples = chosen.split(split, max_examples, seed)  # type: ignore[arg-type]  # checked above
+
+    with stage_progress(quiet=quiet) as show:
+        command = shlex.join(["steerscope", *sys.argv[1:]])
+        found = evaluate_model(chosen.form, examples, saved, options, out, progress=show, command=command)
+    typer.echo(str(found))
+    if out is not None:
+        print(f"results: {out}", file=sys.stderr)

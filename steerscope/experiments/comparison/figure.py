@@ -1,0 +1,79 @@
+"""Accuracy against the number of trained parameters, with intervals, single seeds and what a constant reaches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from steerscope.analysis.report.figure_style import (
+    INK,
+    MUTED,
+    NULL,
+    figure_bytes,
+    figure_text,
+    finish_with_foot,
+    new_figure,
+    styled,
+)
+from steerscope.analysis.report.plain_figures import LINE_LOOKS
+from steerscope.experiments.comparison.groups import Comparison, Entry
+
+
+@styled
+def plot_comparison(comparison: Comparison) -> Figure:
+    """Draw a comparison; a method without parameters (the model as it is) is a dotted line with its value."""
+    names = list(dict.fromkeys(_name(entry) for entry in comparison.entries if entry.parameters))
+    columns = 1 if max(map(len, names), default=0) > 22 else 2
+    figure, axes = new_figure(3.4 + 0.2 * (len(names) + 2) / columns)
+    handles: dict[str, Line2D] = {}
+    for entry in comparison.entries:
+        if not entry.parameters:
+            axes.axhline(100 * entry.accuracy, color=MUTED, linestyle=":", linewidth=1.4)
+            handles["0"] = Line2D([], [], color=MUTED, linestyle=":", label="nothing trained")
+            continue
+        colour, marker, _ = LINE_LOOKS[names.index(_name(entry)) % len(LINE_LOOKS)]
+        ends = [[100 * max(entry.accuracy - entry.low, 0)], [100 * max(entry.high - entry.accuracy, 0)]]
+        axes.errorbar(
+            [entry.parameters], [100 * entry.accuracy], yerr=ends, color=colour, marker=marker, capsize=3, zorder=3
+        )
+        if len(entry.seeds) > 1:
+            seeds = [100 * value for value in entry.accuracies]
+            axes.plot(
+                [entry.parameters] * len(seeds), seeds, linestyle="", marker="_", color=INK, markersize=9, zorder=4
+            )
+        handles[_name(entry)] = Line2D(
+            [], [], color=colour, marker=marker, linestyle="", label=figure_text(_name(entry), 44)
+        )
+    axes.axhline(100 * comparison.majority, color=NULL, linestyle="--", linewidth=1.3)
+    handles["majority"] = Line2D([], [], color=NULL, linestyle="--", label="always the most frequent answer")
+    if names:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.15)
+    axes.set_xlabel("trained parameters")
+    axes.set_ylabel("test accuracy (%)")
+    axes.grid(axis="y")
+    models = " + ".join(dict.fromkeys(entry.model for entry in comparison.entries))
+    foot = f"{figure_text(models, 40)} | {figure_text(comparison.task)} | {comparison.n:,} test questions | Wilson 95%"
+    finish_with_foot(figure, foot, "Accuracy and what it costs", list(handles.values()), columns)
+    return figure
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write ``comparison.json``, ``comparison.svg`` and ``comparison.png``; the same bytes for the same runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = plot_comparison(comparison)
+    written = [folder / f"comparison.{kind}" for kind in ("json", "svg", "png")]
+    written[0].write_text(comparison.to_json(), encoding="utf-8")
+    for path, kind in zip(written[1:], ("svg", "png"), strict=True):
+        path.write_bytes(figure_bytes(figure, kind))
+    return written
+
+
+def _name(entry: Entry) -> str:
+    site = "" if entry.site_words in ("-", entry.method) else f" {entry.site_words}"
+    return f"{entry.method}{site}"

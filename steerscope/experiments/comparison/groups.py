@@ -1,0 +1,209 @@
+"""Group finished runs by configuration and refuse to compare what was not asked the same questions.
+
+Seeds of one configuration answer the same test questions, so their answers are not independent trials: pooling them
+into one Wilson interval would make it too narrow. A group therefore shows two uncertainties side by side: Wilson's 95%
+interval of the mean accuracy at the number of test questions (which questions were drawn), and the standard deviation
+of accuracies over seeds (which seed).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from steerscope.errors import InputError
+from steerscope.experiments.evaluation.accuracy import wilson_interval
+from steerscope.experiments.training.records import RunResults
+from steerscope.experiments.training.run_folder import RESULTS, read_results
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One configuration with all its seeds.
+
+    Attributes:
+        method: As the runs name it.
+        sites: Names of the edited sites.
+        rank: Rank, or ``None``.
+        model: Name of the model.
+        parameters: Numbers that are trained.
+        seeds: Training seeds, ascending.
+        accuracies: Test accuracy per seed.
+        accuracy: Their mean.
+        low: Lower end of Wilson's 95% interval of that mean at ``n`` questions, seeds not pooled.
+        high: Upper end.
+        spread: Standard deviation of accuracies over seeds, or ``None`` for one.
+        loss: Mean loss, or ``None`` where a seed has none.
+        tokens_per_second: Mean, or ``None``.
+        peak_memory: Largest, in bytes, or ``None``.
+        seconds: Mean wall time of a run.
+        folders: Where the runs are.
+        settings: What else decided the outcome, the same for all seeds.
+    """
+
+    method: str
+    sites: tuple[str, ...]
+    rank: int | None
+    model: str
+    parameters: int
+    seeds: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    accuracy: float
+    low: float
+    high: float
+    spread: float | None
+    loss: float | None
+    tokens_per_second: float | None
+    peak_memory: int | None
+    seconds: float
+    folders: tuple[str, ...]
+    settings: dict[str, Any]
+
+    @property
+    def site_words(self) -> str:
+        """The sites in a few words: ``resid_post (30 layers)``."""
+        kinds = sorted({site.split(".")[1] for site in self.sites if site.count(".") == 1})
+        if len(self.sites) > 2 and len(kinds) == 1 and all(site.count(".") == 1 for site in self.sites):
+            return f"{kinds[0]} ({len(self.sites)} layers)"
+        shown = ", ".join(self.sites[:3])
+        return f"{shown} and {len(self.sites) - 3} more" if len(self.sites) > 3 else shown or "-"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs on one test set, best first.
+
+    Attributes:
+        task: Name of the task.
+        test_set: Hash of its questions.
+        n: How many.
+        majority: What the most frequent answer alone reaches on them.
+        entries: One per configuration, highest mean accuracy first.
+        schema_version: Version of this format.
+    """
+
+    task: str
+    test_set: str
+    n: int
+    majority: float
+    entries: tuple[Entry, ...]
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        """Return the comparison as JSON."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def run_folders(folders: Sequence[str | Path]) -> list[Path]:
+    """Return the run folders among and directly below the folders given, each once.
+
+    Raises:
+        InputError: A folder is missing, or neither it nor one directly below holds results.
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        place = Path(folder)
+        if not place.is_dir():
+            raise InputError(
+                f"there is no folder {str(folder)!r}. Give folders that steerscope train or evaluate wrote."
+            )
+        # A symbolic link and its target are one run.
+        runs = [place] if (place / RESULTS).exists() else sorted(p.parent for p in place.glob(f"*/{RESULTS}"))
+        if not runs:
+            raise InputError(
+                f"{str(folder)!r} holds no finished run: neither it nor a folder in it has {RESULTS}. Give folders "
+                "that steerscope train or evaluate --out wrote; a run that was cut off has none."
+            )
+        for run in runs:
+            found.setdefault(run.resolve(), run)
+    return list(found.values())
+
+
+def compare(folders: Sequence[str | Path]) -> Comparison:
+    """Read finished runs and group them.
+
+    Args:
+        folders: Run folders, or folders of run folders.
+
+    Raises:
+        InputError: No runs, results that are missing or malformed, runs of different tasks or test questions, or a
+            seed that occurs twice in one configuration.
+    """
+    if not folders:
+        raise InputError("got no folders to compare; give at least one run folder.")
+    places = run_folders(folders)
+    runs = [read_results(place) for place in places]
+    first = runs[0]
+    for place, run in zip(places, runs, strict=True):
+        for what in ("task", "test_set", "n"):
+            if getattr(run, what) != getattr(first, what):
+                raise InputError(
+                    f"runs answered different questions: {what} is {getattr(first, what)!r} in {str(places[0])!r} and "
+                    f"{getattr(run, what)!r} in {str(place)!r}. Compare runs of one task on one test set (the same "
+                    "--max-examples and data)."
+                )
+    groups: dict[str, list[tuple[Path, RunResults]]] = {}
+    for place, run in zip(places, runs, strict=True):
+        groups.setdefault(_configuration(run), []).append((place, run))
+    entries = [_entry(sorted(members, key=lambda pair: pair[1].seed)) for members in groups.values()]
+    return Comparison(
+        task=first.task,
+        test_set=first.test_set,
+        n=first.n,
+        majority=first.majority,
+        entries=tuple(sorted(entries, key=lambda e: (-e.accuracy, e.parameters, e.method, e.sites))),
+    )
+
+
+def _configuration(run: RunResults) -> str:
+    """Return what runs of one configuration share: everything but the seed."""
+    model = run.model.get("sha256") or run.model.get("name")
+    key = (run.method, run.sites, run.rank, model, run.model.get("dtype"), run.trainable_parameters, run.settings)
+    return json.dumps(key, sort_keys=True)
+
+
+def _entry(members: list[tuple[Path, RunResults]]) -> Entry:
+    runs = [run for _, run in members]
+    seeds = [run.seed for run in runs]
+    for (place, one), (other, two) in pairwise(members):
+        if one.seed == two.seed:
+            raise InputError(
+                f"{str(place)!r} and {str(other)!r} are the same configuration with the same seed {one.seed}; counted "
+                "twice it would look more certain than it is. Name one of them."
+            )
+    run, accuracies = runs[0], [one.test_accuracy for one in runs]
+    mean = fmean(accuracies)
+    low, high = wilson_interval(min(mean, 1.0), run.n)
+    memory = [one.peak_memory for one in runs if one.peak_memory is not None]
+    return Entry(
+        method=run.method,
+        sites=run.sites,
+        rank=run.rank,
+        model=str(run.model.get("name", "unnamed model")),
+        parameters=run.trainable_parameters,
+        seeds=tuple(seeds),
+        accuracies=tuple(accuracies),
+        accuracy=mean,
+        low=low,
+        high=high,
+        spread=stdev(accuracies) if len(accuracies) > 1 else None,
+        loss=_mean([one.loss for one in runs]),
+        tokens_per_second=_mean([one.tokens_per_second for one in runs]),
+        peak_memory=max(memory) if memory else None,
+        seconds=fmean(one.seconds for one in runs),
+        folders=tuple(str(place) for place, _ in members),
+        settings=dict(run.settings),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return fmean(known) if len(known) == len(values) else None

@@ -1,0 +1,121 @@
+"""Put a saved adapter on a model: steering adapters of this package, and LoRAs and the like of PEFT."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from steerscope.errors import InputError
+from steerscope.models.load import LoadedModel
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """What a folder says about its adapter before any model is loaded.
+
+    Attributes:
+        folder: Where it is.
+        is_peft: PEFT wrote it; otherwise steerscope.
+        method: The family of edits, or PEFT's type.
+        sites: Names of the edited sites; for PEFT none.
+        rank: Rank, where it has one.
+        settings: What else it says.
+    """
+
+    folder: Path
+    is_peft: bool
+    method: str
+    sites: tuple[str, ...]
+    rank: int | None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_adapter(folder: str | Path) -> SavedAdapter:
+    """Read what an adapter is.
+
+    Raises:
+        InputError: There is none, a file is missing or damaged, or its format is unknown.
+
+    Cost: reads a small file and the head of the weights.
+    """
+    place = Path(folder)
+    if not place.is_dir():
+        raise InputError(f"there is no adapter folder {str(folder)!r}. Check --adapter.")
+    try:
+        config = json.loads((place / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{str(folder)!r} holds no adapter: {CONFIG} is missing. Give a folder that save_pretrained() wrote."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(place / CONFIG)!r} cannot be read ({error}). Copy the adapter again.") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{str(place / CONFIG)!r} holds no JSON object. Copy the adapter again.")
+    _stored_names(place)
+    if "peft_type" in config:
+        base = {k: config.get(k) for k in ("base_model_name_or_path", "target_modules", "lora_alpha", "bias")}
+        rank = config.get("r")
+        return SavedAdapter(
+            place, True, str(config["peft_type"]).lower(), (), rank if type(rank) is int else None, base
+        )
+    from steerscope.steering import saving
+
+    told = saving.read(place).config.to_dict()
+    sites, rank = tuple(told.pop("sites")), told.pop("rank")
+    return SavedAdapter(place, False, f"steering {told['family']}", sites, rank, told)
+
+
+def with_adapter(loaded: LoadedModel, adapter: SavedAdapter) -> nn.Module:
+    """Return the model with the adapter on it, in evaluation mode and frozen.
+
+    A steering adapter knows its model and refuses another one. PEFT's files name their model but hold no hash: a
+    model of the same shapes with other weights cannot be told from the right one, other shapes and layers are refused.
+
+    Raises:
+        InputError: The adapter is of another model, or PEFT is not installed.
+    """
+    if not adapter.is_peft:
+        from steerscope.steering import SteeringModel
+
+        return SteeringModel.from_pretrained(loaded, adapter.folder).eval()
+    try:
+        from peft import PeftModel, get_peft_model_state_dict
+    except ImportError as error:
+        raise InputError("this adapter was written by peft, which is not installed. pip install peft") from error
+    named = adapter.settings.get("base_model_name_or_path")
+    other = f"is not of model {loaded.identity.name!r} (it names {named!r} as its model)"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT warns of keys that do not fit; they are refused below
+        try:
+            model: Any = PeftModel.from_pretrained(loaded.model, str(adapter.folder))
+        except Exception as error:  # shapes, target modules, formats: no common type
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"the adapter in {str(adapter.folder)!r} {other}: {reason}") from error
+    expected, stored = set(get_peft_model_state_dict(model)), _stored_names(adapter.folder)
+    if expected != stored:
+        raise InputError(
+            f"the adapter in {str(adapter.folder)!r} {other}: {len(expected - stored)} tensors that this model needs "
+            f"are missing and {len(stored - expected)} have no place in it. Name the model it was trained on."
+        )
+    found: nn.Module = model.eval()
+    return found
+
+
+def _stored_names(folder: Path) -> set[str]:
+    path = folder / WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except FileNotFoundError as error:
+        raise InputError(f"{str(folder)!r} has no {WEIGHTS}; copy the whole folder that was saved.") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{str(path)!r} is no whole safetensors file ({error}). Copy it again.") from error

@@ -1,0 +1,151 @@
+"""One folder per run: ``config.json``, ``results.json``, ``generations.jsonl``, and what training keeps besides.
+
+``config.json`` is written when a run begins and ``results.json`` last, so that a folder with results is complete and
+one without is a run under way or cut off, which :meth:`RunFolder.reopen` goes on with. Every file appears whole or not
+at all, and none is ever replaced.
+
+A training command uses it so::
+
+    folder = RunFolder.create(path, config)  # or RunFolder.reopen(path, config)
+    ...                                      # checkpoints, the adapter: files of its own in folder.path
+    folder.finish(results, generations)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from steerscope.errors import InputError
+from steerscope.experiments.evaluation.result import Generation
+from steerscope.experiments.training.records import RunConfig, RunResults
+
+CONFIG, RESULTS, GENERATIONS = "config.json", "results.json", "generations.jsonl"
+
+
+class RunFolder:
+    """The folder of one run; made by :meth:`create` or :meth:`reopen`."""
+
+    def __init__(self, path: Path, config: RunConfig) -> None:
+        self.path, self.config = path, config
+
+    @classmethod
+    def create(cls, path: str | Path, config: RunConfig) -> RunFolder:
+        """Begin a run in a folder that is new or empty.
+
+        Raises:
+            InputError: There is something in it, or it cannot be made.
+        """
+        folder = Path(path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise InputError(
+                    f"folder {str(folder)!r} is not empty; a run is never written over another. Name another folder."
+                )
+            _write_new(folder / CONFIG, _json(asdict(config)))
+        except OSError as error:
+            raise InputError(f"cannot write a run to {str(folder)!r} ({error.strerror}). Name another.") from error
+        return cls(folder, config)
+
+    @classmethod
+    def reopen(cls, path: str | Path, config: RunConfig) -> RunFolder:
+        """Go on with a run that was cut off.
+
+        Raises:
+            InputError: No run was begun there, it was begun with another configuration, or it is complete.
+        """
+        folder = Path(path)
+        begun = read_json(folder / CONFIG, "a run that could go on")
+        wanted = json.loads(_json(asdict(config)))
+        if begun != wanted:
+            differ = sorted(name for name in {*begun, *wanted} if begun.get(name) != wanted.get(name))
+            raise InputError(
+                f"the run in {str(folder)!r} was begun with other {', '.join(differ)}. Give the same options, or name "
+                "another folder."
+            )
+        if (folder / RESULTS).exists():
+            raise InputError(f"the run in {str(folder)!r} is complete: it has {RESULTS}. Name another folder.")
+        return cls(folder, config)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether results are there."""
+        return (self.path / RESULTS).exists()
+
+    def finish(self, results: RunResults, generations: Iterable[Generation]) -> None:
+        """Write the generations and then the results, all or nothing.
+
+        Raises:
+            InputError: Results are there already, or are those of another configuration.
+        """
+        own = {f.name: getattr(self.config, f.name) for f in fields(self.config)}
+        differ = sorted(name for name, value in own.items() if getattr(results, name) != value)
+        if differ:
+            raise InputError(f"the results are of a run with other {', '.join(differ)} than the folder's {CONFIG}.")
+        if self.is_finished:
+            raise InputError(f"{str(self.path / RESULTS)!r} is there already; a run is never written over another.")
+        # Generations of a run that was cut off between the two files may be there; only results make them final.
+        (self.path / GENERATIONS).unlink(missing_ok=True)
+        _write_new(self.path / GENERATIONS, "".join(f"{one.to_line()}\n" for one in generations))
+        _write_new(self.path / RESULTS, _json(asdict(results)))
+
+
+def read_results(folder: str | Path) -> RunResults:
+    """Read the results of a finished run, strictly.
+
+    Raises:
+        InputError: There are none, or a field is missing, of another type, or impossible.
+    """
+    path = Path(folder) / RESULTS
+    values = read_json(path, "a finished run")
+    return RunResults.from_dict(values, repr(str(path)))
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Read a file that must hold one JSON object.
+
+    Raises:
+        InputError: It is missing, damaged, or holds something else.
+    """
+    if not path.is_file():
+        raise InputError(f"{str(path.parent)!r} is no folder of {what}: it has no {path.name}. Check the path.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error}). It was cut off or damaged.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{str(path)!r} holds a {type(values).__name__}; expected a JSON object.")
+    return values
+
+
+def _json(values: Any) -> str:
+    try:
+        return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a run's settings and results must be JSON: {error}. Give plain, finite values.") from error
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a file whole, and refuse to replace one, even if two processes try at once.
+
+    Raises:
+        InputError: It is there already.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(aside, path)  # unlike a rename, fails where the file exists
+    except FileExistsError as error:
+        raise InputError(f"{str(path)!r} is there already; a run is never written over another.") from error
+    except OSError:  # a file system without links
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
