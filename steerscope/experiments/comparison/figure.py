@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -24,7 +25,10 @@ from steerscope.experiments.comparison.groups import Comparison, Entry
 
 @styled
 def plot_comparison(comparison: Comparison) -> Figure:
-    """Draw a comparison; a method without parameters (the model as it is) is a dotted line with its value."""
+    """Draw a comparison; a method without parameters (the model as it is) is a dotted line with its value.
+
+    Configurations of one size stand side by side, a few percent from their number.
+    """
     names = list(dict.fromkeys(_name(entry) for entry in comparison.entries if entry.parameters))
     columns = 1 if max(map(len, names), default=0) > 22 else 2
     figure, axes = new_figure(3.4 + 0.2 * (len(names) + 2) / columns)
@@ -35,18 +39,18 @@ def plot_comparison(comparison: Comparison) -> Figure:
             handles["0"] = Line2D([], [], color=MUTED, linestyle=":", label="nothing trained")
             continue
         colour, marker, _ = LINE_LOOKS[names.index(_name(entry)) % len(LINE_LOOKS)]
+        x = entry.parameters * _beside(entry, comparison.entries)
         ends = [[100 * max(entry.accuracy - entry.low, 0)], [100 * max(entry.high - entry.accuracy, 0)]]
-        axes.errorbar(
-            [entry.parameters], [100 * entry.accuracy], yerr=ends, color=colour, marker=marker, capsize=3, zorder=3
-        )
+        axes.errorbar([x], [100 * entry.accuracy], yerr=ends, color=colour, marker=marker, capsize=3, zorder=3)
         if len(entry.seeds) > 1:
             seeds = [100 * value for value in entry.accuracies]
-            axes.plot(
-                [entry.parameters] * len(seeds), seeds, linestyle="", marker="_", color=INK, markersize=9, zorder=4
-            )
+            axes.plot([x * 1.05] * len(seeds), seeds, linestyle="", marker=".", color=INK, markersize=4, zorder=4)
+            handles["seed"] = Line2D([], [], color=INK, marker=".", linestyle="", markersize=4, label="one seed")
         handles[_name(entry)] = Line2D(
             [], [], color=colour, marker=marker, linestyle="", label=figure_text(_name(entry), 44)
         )
+    if "seed" in handles:
+        handles["seed"] = handles.pop("seed")  # last among the marks
     axes.axhline(100 * comparison.majority, color=NULL, linestyle="--", linewidth=1.3)
     handles["majority"] = Line2D([], [], color=NULL, linestyle="--", label="always the most frequent answer")
     if names:
@@ -72,6 +76,12 @@ def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     for path, kind in zip(written[1:], ("svg", "png"), strict=True):
         path.write_bytes(figure_bytes(figure, kind))
     return written
+
+
+def _beside(entry: Entry, entries: Sequence[Entry]) -> float:
+    """Return a factor near 1 that keeps configurations of one size from hiding each other."""
+    same = [one for one in entries if one.parameters == entry.parameters]
+    return float(1.09 ** (2 * same.index(entry) - (len(same) - 1)))
 
 
 def _name(entry: Entry) -> str:

@@ -69,10 +69,10 @@ class Entry:
 
     @property
     def site_words(self) -> str:
-        """The sites in a few words: ``resid_post (30 layers)``."""
+        """The sites in a few words: ``resid_post x30`` for one kind in thirty layers."""
         kinds = sorted({site.split(".")[1] for site in self.sites if site.count(".") == 1})
         if len(self.sites) > 2 and len(kinds) == 1 and all(site.count(".") == 1 for site in self.sites):
-            return f"{kinds[0]} ({len(self.sites)} layers)"
+            return f"{kinds[0]} x{len(self.sites)}"
         shown = ", ".join(self.sites[:3])
         return f"{shown} and {len(self.sites) - 3} more" if len(self.sites) > 3 else shown or "-"
 

@@ -109,7 +109,7 @@ def test_site_words(runs):
     finished(runs / "all", evaluation(50), sites=sites)
     finished(runs / "mixed", evaluation(51), sites=(*sites[:4], "3.mlp_out"))
     words = [entry.site_words for entry in compare([runs]).entries]
-    assert "resid_post (30 layers)" in words
+    assert "resid_post x30" in words
     assert "0.resid_post, 1.resid_post, 2.resid_post and 2 more" in words
 
 
@@ -124,6 +124,9 @@ def test_figure_draws_what_the_table_says(runs):
     points = {tuple(map(float, c.lines[0].get_xydata()[0])) for c in axes.containers}
     assert points == {(1000.0, 100 * found.entries[0].accuracy), (4000.0, 100 * found.entries[1].accuracy)}
     assert {100 * found.majority, 100 * found.entries[2].accuracy} <= {line.get_ydata()[0] for line in axes.lines}
+    finished(runs / "twin", evaluation(57), 4000, method="joint", sites=())
+    twins = plot_comparison(compare([runs])).axes[0].containers[1:]
+    assert sorted(float(c.lines[0].get_xydata()[0][0]) for c in twins) == pytest.approx([4000 / 1.09, 4000 * 1.09])
     nothing = Comparison(found.task, found.test_set, found.n, found.majority, found.entries[2:])
     assert plot_comparison(nothing).axes[0].get_xscale() == "linear"
 

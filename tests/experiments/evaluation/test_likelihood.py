@@ -4,8 +4,13 @@ import pytest
 import torch
 
 from steerscope import InputError
-from steerscope.experiments.evaluation.likelihood import choice_log_likelihoods, completion_loss
+from steerscope.experiments.evaluation.likelihood import (
+    choice_log_likelihoods,
+    completion_loss,
+    sequence_log_likelihoods,
+)
 from steerscope.experiments.tasks.answer_task import AnswerExample
+from steerscope.steering import SteeringConfig, get_steering_model
 from tests.byte_models import byte_model, byte_tokenizer
 
 EXAMPLES = [
@@ -82,3 +87,29 @@ def test_a_steered_model_is_told_where_prompts_end():
 
     choice_log_likelihoods(Steered(), byte_tokenizer(), EXAMPLES[:2], batch_size=5)
     assert told == [[2, 2, 18, 18, 18]]
+
+
+@pytest.mark.parametrize("positions", ["all", "prompt", "completion", "last"])
+def test_likelihoods_are_those_of_generation_under_steering(positions):
+    # Scored in one pass and generated step by step with a cache, the same tokens must be edited.
+    model, tokenizer = byte_model(), byte_tokenizer()
+    steered = get_steering_model(model, SteeringConfig("resid_post", rank=2, positions=positions))
+    with torch.no_grad():
+        for parameter in steered.edits.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(1))
+    steered.eval()
+    expected, examples = [], []
+    for prompt in ("a", "some longer prompt"):
+        inputs = tokenizer(prompt, return_tensors="pt")
+        told = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+        out = steered.generate(**inputs, eos_token_id=None, pad_token_id=2, **told)
+        new = out.sequences[0, inputs["input_ids"].shape[1] :]
+        logits = torch.stack(out.logits)[:, 0].double().log_softmax(-1)
+        expected.append(float(logits.gather(-1, new[:, None]).sum()))
+        rows = (*inputs["input_ids"][0].tolist(), *new.tolist()), inputs["input_ids"].shape[1]
+        examples.append(rows)
+    found = sequence_log_likelihoods(steered, examples, 2, batch_size=2)
+    assert found.tolist() == pytest.approx(expected, abs=2e-4)
+    with steered.disable_adapter():
+        plain = sequence_log_likelihoods(steered, examples, 2, batch_size=2)
+    assert not torch.allclose(plain, found, atol=1e-2)
