@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from steerscope.analysis.ranking import rank_sites
     from steerscope.analysis.report import write_report
     from steerscope.analysis.results import Ranking
-    from steerscope.equivalence.shifts import first_order_shift, shift_jacobian
+    from steerscope.equivalence.remainder import remainder_slope
+    from steerscope.equivalence.shifts import first_order_shift
     from steerscope.errors import InputError, SteerscopeError, UnsupportedModelError
     from steerscope.experiments.tasks import get_task
     from steerscope.models.blocks import BlockDescription
@@ -43,7 +44,7 @@ _HOMES = {
     "true_float64": "models.precision",
     # First-order maps
     "first_order_shift": "equivalence.shifts",
-    "shift_jacobian": "equivalence.shifts",
+    "remainder_slope": "equivalence.remainder",
     # Examples and rankings
     "Example": "analysis.examples",
     "read_jsonl": "analysis.examples",
@@ -95,7 +96,7 @@ __all__ = [
     "rank_sites",
     "read_jsonl",
     "reading",
-    "shift_jacobian",
+    "remainder_slope",
     "true_float64",
     "wrap_model",
     "write_report",
