@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,40 +28,71 @@ from steerscope.sites import Site
 Progress = Callable[[int, int], None]
 
 
-def read_scales(loaded: LoadedModel, encoded: Encoded, *, batch_size: int, max_examples: int) -> dict[Site, Tensor]:
-    """Return, per site, the root mean square over tokens of every channel it reads (``channel``).
+@dataclass(frozen=True)
+class ReadStats:
+    """What sites read, before anything is projected.
 
-    Measured on the first ``max_examples`` examples in one forward pass. Channels that never vary from zero
-    get the smallest positive scale, so that dividing by it is safe.
+    Attributes:
+        scales: Per site ``channel``: root mean square over tokens of every channel it reads.
+        lengths: Per site the typical length of what it reads, and of the same divided by ``scales``: medians over
+            the tokens in the middle and at the end of sequences. Medians, because a few tokens (the first of a text,
+            mostly) have streams a hundred times longer.
+    """
+
+    scales: dict[Site, Tensor]
+    lengths: dict[Site, tuple[float, float]]
+
+
+def read_scales(loaded: LoadedModel, encoded: Encoded, *, batch_size: int, max_examples: int) -> dict[Site, Tensor]:
+    """Return the ``scales`` of :func:`read_stats`."""
+    return read_stats(loaded, encoded, batch_size=batch_size, max_examples=max_examples).scales
+
+
+def read_stats(loaded: LoadedModel, encoded: Encoded, *, batch_size: int, max_examples: int) -> ReadStats:
+    """Measure what every site reads on the first ``max_examples`` examples, in one forward pass.
+
+    Channels that never vary from zero get the smallest positive scale, so that dividing by it is safe. Memory: two
+    tokens of every sequence at every site, until the pass ends.
     """
     sums: dict[Site, Tensor] = {}
-    count, real = 0, torch.zeros(0)
+    samples: dict[Site, list[Tensor]] = {}
+    count, real, columns = 0, torch.zeros(0), torch.zeros(0)
 
-    def add_squares(site: Site) -> Tap:
+    def measure(site: Site) -> Tap:
         def tap(value: Tensor, read: Tensor) -> None:
-            squares = real @ read.to(real.dtype).pow(2).flatten(0, 1)
+            read = read.to(real.dtype)
+            squares = real @ read.pow(2).flatten(0, 1)
             sums[site] = sums[site] + squares if site in sums else squares
+            rows = torch.arange(len(read), device=read.device)[:, None]
+            samples.setdefault(site, []).append(read[rows, columns].flatten(0, 1))
 
         return tap
 
     dtype = at_least_float32(next(p.dtype for p in loaded.model.parameters() if p.is_floating_point()))
     chosen = range(min(max_examples, encoded.num_examples))
-    with torch.no_grad(), tapping(loaded.site_map, {site: add_squares(site) for site in loaded.site_map.sites()}):
+    with torch.no_grad(), tapping(loaded.site_map, {site: measure(site) for site in loaded.site_map.sites()}):
         for batch in batches(
             encoded, batch_size=batch_size, pad_id=_pad_id(loaded), device=loaded.device, examples=chosen
         ):
             real = batch.mask.flatten().to(dtype)
+            columns = batch.offset[:, None] + torch.stack([batch.length // 2, batch.length - 1], dim=1)
             count += int(batch.mask.sum())
             nowhere = torch.zeros(1, dtype=torch.long, device=loaded.device)
             with selected_positions(loaded.model, nowhere, nowhere):  # no logits are needed
                 loaded.model(
                     input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.position_ids, use_cache=False
                 )
-    scales = {}
+    scales, lengths = {}, {}
     for site, total in sums.items():
         rms = (total / count).sqrt()
         scales[site] = rms.clamp_min(max(1e-6 * float(rms.max()), 1e-30))
-    return scales
+        sample = torch.cat(samples.pop(site))
+        lengths[site] = (_median_length(sample), _median_length(sample / scales[site]))
+    return ReadStats(scales, lengths)
+
+
+def _median_length(vectors: Tensor) -> float:
+    return float(vectors.norm(dim=1).median())
 
 
 def capture(
@@ -94,8 +126,8 @@ def capture(
     Cost: one forward pass and ``probes.num_backward`` backward passes to activations, plus the projections
     (about a quarter of that on a 135M model), plus the forward pass for the scales.
     """
-    scales = read_scales(loaded, encoded, batch_size=batch_size, max_examples=scale_examples)
-    recorder = Recorder(loaded, encoded, probes, plan, scales, seed)
+    stats = read_stats(loaded, encoded, batch_size=batch_size, max_examples=scale_examples)
+    recorder = Recorder(loaded, encoded, probes, plan, stats.scales, seed)
     shortest_first = batches(
         encoded, batch_size=batch_size, pad_id=_pad_id(loaded), device=loaded.device, padding_side=padding_side
     )
@@ -129,7 +161,7 @@ def capture(
                 tick()
             recorder.finish()
             _return_freed_memory()
-    return recorder.features(probes.valid(encoded))
+    return recorder.features(probes.valid(encoded), stats.lengths)
 
 
 def _return_freed_memory() -> None:
@@ -144,4 +176,4 @@ def _pad_id(loaded: LoadedModel) -> int:
     return int(found) if isinstance(found, int) else 0
 
 
-__all__ = ["Features", "Progress", "SketchPlan", "capture", "feature_bytes", "read_scales"]
+__all__ = ["Features", "Progress", "ReadStats", "SketchPlan", "capture", "feature_bytes", "read_scales", "read_stats"]

@@ -26,6 +26,8 @@ class Features:
         loss: ``row``: loss in nats.
         correct: ``row``: whether the model was right.
         read_rms: Per site the root mean square of what it reads.
+        read_length: Per site the typical length of what it reads, every channel divided by its scale.
+        held_length: Per write point the typical length of what an edit there is added to.
         spans: Whether the probes span the outputs: then the loss direction is a combination of them and
             has no slot of its own.
     """
@@ -39,6 +41,8 @@ class Features:
     loss: Tensor
     correct: Tensor
     read_rms: dict[Site, float]
+    read_length: dict[Site, float]
+    held_length: dict[Site, float]
     spans: bool
 
 

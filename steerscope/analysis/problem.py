@@ -91,12 +91,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a kernel predicts in one direction: ``train column`` or ``test column`` per target."""
+    """What a kernel predicts in one direction: ``train column`` or ``test column`` per target.
+
+    ``residual_weights`` (``train column``) are the dual weights of the regression on the residual.
+    """
 
     update: Tensor
     update_with_mean: Tensor
     residual: Tensor
     update_in_sample: Tensor
+    residual_weights: Tensor
 
 
 def predict(kernel: Tensor, direction: Direction, ridge: float) -> Predictions:
@@ -115,7 +119,7 @@ def predict(kernel: Tensor, direction: Direction, ridge: float) -> Predictions:
     across = (kernel[test, train] @ weights).double()
     within = (kernel[train, train] @ weights[:, :columns]).double()
     update, with_mean, own = across.split(columns, dim=1)
-    return Predictions(update, with_mean, own, within)
+    return Predictions(update, with_mean, own, within, weights[:, 2 * columns :].double())
 
 
 def _jackknife_groups(halves: tuple[range, range], num_examples: int, num_groups: int) -> Tensor:

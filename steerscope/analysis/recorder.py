@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -106,8 +106,8 @@ class Recorder:
         self.weight_reads.clear()
         del self.source
 
-    def features(self, valid: Tensor) -> Features:
-        """Return what was recorded."""
+    def features(self, valid: Tensor, lengths: Mapping[Site, tuple[float, float]]) -> Features:
+        """Return what was recorded, with the typical lengths of what sites read (raw, and scaled)."""
         return Features(
             linear=self.linear,
             vector=self.vector,
@@ -118,6 +118,8 @@ class Recorder:
             loss=self.loss,
             correct=self.correct,
             read_rms={site: float(scale.pow(2).mean().sqrt()) for site, scale in self.scales.items()},
+            read_length={site: scaled for site, (_, scaled) in lengths.items()},
+            held_length={site: lengths[self._holder(site)][0] for site in lengths if site.write == site},
             spans=self.probes.spans,
         )
 
@@ -167,6 +169,14 @@ class Recorder:
     def _sites_written_at(self, write: Site) -> list[Site]:
         kinds = self.loaded.site_map.description.kinds
         return [Site(write.layer, kind) for kind in READS[write.kind] if kind in kinds]
+
+    def _holder(self, write: Site) -> Site:
+        """Return the site that reads what an edit at a write point is added to: the stream, where it is the stream."""
+        kinds = self.loaded.site_map.description.kinds
+        streams = {SiteKind.ATTN_OUT: SiteKind.RESID_MID, SiteKind.MLP_OUT: SiteKind.RESID_POST}
+        kind = streams.get(write.kind, write.kind)
+        # A parallel block has no stream between attention and MLP: both are added to its output.
+        return Site(write.layer, kind if kind in kinds else SiteKind.RESID_POST)
 
     def _read_site(self, site: Site, read: Tensor) -> None:
         rows = self.blocks * self.plan.size

@@ -14,7 +14,7 @@ from steerscope.analysis.options import RankOptions
 from steerscope.analysis.problem import Problem
 from steerscope.analysis.results import KindScore, SiteScore
 from steerscope.analysis.scores import DEFAULT_SCORE, KERNEL_SCORES, kernel_scores, place_scores
-from steerscope.analysis.scores.by_kernel import quick_share
+from steerscope.analysis.scores.by_kernel import quick_share, relative_length
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site, SiteKind
 
@@ -37,6 +37,7 @@ class Scorer:
         self._vector_scores: dict[Site, dict[str, Tensor]] = {}
         self._scores: dict[tuple[Site, str], dict[str, Tensor]] = {}
         self._kind_kernels: dict[tuple[SiteKind, str], Kernel] = {}
+        self._kind_lengths: dict[tuple[SiteKind, str], Tensor] = {}
         self._kind_sites: dict[tuple[SiteKind, str], list[Site]] = {}
 
     def num_params(self, site: Site, family: str) -> int:
@@ -47,17 +48,19 @@ class Scorer:
     def add(self, site: Site) -> None:
         """Score one site, both families."""
         kernel = Kernel.of([self.features.linear.pop(site)], self.features, self.rows, cross=False)
-        self._record(site, "linear", kernel, self._evaluate(kernel))
+        held = self.features.held_length[site.write]
+        length = relative_length(kernel.probe, self.features.read_length[site], held)
+        self._record(site, "linear", kernel, length, self._evaluate(kernel, length))
         self.linear_kernels[site] = (kernel.probe / max(kernel.scale, 1e-300)).float()
         vector = Kernel.of([self.features.vector[site.write]], self.features, self.rows, cross=False)
         if site.write not in self._vector_scores:  # sites that write at one point share their vector
-            self._vector_scores[site.write] = self._evaluate(vector)
-        self._record(site, "vector", vector, self._vector_scores[site.write])
+            self._vector_scores[site.write] = self._evaluate(vector, relative_length(vector.probe, 1.0, held))
+        self._record(site, "vector", vector, relative_length(vector.probe, 1.0, held), self._vector_scores[site.write])
 
-    def _evaluate(self, kernel: Kernel) -> dict[str, Tensor]:
-        return kernel_scores(kernel, self.target, self.problem, self.rows, self.features.curvature)
+    def _evaluate(self, kernel: Kernel, length: Tensor) -> dict[str, Tensor]:
+        return kernel_scores(kernel, self.target, self.problem, self.rows, self.features.curvature, length)
 
-    def _record(self, site: Site, family: str, kernel: Kernel, scores: dict[str, Tensor]) -> None:
+    def _record(self, site: Site, family: str, kernel: Kernel, length: Tensor, scores: dict[str, Tensor]) -> None:
         place = place_scores(
             site, family, len(self.loaded.site_map.blocks), self.features.read_rms[site], self.options.seed
         )
@@ -69,6 +72,8 @@ class Scorer:
         key = (site.kind, family)
         if key in self._kind_kernels:
             scaled = self._kind_kernels[key] + scaled
+            length = self._kind_lengths[key] + length
+        self._kind_lengths[key] = length
         self._kind_kernels[key] = scaled
         self._kind_sites.setdefault(key, []).append(site)
 
@@ -107,7 +112,10 @@ class Scorer:
         out = []
         for (kind, family), kernel in self._kind_kernels.items():
             sites = self._kind_sites[kind, family]
-            value, low, high = jackknife_interval(self._evaluate(kernel)[by])
+            # Each of n sites makes the n-th part of the regression's change; its edit is that much shorter. The
+            # length of the whole is the root mean square over sites.
+            length = self._kind_lengths[kind, family] / len(sites) ** 3
+            value, low, high = jackknife_interval(self._evaluate(kernel, length)[by])
             count = sum(self.num_params(site, family) for site in sites)
             out.append(KindScore(kind.value, family, value, low, high, count, len(sites)))
         return tuple(sorted(out, key=lambda k: (-k.score, k.kind, k.family)))

@@ -24,7 +24,7 @@ from steerscope.analysis.outputs import make_probes
 from steerscope.analysis.problem import Problem
 from steerscope.analysis.scorer import Scorer
 from steerscope.analysis.scores import KERNEL_SCORES, PLACE_SCORES, kernel_scores, place_scores
-from steerscope.analysis.scores.by_kernel import learnable_share, quick_share
+from steerscope.analysis.scores.by_kernel import LONGEST_EDIT, learnable_share, quick_share, relative_length
 from steerscope.analysis.stability import learning_curve, stability_of_halves
 from steerscope.equivalence.kernels import RidgeFit, alignment, gram, mean_diagonal
 from steerscope.equivalence.tangents import combine, linear_tangent, random_projection, vector_tangent
@@ -34,6 +34,9 @@ from tests.tiny import VOCAB, tiny_model, tiny_tokenizer
 
 EXACT = 1e-8  # float64 regressions with condition numbers of a few hundred
 NUM_GROUPS = 4
+
+
+READ_LENGTH = 3.0
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,10 @@ class Case:
     def problem(self, *, num_groups: int = NUM_GROUPS, ridge: float = 1.0) -> Problem:
         return Problem.of(self.target, self.rows, self.halves, num_groups=num_groups, ridge=ridge)
 
-    def scores(self, kernel: Kernel | None = None) -> dict[str, Tensor]:
-        return kernel_scores(kernel or self.kernel, self.target, self.problem(), self.rows, self.curvature)
+    def scores(self, kernel: Kernel | None = None, held_length: float = 1.0) -> dict[str, Tensor]:
+        kernel = kernel or self.kernel
+        length = relative_length(kernel.probe, READ_LENGTH, held_length)
+        return kernel_scores(kernel, self.target, self.problem(), self.rows, self.curvature, length)
 
 
 def case_of(seed: int = 0, num_examples: int = 22, width: int = 8, most: int = 3) -> Case:
@@ -175,6 +180,24 @@ def plain_scores(case: Case, kernel: np.ndarray, left_out: int | None = None, ri
     return found | {"predicted_loss": drop / judged_examples}
 
 
+def plain_bounded(case: Case, held_length: float, left_out: int | None = None) -> float:
+    """Return the bounded predicted loss by its definition: with the edit itself, shortened where it is too long."""
+    features, residual = case.features.numpy(), case.rows.residual.numpy()
+    scale = np.mean(np.sum(features**2, axis=1))
+    total, judged_examples = 0.0, 0
+    for side in sides(case, left_out):
+        inside = features[side.train] @ features[side.train].T / scale + np.eye(len(side.train))
+        edit = features[side.train].T @ np.linalg.solve(inside, residual[side.train]) / scale
+        # What a token reads has length READ_LENGTH: the edit moves it by at most its norm times that.
+        edit = edit * min(1.0, LONGEST_EDIT * held_length / (np.linalg.norm(edit) * READ_LENGTH))
+        for e in sorted({int(case.rows.example[r]) for r in side.test}):
+            mine = [r for r in side.test if case.rows.example[r] == e]
+            u, fisher = features[mine] @ edit, case.curvature[e].numpy()[: len(mine), : len(mine)]
+            total += u @ residual[mine] - u @ fisher @ u / 2
+            judged_examples += 1
+    return total / judged_examples
+
+
 def plain_sums(case: Case, left_out: int | None = None) -> dict[str, float]:
     """Return the scores that are sums over pairs, by their definitions."""
     rows = case.rows
@@ -210,9 +233,23 @@ def test_every_kernel_score_equals_plain_loops_on_every_column(seed):
     assert set(found) == set(KERNEL_SCORES)
     for column, left_out in enumerate((None, *range(NUM_GROUPS))):
         expected = plain_scores(case, case.kernel.probe.numpy(), left_out) | plain_sums(case, left_out)
+        expected["predicted_loss_bounded"] = plain_bounded(case, 1.0, left_out)
         assert set(expected) == set(KERNEL_SCORES)
         for name, value in expected.items():
             assert float(found[name][column]) == pytest.approx(value, rel=EXACT, abs=EXACT), (name, column)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_bounded_loss_is_that_of_a_shortened_edit(seed: int) -> None:
+    case = case_of(seed)
+    free = case.scores()["predicted_loss"]
+    for held_length in (0.2, 2.0, 1e6):
+        found = case.scores(held_length=held_length)["predicted_loss_bounded"]
+        for column, left_out in enumerate([None, *range(NUM_GROUPS)]):
+            assert float(found[column]) == pytest.approx(plain_bounded(case, held_length, left_out), rel=1e-8)
+    # Where any edit is short the bound says nothing, and where it binds it says something.
+    assert torch.allclose(case.scores(held_length=1e6)["predicted_loss_bounded"], free)
+    assert not torch.allclose(case.scores(held_length=0.2)["predicted_loss_bounded"], free, rtol=1e-3)
 
 
 def test_control_the_loops_see_what_a_wrong_recipe_changes():
@@ -238,9 +275,11 @@ def test_three_roads_to_the_learnable_share(ridge):
     assert quick_share(kernel.float(), problem) == pytest.approx(expected, abs=1e-5)
 
 
-def test_scores_do_not_depend_on_the_kernels_scale_but_for_norm_and_capture():
+def test_scores_depend_on_the_kernels_scale_where_they_should_alone():
     case = case_of(4)
     one, nine = case.scores(), case.scores(case.kernel_of(3 * case.features))
+    # Three times the features need an edit of a third of the length.
+    one["predicted_loss_bounded"] = case.scores(held_length=3.0)["predicted_loss_bounded"]
     for name in KERNEL_SCORES:
         factor = {"gradient_norm": 3.0, "gradient_capture": 9.0}.get(name, 1.0)
         torch.testing.assert_close(nine[name], factor * one[name], rtol=EXACT, atol=EXACT)

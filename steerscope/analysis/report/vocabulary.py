@@ -48,6 +48,10 @@ _SCORES: dict[str, ScoreWords] = {
     ),
     "alignment": ScoreWords("alignment", "how alike the edit's tangent kernel and fine-tuning's are"),
     "predicted_loss": ScoreWords("predicted loss", "what the linearised model says the edit does to the loss"),
+    "predicted_loss_bounded": ScoreWords(
+        "bounded predicted loss",
+        "what the linearised model says an edit does to the loss that is at most half as long as what it is added to",
+    ),
     "gradient_capture": ScoreWords("gradient capture", "how much of the loss gradient the edit can follow"),
     "gradient_norm": ScoreWords("gradient norm", "how large the loss gradient is at the site"),
     "activation_norm": ScoreWords("activation norm", "how large the activations are at the site"),

@@ -6,6 +6,7 @@
 ``in_sample_share``         the same judged on the prompts it was fitted on: reach rather than learning
 ``own_direction``           cosine of the site's own regression on the loss residual with the held-out residual
 ``predicted_loss``          loss drop per held-out prompt of that regression, to second order
+``predicted_loss_bounded``  the same of the edit shortened until it is at most half as long as what it is added to
 ``alignment``               cosine of the site's kernel with fine-tuning's
 ``gradient_capture``        held-out loss decrease of a unit gradient step here, over fine-tuning's
 ``gradient_norm``           norm of the loss gradient with respect to the edit

@@ -17,13 +17,26 @@ KERNEL_SCORES = (
     "in_sample_share",
     "own_direction",
     "predicted_loss",
+    "predicted_loss_bounded",
     "alignment",
     "gradient_capture",
     "gradient_norm",
 )
 
 
-def kernel_scores(kernel: Kernel, target: Kernel, problem: Problem, rows: Rows, curvature: Tensor) -> dict[str, Tensor]:
+# An edit at most so long, relative to what it is added to, is believed by ``predicted_loss_bounded``: beyond it norms
+# and gates answer with something else than their derivative. Chosen in docs/validation_plan_2.md.
+LONGEST_EDIT = 0.5
+
+
+def kernel_scores(
+    kernel: Kernel,
+    target: Kernel,
+    problem: Problem,
+    rows: Rows,
+    curvature: Tensor,
+    squared_length: Tensor,
+) -> dict[str, Tensor]:
     """Return every kernel score of one candidate.
 
     Args:
@@ -32,6 +45,8 @@ def kernel_scores(kernel: Kernel, target: Kernel, problem: Problem, rows: Rows, 
         problem: The held-out problem made from ``target``.
         rows: What the kernels' rows are.
         curvature: ``example probe probe``: the softmax's Fisher matrices.
+        squared_length: ``row row``: its quadratic form in a regression's dual weights is the square of the edit's
+            length over that of what it is added to (:func:`relative_length`).
 
     Returns:
         Per score ``column``: all prompts, then each group left out. A kernel that is zero scores zero.
@@ -45,7 +60,7 @@ def kernel_scores(kernel: Kernel, target: Kernel, problem: Problem, rows: Rows, 
     predictions = [predict(unit, direction, problem.ridge) for direction in problem.directions]
     return {
         **_shares(predictions, problem),
-        **_own_regression(predictions, problem, rows, curvature),
+        **_own_regression(predictions, problem, rows, curvature, squared_length),
         **_whole_kernel(kernel, target, problem, rows),
     }
 
@@ -111,11 +126,28 @@ def _r_squared(parts: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     return 1 - error / size.clamp_min(1e-300)
 
 
+def relative_length(kernel: Tensor, read_length: float, held_length: float) -> Tensor:
+    """Return the ``squared_length`` of an edit whose kernel ``row row`` this is.
+
+    With dual weights ``b`` of the kernel at unit scale, ``c`` that scale, the edit's matrix has the squared norm
+    ``b^T K b / c^2``, and moves a token that reads ``x / s`` by at most that norm times ``|x / s|``.
+
+    Args:
+        kernel: Not scaled.
+        read_length: Typical length of what the edit reads, as its features are scaled; 1 for a fixed vector.
+        held_length: Typical length of what the edit is added to.
+    """
+    scale = float(kernel.diagonal().mean())
+    if not scale > 0:
+        return torch.zeros_like(kernel)
+    return kernel / scale * (read_length / max(held_length, 1e-30)) ** 2 / scale
+
+
 def _own_regression(
-    predictions: list[Predictions], problem: Problem, rows: Rows, curvature: Tensor
+    predictions: list[Predictions], problem: Problem, rows: Rows, curvature: Tensor, squared_length: Tensor
 ) -> dict[str, Tensor]:
     """Scores of the site's own regression on the loss residual, with no fine-tuning kernel in it."""
-    along, length, size, gain, count = torch.zeros(5, 1 + problem.num_groups, dtype=torch.float64).unbind()
+    along, length, size, gain, bounded, count = torch.zeros(6, 1 + problem.num_groups, dtype=torch.float64).unbind()
     for predicted, direction in zip(predictions, problem.directions, strict=True):
         update, truth, used = predicted.residual, direction.residual[1][:, None], direction.test_in
         along = along + (update * truth * used).sum(0)
@@ -125,13 +157,20 @@ def _own_regression(
         dense = torch.zeros(rows.num_examples, curvature.shape[1], update.shape[1], dtype=torch.float64)
         dense[rows.example[direction.test], rows.probe[direction.test]] = update * used
         bent = torch.einsum("npc,npq,nqc->c", dense, curvature, dense)
-        gain = gain + (update * truth * used).sum(0) - bent / 2
+        straight = (update * truth * used).sum(0)
+        gain = gain + straight - bent / 2
+        # The same edit, shortened until it is short enough to be believed.
+        weights, train = predicted.residual_weights, direction.train
+        edit = (weights * (squared_length[train, train].double() @ weights)).sum(0).clamp_min(1e-300).sqrt()
+        kept = (LONGEST_EDIT / edit).clamp_max(1)
+        bounded = bounded + kept * straight - kept**2 * bent / 2
         seen = torch.zeros(rows.num_examples, update.shape[1], dtype=torch.float64)
         seen[rows.example[direction.test]] = used
         count = count + seen.sum(0)
     return {
         "own_direction": along / (length * size).sqrt().clamp_min(1e-300),
         "predicted_loss": gain / count,
+        "predicted_loss_bounded": bounded / count,
     }
 
 
