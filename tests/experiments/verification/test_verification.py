@@ -170,6 +170,19 @@ def test_tables(on_random, on_model):
     assert all(len(row) == len(table.columns) for table in tables for row in table.rows)
 
 
+def test_slopes_of_blocks_say_which_are_outside_and_from_where_they_are_inside(on_model):
+    entries = on_model.measurements["block_slopes"]
+    assert [one["at"] for one in entries] == [f"{layer}.resid_post" for layer in range(3) for _ in range(4)]
+    first = entries[0] | {"within": False, "slope": 1.8, "within_up_to": 1e-3}
+    second = entries[1] | {"within": False, "slope": 1.2, "within_up_to": None}
+    changed = replace(on_model, measurements={"block_slopes": [first, second, *entries[2:4]]})
+    (table,) = measurement_tables(changed)
+    (row,) = table.rows
+    assert row[:3] == ("0", "1.800", "1.200")
+    assert "trained from 0.001; random 0 from none" in row
+    assert table.note.startswith("2 of 4 slopes are")
+
+
 # --- the document ------------------------------------------------------------------------------------------
 
 
