@@ -41,7 +41,7 @@ FORM = AnswerForm(
     description="AQuA-RAT: an algebra question with five options; a rationale, then the answer's letter.",
     build=_build,
     parse=lambda generation, example: letter(generation, example.options, last=True),
-    max_new_tokens=400,
+    max_new_tokens=512,
     official=("train", "validation", "test"),
     source="Ling et al. 2017, arXiv:1705.04146; deepmind/aqua_rat, raw",
 )

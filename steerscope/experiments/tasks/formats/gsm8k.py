@@ -35,7 +35,7 @@ FORM = AnswerForm(
     parse=lambda generation, example: number(generation),
     same=same_number,
     # 100 tokens, as the paper's code has it, would cut most right solutions before their answer.
-    max_new_tokens=400,
+    max_new_tokens=512,
     official=("train", "test"),
     source="Cobbe et al. 2021, arXiv:2110.14168; openai/gsm8k, main",
 )
