@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from steerscope import get_task, load_model
-from steerscope.analysis.capture import read_scales
+from steerscope.analysis.capture import read_stats
 from steerscope.analysis.encoding import batches, encode
 from steerscope.analysis.examples import content_order
 from steerscope.analysis.features import SketchPlan
@@ -41,6 +41,8 @@ from steerscope.sites import Site
 
 BLOCKS, SIZE = 8, 24
 RANK, DRAWS, RANK_SIZE = 8, 4, 48
+# Candidates that the ranking itself computes.
+FROM_RANKING = ("predicted_loss", "predicted_loss_bounded", "alignment", "gradient_capture")
 RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
@@ -202,7 +204,8 @@ def main() -> None:
     examples = [examples[i] for i in content_order(examples, 0)]
     encoded = encode(examples, loaded.tokenizer, loaded.max_length)
     probes = make_probes(encoded, max(encoded.num_choices) - 1, vocab_size(loaded.model), 0, torch.float32)
-    scales = read_scales(loaded, encoded, batch_size=16, max_examples=64)
+    stats = read_stats(loaded, encoded, batch_size=16, max_examples=64)
+    scales = stats.scales
     thin = replace(loaded, site_map=NoSites(site_map))  # type: ignore[arg-type]
     recorder = Recorder(thin, encoded, probes, SketchPlan(exact=False), scales, seed=0)
     variants = Variants(site_map, sites, scales, recorder)
@@ -227,7 +230,7 @@ def main() -> None:
         run(range(min(48, len(examples))), measure=True)
         variants.measure_grads()
         run(range(len(examples)), measure=False)
-    features = recorder.features(probes.valid(encoded))
+    features = recorder.features(probes.valid(encoded), stats.lengths)
     rows = Rows.of(features)
     target = Kernel.of(features.weights, features, rows)
     names = ["channel", "raw", "adam", *(f"rank{k}" for k in range(DRAWS))]
@@ -237,7 +240,7 @@ def main() -> None:
         table.append(candidates(kernels, target, rows, features.curvature))
         print(site, {k: round(v, 3) for k, v in table[-1].items()}, file=sys.stderr, flush=True)
     for index, one in enumerate(study.sites):
-        table[index] |= {name: one.scores[name] for name in ("predicted_loss", "alignment", "gradient_capture")}
+        table[index] |= {name: one.scores[name] for name in FROM_RANKING}
     losses = -finite_losses(study.losses()).mean(1)
     depth = np.array([float(site.layer) for site in sites])
     found = {}
