@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.generation import device_of, evaluating, left_padded
+from steerscope.experiments.evaluation.shared_prompt import continuation_log_likelihoods
 from steerscope.experiments.tasks.answer_task import AnswerExample
 from steerscope.experiments.tasks.supervised import completion_tokens, supervise
 
@@ -91,9 +92,9 @@ def choice_log_likelihoods(
         model: A causal language model or a wrapper of one.
         tokenizer: The model's.
         examples: With choices.
-        batch_size: Sequences (not examples) per batch.
+        batch_size: Choices (not examples) per batch.
         max_length: The model's context.
-        progress: Called with sequences done and in all.
+        progress: Called with how much is done and how much there is.
 
     Returns:
         ``None`` for an example whose prompt does not fit with its longest choice.
@@ -101,7 +102,7 @@ def choice_log_likelihoods(
     Raises:
         InputError: An example without choices, or none that fits.
 
-    Cost: a forward pass per choice, prompts computed again for each.
+    Cost: a pass over the prompts and one over the choices; without a cache, a pass over both for every choice.
     """
     rows: list[Scored] = []
     spans: list[range | None] = []
@@ -116,11 +117,14 @@ def choice_log_likelihoods(
         rows += [((*before, *after), len(before)) for before, after in own]
     if not rows:
         raise InputError(f"no example fits with its choices into the model's context of {max_length} tokens.")
-    sums = sequence_log_likelihoods(model, rows, _any(tokenizer), batch_size=batch_size, progress=progress)
-    return [
-        None if span is None else ([float(sums[k]) for k in span], [len(rows[k][0]) - rows[k][1] for k in span])
-        for span in spans
-    ]
+    fitting = [span for span in spans if span is not None]
+    asked = [(rows[span[0]][0][: rows[span[0]][1]], [rows[k][0][rows[k][1] :] for k in span]) for span in fitting]
+    shared = continuation_log_likelihoods(model, asked, _any(tokenizer), batch_size=batch_size, progress=progress)
+    if shared is None:
+        sums = sequence_log_likelihoods(model, rows, _any(tokenizer), batch_size=batch_size, progress=progress)
+        shared = [[float(sums[k]) for k in span] for span in fitting]
+    following = iter(shared)
+    return [None if span is None else (next(following), [len(rows[k][0]) - rows[k][1] for k in span]) for span in spans]
 
 
 def completion_loss(

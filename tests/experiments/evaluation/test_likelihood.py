@@ -9,6 +9,7 @@ from steerscope.experiments.evaluation.likelihood import (
     completion_loss,
     sequence_log_likelihoods,
 )
+from steerscope.experiments.evaluation.shared_prompt import continuation_log_likelihoods
 from steerscope.experiments.tasks.answer_task import AnswerExample
 from steerscope.steering import SteeringConfig, get_steering_model
 from tests.byte_models import byte_model, byte_tokenizer
@@ -58,7 +59,7 @@ def test_what_does_not_fit():
         choice_log_likelihoods(model, tokenizer, [AnswerExample("q", "a", "a")])
 
 
-def test_a_model_that_cannot_leave_logits_out():
+def test_a_model_without_cache_that_always_computes_all_logits():
     tokenizer = byte_tokenizer()
     model = byte_model()
 
@@ -68,9 +69,14 @@ def test_a_model_that_cannot_leave_logits_out():
             self.inner = model
 
         def forward(self, input_ids, attention_mask, position_ids, use_cache):
-            return self.inner(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+            given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+            return self.inner(**given, use_cache=False)
 
-    assert choice_log_likelihoods(Plain(), tokenizer, EXAMPLES) == choice_log_likelihoods(model, tokenizer, EXAMPLES)
+    found = choice_log_likelihoods(Plain(), tokenizer, EXAMPLES)
+    expected = choice_log_likelihoods(model, tokenizer, EXAMPLES)
+    for (sums, counts), (others, numbers) in zip(found, expected, strict=True):
+        assert sums == pytest.approx(others, abs=2e-4)
+        assert counts == numbers
 
 
 def test_a_steered_model_is_told_where_prompts_end():
@@ -86,7 +92,10 @@ def test_a_steered_model_is_told_where_prompts_end():
             return self.inner(**others)
 
     choice_log_likelihoods(Steered(), byte_tokenizer(), EXAMPLES[:2], batch_size=5)
-    assert told == [[2, 2, 18, 18, 18]]
+    assert told == [[2, 18], [2, 2, 18, 18, 18]]  # the prompts, and their choices
+    told.clear()
+    completion_loss(Steered(), byte_tokenizer(), EXAMPLES[:2])
+    assert told == [[2, 18]]
 
 
 @pytest.mark.parametrize("positions", ["all", "prompt", "completion", "last"])
@@ -110,6 +119,10 @@ def test_likelihoods_are_those_of_generation_under_steering(positions):
         examples.append(rows)
     found = sequence_log_likelihoods(steered, examples, 2, batch_size=2)
     assert found.tolist() == pytest.approx(expected, abs=2e-4)
+    shared = continuation_log_likelihoods(
+        steered, [(ids[:start], [ids[start:], ids[start : start + 2]]) for ids, start in examples], 2, batch_size=4
+    )
+    assert [sums[0] for sums in shared] == pytest.approx(expected, abs=2e-4)
     with steered.disable_adapter():
         plain = sequence_log_likelihoods(steered, examples, 2, batch_size=2)
     assert not torch.allclose(plain, found, atol=1e-2)

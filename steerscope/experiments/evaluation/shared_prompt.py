@@ -1,0 +1,113 @@
+"""Likelihoods of several continuations of one prompt, whose keys and values are computed once for all of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steerscope.experiments.evaluation.generation import device_of, evaluating, left_padded
+
+# A prompt's tokens, and the tokens of every continuation of it.
+Asked = tuple[Sequence[int], Sequence[Sequence[int]]]
+
+
+def continuation_log_likelihoods(
+    model: nn.Module,
+    asked: Sequence[Asked],
+    pad: int,
+    *,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[list[float]] | None:
+    """Return the summed log-likelihood of every continuation, or ``None`` where the model has no cache to share.
+
+    As in generation the prompt is one pass and what follows it another, so that edits that treat the two differently
+    do so here.
+
+    Args:
+        model: A causal language model or a wrapper of one.
+        asked: Prompts with their continuations, none empty.
+        pad: Any token to fill with.
+        batch_size: Continuations per batch; those of one prompt stay together.
+        progress: Called with prompts done and in all.
+
+    Cost: a pass over every prompt and one over every continuation, instead of a pass over both for each continuation.
+    """
+    found: list[list[float]] = [[] for _ in asked]
+    order = sorted(range(len(asked)), key=lambda i: (len(asked[i][0]), i))
+    told = "prompt_lengths" in inspect.signature(model.forward).parameters
+    done = 0
+    with evaluating(model):
+        while done < len(order):
+            chosen = [order[done]]
+            for i in order[done + 1 :]:
+                if sum(len(asked[k][1]) for k in [*chosen, i]) > batch_size:
+                    break
+                chosen.append(i)
+            sums = _batch(model, [asked[i] for i in chosen], pad, told)
+            if sums is None:
+                return None
+            for i in chosen:
+                found[i], sums = sums[: len(asked[i][1])], sums[len(asked[i][1]) :]
+            done += len(chosen)
+            if progress is not None:
+                progress(done, len(order))
+    return found
+
+
+def _batch(model: nn.Module, asked: Sequence[Asked], pad: int, told: bool) -> list[float] | None:
+    device = device_of(model)
+    ids, mask = left_padded([prompt for prompt, _ in asked], pad, device)
+    lengths = mask.sum(-1)
+    extra: dict[str, Any] = {"prompt_lengths": lengths} if told else {}
+    given = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp_min(0), **extra}
+    out = _with_cache(model, given)
+    cache = getattr(out, "past_key_values", None)
+    if not hasattr(cache, "batch_select_indices"):
+        return None
+    which = torch.tensor([k for k, (_, many) in enumerate(asked) for _ in many], device=device)
+    rows = [list(one) for _, many in asked for one in many]
+    width = max(map(len, rows))
+    # On the right: all continuations begin in the same column, and what is filled behind them is never attended to.
+    targets = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
+    counted = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    first = out.logits[:, -1:].float()[which]
+    logits = (
+        first if width == 1 else torch.cat([first, _following(model, cache, which, targets, counted, mask, extra)], 1)
+    )
+    scores = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
+    sums: list[float] = torch.where(counted == 1, scores.double(), 0.0).sum(-1).tolist()
+    return sums
+
+
+def _with_cache(model: nn.Module, given: dict[str, Any]) -> Any:
+    """Run the prompts; logits of their last token alone, where the model can leave the others out."""
+    for options in ({"use_cache": True, "logits_to_keep": 1}, {"use_cache": True}):
+        try:
+            return model(**given, **options)
+        except TypeError:  # an argument that this model does not take
+            continue
+    return None
+
+
+def _following(
+    model: nn.Module, cache: Any, which: Tensor, targets: Tensor, counted: Tensor, mask: Tensor, extra: dict[str, Any]
+) -> Tensor:
+    """Return the logits after every token of the continuations but the last ``(row token vocab)``."""
+    cache.batch_select_indices(which)
+    given = targets[:, :-1]
+    columns = torch.arange(given.shape[1], device=given.device)
+    out = model(
+        input_ids=given,
+        attention_mask=torch.cat([mask[which], counted[:, :-1]], 1),
+        position_ids=mask.sum(-1)[which, None] + columns[None],
+        past_key_values=cache,
+        use_cache=True,
+        **{name: value[which] for name, value in extra.items()},
+    )
+    logits: Tensor = out.logits
+    return logits.float()
