@@ -20,11 +20,11 @@ from torch import Tensor
 from steerscope.analysis.outputs import selected_positions
 from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import Rows, Update, block_tensors, flat
-from steerscope.analysis.theory.upper_blocks import entering_block
 from steerscope.equivalence.closed_forms import activation_slope
 from steerscope.models.blocks import Block
 from steerscope.models.hooks import edited, reading
 from steerscope.models.load import LoadedModel
+from steerscope.models.upper_blocks import entering_block
 from steerscope.sites import Site, SiteKind
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)

@@ -16,35 +16,7 @@ from torch import Tensor, nn
 from steerscope.analysis.encoding import Batch, Encoded, batches
 from steerscope.analysis.outputs import selected_positions
 from steerscope.models.load import LoadedModel
-from steerscope.models.site_map import SiteMap
-
-
-@contextmanager
-def entering_at(site_map: SiteMap, layer: int, stream: Tensor) -> Iterator[None]:
-    """Run the model's blocks from ``layer`` on, with ``stream`` (``batch token d_model``) entering that block.
-
-    The blocks below do nothing inside the context. Enter it before hooks that read or edit sites.
-    """
-    skipped = [block.module for block in site_map.blocks[:layer]]
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (stream, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": stream}
-
-    handle = site_map.blocks[layer].module.register_forward_pre_hook(hook, with_kwargs=True)
-    for module in skipped:
-        module.forward = _pass_through
-    try:
-        yield
-    finally:
-        handle.remove()
-        for module in skipped:
-            del module.forward  # the class's own method shows again
-
-
-def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return hidden_states
+from steerscope.models.upper_blocks import entering_block, pass_through
 
 
 class PrefixCache:
@@ -70,7 +42,7 @@ class PrefixCache:
         stop = blocks[layer].module.register_forward_pre_hook(_keeping(seen), with_kwargs=True)
         above = [block.module for block in blocks[layer:]]
         for module in above:
-            module.forward = _pass_through
+            module.forward = pass_through
         try:
             for batch in batches(
                 self.encoded, batch_size=self.batch_size, pad_id=pad_id(self.loaded), device=self.loaded.device
@@ -97,7 +69,7 @@ class PrefixCache:
         stream = first.new_zeros(*batch.ids.shape, first.shape[-1])
         for row, key in enumerate(_keys(batch)):
             stream[row, : int(batch.length[row])] = self._kept[key]
-        with entering_at(self.loaded.site_map, self.layer, stream):
+        with entering_block(self.loaded.site_map, self.layer, stream):
             yield
 
     def batch(self, examples: Sequence[int]) -> Batch:

@@ -25,7 +25,7 @@ def entering_block(site_map: SiteMap, layer: int, stream: Tensor) -> Iterator[No
 
     handle = site_map.blocks[layer].module.register_forward_pre_hook(hook, with_kwargs=True)
     for module in skipped:
-        module.forward = _nothing
+        module.forward = pass_through
     try:
         yield
     finally:
@@ -34,5 +34,6 @@ def entering_block(site_map: SiteMap, layer: int, stream: Tensor) -> Iterator[No
             del module.forward  # the class's own method shows again
 
 
-def _nothing(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Stand in for a block's ``forward`` where the block is to do nothing."""
     return hidden_states
