@@ -90,3 +90,18 @@ def test_bad_files(folder):
     write(folder, "boolq-train", [{"question": "q"}])
     with pytest.raises(InputError, match=r"boolq-train.jsonl.gz, line 1 lacks a field"):
         get_task("boolq", folder).split("train", 1, 0)
+
+
+def test_the_short_form_keeps_short_rows_alone(tmp_path):
+    rows = [
+        {"question": "q" * length + f" {i}?", "choices": ["one", "t" * longest], "answer_index": i % 2}
+        for i, (length, longest) in enumerate([(70, 20), (90, 20), (70, 25), (70, 24)] * 5)
+    ]
+    for part in ("train", "validation", "test"):
+        write(tmp_path, f"arc_easy-{part}", rows)
+    kept = get_task("arc_easy_short", tmp_path).split("test", 10, 0)
+    assert len({e.prompt for e in kept}) == 10
+    assert all(e.prompt.count("q") == 70 and max(map(len, e.choices)) <= 25 for e in kept)  # with the leading space
+    with pytest.raises(InputError, match="expected 1 to 10"):
+        get_task("arc_easy_short", tmp_path).split("test", 11, 0)
+    assert len(get_task("arc_easy", tmp_path).split("test", 20, 0)) == 20
