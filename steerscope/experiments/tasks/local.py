@@ -42,7 +42,7 @@ def _winogrande(row: Row) -> tuple[str, list[str]]:
 
 @dataclass(frozen=True)
 class _Form:
-    """How a task's rows become prompts: its files, whether they have an official test part, the template, which rows."""
+    """A task: its files, whether they have an official test part, how rows become prompts, and which are kept."""
 
     files: str
     has_test: bool
