@@ -232,8 +232,9 @@ class JointCallback(TrainerCallback):
         self.history: list[dict[str, float]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start, or go on, with the constraint."""
-        self.constraint.project(kwargs.get("optimizer"))
+        """Start with the constraint. A run that goes on has it already: projecting again would move last bits."""
+        if state.global_step == 0:
+            self.constraint.project(kwargs.get("optimizer"))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Project the gradients."""

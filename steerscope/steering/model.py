@@ -139,7 +139,7 @@ class SteeringModel(nn.Module):
                 f"positions {self.steering_config.positions!r} take the first pass for the prompt; got "
                 f"prefill_chunk_size={pieces}. Generate without it."
             )
-        with self._passes.told(mask=steering_mask, generates=True):
+        with self._passes.told(mask=steering_mask, generates=True, columns=kwargs.get("attention_mask")):
             return self.base_model.generate(*args, **kwargs)  # type: ignore[operator]
 
     @contextmanager

@@ -47,7 +47,7 @@ class Passes:
         self.current = Pass()
         self.is_active = True  # nothing is asked of the caller while edits are off
         self._told = _Told()
-        # Columns of the sequences being generated, for caches that hand the decoder a mask of another shape.
+        # Columns of the sequences being generated: caches of fixed length hand the decoder a mask of another shape.
         self._columns: Tensor | None = None
         self._signature = inspect.signature(decoder.forward)
         self._handle = decoder.register_forward_pre_hook(self._open, with_kwargs=True)
@@ -63,11 +63,19 @@ class Passes:
 
     @contextmanager
     def told(
-        self, *, prompt_lengths: Tensor | None = None, mask: Tensor | None = None, generates: bool = False
+        self,
+        *,
+        prompt_lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        generates: bool = False,
+        columns: Tensor | None = None,
     ) -> Iterator[None]:
-        """Inside the context, use these lengths or this mask; or take the first pass to be the prompt."""
+        """Inside the context, use these lengths or this mask; or take the first pass to be the prompt.
+
+        ``columns`` is the prompts' attention mask, where it is known.
+        """
         before = self._told, self._columns
-        self._told, self._columns = _Told(prompt_lengths, mask, generates), None
+        self._told, self._columns = _Told(prompt_lengths, mask, generates), columns
         try:
             yield
         finally:
@@ -123,7 +131,6 @@ class Passes:
                 f"positions {self.positions.rule!r} are computed from an attention mask (batch, tokens), got "
                 f"{type(mask).__name__} of another shape. Pass the mask that the tokenizer gives."
             )
-        if self._columns.shape[1] >= cached + new:  # the same columns again, without a cache
-            return self._columns[:, : cached + new]
-        added = cached + new - self._columns.shape[1]
-        return torch.nn.functional.pad(self._columns, (0, added), value=1)
+        rows = self._columns.repeat_interleave(batch // self._columns.shape[0], dim=0)  # beams
+        added = cached + new - rows.shape[1]
+        return torch.nn.functional.pad(rows, (0, added), value=1)  # negative where columns come again without a cache

@@ -162,6 +162,16 @@ def test_measured_scales_are_root_mean_squares_without_padding():
         steering.measure_scales([])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_autocast_does_not_lower_the_precision(family):
+    edit = moved(edit_of(family, dtype=torch.float32))
+    x = torch.randn(5, WIDTH)
+    expected = edit(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (x @ x.T).dtype is torch.bfloat16
+        assert torch.equal(edit(x), expected)
+
+
 # --- rows that stay orthonormal ---
 
 

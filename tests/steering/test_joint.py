@@ -11,7 +11,7 @@ from steerscope.models import reading
 from steerscope.steering import SteeringConfig, get_steering_model
 from steerscope.steering.joint import JointConstraint, principal_angles
 from tests.steering.cases import padded, prompts, randomise
-from tests.steering.test_trainer import trainer_of
+from tests.steering.test_trainer import Stop, trainer_of
 from tests.tiny import tiny_model
 
 peft = pytest.importorskip("peft")
@@ -185,6 +185,25 @@ def test_under_the_trainer_with_a_history(tmp_path):
         assert entry["smallest_write_angle"] < 89
         assert entry["largest_interaction"] < 1e-4
     assert off(steering, "input") < 1e-6
+
+
+@pytest.mark.parametrize("constraint", ["input", "output"])
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path, constraint):
+    def fresh():
+        steering = joint(dtype=torch.float32)
+        return steering, JointConstraint(steering, constraint).callback()
+
+    whole, callback = fresh()
+    trainer_of(whole, tmp_path / "whole", callbacks=[callback]).train()
+    killed, callback = fresh()
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of(killed, tmp_path / "killed", callbacks=[callback, Stop(5)]).train()
+    again, callback = fresh()
+    folder = tmp_path / "killed"
+    trainer_of(again, folder, callbacks=[callback]).train(resume_from_checkpoint=str(folder / "checkpoint-4"))
+    expected = whole.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
+    assert off(again, constraint) < 1e-6
 
 
 @pytest.mark.parametrize(

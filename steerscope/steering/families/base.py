@@ -113,7 +113,9 @@ class SteeringEdit(nn.Module):
                 "this adapter divides what it reads by the site's root mean square, which was not measured yet; call "
                 "model.measure_scales(batches) with a few batches of your data before the first pass."
             )
-        return self.delta(read.to(self.options.dtype))
+        # Autocast would compute in half precision what is kept in single; a no-op by difference must stay one.
+        with torch.autocast(read.device.type, enabled=False):
+            return self.delta(read.to(self.options.dtype))
 
     def set_scale(self, value: float) -> None:
         """Set the number that what is read is divided by.
