@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FAMILIES, SteeringEdit, start_slope
-from steerscope.steering.model import SteeringModel, get_steering_model
+from steerscope.steering.model import SteeringModel, get_steering_model, steered_by
 
-__all__ = ["FAMILIES", "SteeringConfig", "SteeringEdit", "SteeringModel", "get_steering_model", "start_slope"]
+__all__ = [
+    "FAMILIES",
+    "SteeringConfig",
+    "SteeringEdit",
+    "SteeringModel",
+    "get_steering_model",
+    "start_slope",
+    "steered_by",
+]

@@ -25,7 +25,7 @@ from steerscope.steering import merging, saving, scales
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FAMILIES, SteeringEdit
 from steerscope.steering.identity import identify, is_peft, language_model, own_weights, require_same
-from steerscope.steering.passes import Passes
+from steerscope.steering.passes import Passes, passes_on
 from steerscope.steering.positions import Positions, prompt_lengths_from_labels
 
 # Edits of these act on what enters or leaves a block, not inside it.
@@ -46,6 +46,11 @@ class SteeringModel(nn.Module):
 
     def __init__(self, base_model: nn.Module, config: SteeringConfig, site_map: SiteMap, loaded: LoadedModel | None):
         super().__init__()
+        if steered_by(base_model) is not None:
+            raise InputError(
+                "this model is steered already, by an adapter that was not unloaded; call "
+                "steerscope.steering.steered_by(model).unload() first, or name all sites in one configuration."
+            )
         self.base_model = base_model
         self.steering_config, self.site_map, self._loaded = config, site_map, loaded
         self.sites = config.resolve(site_map)
@@ -57,8 +62,9 @@ class SteeringModel(nn.Module):
             self.edits[_key(site)] = edit.to(next(site_map.blocks[site.layer].module.parameters()).device)
         _freeze(base_model)
         blocks = [block.module for block in site_map.blocks]
+        decoder = decoder_of(base_model)
         inside = {blocks[site.layer] for site in self.sites if site.kind not in _OUTSIDE}
-        self._passes = Passes(Positions.parse(config.positions), decoder_of(base_model), blocks, inside)
+        self._passes = Passes(self, Positions.parse(config.positions), decoder, blocks, inside)
         self._hooks = ExitStack()
         self._hooks.callback(self._passes.close)
         self._hooks.enter_context(tapping(site_map, {site: self._tap(site) for site in self.sites}))
@@ -290,6 +296,8 @@ class SteeringModel(nn.Module):
             saving.require_tensors(adapter.tensors, steering.steering_tensors(), saving.WEIGHTS_NAME)
         except InputError:
             steering.unload()
+            if adapter.lora is not None:
+                inner.unload()  # type: ignore[operator]
             raise
         for site in steering.sites:
             prefix = f"{site}."
@@ -320,6 +328,13 @@ class SteeringModel(nn.Module):
         """
         merging.merge(self, make_biases=make_biases)
         return self.unload()
+
+    def __deepcopy__(self, memo: Any) -> SteeringModel:
+        """Refuse: the copy's hooks would use the edits of the original."""
+        raise InputError(
+            "a steering model cannot be copied; save_pretrained() it, and put it on a second copy of the base model "
+            "with from_pretrained(). For the base model's outputs use disable_adapter()."
+        )
 
     def __getattr__(self, name: str) -> Any:
         """Look up what is not here in the base model, as PEFT's wrappers do."""
@@ -352,6 +367,13 @@ def get_steering_model(
         raise InputError("this model is steered already; call unload() first, or name all sites in one configuration.")
     site_map = loaded.site_map if loaded is not None and description is None else find_sites(inner, description)
     return SteeringModel(inner, config, site_map, loaded)
+
+
+def steered_by(model: nn.Module) -> SteeringModel | None:
+    """Return the steering model whose edits act in a model, or None; for a handle that was lost."""
+    passes = passes_on(decoder_of(model))
+    owner = None if passes is None else passes.owner
+    return owner if isinstance(owner, SteeringModel) else None
 
 
 def _key(site: Site) -> str:

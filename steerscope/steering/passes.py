@@ -41,8 +41,14 @@ class Passes:
     """Keeps the pass under way; ``current`` is what edits ask."""
 
     def __init__(
-        self, positions: Positions, decoder: nn.Module, blocks: Sequence[nn.Module], edited_inside: Set[nn.Module]
+        self,
+        owner: object,
+        positions: Positions,
+        decoder: nn.Module,
+        blocks: Sequence[nn.Module],
+        edited_inside: Set[nn.Module],
     ) -> None:
+        self.owner = owner
         self.positions, self.blocks, self._edited_inside = positions, blocks, edited_inside
         self.current = Pass()
         self.is_active = True  # nothing is asked of the caller while edits are off
@@ -134,3 +140,12 @@ class Passes:
         rows = self._columns.repeat_interleave(batch // self._columns.shape[0], dim=0)  # beams
         added = cached + new - rows.shape[1]
         return torch.nn.functional.pad(rows, (0, added), value=1)  # negative where columns come again without a cache
+
+
+def passes_on(decoder: nn.Module) -> Passes | None:
+    """Return what watches a decoder, if anything does."""
+    for hook in decoder._forward_pre_hooks.values():
+        watcher = getattr(hook, "__self__", None)
+        if isinstance(watcher, Passes):
+            return watcher
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 
@@ -10,7 +11,7 @@ import torch
 
 from steerscope.errors import InputError
 from steerscope.models import reading
-from steerscope.steering import SteeringConfig, get_steering_model
+from steerscope.steering import SteeringConfig, get_steering_model, steered_by
 from tests.steering.cases import SETTINGS, hooks_of, padded, prompts, randomise, steered
 from tests.tiny import FAMILIES, LAYOUTS, tiny_model
 
@@ -55,6 +56,27 @@ def test_a_failed_construction_leaves_no_hooks():
         get_steering_model(model, SteeringConfig("mlp_out", "loreft", rank=99))
     assert hooks_of(model) == 0
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_two_adapters_at_once_are_refused_and_a_lost_one_is_found():
+    model = tiny_model("llama")
+    assert steered_by(model) is None
+    lost = get_steering_model(model, SteeringConfig("mlp_out"))
+    count = hooks_of(model)
+    with pytest.raises(InputError, match=r"steered already.*steered_by\(model\)\.unload\(\)"):
+        get_steering_model(model, SteeringConfig("mlp_out"))
+    assert hooks_of(model) == count
+    assert steered_by(model) is lost
+    lost.unload()
+    assert steered_by(model) is None
+    assert hooks_of(model) == 0
+    get_steering_model(model, SteeringConfig("mlp_out")).unload()
+
+
+def test_copies_are_refused():
+    """A copy's hooks would go on using the original's edits."""
+    with pytest.raises(InputError, match="cannot be copied"):
+        copy.deepcopy(steered("vector"))
 
 
 @pytest.mark.parametrize("family", LAYOUTS)
