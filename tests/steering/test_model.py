@@ -141,6 +141,19 @@ def test_what_is_asked_of_the_base_model_is_answered_by_it():
         model.edit_at("1.resid_post")
 
 
+def test_the_state_is_the_adapter_also_inside_other_modules():
+    model = steered("vector")
+    names = {"edits.0-resid_post.v", "edits.1-mlp_out.v"}
+    assert set(model.state_dict()) == names
+    inside = torch.nn.ModuleDict({"module": model, "other": torch.nn.Linear(1, 1)})
+    assert set(inside.state_dict()) == {f"module.{name}" for name in names} | {"other.weight", "other.bias"}
+    values = {name: value + 1 for name, value in model.state_dict().items()}
+    model.load_state_dict(values, strict=False)
+    assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
+    with pytest.raises(InputError, match=r"the checkpoint lacks edits\.0-resid_post\.v"):
+        model.load_state_dict({"edits.1-mlp_out.v": values["edits.1-mlp_out.v"]}, strict=False)
+
+
 @pytest.mark.parametrize("family", SETTINGS)
 def test_training_lowers_the_loss(family):
     model = get_steering_model(tiny_model("llama"), SteeringConfig(**{"family": family, **SETTINGS[family]}))
