@@ -90,8 +90,24 @@ def _pearson(first: Array, second: Array) -> float:
 def partial_spearman(first: Array, second: Array, given: Array) -> float:
     """Return Spearman's correlation of two with the linear effect of the ranks of a third taken out of both."""
     xy, xz, yz = spearman(first, second), spearman(first, given), spearman(second, given)
+    return float(_partial(np.array(xy), np.array(xz), np.array(yz)))
+
+
+def _partial(xy: Array, xz: Array, yz: Array) -> Array:
     left = (1 - xz**2) * (1 - yz**2)
-    return (xy - xz * yz) / left**0.5 if left > 1e-9 else 0.0
+    return np.where(left > 1e-9, (xy - xz * yz) / np.sqrt(np.maximum(left, 1e-9)), 0.0)
+
+
+def _ranks(rows: Array) -> Array:
+    """Return the ranks within every row of ``resample site``, centred and of unit length; zero where all are equal."""
+    centred = stats.rankdata(rows, axis=1) - (rows.shape[1] + 1) / 2
+    size = np.linalg.norm(centred, axis=1, keepdims=True)
+    return centred / np.where(size > 0, size, 1.0)
+
+
+def _correlations(first: Array, second: Array) -> Array:
+    """Return Spearman's correlation of every resample, from two :func:`_ranks`."""
+    return np.einsum("rs,rs->r", first, second)
 
 
 def finite_losses(losses: Array) -> Array:
@@ -131,12 +147,16 @@ def agreements(
     resamples = [
         (rng.integers(num_sites, size=num_sites), rng.integers(num_seeds, size=num_seeds)) for _ in range(RESAMPLES)
     ]
+    sites = np.stack([i for i, _ in resamples])
+    outcome = _ranks(np.stack([-table[np.ix_(i, s)].mean(1) for i, s in resamples]))
+    place = _ranks(depth[sites])
+    by_place = _correlations(outcome, place)
     drawn: dict[str, Array] = {}
     partial: dict[str, Array] = {}
     for name, score in scores.items():
-        pairs = [(score[i], -table[np.ix_(i, s)].mean(1), depth[i]) for i, s in resamples]
-        drawn[name] = np.array([spearman(a, b) for a, b, _ in pairs])
-        partial[name] = np.array([partial_spearman(a, b, z) for a, b, z in pairs])
+        ranks = _ranks(score[sites])
+        drawn[name] = _correlations(ranks, outcome)
+        partial[name] = _partial(drawn[name], _correlations(ranks, place), by_place)
     whole = {name: spearman(score, -mean) for name, score in scores.items()}
     best = max((name for name in baselines if name in scores), key=lambda name: whole[name], default=None)
     out = {}

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from steerscope.experiments.validation.agreement import agreements, ceiling, partial_spearman, spearman
+from steerscope.experiments.validation.agreement import (
+    RESAMPLES,
+    agreements,
+    ceiling,
+    partial_spearman,
+    spearman,
+)
 
 RNG = np.random.default_rng(0)
 DEPTH = np.arange(20.0)
@@ -75,3 +81,19 @@ def test_the_ceiling_is_the_agreement_of_seeds():
     assert abs(noise.spearman) < 0.5
     assert noise.low < 0.5
     assert np.isnan(ceiling(truth, DEPTH, seed=0).spearman)
+
+
+def test_intervals_are_those_of_the_resamples_one_by_one():
+    rng = np.random.default_rng(4)
+    score, losses, depth = rng.normal(size=9), rng.normal(size=(9, 3)), np.repeat(np.arange(3.0), 3)
+    found = agreements({"x": score}, losses, depth, before=3.0, baselines=(), seed=5)["x"]
+    draw = np.random.default_rng(5)
+    plain, given = [], []
+    for _ in range(RESAMPLES):
+        i, s = draw.integers(9, size=9), draw.integers(3, size=3)
+        outcome = -losses[np.ix_(i, s)].mean(1)
+        plain.append(spearman(score[i], outcome))
+        given.append(partial_spearman(score[i], outcome, depth[i]))
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(plain, [2.5, 97.5])), abs=1e-12)
+    expected = tuple(np.percentile(given, [2.5, 97.5]))
+    assert (found.partial_low, found.partial_high) == pytest.approx(expected, abs=1e-12)

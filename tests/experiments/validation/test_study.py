@@ -12,13 +12,13 @@ from steerscope.analysis.evidence import EVIDENCE
 from steerscope.analysis.scores import DEFAULT_SCORE
 from steerscope.experiments.validation.depth_and_kind import CONSTANTS
 from steerscope.experiments.validation.result import TrainedSite, Validation
-from steerscope.experiments.validation.study import write_study
+from steerscope.experiments.validation.study import BOUNDED, render, write_study
 from steerscope.experiments.validation.validate import compared
 
 DOCS = Path(__file__).parents[3] / "docs"
 
 
-def made_up(task, rng):
+def made_up(task, rng, bounded=1.0):
     names = [f"{layer}.{kind}" for layer in range(4) for kind in ("attn_out", "mlp_out", "resid_post")]
     losses = 2 + np.arange(12)[:, None] / 20 + rng.normal(size=(12, 2)) / 50
     sites = tuple(
@@ -32,9 +32,10 @@ def made_up(task, rng):
             seconds=1.0,
             n_params=32,
             scores={
-                DEFAULT_SCORE: float(-i + rng.normal()),
+                "learnable_share": float(-i + 8 * rng.normal()),
                 "depth": -float(name[0]),
                 "gradient_norm": float(rng.normal()),
+                BOUNDED: -float(losses[i].mean()) * bounded,
             },
         )
         for i, name in enumerate(names)
@@ -92,6 +93,25 @@ def test_evidence_and_constants_are_those_of_the_files(written):
     constants = json.loads((written / "constants.json").read_text())
     assert set(constants) == {"small on first", "small on second"}
     assert constants["small on first"]["depth"] > 0  # deeper trained worse, by construction
+
+
+@pytest.mark.parametrize(("bounded", "replaces"), [(1.0, True), (-1.0, False)])
+def test_the_second_plans_rule_looks_at_other_tasks_alone(bounded, replaces):
+    rng = np.random.default_rng(0)
+    chosen, report = made_up("listops", rng, bounded=-bounded), made_up("boolq_closed", rng, bounded)
+    assert "gives nothing yet" in render([chosen], [])
+    page = render([chosen, report], [])
+    assert ("it replaces the learnable share" in page) == replaces
+    assert "| small on listops | chosen on |" in page
+    assert "| small on boolq_closed | report |" in page
+
+
+def test_the_first_plans_rule_ignores_what_was_made_after_it(written):
+    tried = json.loads((written / "candidates-first.json").read_text())
+    tried["candidates"][BOUNDED] = {"spearman": 0.9, "partial": 0.9}
+    (written / "candidates-first.json").write_text(json.dumps(tried))
+    write_study(written, written / "p.md", constants=written / "c.json", evidence=written / "e.json")
+    assert "The rule of the plan chooses `own_drop`" in (written / "p.md").read_text()
 
 
 def test_an_empty_folder(tmp_path):
