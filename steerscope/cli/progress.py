@@ -27,6 +27,7 @@ STAGES = {
     "strength": "strength of oracle edits",
     "oracle_spectra": "spectra of oracle shifts",
     "residual_map": "residuals by site and weight matrix",
+    "train": "training",
     "generate": "generating answers",
     "likelihood": "likelihoods of choices",
 }

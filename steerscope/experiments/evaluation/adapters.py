@@ -1,4 +1,4 @@
-"""Put a saved adapter on a model: steering adapters of this package, and LoRAs and the like of PEFT."""
+"""Put what was trained on a model: steering adapters and changed weights of this package, and what PEFT saved."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from steerscope.errors import InputError
+from steerscope.experiments.training import weights
 from steerscope.models.load import LoadedModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Where a run's folder has it.
+ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,11 @@ class SavedAdapter:
     Attributes:
         folder: Where it is.
         is_peft: PEFT wrote it; otherwise steerscope.
-        method: The family of edits, or PEFT's type.
+        method: The family of edits, PEFT's type, or how weights were trained.
         sites: Names of the edited sites; for PEFT none.
         rank: Rank, where it has one.
         settings: What else it says.
+        changed: How many of the model's own numbers it replaces; zero for all that is added to a model.
     """
 
     folder: Path
@@ -37,10 +41,11 @@ class SavedAdapter:
     sites: tuple[str, ...]
     rank: int | None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    changed: int = 0
 
 
 def read_adapter(folder: str | Path) -> SavedAdapter:
-    """Read what an adapter is.
+    """Read what an adapter is; a run's folder stands for the adapter in it.
 
     Raises:
         InputError: There is none, a file is missing or damaged, or its format is unknown.
@@ -50,6 +55,8 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     place = Path(folder)
     if not place.is_dir():
         raise InputError(f"there is no adapter folder {str(folder)!r}. Check --adapter.")
+    if not (place / CONFIG).exists() and (place / ADAPTER / CONFIG).exists():
+        place = place / ADAPTER
     try:
         config = json.loads((place / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -67,6 +74,10 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
         return SavedAdapter(
             place, True, str(config["peft_type"]).lower(), (), rank if type(rank) is int else None, base
         )
+    if config.get("format") == weights.FORMAT:
+        told, _ = weights.read_changed(place)
+        changed = 0 if told["added"] else int(told["numbers"])
+        return SavedAdapter(place, False, told["method"], (), None, changed=changed)
     from steerscope.steering import saving
 
     told = saving.read(place).config.to_dict()
@@ -83,6 +94,8 @@ def with_adapter(loaded: LoadedModel, adapter: SavedAdapter) -> nn.Module:
     Raises:
         InputError: The adapter is of another model, or PEFT is not installed.
     """
+    if not adapter.is_peft and not adapter.sites:
+        return weights.with_changed_weights(loaded, adapter.folder).eval()
     if not adapter.is_peft:
         from steerscope.steering import SteeringModel
 

@@ -92,7 +92,7 @@ def evaluate_model(
         results = RunResults.of(
             folder.config,
             found,
-            trainable_parameters=total - own,
+            trainable_parameters=total - own + (0 if adapter is None else adapter.changed),
             total_parameters=total,
             tokens_per_second=found.generated_tokens / found.seconds,
             peak_memory=peak_memory(loaded.device),

@@ -68,6 +68,7 @@ class RunResults:
         versions: Package versions.
         evaluation: All that the evaluation says.
         command: How it was made.
+        training: What training found on its way: learning rates tried with their validation losses, losses, heads.
         schema_version: Version of this format.
     """
 
@@ -94,6 +95,7 @@ class RunResults:
     versions: Mapping[str, str]
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
@@ -109,6 +111,7 @@ class RunResults:
         seconds: float,
         versions: Mapping[str, str],
         command: str = "",
+        training: Mapping[str, Any] | None = None,
     ) -> RunResults:
         """Put together what a run was and what its evaluation on the test part found.
 
@@ -139,6 +142,7 @@ class RunResults:
             versions=versions,
             evaluation=evaluation.as_dict(),
             command=command,
+            training=training or {},
         )
 
     @classmethod

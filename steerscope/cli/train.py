@@ -1,0 +1,150 @@
+"""``steerscope train``: train by one method on a task, save the adapter, and test it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steerscope.errors import InputError
+
+
+def train(
+    model: Annotated[str, typer.Argument(help="smollm2-135m, a folder, a .gguf file or a Hugging Face name.")] = (
+        "smollm2-135m"
+    ),
+    task: Annotated[str, typer.Option(help="listops, boolq, winogrande, arc_easy, arc_challenge, gsm8k or aqua.")] = (
+        "listops"
+    ),
+    method: Annotated[
+        str,
+        typer.Option(
+            help="post-block, post-mlp, attn-out, mlp-in, vector, nonlinear, loreft, direft, noreft, lofit, lora, sft, "
+            "bitfit, joint or none."
+        ),
+    ] = "post-block",
+    site: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Sites or kinds to edit, repeatable or comma-separated; without it all layers of the method's."
+        ),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of edits and LoRA; without it 8.")] = None,
+    positions: Annotated[str, typer.Option(help="all, prompt, completion, last, first:n or last:n.")] = "all",
+    bias: Annotated[bool | None, typer.Option(help="A vector on what linear and nonlinear edits write; on.")] = None,
+    scale: Annotated[bool, typer.Option(help="Divide what edits read by its root mean square.")] = False,
+    activation: Annotated[str | None, typer.Option(help="silu, gelu or tanh, for nonlinear.")] = None,
+    constraint: Annotated[str | None, typer.Option(help="none, input or output, for joint.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Heads that lofit keeps; without it a tenth.")] = None,
+    sparsity: Annotated[float, typer.Option(help="Strength of lofit's penalty on scales.")] = 1e-3,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; without it runs/TASK-METHOD-SEED.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 120,
+    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 32,
+    learning_rate: Annotated[
+        str | None, typer.Option(help="A number, or auto: chosen on validation. Without it, the method's own.")
+    ] = None,
+    tries: Annotated[int, typer.Option(help="Most learning rates that auto tries.")] = 7,
+    lr_steps: Annotated[int | None, typer.Option(help="Steps of auto's runs; without it as many as --steps.")] = None,
+    warmup: Annotated[float, typer.Option(help="Part of the steps in which the learning rate rises.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Seed of training data, order and start.")] = 0,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with <task>-<part>.jsonl.gz; without it, the datasets package.")
+    ] = None,
+    train_examples: Annotated[int | None, typer.Option(help="Training examples; without it as many as needed.")] = None,
+    validation_examples: Annotated[int, typer.Option(help="Examples that auto chooses on.")] = 256,
+    max_examples: Annotated[int | None, typer.Option(help="Test questions; without it, all.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest training example in tokens.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest generation; without it, the task's.")] = None,
+    eval_batch_size: Annotated[int, typer.Option(help="Prompts per batch in evaluation.")] = 16,
+    likelihoods: Annotated[bool, typer.Option(help="Also likelihoods of choices and the loss on test.")] = True,
+    save_every: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints; without it a quarter of the run.")
+    ] = None,
+    keep_checkpoints: Annotated[bool, typer.Option(help="Keep them when the run is complete.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Of the model: float32, bfloat16 or float64; adapters are float32.")] = (
+        "float32"
+    ),
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face name.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
+    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+) -> None:
+    """Train on a task's train part, save what was trained, and measure accuracy on its test part."""
+    from steerscope.cli.output import check_folder
+    from steerscope.cli.progress import stage_progress
+    from steerscope.experiments.tasks import get_answer_task
+    from steerscope.experiments.training.options import TrainOptions
+    from steerscope.experiments.training.train import train as train_model
+
+    # Everything that can be refused is refused here, before a model is loaded.
+    options = TrainOptions(
+        task=task,
+        method=method,
+        model=model,
+        sites=tuple(name.strip() for names in site or () for name in names.split(",") if name.strip()),
+        rank=rank,
+        positions=positions,
+        bias=bias,
+        scale="rms" if scale else "none",
+        activation=activation,
+        constraint=constraint,
+        heads=heads,
+        sparsity=sparsity,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=_learning_rate(learning_rate),
+        tries=tries,
+        lr_steps=lr_steps,
+        warmup=warmup,
+        seed=seed,
+        train_examples=train_examples,
+        validation_examples=validation_examples,
+        test_examples=max_examples,
+        max_length=max_length,
+        max_new_tokens=max_new_tokens,
+        eval_batch_size=eval_batch_size,
+        likelihoods=likelihoods,
+        save_every=save_every,
+        keep_checkpoints=keep_checkpoints,
+    )
+    options.check()
+    folder = out or Path("runs") / f"{task}-{method}-{seed}"
+    check_folder(folder, overwrite=resume)
+    source = get_answer_task(task, data_dir)
+
+    command = shlex.join(["steerscope", *sys.argv[1:]])
+    try:
+        with stage_progress(quiet=quiet) as show:
+            found = train_model(options, source, folder, resume=resume, progress=show, say=_say, command=command)
+    except KeyboardInterrupt:
+        if (folder / "config.json").exists():
+            print(f"stopped; the same command with --resume goes on from what is in {folder}", file=sys.stderr)
+        raise
+    print(f"results: {folder}", file=sys.stderr)
+    typer.echo(found.line)
+
+
+def _say(sentence: str) -> None:
+    print(f"  {sentence}.", file=sys.stderr, flush=True)
+
+
+def _learning_rate(text: str | None) -> float | str | None:
+    """Read a number, or leave the word.
+
+    Raises:
+        InputError: It is neither a number nor ``auto``.
+    """
+    if text is None or text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--learning-rate is {text!r}; expected a number or 'auto'.") from None

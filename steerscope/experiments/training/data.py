@@ -1,0 +1,150 @@
+"""What a run learns from: one fixed order of examples for all methods of a seed, and batches of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from steerscope.experiments.tasks.answer_task import AnswerExample, AnswerTask, fingerprint
+from steerscope.experiments.tasks.supervised import SupervisedSequence, supervise
+from steerscope.experiments.training.options import TrainOptions
+
+# Batches of similar length are cut from pools of so many batches: padding would otherwise cost half of the time.
+POOL = 8
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Examples of a run; validation and test are the same for every seed.
+
+    Attributes:
+        train: In the order of the seed.
+        validation: What a search for the learning rate chooses on; empty where there is none.
+        test: What is reported.
+    """
+
+    train: tuple[AnswerExample, ...]
+    validation: tuple[AnswerExample, ...]
+    test: tuple[AnswerExample, ...]
+
+    @property
+    def train_set(self) -> str:
+        """Hash of the training examples."""
+        return fingerprint(self.train) if self.train else ""
+
+
+def draw_parts(task: AnswerTask, options: TrainOptions) -> Parts:
+    """Draw the examples of a run.
+
+    Raises:
+        InputError: The task lacks rows, or has fewer than were asked for.
+    """
+    test = task.split("test", options.test_examples, 0)
+    if options.method == "none":
+        return Parts((), (), tuple(test))
+    needed = options.steps * options.batch_size
+    train = task.split("train", options.train_examples, options.seed)[:needed]
+    chosen_on = task.split("validation", None, 0)[: options.validation_examples] if options.searches else []
+    return Parts(tuple(train), tuple(chosen_on), tuple(test))
+
+
+def supervised(
+    parts: Parts, tokenizer: PreTrainedTokenizerBase, options: TrainOptions, context: int | None
+) -> tuple[tuple[SupervisedSequence, ...], int]:
+    """Return the training sequences that fit, and how many do not.
+
+    Raises:
+        InputError: None fits.
+    """
+    limits = [limit for limit in (options.max_length, context) if limit is not None]
+    found = supervise(parts.train, tokenizer, min(limits) if limits else None)
+    return found.sequences, len(found.too_long)
+
+
+def training_rows(
+    sequences: Sequence[SupervisedSequence], steps: int, batch_size: int, seed: int
+) -> list[SupervisedSequence]:
+    """Return ``steps * batch_size`` sequences in the order in which they are trained on.
+
+    Read in pieces of ``batch_size`` it is a seeded order of batches of similar length, as many epochs as it takes.
+    The whole run is one pass over this list, so that a run that goes on finds its place by counting.
+    """
+    shuffler = random.Random(seed)
+    stream: list[int] = []
+    while len(stream) < steps * batch_size:
+        order = list(range(len(sequences)))
+        shuffler.shuffle(order)
+        stream += order
+    rows: list[SupervisedSequence] = []
+    for start in range(0, steps * batch_size, POOL * batch_size):
+        stop = min(start + POOL * batch_size, steps * batch_size)
+        pool = sorted(stream[start:stop], key=lambda i: len(sequences[i].ids))
+        cut = [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+        shuffler.shuffle(cut)
+        rows += [sequences[i] for batch in cut for i in batch]
+    return rows
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes a batch of sequences, padded on the left, so that what is supervised stands at the end of every row.
+
+    Logits are then asked for at these last tokens alone, where the model can (``logits_to_keep``).
+
+    Attributes:
+        pad: Any token; the mask hides it.
+        keeps: Whether the model takes ``logits_to_keep``.
+        told: Whether the model takes ``prompt_lengths`` (a steered one).
+    """
+
+    pad: int
+    keeps: bool
+    told: bool
+
+    def __call__(self, rows: Sequence[SupervisedSequence]) -> dict[str, Any]:
+        """Return ``input_ids``, ``attention_mask``, ``position_ids`` and ``labels``, all ``(batch token)``."""
+        width = max(len(row.ids) for row in rows)
+        missing = [width - len(row.ids) for row in rows]
+        mask = torch.tensor([[0] * m + [1] * (width - m) for m in missing])
+        labels = [
+            [IGNORED] * (m + row.first_target) + list(row.ids[row.first_target :])
+            for m, row in zip(missing, rows, strict=True)
+        ]
+        batch: dict[str, Any] = {
+            "input_ids": torch.tensor([[self.pad] * m + list(row.ids) for m, row in zip(missing, rows, strict=True)]),
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(-1) - 1).clamp_min(0),
+            "labels": torch.tensor(labels),
+        }
+        if self.keeps:
+            # One more: the token before the first supervised one predicts it.
+            batch["logits_to_keep"] = max(len(row.ids) - row.first_target for row in rows) + 1
+        if self.told:
+            batch["prompt_lengths"] = torch.tensor([row.first_target for row in rows])
+        return batch
+
+
+def supervised_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Return the mean negative log-likelihood of the supervised tokens of a batch, in nats; the Trainer's loss.
+
+    Args:
+        outputs: With ``logits (batch kept vocab)`` of the last ``kept`` tokens.
+        labels: ``(batch token)``; -100 where nothing is supervised.
+        num_items_in_batch: Supervised tokens of the whole step, which may be several batches.
+    """
+    logits = outputs.logits
+    targets = labels[:, labels.shape[1] - logits.shape[1] + 1 :]
+    # In single precision at least: sums over a vocabulary in half precision are worthless.
+    flat = logits[:, :-1].flatten(0, 1)
+    flat = flat.float() if flat.dtype in (torch.bfloat16, torch.float16) else flat
+    total = F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    items = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+    return total / items

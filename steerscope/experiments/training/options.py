@@ -1,0 +1,227 @@
+"""What a training run can be told, and everything about it that can be refused before a model is loaded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from steerscope.errors import InputError, did_you_mean
+from steerscope.experiments.training.methods import Method, Trains, get_method
+from steerscope.experiments.validation.learning_rates import rate
+from steerscope.steering.config import SteeringConfig
+from steerscope.steering.joint import CONSTRAINTS
+
+DTYPES = ("float32", "bfloat16", "float64")
+DEFAULT_RANK = 8
+# What a run is called and where it computes, not what comes out: left out of its settings.
+_NOT_SETTINGS = ("task", "method", "sites", "rank", "seed", "model", "device", "dtype", "revision", "trust_remote_code")
+_ALSO_NOT = ("keep_checkpoints", "save_every")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of a training run; the defaults train rank 8 for 120 steps of 32 examples.
+
+    Attributes:
+        task: Name of the task.
+        method: One of :data:`~steerscope.experiments.training.methods.METHODS`.
+        model: Which model to load.
+        sites: Names of sites or kinds; empty for all layers of the method's kind.
+        rank: Rank of edits and LoRA; 8 unless given, none for methods without one.
+        positions: Which tokens are edited; see :class:`~steerscope.steering.config.SteeringConfig`.
+        bias: Whether linear and nonlinear edits add a vector; they do unless told otherwise.
+        scale: ``rms`` divides what edits read by its root mean square.
+        activation: Of ``nonlinear``.
+        constraint: Of ``joint``.
+        heads: Heads that LoFiT keeps; a tenth of all unless given.
+        sparsity: Strength of LoFiT's penalty in its first stage.
+        device: Where to train.
+        dtype: Data type of the model; what is trained is float32 (float64 in a float64 model).
+        revision: Of a Hugging Face name.
+        trust_remote_code: Run code that comes with the model.
+        steps: Optimizer steps (LoFiT: of each stage).
+        batch_size: Examples per step.
+        learning_rate: A value, ``auto`` for a search, or ``None`` for the method's own.
+        tries: Most runs of a search.
+        lr_steps: Steps of a search's runs; ``steps`` unless given.
+        warmup: Part of the steps in which the learning rate rises; it then falls linearly to zero.
+        seed: Of training data, order and start.
+        train_examples: Training examples; as many as the steps need unless given.
+        validation_examples: Examples that a search chooses on; all if there are fewer.
+        test_examples: Test questions; all unless given.
+        max_length: Longest training example in tokens; the model's context unless given.
+        max_new_tokens: Longest generation; the task's own limit unless given.
+        eval_batch_size: Prompts per batch in evaluation.
+        likelihoods: Whether the test also compares likelihoods of choices, and computes the loss.
+        save_every: Steps between checkpoints; a quarter of the run unless given.
+        keep_checkpoints: Whether they stay when the run is complete.
+    """
+
+    task: str
+    method: str
+    model: str = "smollm2-135m"
+    sites: tuple[str, ...] = ()
+    rank: int | None = None
+    positions: str = "all"
+    bias: bool | None = None
+    scale: str = "none"
+    activation: str | None = None
+    constraint: str | None = None
+    heads: int | None = None
+    sparsity: float = 1e-3
+    device: str = "cpu"
+    dtype: str = "float32"
+    revision: str | None = None
+    trust_remote_code: bool = False
+    steps: int = 120
+    batch_size: int = 32
+    learning_rate: float | str | None = None
+    tries: int = 7
+    lr_steps: int | None = None
+    warmup: float = 0.1
+    seed: int = 0
+    train_examples: int | None = None
+    validation_examples: int = 256
+    test_examples: int | None = None
+    max_length: int | None = None
+    max_new_tokens: int | None = None
+    eval_batch_size: int = 16
+    likelihoods: bool = True
+    save_every: int | None = None
+    keep_checkpoints: bool = False
+
+    @property
+    def of(self) -> Method:
+        """The method."""
+        return get_method(self.method)
+
+    @property
+    def searches(self) -> bool:
+        """Whether the learning rate is searched for."""
+        return self.learning_rate == "auto" and self.of.trains is not Trains.NOTHING
+
+    @property
+    def fixed_rate(self) -> float:
+        """The learning rate of a run that does not search."""
+        return rate(self.of.start) if self.learning_rate is None else float(self.learning_rate)
+
+    @property
+    def adapter_dtype(self) -> str:
+        """Data type of what is trained beside the model."""
+        return "float64" if self.dtype == "float64" else "float32"
+
+    def check(self) -> None:
+        """Refuse what cannot work, before anything is loaded.
+
+        Raises:
+            InputError: An unknown name, a number out of range, or an option that the method does not have.
+        """
+        method = self.of
+        self._check_numbers()
+        if self.dtype not in DTYPES:
+            hint = did_you_mean(self.dtype, list(DTYPES))
+            raise InputError(f"dtype is {self.dtype!r}; training runs in {', '.join(DTYPES)}.{hint}")
+        if self.dtype == "bfloat16" and method.trains is Trains.WEIGHTS:
+            raise InputError(
+                f"method {method.name!r} changes the model's own weights, whose small updates bfloat16 cannot hold. "
+                "Use --dtype float32, or a method with parameters of its own."
+            )
+        if method.edits:
+            self.steering_config()
+            if self.positions == "mask":
+                raise InputError(
+                    "positions 'mask' need a mask with every batch, which a task does not have. Name others."
+                )
+        else:
+            for name in ("sites", "bias", "activation"):
+                if getattr(self, name):
+                    raise InputError(f"method {method.name!r} edits no site; leave out --{name.removesuffix('s')}.")
+            if self.positions != "all" or self.scale != "none":
+                raise InputError(f"method {method.name!r} edits no site; leave out --positions and --scale.")
+        if self.rank is not None and method.trains in (Trains.NOTHING, Trains.WEIGHTS):
+            raise InputError(f"method {method.name!r} has no rank; leave out --rank.")
+        if self.constraint is not None:
+            if method.trains is not Trains.JOINT:
+                raise InputError(f"method {method.name!r} has no constraint; use --method joint.")
+            if self.constraint not in CONSTRAINTS:
+                hint = did_you_mean(self.constraint, list(CONSTRAINTS))
+                raise InputError(f"unknown constraint {self.constraint!r}.{hint} Valid: {', '.join(CONSTRAINTS)}.")
+        if self.heads is not None and method.trains is not Trains.LOFIT:
+            raise InputError(f"method {method.name!r} chooses no heads; use --method lofit.")
+
+    def _check_numbers(self) -> None:
+        least = ("rank", "heads", "steps", "batch_size", "tries", "lr_steps", "train_examples", "validation_examples")
+        for name in (*least, "test_examples", "max_length", "max_new_tokens", "eval_batch_size", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} is {value}; expected at least 1.")
+        if self.searches and self.tries < 3:
+            raise InputError(f"--tries is {self.tries}; expected at least 3: a winner and its two neighbours.")
+        if isinstance(self.learning_rate, str) and self.learning_rate != "auto":
+            raise InputError(f"--learning-rate is {self.learning_rate!r}; expected a number or 'auto'.")
+        if isinstance(self.learning_rate, float) and not (0 < self.learning_rate < math.inf):
+            raise InputError(f"--learning-rate is {self.learning_rate}; expected a positive number or 'auto'.")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"--warmup is {self.warmup}; expected a part of the steps, from 0 to below 1.")
+        if not (0 <= self.sparsity < math.inf):
+            raise InputError(f"--sparsity is {self.sparsity}; expected a number of at least 0.")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"--seed is {self.seed}; expected an integer from 0 to 2**31 - 1.")
+
+    def steering_config(self, sites: tuple[str, ...] | None = None, family: str | None = None) -> SteeringConfig:
+        """Return the configuration of the method's edits.
+
+        Args:
+            sites: Other sites than the options say (the heads that LoFiT chose).
+            family: Another family than the method's (that of LoFiT's first stage).
+
+        Raises:
+            InputError: The method has none, or the options do not fit its family.
+        """
+        method = self.of
+        if method.kind is None or method.family is None:
+            raise InputError(f"method {method.name!r} edits no site.")
+        return SteeringConfig(
+            sites=sites or self.sites or (str(method.kind),),
+            family=family or method.family,
+            rank=self.rank,
+            positions=self.positions,
+            activation=self.activation,
+            bias=self.bias,
+            scale=self.scale,
+            dtype=self.adapter_dtype,
+            seed=self.seed,
+        )
+
+    @property
+    def true_rank(self) -> int | None:
+        """The rank that is used, where there is one."""
+        if self.of.edits:
+            return self.steering_config().rank
+        return (self.rank or DEFAULT_RANK) if self.of.trains is Trains.LORA else None
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides the outcome beside task, method, sites, rank, seed and model, as JSON has it."""
+        own = asdict(self)
+        for name in (*_NOT_SETTINGS, *_ALSO_NOT):
+            del own[name]
+        own["learning_rate"] = "auto" if self.searches else self.fixed_rate
+        if self.of.trains is Trains.NOTHING:
+            return {name: own[name] for name in ("test_examples", "max_new_tokens", "eval_batch_size", "likelihoods")}
+        if not self.searches:
+            for name in ("tries", "lr_steps", "validation_examples"):
+                del own[name]
+        if self.of.trains is not Trains.LOFIT:
+            del own["heads"], own["sparsity"]
+        if self.of.trains is Trains.JOINT:
+            own["constraint"] = self.constraint or "none"
+        else:
+            del own["constraint"]
+        if self.of.edits:
+            config = self.steering_config()
+            own |= {"family": config.family, "bias": config.bias, "activation": config.activation}
+        else:
+            for name in ("positions", "bias", "scale", "activation"):
+                del own[name]
+        return own

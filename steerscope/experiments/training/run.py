@@ -1,0 +1,263 @@
+"""The steps of one run: choose a learning rate, train, save, test."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steerscope.analysis.stopwatch import StageProgress
+from steerscope.errors import InputError
+from steerscope.experiments.evaluation.adapters import ADAPTER
+from steerscope.experiments.evaluation.evaluate import evaluate
+from steerscope.experiments.evaluation.likelihood import completion_loss
+from steerscope.experiments.evaluation.result import Evaluation
+from steerscope.experiments.tasks.answer_task import AnswerForm
+from steerscope.experiments.tasks.supervised import SupervisedSequence
+from steerscope.experiments.training.data import Collator, Parts, supervised, training_rows
+from steerscope.experiments.training.engine import Trained, fit
+from steerscope.experiments.training.learning_rates import choose_within
+from steerscope.experiments.training.methods import Trains
+from steerscope.experiments.training.options import TrainOptions
+from steerscope.experiments.training.records import RunConfig, RunResults
+from steerscope.experiments.training.run_folder import RunFolder
+from steerscope.experiments.training.surroundings import package_versions, peak_memory
+from steerscope.experiments.training.trainee import Trainee, build
+from steerscope.experiments.validation.learning_rates import Choice
+from steerscope.models.load import LoadedModel
+from steerscope.steering.lofit import top_heads
+
+CHECKPOINTS = "checkpoints"
+# Training batches that the scale of edits is measured on.
+SCALE_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run under way: what it has, and the steps it takes."""
+
+    loaded: LoadedModel
+    options: TrainOptions
+    parts: Parts
+    path: Path
+    show: StageProgress
+    say: Callable[[str], None]
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where all is that only an interrupted run needs."""
+        return self.path / CHECKPOINTS
+
+    def whole(self, form: AnswerForm, config: RunConfig, command: str, folder: RunFolder) -> RunResults:
+        """Choose, train, save, test, and finish the folder."""
+        since = time.perf_counter()
+        if self.loaded.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.loaded.device)
+        if self.options.of.trains is Trains.NOTHING:
+            total = self.loaded.identity.n_params
+            found, generations = self._test(form, self.loaded.model)
+            numbers, done, training = (0, total), None, dict[str, Any]()
+            speed = found.generated_tokens / found.seconds if found.seconds else None
+        else:
+            sequences, too_long = supervised(self.parts, self.loaded.tokenizer, self.options, self.loaded.max_length)
+            if too_long:
+                self.say(f"{too_long} of {len(self.parts.train)} training examples are too long and were left out")
+            choice = self._choose(sequences)
+            trainee, done, more = self._fit(sequences, choice.learning_rate, self.options.steps, "train", keeps=True)
+            trainee.require_finite(choice.learning_rate)
+            numbers, speed = trainee.parameters, done.tokens_per_second
+            self._save(trainee)
+            found, generations = self._test(form, trainee.model)
+            trainee.restore()
+            training = self._facts(choice, done, too_long, len(sequences)) | more
+        results = RunResults.of(
+            config,
+            found,
+            trainable_parameters=numbers[0],
+            total_parameters=numbers[1],
+            tokens_per_second=speed,
+            peak_memory=peak_memory(self.loaded.device),
+            seconds=time.perf_counter() - since,
+            versions=package_versions(),
+            training=training,
+            command=command,
+        )
+        folder.finish(results, generations)
+        return results
+
+    def _choose(self, sequences: tuple[SupervisedSequence, ...]) -> Choice:
+        options = self.options
+        if not options.searches:
+            if options.learning_rate is None:
+                self.say(
+                    f"learning rate {options.fixed_rate:g}, the method's own, not tuned for this model and task "
+                    "(--learning-rate auto searches)"
+                )
+            return Choice(options.fixed_rate, False, {})
+        steps, kept = options.lr_steps or options.steps, self.checkpoints / "tried.json"
+        known: dict[float, float | None] = {}
+        if kept.exists():
+            known = {float(k): v for k, v in json.loads(kept.read_text()).items()}
+
+        def loss_at(rate: float) -> float:
+            if rate not in known:
+                known[rate] = self._validation_loss(sequences, rate, steps)
+                _write(kept, {f"{k:g}": v for k, v in known.items()})
+            loss = known[rate]
+            return math.inf if loss is None else loss
+
+        choice = choose_within(loss_at, options.of.start, options.tries)
+        if not choice.interior:
+            self.say(
+                f"the best learning rate, {choice.learning_rate:g}, is at the edge of the {len(choice.tried)} tried: a "
+                "better one may lie beyond (--tries allows more, the same number for every method)"
+            )
+        note = "" if steps == options.steps else f", in runs of {steps} steps instead of {options.steps}"
+        self.say(f"learning rate {choice.learning_rate:g} chosen on validation among {len(choice.tried)}{note}")
+        return choice
+
+    def _validation_loss(
+        self, sequences: tuple[SupervisedSequence, ...], learning_rate: float, steps: int
+    ) -> float | None:
+        """Return the loss, or ``None`` where there is no finite one."""
+        stage = f"trying learning rate {learning_rate:g}"
+        trainee, _, _ = self._fit(sequences, learning_rate, steps, stage, keeps=False)
+        try:
+            loss = completion_loss(
+                trainee.model,
+                self.loaded.tokenizer,
+                self.parts.validation,
+                batch_size=self.options.eval_batch_size,
+                max_length=self.loaded.max_length,
+            )
+        finally:
+            trainee.restore()
+        return loss if math.isfinite(loss) else None
+
+    def _fit(
+        self, sequences: tuple[SupervisedSequence, ...], learning_rate: float, steps: int, stage: str, *, keeps: bool
+    ) -> tuple[Trainee, Trained, dict[str, Any]]:
+        """Train by the method, LoFiT in its two stages; return what is still on the model."""
+        rows = training_rows(sequences, steps, self.options.batch_size, self.options.seed)
+        if self.options.of.trains is not Trains.LOFIT:
+            trainee = self._build(rows)
+            if keeps:
+                for note in trainee.notes:
+                    self.say(note)
+            return trainee, self._train(trainee, rows, learning_rate, steps, stage, self.checkpoints, keeps), {}
+        heads = self._heads(rows, learning_rate, steps, stage, keeps=keeps)
+        trainee = self._build(rows, sites=heads)
+        done = self._train(trainee, rows, learning_rate, steps, stage, self.checkpoints, keeps)
+        return trainee, done, {"heads": list(heads)}
+
+    def _heads(
+        self, rows: list[SupervisedSequence], learning_rate: float, steps: int, stage: str, *, keeps: bool
+    ) -> tuple[str, ...]:
+        """Train LoFiT's scales and return the heads it keeps."""
+        kept = self.checkpoints / "heads.json"
+        if keeps and kept.exists():
+            return tuple(json.loads(kept.read_text()))
+        trainee = self._build(rows, family="lofit_scale")
+        try:
+            available = _num_heads(trainee.model)
+            count = self.options.heads or max(1, round(available / 10))
+            if count > available:
+                raise InputError(f"--heads is {count}; there are {available} to choose among. Ask for fewer.")
+            place = self.checkpoints / "scales"
+            self._train(trainee, rows, learning_rate, steps, f"{stage}: scales", place, keeps)
+            heads = top_heads(trainee.model, count)
+        finally:
+            trainee.restore()
+        if keeps:
+            _write(kept, list(heads))
+        return heads
+
+    def _build(self, rows: list[SupervisedSequence], **changes: Any) -> Trainee:
+        size, device = self.options.batch_size, self.loaded.device
+        collate = Collator(_pad(self.loaded), False, False)
+        starts = range(0, min(len(rows), SCALE_BATCHES * size), size)
+        batches = ({k: v.to(device) for k, v in collate(rows[i : i + size]).items()} for i in starts)
+        return build(self.loaded, self.options, batches, **changes)
+
+    def _train(
+        self,
+        trainee: Trainee,
+        rows: list[SupervisedSequence],
+        learning_rate: float,
+        steps: int,
+        stage: str,
+        place: Path,
+        keeps: bool,
+    ) -> Trained:
+        try:
+            return fit(
+                trainee,
+                rows,
+                self.options,
+                place,
+                pad=_pad(self.loaded),
+                steps=steps,
+                learning_rate=learning_rate,
+                keeps=keeps,
+                show=lambda done, total: self.show(stage, done, total),
+            )
+        except BaseException:
+            trainee.restore()
+            raise
+
+    def _save(self, trainee: Trainee) -> None:
+        """Write the adapter; one that was begun before an interruption is written anew."""
+        place = self.path / ADAPTER
+        shutil.rmtree(place, ignore_errors=True)
+        trainee.save(place)
+
+    def _test(self, form: AnswerForm, model: torch.nn.Module) -> tuple[Evaluation, list[Any]]:
+        return evaluate(
+            model,
+            self.loaded.tokenizer,
+            form,
+            self.parts.test,
+            batch_size=self.options.eval_batch_size,
+            max_new_tokens=self.options.max_new_tokens,
+            max_length=self.loaded.max_length,
+            likelihoods=self.options.likelihoods,
+            progress=self.show,
+        )
+
+    def _facts(self, choice: Choice, done: Trained, too_long: int, examples: int) -> dict[str, Any]:
+        tried = {f"{rate:g}": loss if math.isfinite(loss) else None for rate, loss in choice.tried.items()}
+        return {
+            "learning_rate": choice.learning_rate,
+            "learning_rates_tried": tried,
+            "learning_rate_is_interior": choice.interior if tried else None,
+            "train_examples": examples,
+            "train_examples_too_long": too_long,
+            "train_set": self.parts.train_set,
+            "losses": [list(pair) for pair in done.losses],
+            "training_seconds": done.seconds,
+        }
+
+
+def _num_heads(model: Any) -> int:
+    """Return how many heads LoFiT chooses among."""
+    return sum(1 if site.head is not None else int(model.site_map.n_heads) for site in model.sites)
+
+
+def _pad(loaded: LoadedModel) -> int:
+    found = loaded.tokenizer.pad_token_id
+    return int(found) if found is not None else 0
+
+
+def _write(path: Path, values: Mapping[str, Any] | list[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.unfinished")
+    aside.write_text(json.dumps(values), encoding="utf-8")
+    os.replace(aside, path)

@@ -1,0 +1,112 @@
+"""A whole run: choose a learning rate, train, save, test; interrupted at any point it can go on.
+
+What a run does is decided by its options and seed alone. A search keeps the loss of every rate as it is known, the
+training itself keeps checkpoints, and whatever lies between is done again and comes out the same.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from steerscope.analysis.stopwatch import StageProgress
+from steerscope.errors import InputError
+from steerscope.experiments.tasks.answer_task import AnswerTask
+from steerscope.experiments.training.data import draw_parts
+from steerscope.experiments.training.methods import Trains
+from steerscope.experiments.training.options import TrainOptions
+from steerscope.experiments.training.records import RunConfig, RunResults
+from steerscope.experiments.training.run import Run
+from steerscope.experiments.training.run_folder import CONFIG, RESULTS, RunFolder, read_json, read_results
+from steerscope.models import load_model
+from steerscope.models.load import LoadedModel
+
+
+def train(
+    options: TrainOptions,
+    task: AnswerTask,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    progress: StageProgress | None = None,
+    say: Callable[[str], None] | None = None,
+    command: str = "",
+) -> RunResults:
+    """Train by one method on one task and test what came of it.
+
+    Args:
+        options: What to train and how.
+        task: Where examples come from.
+        out: The run's folder, new or empty; with ``resume`` one that this run began.
+        resume: Go on where the folder's run stopped; a complete one is read and returned.
+        progress: Called with stages ``load``, ``train``, one per learning rate tried, ``generate``, ``likelihood``.
+        say: Called with sentences a user should read.
+        command: What the user typed, kept with the results.
+
+    Returns:
+        What ``results.json`` holds.
+
+    Raises:
+        InputError: Options, data, model or folder cannot be used, or training diverged.
+
+    Cost: the method's tries and its training (see :func:`~steerscope.experiments.training.engine.fit`), and the test.
+    """
+    options.check()
+    place, show = Path(out), progress or (lambda stage, done, total: None)
+    parts = draw_parts(task, options)
+    show("load", 0, 1)
+    loaded = load_model(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+    )
+    show("load", 1, 1)
+    config = run_config(options, loaded)
+    if resume and (place / CONFIG).exists():
+        if (place / RESULTS).exists():
+            return _complete(place, config)
+        folder = RunFolder.reopen(place, config)
+    else:
+        folder = RunFolder.create(place, config)
+    run = Run(loaded, options, parts, folder.path, show, say or (lambda sentence: None))
+    results = run.whole(task.form, config, command, folder)
+    if not options.keep_checkpoints:
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+    return results
+
+
+def run_config(options: TrainOptions, loaded: LoadedModel) -> RunConfig:
+    """Return what a run is, as its folder keeps it.
+
+    Raises:
+        InputError: The model lacks a site.
+    """
+    sites: tuple[str, ...] = ()
+    if options.of.trains is Trains.LOFIT and not options.sites:
+        sites = ("attn_heads",)  # training decides which
+    elif options.of.edits:
+        sites = tuple(map(str, options.steering_config().resolve(loaded.site_map)))
+    return RunConfig(
+        task=options.task,
+        method=options.method,
+        sites=sites,
+        rank=options.true_rank,
+        seed=options.seed,
+        model=loaded.identity.as_dict(),
+        settings=options.settings(),
+    )
+
+
+def _complete(place: Path, config: RunConfig) -> RunResults:
+    begun, wanted = read_json(place / CONFIG, "a run"), json.loads(json.dumps(asdict(config)))
+    if begun != wanted:
+        differ = sorted(name for name in {*begun, *wanted} if begun.get(name) != wanted.get(name))
+        raise InputError(
+            f"the run in {str(place)!r} is complete and has other {', '.join(differ)}. Name another folder."
+        )
+    return read_results(place)

@@ -1,0 +1,179 @@
+"""A model made ready to train by one method, and given back as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from steerscope.errors import InputError
+from steerscope.experiments.training.methods import Trains
+from steerscope.experiments.training.options import DEFAULT_RANK, TrainOptions
+from steerscope.experiments.training.weights import WeightModel
+from steerscope.models.blocks import is_transposed
+from steerscope.models.load import LoadedModel
+from steerscope.models.site_map import find_sites
+from steerscope.steering import SteeringConfig, get_steering_model
+from steerscope.steering.joint import JointConstraint
+from steerscope.steering.lofit import SparseScales
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model ready to train.
+
+    Attributes:
+        model: What the Trainer gets.
+        restore: Takes the method off again; the base model is then as it was.
+        is_steered: Whether ``model`` takes ``prompt_lengths``.
+        callbacks: What the Trainer has to call.
+        notes: What a user should know, a sentence each.
+        write: Writes what was trained to a folder, where ``model.save_pretrained`` alone would not do.
+    """
+
+    model: Any
+    restore: Callable[[], object]
+    is_steered: bool = False
+    callbacks: Sequence[TrainerCallback] = ()
+    notes: tuple[str, ...] = ()
+    write: Callable[[Path], object] | None = None
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """How many numbers are trained, and how many there are."""
+        trained, total = self.model.get_nb_trainable_parameters()
+        return int(trained), int(total)
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter or the changed weights."""
+        if self.write is not None:
+            self.write(folder)
+        else:
+            self.model.save_pretrained(str(folder))
+
+    def require_finite(self, learning_rate: float) -> None:
+        """Refuse what no number can come of.
+
+        Raises:
+            InputError: A trained number is NaN or infinite.
+        """
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters() if p.requires_grad):
+            raise InputError(
+                f"training diverged with learning rate {learning_rate:g}: parameters are NaN or infinite. Give a "
+                "smaller --learning-rate, or auto."
+            )
+
+
+def build(
+    loaded: LoadedModel,
+    options: TrainOptions,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    sites: tuple[str, ...] | None = None,
+    family: str | None = None,
+) -> Trainee:
+    """Make a model ready to train.
+
+    Args:
+        loaded: The model, frozen.
+        options: The method and its settings.
+        batches: What the scale of edits is measured on, if they have one.
+        sites: Other sites than the options name (the heads that LoFiT chose).
+        family: Another family than the method's (that of LoFiT's first stage).
+
+    Raises:
+        InputError: The model lacks a site, or the method trains nothing.
+    """
+    match options.of.trains:
+        case Trains.EDITS | Trains.LOFIT:
+            config = options.steering_config(sites, family)
+            return _edits(loaded, config, batches, options.sparsity)
+        case Trains.LORA:
+            model = lora(loaded, options.rank or DEFAULT_RANK, options.seed)
+
+            def write(folder: Path) -> None:
+                # As the user named it: the path of a converted copy means nothing elsewhere. Not before: PEFT would
+                # ask the hub for it at every checkpoint, and asks at the end unless told that embeddings are not its.
+                model.peft_config["default"].base_model_name_or_path = loaded.identity.name
+                model.save_pretrained(str(folder), save_embedding_layers=False)
+
+            return Trainee(model, model.unload, write=write)
+        case Trains.JOINT:
+            return _joint(loaded, options, batches)
+        case Trains.WEIGHTS:
+            return _weights(loaded, options.method)
+        case _:
+            raise InputError(f"method {options.method!r} trains nothing.")
+
+
+def lora(loaded: LoadedModel, rank: int, seed: int) -> Any:
+    """Put a LoRA of all linear maps of the blocks on a model, float32, with ``alpha`` equal to the rank.
+
+    Raises:
+        InputError: PEFT is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise InputError("methods lora and joint need peft, which is not installed. pip install peft") from error
+    maps = set(loaded.site_map.linear_maps().values())
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=[name for name, module in loaded.model.named_modules() if module in maps],
+        fan_in_fan_out=any(map(is_transposed, maps)),
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)  # PEFT draws from the global generator
+    return get_peft_model(loaded.model, config)
+
+
+def _edits(
+    loaded: LoadedModel, config: SteeringConfig, batches: Iterable[Mapping[str, Tensor]], sparsity: float
+) -> Trainee:
+    model = get_steering_model(loaded, config)
+    if config.scale == "rms":
+        model.measure_scales(batches)
+    callbacks = [SparseScales(model, sparsity)] if config.family == "lofit_scale" else []
+    return Trainee(model, model.unload, True, callbacks)
+
+
+def _joint(loaded: LoadedModel, options: TrainOptions, batches: Iterable[Mapping[str, Tensor]]) -> Trainee:
+    wrapped = lora(loaded, options.rank or DEFAULT_RANK, options.seed)
+    try:
+        beneath = replace(loaded, model=wrapped, site_map=find_sites(wrapped, loaded.site_map.description))
+        steered = _edits(beneath, options.steering_config(), batches, 0.0)
+        constraint = JointConstraint(steered.model, options.constraint or "none")
+    except InputError:
+        wrapped.unload()
+        raise
+
+    def restore() -> nn.Module:
+        steered.model.unload()
+        found: nn.Module = wrapped.unload()
+        return found
+
+    return Trainee(steered.model, restore, True, [constraint.callback()])
+
+
+def _weights(loaded: LoadedModel, method: str) -> Trainee:
+    model = WeightModel(loaded, method)
+    trained, total = model.get_nb_trainable_parameters()
+    notes = []
+    if model.added:
+        notes.append(
+            f"this model has no biases: {len(model.added)} were added to the linear maps of its blocks, {trained:,} "
+            "numbers that start at zero"
+        )
+    if method == "sft":
+        size = sum(p.numel() * p.element_size() for p in model.trained().values()) / 1e9
+        notes.append(
+            f"the changed weights take up to {size:.2g} GB on disk, and every checkpoint {3 * size:.2g} GB "
+            f"({trained:,} of {total:,} numbers are trained)"
+        )
+    return Trainee(model, model.restore, notes=tuple(notes))
