@@ -1,0 +1,223 @@
+"""Whole runs on tiny models: every method learns and is kept; a killed run goes on to the same bits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from steerscope.errors import InputError
+from steerscope.experiments.evaluation.adapters import read_adapter, with_adapter
+from steerscope.experiments.evaluation.likelihood import completion_loss
+from steerscope.experiments.training import engine, read_results
+from steerscope.experiments.training.methods import METHODS as TABLE
+from steerscope.experiments.training.run import Run
+from steerscope.experiments.training.train import train
+from steerscope.models.load import digest_of_parameters
+from tests.experiments.training.tiny_runs import METHODS, loaded, make_place, options, task_of
+
+# What differs between two runs that are equal.
+CLOCKS = ("seconds", "tokens_per_second", "peak_memory", "command")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return make_place(tmp_path_factory.mktemp("train"))
+
+
+def outcome(folder) -> dict:
+    """Results without clocks, generations, and every byte of what was saved."""
+    found = json.loads((folder / "results.json").read_text())
+    for name in CLOCKS:
+        found.pop(name)
+    found["training"].pop("training_seconds")
+    found["evaluation"].pop("seconds")
+    weights = {str(p.relative_to(folder)): p.read_bytes() for p in (folder / "adapter").rglob("*.safetensors")}
+    return {"results": found, "generations": (folder / "generations.jsonl").read_text(), "weights": weights}
+
+
+def test_the_table_and_the_tests_name_the_same_methods():
+    assert {*METHODS, "none"} == set(TABLE)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_learns_and_its_saved_adapter_is_what_was_tested(place, tmp_path, method):
+    task = task_of(place)
+    rates = {"sft": 0.003, "lofit": 0.1, "vector": 0.1, "bitfit": 0.1}
+    run = options(
+        place, method, steps=12, learning_rate=rates.get(method, 0.02), heads=3 if method == "lofit" else None
+    )
+    base = loaded(place)
+    digest = digest_of_parameters(base.model)
+    train(run, task, tmp_path / "run")
+    found = read_results(tmp_path / "run")
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "adapter", "config.json", "generations.jsonl", "results.json",
+    ]  # fmt: skip
+    examples = task.split("train", None, 0)[:48]
+    before = completion_loss(base.model, base.tokenizer, examples)
+    saved = with_adapter(base, read_adapter(tmp_path / "run"))
+    assert completion_loss(saved, base.tokenizer, examples) < before - 0.03
+    assert found.tokens_per_second > 0
+    assert found.training["losses"][-1][0] == 12
+    if method in ("post-block", "joint"):
+        trained = sum(p.numel() for p in saved.parameters()) - sum(p.numel() for p in loaded(place).model.parameters())
+        assert found.trainable_parameters == trained
+    if method == "lofit":
+        assert len(found.training["heads"]) == 3
+        assert found.trainable_parameters == 3 * 4
+    assert digest_of_parameters(loaded(place).model) == digest
+
+
+class Killed(BaseException):
+    """A process that is gone: nothing after it runs."""
+
+
+def killed_after(monkeypatch, saves: int):
+    """Kill the run right after so many checkpoints, and two steps later if there are any."""
+    seen = []
+    real = engine._Watch.on_step_end
+
+    def on_step_end(self, args, state, control, **kwargs):
+        real(self, args, state, control, **kwargs)
+        seen.append(state.global_step)
+        if len(seen) == saves:
+            raise Killed
+
+    monkeypatch.setattr(engine._Watch, "on_step_end", on_step_end)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "steps"),
+    [
+        ("post-block", {"scale": "rms", "positions": "last:3"}, (5, 1)),
+        ("loreft", {}, (5,)),
+        ("lora", {}, (3,)),
+        ("sft", {"learning_rate": 0.003}, (5,)),
+        ("bitfit", {}, (5,)),
+        ("joint", {"constraint": "output"}, (5,)),
+        ("lofit", {"heads": 2}, (5, 7)),
+        ("post-block", {"model": "gpt2", "learning_rate": "auto", "tries": 3, "lr_steps": 3}, (5, 9)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)  # fmt: skip
+def test_a_killed_run_goes_on_to_the_same_bits(place, tmp_path, monkeypatch, method, changes, steps):
+    """gpt2 has dropout, so the random numbers have to go on too; the search is killed in its second run."""
+    task = task_of(place)
+    model = str(place / changes.pop("model", "model"))
+    run = options(place, method, steps=6, save_every=2, model=model, **changes)
+    train(run, task, tmp_path / "whole")
+    expected = outcome(tmp_path / "whole")
+    for count in steps:
+        with monkeypatch.context() as patch:
+            killed_after(patch, count)
+            with pytest.raises(Killed):
+                train(run, task, tmp_path / "killed", resume=True)
+        assert not (tmp_path / "killed" / "results.json").exists()
+    seen = []
+    train(run, task, tmp_path / "killed", resume=True, progress=lambda *told: seen.append(told))
+    assert ("train", 6, 6) in seen
+    assert not any(stage == "train" and done == 1 for stage, done, _ in seen) or run.searches
+    assert outcome(tmp_path / "killed") == expected
+    assert not (tmp_path / "killed" / "checkpoints").exists()
+
+
+def test_killed_while_saving_and_testing(place, tmp_path, monkeypatch):
+    task, run = task_of(place), options(place, steps=4, keep_checkpoints=True)
+    train(run, task, tmp_path / "whole")
+    for name in ("_save", "_test"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, name, lambda *a, **k: (_ for _ in ()).throw(Killed()))
+            with pytest.raises(Killed):
+                train(run, task, tmp_path / "killed", resume=True)
+    # And while a checkpoint was written: one without its last file does not count.
+    (last,) = (tmp_path / "killed" / "checkpoints").glob("checkpoint-4")
+    (last / "trainer_state.json").unlink()
+    train(run, task, tmp_path / "killed", resume=True)
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+    assert (tmp_path / "killed" / "checkpoints" / "checkpoint-4").exists()
+    complete = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.json")}
+    assert train(run, task, tmp_path / "killed", resume=True).line == read_results(tmp_path / "whole").line
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.json")} == complete
+    with pytest.raises(InputError, match="is complete and has other settings"):
+        train(options(place, steps=5), task, tmp_path / "killed", resume=True)
+    with pytest.raises(InputError, match="is not empty"):
+        train(run, task, tmp_path / "killed")
+
+
+def test_seeds_differ_in_start_and_data_and_share_the_test(place, tmp_path):
+    task = task_of(place)
+    found = [train(options(place, seed=seed), task, tmp_path / str(seed)) for seed in (0, 1)]
+    again = train(options(place), task, tmp_path / "again")
+    weights = [load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("0", "1", "again")]
+    assert not torch.equal(weights[0]["0.resid_post.D"], weights[1]["0.resid_post.D"])
+    assert all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+    assert found[0].settings == found[1].settings
+    assert found[0].test_set == found[1].test_set
+    assert found[0].training["train_set"] != found[1].training["train_set"]
+    assert again.training["losses"] == found[0].training["losses"]
+
+
+def test_a_search_chooses_on_validation_and_says_what_it_tried(place, tmp_path):
+    task, said = task_of(place), []
+    run = options(place, learning_rate="auto", tries=4, lr_steps=3, steps=6, train_examples=12)
+    found = train(run, task, tmp_path / "run", say=said.append)
+    facts = found.training
+    tried = {float(rate): loss for rate, loss in facts["learning_rates_tried"].items()}
+    assert 3 <= len(tried) <= 4
+    assert facts["learning_rate"] == min(tried, key=tried.get)
+    assert any("in runs of 3 steps instead of 6" in sentence for sentence in said)
+    if not facts["learning_rate_is_interior"]:
+        assert any("is at the edge of the 4 tried" in sentence for sentence in said)
+    # The same run, trained alone with the chosen rate, is the same.
+    alone = train(
+        options(place, learning_rate=facts["learning_rate"], steps=6, train_examples=12), task, tmp_path / "alone"
+    )
+    assert alone.training["losses"] == facts["losses"]
+    # What was chosen on is the validation part.
+    base = loaded(place)
+    rate = facts["learning_rate"]
+    train(options(place, learning_rate=rate, steps=3), task, tmp_path / "trial")
+    steered = with_adapter(base, read_adapter(tmp_path / "trial"))
+    chosen_on = task.split("validation", None, 0)[:6]
+    assert completion_loss(steered, base.tokenizer, chosen_on) == pytest.approx(tried[rate], rel=1e-6)
+
+
+def test_a_run_that_diverges_is_refused(place, tmp_path):
+    with pytest.raises(InputError, match="diverged with learning rate 1e\\+30"):
+        train(options(place, "sft", learning_rate=1e30), task_of(place), tmp_path / "run")
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_nothing_trained_is_the_model_as_it_is(place, tmp_path):
+    found = train(options(place, "none"), task_of(place), tmp_path / "run")
+    assert (found.trainable_parameters, found.training, found.sites) == (0, {}, ())
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_long_examples_are_left_out_and_said(place, tmp_path):
+    task, said = task_of(place, "boolq"), []
+    examples = task.split("train")
+    # A byte is a token, and one more ends the sequence.
+    sizes = [len((one.prompt + one.completion).encode()) + 1 for one in examples]
+    assert min(sizes) < max(sizes)
+    limits = options(place, task="boolq", steps=20)
+    whole = train(limits, task, tmp_path / "whole", say=said.append)
+    assert said == []
+    assert whole.training["train_examples"] == len(examples)
+    found = train(replace(limits, max_length=max(sizes) - 1), task, tmp_path / "cut", say=said.append)
+    left_out = sizes.count(max(sizes))
+    assert found.training["train_examples_too_long"] == left_out
+    assert said == [f"{left_out} of {len(examples)} training examples are too long and were left out"]
+    with pytest.raises(InputError, match=f"none of {len(examples)} examples fits"):
+        train(replace(limits, max_length=9), task, tmp_path / "none")
+
+
+def test_a_bfloat16_base_has_float32_adapters(place, tmp_path):
+    train(options(place, dtype="bfloat16"), task_of(place), tmp_path / "run")
+    weights = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    assert read_results(tmp_path / "run").model["dtype"] == "bfloat16"
