@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,13 @@ from steerscope.experiments.evaluation.likelihood import completion_loss
 from steerscope.experiments.evaluation.result import Evaluation
 from steerscope.experiments.tasks.answer_task import AnswerForm
 from steerscope.experiments.tasks.supervised import SupervisedSequence
-from steerscope.experiments.training.data import Collator, Parts, supervised, training_rows
+from steerscope.experiments.training.data import Collator, Parts, pad_token, supervised, training_rows
 from steerscope.experiments.training.engine import Trained, fit
 from steerscope.experiments.training.learning_rates import choose_within
 from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import TrainOptions
 from steerscope.experiments.training.records import RunConfig, RunResults
-from steerscope.experiments.training.run_folder import RunFolder
+from steerscope.experiments.training.run_folder import RunFolder, replace_json
 from steerscope.experiments.training.surroundings import package_versions, peak_memory
 from steerscope.experiments.training.trainee import Trainee, build
 from steerscope.experiments.validation.learning_rates import Choice
@@ -110,7 +109,7 @@ class Run:
         def loss_at(rate: float) -> float:
             if rate not in known:
                 known[rate] = self._validation_loss(sequences, rate, steps)
-                _write(kept, {f"{k:g}": v for k, v in known.items()})
+                replace_json(kept, {f"{k:g}": v for k, v in known.items()})
             loss = known[rate]
             return math.inf if loss is None else loss
 
@@ -177,12 +176,12 @@ class Run:
         finally:
             trainee.restore()
         if keeps:
-            _write(kept, list(heads))
+            replace_json(kept, list(heads))
         return heads
 
     def _build(self, rows: list[SupervisedSequence], **changes: Any) -> Trainee:
         size, device = self.options.batch_size, self.loaded.device
-        collate = Collator(_pad(self.loaded), False, False)
+        collate = Collator(pad_token(self.loaded.tokenizer), False, False)
         starts = range(0, min(len(rows), SCALE_BATCHES * size), size)
         batches = ({k: v.to(device) for k, v in collate(rows[i : i + size]).items()} for i in starts)
         return build(self.loaded, self.options, batches, **changes)
@@ -203,7 +202,7 @@ class Run:
                 rows,
                 self.options,
                 place,
-                pad=_pad(self.loaded),
+                pad=pad_token(self.loaded.tokenizer),
                 steps=steps,
                 learning_rate=learning_rate,
                 keeps=keeps,
@@ -249,15 +248,3 @@ class Run:
 def _num_heads(model: Any) -> int:
     """Return how many heads LoFiT chooses among."""
     return sum(1 if site.head is not None else int(model.site_map.n_heads) for site in model.sites)
-
-
-def _pad(loaded: LoadedModel) -> int:
-    found = loaded.tokenizer.pad_token_id
-    return int(found) if found is not None else 0
-
-
-def _write(path: Path, values: Mapping[str, Any] | list[Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.unfinished")
-    aside.write_text(json.dumps(values), encoding="utf-8")
-    os.replace(aside, path)

@@ -130,6 +130,14 @@ def _json(values: Any) -> str:
         raise InputError(f"a run's settings and results must be JSON: {error}. Give plain, finite values.") from error
 
 
+def replace_json(path: Path, values: Any) -> None:
+    """Write what an interrupted run will want to know; unlike results it may be replaced, and never is half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.unfinished")
+    aside.write_text(_json(values), encoding="utf-8")
+    os.replace(aside, path)
+
+
 def _write_new(path: Path, text: str) -> None:
     """Write a file whole, and refuse to replace one, even if two processes try at once.
 

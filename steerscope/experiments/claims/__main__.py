@@ -1,0 +1,28 @@
+"""``python -m steerscope.experiments.claims RUNS... PAGE``: write the page of claims from run folders."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from steerscope.errors import InputError
+from steerscope.experiments.claims.page import write_claims
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line; the last argument is the page, those before it folders of runs."""
+    parser = argparse.ArgumentParser(prog="python -m steerscope.experiments.claims", description=__doc__)
+    parser.add_argument("runs", nargs="*", type=Path, help="run folders, or folders of some; none for an empty page")
+    parser.add_argument("page", type=Path, help="the Markdown file to write")
+    options = parser.parse_args(arguments)
+    try:
+        write_claims(options.runs, options.page)
+    except InputError as error:
+        print(f"claims: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,104 @@
+"""Claim (f): what part of a fine-tuning each space of edits leaves behind, on a finished ``sft`` or ``lora`` run.
+
+    python -m steerscope.experiments.claims.leftover RUN [--data-dir DIR] [--ranks 1,8] [--examples 128]
+
+Writes ``leftover.json`` into the run's folder. The maps are fitted and measured on halves of validation prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from steerscope.errors import InputError
+from steerscope.experiments.evaluation.adapters import read_adapter, with_adapter
+from steerscope.experiments.tasks import get_answer_task
+from steerscope.experiments.tasks.answer_task import AnswerTask
+from steerscope.experiments.tasks.supervised import supervise
+from steerscope.experiments.training.data import Collator, pad_token
+from steerscope.experiments.training.run_folder import read_results
+from steerscope.models import load_model
+from steerscope.sites import SiteKind
+from steerscope.steering.identity import is_peft
+from steerscope.steering.oracles import Oracles
+
+LEFTOVER = "leftover.json"
+KINDS = (SiteKind.RESID_POST, SiteKind.MLP_OUT, SiteKind.ATTN_OUT, SiteKind.MLP_IN)
+
+
+def measure_leftover(
+    run: Path, task: AnswerTask, *, ranks: Sequence[int] = (1, 8), examples: int = 128, batch_size: int = 16
+) -> dict[str, Any]:
+    """Measure and write what best-fitting linear edits leave of a run's divergence from its base model.
+
+    Args:
+        run: Folder of a run of method ``sft``, ``bitfit`` or ``lora``.
+        task: The run's task.
+        ranks: Ranks of the maps.
+        examples: Validation prompts, half of them to fit on.
+        batch_size: Prompts per batch.
+
+    Raises:
+        InputError: The run trained no weights, or there are fewer than two examples.
+
+    Cost: per kind and rank, four forward passes per layer over half of the prompts; memory of two models.
+    """
+    results = read_results(run)
+    if results.method not in ("sft", "bitfit", "lora"):
+        raise InputError(f"{str(run)!r} is a run of method {results.method!r}; expected sft, bitfit or lora.")
+    name, dtype = str(results.model["name"]), str(results.model["dtype"])
+    loaded = load_model(name, dtype=dtype, revision=results.model.get("revision"))
+    tuned: nn.Module = with_adapter(loaded, read_adapter(run))
+    sequences = supervise(task.split("validation", None, 0)[:examples], loaded.tokenizer, loaded.max_length).sequences
+    if len(sequences) < 2:
+        raise InputError(f"got {len(sequences)} examples that fit; expected at least 2. Ask for more.")
+    collate, half = Collator(pad_token(loaded.tokenizer), False, False), len(sequences) // 2
+
+    def batches(some: Sequence[Any]) -> list[dict[str, Tensor]]:
+        return [collate(some[i : i + batch_size]) for i in range(0, len(some), batch_size)]
+
+    to_fit, to_measure = batches(sequences[:half]), batches(sequences[half:])
+    if is_peft(tuned):
+        oracles = Oracles(tuned)
+    else:
+        oracles = Oracles(load_model(name, dtype=dtype, revision=results.model.get("revision")).model, tuned)
+    base = oracles.kl(to_measure, [str(loaded.site_map.sites()[-1])], "none")
+    spaces = []
+    for kind in [kind for kind in KINDS if kind in loaded.site_map.description.kinds]:
+        for rank in ranks:
+            maps = oracles.fit_linear(to_fit, [str(site) for site in loaded.site_map.sites((kind,))], rank)
+            spaces.append({"kind": str(kind), "rank": rank, "kl": oracles.kl_of(to_measure, maps).kl})
+    found = {
+        "task": results.task,
+        "method": results.method,
+        "seed": results.seed,
+        "model": dict(results.model),
+        "kl_base": base.kl,
+        "tokens": base.tokens,
+        "examples": len(sequences),
+        "spaces": spaces,
+    }
+    (run / LEFTOVER).write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return found
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--ranks", default="1,8")
+    parser.add_argument("--examples", type=int, default=128)
+    options = parser.parse_args()
+    task = get_answer_task(read_results(options.run).task, options.data_dir)
+    ranks = [int(one) for one in options.ranks.split(",")]
+    print(json.dumps(measure_leftover(options.run, task, ranks=ranks, examples=options.examples), indent=1))
+
+
+if __name__ == "__main__":
+    main()

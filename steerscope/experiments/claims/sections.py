@@ -1,0 +1,195 @@
+"""Which runs speak to which claim: pairs of configurations that differ in the one thing a claim is about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from steerscope.experiments.comparison.groups import Entry
+from steerscope.experiments.training.methods import METHODS, Trains
+
+# What both sides of every pair share: how long they were trained, on what, and what was asked.
+SHARED = ("steps", "batch_size", "warmup", "train_examples", "max_length", "test_examples", "max_new_tokens")
+_OF_EDITS = ("family", "positions", "scale", "bias", "activation")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A claim about two configurations: ``first`` at least as good as ``second``, or better where ``strict``."""
+
+    first: Entry
+    second: Entry
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """One of the paper's claims.
+
+    Attributes:
+        letter: As docs and issues name it.
+        title: The claim.
+        note: What exactly is compared.
+        pairs: Finds the pairs among the runs of one task, model and test set.
+    """
+
+    letter: str
+    title: str
+    note: str
+    pairs: Callable[[Sequence[Entry]], list[Pair]]
+
+
+def alike(first: Entry, second: Entry, *, but: tuple[str, ...] = (), edits: bool = True) -> bool:
+    """Whether two configurations share what they have to, except for the settings named."""
+    names = (*SHARED, *(_OF_EDITS if edits else ()))
+    return all(first.settings.get(name) == second.settings.get(name) for name in names if name not in but)
+
+
+def plain(entry: Entry) -> bool:
+    """Whether edits are as the method has them: one kind of site in all layers, every token."""
+    method = METHODS.get(entry.method)
+    kinds = {site.partition(".")[2] for site in entry.sites}
+    layers = {site.partition(".")[0] for site in entry.sites}
+    own = method is not None and method.kind is not None and kinds == {str(method.kind)}
+    return own and len(layers) == len(entry.sites) > 1 and entry.settings.get("positions") == "all"
+
+
+def _of(entries: Sequence[Entry], *methods: str) -> list[Entry]:
+    return [entry for entry in entries if entry.method in methods]
+
+
+def _everywhere(entries: Sequence[Entry], method: str) -> list[Entry]:
+    return [entry for entry in _of(entries, method) if plain(entry)]
+
+
+def sites(entries: Sequence[Entry]) -> list[Pair]:
+    """(a) The order of sites, at one rank and so at equal parameters."""
+    found = []
+    for better, worse in (("post-block", "post-mlp"), ("post-mlp", "attn-out"), ("post-mlp", "mlp-in")):
+        for first in _everywhere(entries, better):
+            for second in _everywhere(entries, worse):
+                if first.parameters == second.parameters and len(first.sites) == len(second.sites):
+                    found += [Pair(first, second)] if alike(first, second) else []
+    return found
+
+
+def fine_tuning(entries: Sequence[Entry]) -> list[Pair]:
+    """(b) Post-block edits of every budget against full fine-tuning."""
+    return [
+        Pair(first, second)
+        for first in sorted(_everywhere(entries, "post-block"), key=lambda entry: entry.parameters)
+        for second in _of(entries, "sft")
+        if alike(first, second, edits=False)
+    ]
+
+
+def other_methods(entries: Sequence[Entry]) -> list[Pair]:
+    """(c) Post-block edits against LoReFT and LoRA, and LoReFT with one thing changed at a time."""
+    found = [
+        Pair(first, second)
+        for first in _everywhere(entries, "post-block")
+        for second in (*_everywhere(entries, "loreft"), *_of(entries, "lora"))
+        if first.rank == second.rank and alike(first, second, edits=False)
+    ]
+    for one in _of(entries, "post-block", "loreft", "noreft", "post-mlp", "attn-out", "mlp-in"):
+        for other in _of(entries, "post-block", "loreft", "noreft", "post-mlp", "attn-out", "mlp-in"):
+            if one.rank == other.rank and one != other and _one_change(one, other):
+                found.append(Pair(one, other))
+    return found
+
+
+def _one_change(first: Entry, second: Entry) -> bool:
+    """Whether two edits differ in sites, positions, orthonormality or bias alone; the plainer one comes first."""
+    same_sites = first.sites == second.sites
+    if first.method == second.method:
+        if same_sites:
+            for name, usual in (("positions", "all"), ("bias", True)):
+                changed = first.settings.get(name) != second.settings.get(name)
+                if changed and first.settings.get(name) == usual and alike(first, second, but=(name,)):
+                    return True
+            return False
+        return alike(first, second) and (len(second.sites), second.sites) < (len(first.sites), first.sites)
+    return (
+        (first.method, second.method) == ("loreft", "noreft") and same_sites and alike(first, second, but=("family",))
+    )
+
+
+def nonlinear(entries: Sequence[Entry]) -> list[Pair]:
+    """(d) Linear edits against nonlinear ones at the same sites."""
+    return [
+        Pair(first, second)
+        for first in _of(entries, "post-block")
+        for second in _of(entries, "nonlinear")
+        if (first.sites, first.rank) == (second.sites, second.rank)
+        and alike(first, second, but=("family", "activation"))
+    ]
+
+
+def joint(entries: Sequence[Entry]) -> list[Pair]:
+    """(e) Joint adaptation against each part alone, and the constraints against none."""
+    found = []
+    for first in _of(entries, "joint"):
+        for second in (*_everywhere(entries, "post-block"), *_of(entries, "lora")):
+            if first.rank == second.rank and alike(first, second, edits=False):
+                found.append(Pair(first, second, strict=True))
+        for second in _of(entries, "joint"):
+            names = first.settings.get("constraint"), second.settings.get("constraint")
+            if first.rank == second.rank and names[0] != "none" and names[1] == "none" and alike(first, second):
+                found.append(Pair(first, second))
+    return found
+
+
+SECTIONS = (
+    Section(
+        "a",
+        "Steering all layers at equal parameters: post-block >= post-MLP >= attention output and MLP input",
+        "Linear edits of one rank in every layer.",
+        sites,
+    ),
+    Section(
+        "b",
+        "Post-block steering comes near full fine-tuning at a small part of its parameters",
+        "The claim tested is that it loses less than one point; the table shows every budget that was trained.",
+        fine_tuning,
+    ),
+    Section(
+        "c",
+        "Post-block steering is at least as good as LoReFT and LoRA",
+        "At the same rank, so not at the same parameters, which the table gives. Further rows change one thing: sites, "
+        "positions, orthonormal rows (`loreft` against `noreft`) or the bias; there `reproduced` says that the first "
+        "is at least as good as the second, which the paper need not have claimed.",
+        other_methods,
+    ),
+    Section(
+        "d",
+        "Linear edits are at least as good as nonlinear ones",
+        "The same sites, rank and positions.",
+        nonlinear,
+    ),
+    Section(
+        "e",
+        "Joint adaptation is better than each of its parts, and constraints help",
+        "The same rank; the joint model has the parameters of both parts. A constraint is tested for being at least as "
+        "good as none.",
+        joint,
+    ),
+)
+
+
+def trained_words(entry: Entry) -> str:
+    """Return a configuration in a few words."""
+    method = METHODS.get(entry.method)
+    parts = [entry.method]
+    if entry.rank is not None:
+        parts.append(f"r{entry.rank}")
+    if method is not None and method.edits and not plain(entry):
+        parts.append(f"at {entry.site_words}")
+        if entry.settings.get("positions") not in (None, "all"):
+            parts.append(f"on {entry.settings['positions']}")
+    if entry.settings.get("bias") is False:
+        parts.append("without bias")
+    if entry.settings.get("scale") == "rms":
+        parts.append("scaled")
+    if method is not None and method.trains is Trains.JOINT:
+        parts.append(f"constraint {entry.settings.get('constraint')}")
+    return " ".join(parts)

@@ -1,0 +1,216 @@
+"""The rule on numbers whose verdict is known, which runs are paired, and the page from real tiny runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from steerscope.errors import InputError
+from steerscope.experiments.claims.__main__ import main
+from steerscope.experiments.claims.leftover import measure_leftover
+from steerscope.experiments.claims.page import render, studies, write_claims
+from steerscope.experiments.claims.rule import Difference, difference, is_fair, rights, verdict
+from steerscope.experiments.claims.sections import SECTIONS, fine_tuning, joint, nonlinear, other_methods, sites
+from steerscope.experiments.comparison import compare
+from steerscope.experiments.training import RunFolder
+from steerscope.experiments.training.train import train
+from tests.experiments.training.cases import GENERATIONS, config, evaluation, results
+from tests.experiments.training.tiny_runs import make_place, options, task_of
+
+N = 200
+SETTINGS = {
+    "steps": 120, "batch_size": 32, "learning_rate": "auto", "tries": 7, "positions": "all", "family": "linear",
+    "bias": True,
+}  # fmt: skip
+
+
+def run(
+    folder, method: str, right: list[set[int]], kind: str | None = "resid_post", parameters: int = 1000, **settings
+):
+    """One run per seed, with these questions of N answered rightly."""
+    for seed, chosen in enumerate(right):
+        own = config(
+            method=method,
+            seed=seed,
+            sites=() if kind is None else (f"0.{kind}", f"1.{kind}"),
+            rank=None if method == "sft" else 8,
+            settings=SETTINGS | settings,
+        )
+        name = "-".join([method, *(f"{key}{value}" for key, value in settings.items()), str(seed)]).replace(":", "")
+        place = RunFolder.create(folder / name, own)
+        lines = [replace(GENERATIONS[0], key=f"q{i}", is_right=i in chosen) for i in range(N)]
+        place.finish(results(own, evaluation(len(chosen), N), parameters), lines)
+
+
+def first(count: int) -> set[int]:
+    return set(range(count))
+
+
+def entries(folder):
+    return compare([folder]).entries
+
+
+def of(folder, method: str, **settings):
+    (found,) = [
+        e for e in entries(folder) if e.method == method and all(e.settings.get(k) == v for k, v in settings.items())
+    ]
+    return found
+
+
+def test_the_interval_is_that_of_the_rule(tmp_path):
+    run(tmp_path, "post-block", [first(120), first(130), first(125)])
+    run(tmp_path, "post-mlp", [first(110), first(112), first(114)], "mlp_out")
+    found = difference(of(tmp_path, "post-block"), of(tmp_path, "post-mlp"))
+    assert found.mean == pytest.approx((10 + 18 + 11) / 3 / N)
+    seeds = [10 / N, 18 / N, 11 / N]
+    mean = sum(seeds) / 3
+    of_seeds = 4.302653 * math.sqrt(sum((d - mean) ** 2 for d in seeds) / 2) / math.sqrt(3)
+    # Questions 110 to 129: how many of three seeds only the first method has right.
+    counts = [sum(b <= q < a for a, b in ((120, 110), (130, 112), (125, 114))) / 3 for q in range(N)]
+    of_questions = 1.96 * math.sqrt(sum((c - mean) ** 2 for c in counts) / (N - 1)) / math.sqrt(N)
+    assert found.high - found.mean == pytest.approx(math.hypot(of_seeds, of_questions), rel=1e-6)
+    assert found.mean - found.low == pytest.approx(found.high - found.mean)
+    assert (found.seeds, found.n) == (3, N)
+    with_two = difference(of(tmp_path, "post-block"), replace(of(tmp_path, "post-mlp"), seeds=(0, 1, 7)))
+    assert (with_two.seeds, with_two.low) == (2, -math.inf)
+    assert difference(of(tmp_path, "post-block"), replace(of(tmp_path, "post-mlp"), seeds=(7, 8, 9))) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "strict", "expected"),
+    [
+        (0.01, 0.05, False, "reproduced"),
+        (0.01, 0.05, True, "reproduced"),
+        (-0.009, 0.05, False, "reproduced"),
+        (-0.009, 0.05, True, "undecided"),
+        (-0.02, 0.05, False, "undecided"),
+        (-0.009, -0.001, False, "not reproduced"),
+        (-0.05, -0.01, True, "not reproduced"),
+    ],
+)
+def test_verdicts(low, high, strict, expected):
+    found = Difference((low + high) / 2, low, high, 3, N)
+    assert verdict(found, strict=strict, fair=True) == expected
+    assert verdict(found, strict=strict, fair=False) == "undecided (learning rates not searched alike)"
+    assert verdict(replace(found, seeds=2), strict=strict, fair=True).startswith("undecided (fewer")
+    assert verdict(None, strict=strict, fair=True).startswith("undecided (fewer")
+
+
+def test_only_equal_searches_are_fair(tmp_path):
+    run(tmp_path, "post-block", [first(9)])
+    run(tmp_path, "lora", [first(9)], None, tries=3)
+    run(tmp_path, "sft", [first(9)], None, learning_rate=1e-3)
+    block, lora, sft = (of(tmp_path, name) for name in ("post-block", "lora", "sft"))
+    assert is_fair(block, block)
+    assert not is_fair(block, lora)
+    assert not is_fair(sft, sft)
+
+
+def test_pairs_differ_in_what_the_claim_is_about(tmp_path):
+    run(tmp_path, "post-block", [first(9)])
+    run(tmp_path, "post-block", [first(9)], positions="last:1")
+    run(tmp_path, "post-block", [first(9)], bias=False)
+    run(tmp_path, "post-block", [first(9)], steps=9)
+    run(tmp_path, "post-mlp", [first(9)], "mlp_out")
+    run(tmp_path, "attn-out", [first(9)], "attn_out")
+    run(tmp_path, "mlp-in", [first(9)], "mlp_in", parameters=999)
+    run(tmp_path, "nonlinear", [first(9)], family="nonlinear", activation="silu")
+    run(tmp_path, "loreft", [first(9)], family="loreft", bias=None)
+    run(tmp_path, "noreft", [first(9)], family="noreft", bias=None)
+    run(tmp_path, "lora", [first(9)], None)
+    run(tmp_path, "sft", [first(9)], None)
+    run(tmp_path, "joint", [first(9)], constraint="none")
+    run(tmp_path, "joint", [first(9)], constraint="input")
+
+    def names(pairs):
+        return sorted((p.first.method, p.second.method, p.strict) for p in pairs)
+
+    found = entries(tmp_path)
+    # mlp-in has other parameters; the post-block run without bias pairs with nothing.
+    assert names(sites(found)) == [("post-block", "post-mlp", False), ("post-mlp", "attn-out", False)]
+    assert names(fine_tuning(found)) == [("post-block", "sft", False)] * 2  # with and without a bias
+    assert names(nonlinear(found)) == [("post-block", "nonlinear", False)]
+    assert names(other_methods(found)) == [
+        ("loreft", "noreft", False),
+        ("post-block", "lora", False),
+        ("post-block", "lora", False),
+        ("post-block", "loreft", False),
+        ("post-block", "loreft", False),
+        ("post-block", "post-block", False),
+        ("post-block", "post-block", False),
+    ]
+    changed = [p for p in other_methods(found) if p.first.method == p.second.method]
+    assert {(p.second.settings["positions"], p.second.settings["bias"]) for p in changed} == {
+        ("last:1", True), ("all", False),
+    }  # fmt: skip
+    alone = [(p.first.settings["constraint"], p.second.method, p.strict) for p in joint(found)]
+    assert ("input", "joint", False) in alone
+    assert ("none", "joint", False) not in alone
+    assert ("input", "lora", True) in alone
+    assert ("none", "post-block", True) in alone
+
+
+def test_the_page_says_what_the_runs_decide(tmp_path):
+    run(tmp_path / "runs", "post-block", [first(150), first(151), first(150)])
+    run(tmp_path / "runs", "post-mlp", [first(100), first(101), first(100)], "mlp_out")
+    run(tmp_path / "runs", "attn-out", [first(140), first(141), first(140)], "attn_out")
+    run(tmp_path / "runs", "sft", [first(160)], None)
+    write_claims([tmp_path / "runs"], tmp_path / "claims.md")
+    page = (tmp_path / "claims.md").read_text()
+    rows = [line for line in page.splitlines() if "| at least as good |" in line]
+    assert [row.split("|")[-2].strip() for row in rows] == [
+        "reproduced",
+        "not reproduced",
+        "undecided (fewer than three seeds in common)",
+    ]
+    assert "| (a) Steering all layers at equal parameters: post-block >= post-MLP" in page
+    assert "| 1 | 1 | 0 |" in page
+    assert page.count("No runs to decide it yet.") == 4
+    assert page == render(studies([tmp_path / "runs"]), [])
+
+
+def test_without_runs_the_page_says_so(tmp_path):
+    assert main([str(tmp_path / "claims.md")]) == 0
+    page = (tmp_path / "claims.md").read_text()
+    assert "No runs yet: every claim is open." in page
+    assert page.count("No runs to decide it yet.") == len(SECTIONS) + 1
+    assert main([str(tmp_path / "nowhere"), str(tmp_path / "claims.md")]) == 2
+
+
+def test_questions_must_be_the_same(tmp_path):
+    run(tmp_path, "post-block", [first(9)] * 3)
+    run(tmp_path, "post-mlp", [first(9)] * 3, "mlp_out")
+    path = tmp_path / "post-mlp-1" / "generations.jsonl"
+    path.write_text(path.read_text().replace('"q7"', '"q6"'))
+    with pytest.raises(InputError, match="answered other questions"):
+        difference(of(tmp_path, "post-block"), of(tmp_path, "post-mlp"))
+    assert {"q6#0", "q6#1"} < set(rights(str(tmp_path / "post-mlp-1")))
+    (tmp_path / "post-block-0" / "generations.jsonl").write_text("{")
+    with pytest.raises(InputError, match=r"no readable generations\.jsonl"):
+        rights.__wrapped__(str(tmp_path / "post-block-0"))
+
+
+@pytest.mark.parametrize("method", ["sft", "lora"])
+def test_what_a_space_leaves_is_measured_on_a_run(tmp_path, method):
+    place = make_place(tmp_path)
+    task = task_of(place)
+    train(options(place, method, steps=10, learning_rate=0.02), task, tmp_path / "runs" / "one")
+    found = measure_leftover(tmp_path / "runs" / "one", task, ranks=(1, 16), examples=12, batch_size=4)
+    left = {(row["kind"], row["rank"]): row["kl"] / found["kl_base"] for row in found["spaces"]}
+    assert found["kl_base"] > 1e-3
+    assert len(left) == 8
+    # Maps of full rank on the stream come nearer than those of rank 1, which come nearer than nothing.
+    assert left["resid_post", 16] < left["resid_post", 1] < 1
+    write_claims([tmp_path / "runs"], tmp_path / "claims.md")
+    page = (tmp_path / "claims.md").read_text()
+    assert f"| listops | {method} | 0 | resid_post | 1 | {left['resid_post', 1]:.1%} |" in page
+    assert json.loads((tmp_path / "runs" / "one" / "leftover.json").read_text()) == found
+
+
+def test_other_runs_leave_nothing_to_measure(tmp_path):
+    run(tmp_path, "post-block", [first(9)])
+    with pytest.raises(InputError, match="expected sft, bitfit or lora"):
+        measure_leftover(tmp_path / "post-block-0", None)
