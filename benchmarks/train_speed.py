@@ -1,0 +1,127 @@
+"""Speed and memory of training: linear edits after every block against PEFT's LoRA, rank 8, on the same batches.
+
+    python benchmarks/train_speed.py [--model smollm2-135m] [--steps 12] [--batch-size 16] [--repeats 3] [--json FILE]
+
+Each measurement is a process of its own (peak memory is the process's), the two in turn, so that a machine whose speed
+drifts is fair to both. Tokens per second are those of prompt and completion, padding not counted; the first steps warm
+up and are not counted either. ``floor`` is the forward pass alone, without anything trained: what no method goes below;
+``frozen`` is its time as a part of a step of post-block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+WARM = 2
+METHODS = ("post-block", "lora", "floor")
+
+
+def measure(what: str, model: str, steps: int, batch_size: int, rank: int, dtype: str) -> dict[str, float]:
+    import torch
+    from transformers import TrainerCallback
+
+    from steerscope.experiments.tasks import get_answer_task
+    from steerscope.experiments.tasks.supervised import supervise
+    from steerscope.experiments.training.data import Collator, training_rows
+    from steerscope.experiments.training.engine import trainer_of
+    from steerscope.experiments.training.options import TrainOptions
+    from steerscope.experiments.training.trainee import build
+    from steerscope.models import load_model
+
+    class Clock(TrainerCallback):
+        def __init__(self) -> None:
+            self.at: list[tuple[float, float]] = []
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.at.append((time.perf_counter(), time.process_time()))
+
+    method = "post-block" if what == "floor" else what
+    options = TrainOptions("listops", method, rank=rank, batch_size=batch_size, steps=steps + WARM, dtype=dtype)
+    loaded = load_model(model, dtype=dtype)
+    examples = get_answer_task("listops").split("train", options.steps * batch_size, 0)
+    sequences = supervise(examples, loaded.tokenizer, loaded.max_length).sequences
+    rows = training_rows(sequences, options.steps, batch_size, 0)
+    tokens = sum(len(row.ids) for row in rows[WARM * batch_size :])
+    clock = Clock()
+    if what == "floor":
+        collate = Collator(2, True, False)
+        with torch.no_grad():
+            for start in range(0, len(rows), batch_size):
+                batch = collate(rows[start : start + batch_size])
+                batch.pop("labels")
+                loaded.model(**batch, use_cache=False)
+                clock.on_step_end(None, None, None)
+    else:
+        trainee = build(loaded, options, [])
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = trainer_of(
+                trainee, rows, options, Path(folder), pad=2, steps=options.steps, learning_rate=1e-3, keeps=False
+            )
+            trainer.add_callback(clock)
+            trainer.train()
+    (first, busy), (last, done) = clock.at[WARM - 1], clock.at[-1]
+    return {
+        "tokens_per_second": tokens / (last - first),
+        "tokens_per_cpu_second": tokens / (done - busy),
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    }
+
+
+def median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--measure", choices=METHODS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        found = measure(options.measure, options.model, options.steps, options.batch_size, options.rank, options.dtype)
+        print(json.dumps(found))
+        return
+    given = [
+        f"--{name.replace('_', '-')}={getattr(options, name)}"
+        for name in ("model", "steps", "batch_size", "rank", "dtype")
+    ]
+    runs: dict[str, list[dict[str, float]]] = {what: [] for what in METHODS}
+    for _ in range(options.repeats):
+        for what, found in runs.items():
+            command = [sys.executable, __file__, "--measure", what, *given]
+            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found.append(json.loads(out.splitlines()[-1]))
+            print(what, {name: round(value, 2) for name, value in found[-1].items()}, flush=True)
+
+    def ratio(of: str, to: str, what: str) -> float:
+        return median([a[what] / b[what] for a, b in zip(runs[of], runs[to], strict=True)])
+
+    result = {
+        "command": f"python benchmarks/train_speed.py {' '.join(given)} --repeats={options.repeats}",
+        "machine": f"{platform.machine()}, {__import__('os').cpu_count()} cores",
+        "speed_ratio": ratio("post-block", "lora", "tokens_per_second"),
+        "cpu_speed_ratio": ratio("post-block", "lora", "tokens_per_cpu_second"),
+        "memory_ratio": ratio("post-block", "lora", "peak_gb"),
+        "frozen": ratio("post-block", "floor", "tokens_per_second"),
+        "runs": runs,
+    }
+    print(json.dumps({name: value for name, value in result.items() if name != "runs"}, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
