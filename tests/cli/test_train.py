@@ -93,7 +93,10 @@ def test_ctrl_c_leaves_checkpoints_and_the_run_goes_on(place, tmp_path):
     command = [sys.executable, "-c", "import sys; from steerscope.cli import main; sys.exit(main())"]
     command += [str(one) for one in arguments(place, *more, out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    # A shell's background jobs ignore the signal, and so would what they start.
+    listen = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, env=environment, **pipes, **listen)
     deadline = time.monotonic() + 300
     while not list(out.glob("checkpoints/checkpoint-*/trainer_state.json")):
         assert process.poll() is None, process.communicate()
