@@ -53,9 +53,10 @@ class Scorer:
         self._record(site, "linear", kernel, length, self._evaluate(kernel, length))
         self.linear_kernels[site] = (kernel.probe / max(kernel.scale, 1e-300)).float()
         vector = Kernel.of([self.features.vector[site.write]], self.features, self.rows, cross=False)
+        length = relative_length(vector.probe, 1.0, held)
         if site.write not in self._vector_scores:  # sites that write at one point share their vector
-            self._vector_scores[site.write] = self._evaluate(vector, relative_length(vector.probe, 1.0, held))
-        self._record(site, "vector", vector, relative_length(vector.probe, 1.0, held), self._vector_scores[site.write])
+            self._vector_scores[site.write] = self._evaluate(vector, length)
+        self._record(site, "vector", vector, length, self._vector_scores[site.write])
 
     def _evaluate(self, kernel: Kernel, length: Tensor) -> dict[str, Tensor]:
         return kernel_scores(kernel, self.target, self.problem, self.rows, self.features.curvature, length)

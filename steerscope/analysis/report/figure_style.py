@@ -17,6 +17,8 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from steerscope.analysis.report.candidates import prompts_learned_from
 from steerscope.analysis.report.vocabulary import axis_scale, clean, count, score_words
@@ -28,6 +30,17 @@ MUTED = "#5b6472"
 GRID = "#d9dde3"
 NULL = "#8a1c1c"
 ACCENT = "#1f4e8c"
+
+# One look per line or group of a figure, in order: colour, marker, dash.
+LINE_LOOKS = (
+    (ACCENT, "o", "-"),
+    ("#b35900", "^", "--"),
+    ("#007a5a", "D", "-."),
+    ("#a8518a", "s", ":"),
+    ("#3b3b3b", "v", "--"),
+    ("#0072b2", "P", "-"),
+    ("#b8860b", "<", "-."),
+)
 
 _RC: dict[str, Any] = {
     # The font that matplotlib brings along: figures look alike on every machine.
@@ -177,3 +190,18 @@ def figure_bytes(figure: Figure, kind: str) -> bytes:
     with _style():
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
     return buffer.getvalue()
+
+
+def draw_line(ax: Axes, x: Any, y: Any, look: tuple[str, str, str], label: str) -> Line2D:
+    """Draw one line in a look of :data:`LINE_LOOKS`."""
+    colour, marker, dash = look
+    (drawn,) = ax.plot(x, y, color=colour, marker=marker, linestyle=dash, markersize=4.5, linewidth=1.4, label=label)
+    return drawn
+
+
+def log_scale(ax: Axes, which: str, base: int = 10) -> None:
+    """Make the axis ``"x"`` or ``"y"`` logarithmic with ticks in plain numbers (the style draws no powers)."""
+    (ax.set_xscale if which == "x" else ax.set_yscale)("log", base=base)
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())

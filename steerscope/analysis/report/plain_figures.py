@@ -14,30 +14,22 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from steerscope.analysis.report.figure_style import (
-    ACCENT,
     INK,
+    LINE_LOOKS,
     NULL,
     WIDTH,
+    draw_line,
     figure_bytes,
     figure_text,
     finish_with_foot,
+    log_scale,
     styled,
 )
 from steerscope.errors import InputError
 
-# One look per line or group, in order: colour, marker, dash.
-LINE_LOOKS = (
-    (ACCENT, "o", "-"),
-    ("#b35900", "^", "--"),
-    ("#007a5a", "D", "-."),
-    ("#a8518a", "s", ":"),
-    ("#3b3b3b", "v", "--"),
-    ("#0072b2", "P", "-"),
-    ("#b8860b", "<", "-."),
-)
 NULL_DASHES: tuple[Literal["--", ":", "-."], ...] = ("--", ":", "-.")
 # Rounding may give an exact zero, which a logarithmic axis cannot show.
 SMALLEST = 1e-17
@@ -125,7 +117,7 @@ def plot_lines(panels: Panel | Sequence[Panel], x_name: str, title: str, foot: s
             handles.setdefault(name, Line2D([], [], color=INK, linestyle=":", marker="", label=name))
         doubling = any(2 in x for x, _ in panel.lines.values())  # ranks and the like: 1, 2, 4, ...
         for which in panel.log:
-            _log(ax, which, 2 if which == "x" and doubling else 10)
+            log_scale(ax, which, 2 if which == "x" and doubling else 10)
         if panel.y_range:
             ax.set_ylim(*panel.y_range)
         ax.set_ylabel(panel.y_name)
@@ -146,16 +138,7 @@ def _line(
     if look is None:
         assert known is not None  # one of the two is always there
         look = (str(known.get_color()), str(known.get_marker()), str(known.get_linestyle()))
-    colour, marker, dash = look
-    (drawn,) = ax.plot(x, y, color=colour, marker=marker, linestyle=dash, markersize=4.5, linewidth=1.4, label=name)
-    return drawn
-
-
-def _log(ax: Axes, which: str, base: int = 10) -> None:
-    (ax.set_xscale if which == "x" else ax.set_yscale)("log", base=base)
-    axis = ax.xaxis if which == "x" else ax.yaxis
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    return draw_line(ax, x, y, look, name)
 
 
 @styled
@@ -203,7 +186,7 @@ def plot_rows(
         ax.axvline(value, color=NULL, linestyle=dash, linewidth=1.3)
         handles.append(Line2D([], [], color=NULL, linestyle=dash, label=name))
     if log:
-        _log(ax, "x")
+        log_scale(ax, "x")
     ax.set_yticks(range(len(rows)), [figure_text(name, 44) for name in rows])
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(len(rows) - 0.5, -0.5)

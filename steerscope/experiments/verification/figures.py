@@ -18,16 +18,18 @@ from matplotlib.patches import Patch
 from steerscope.analysis.report.figure_style import (
     ACCENT,
     INK,
+    LINE_LOOKS,
     MUTED,
     NULL,
     WIDTH,
     figure_text,
+    log_scale,
     look,
     new_figure,
     styled,
 )
 from steerscope.analysis.report.vocabulary import count, ordered_kinds
-from steerscope.experiments.verification.figure_parts import LOOKS, finish, line, log_scale
+from steerscope.experiments.verification.figure_parts import finish, line
 from steerscope.experiments.verification.results import Verification
 from steerscope.experiments.verification.slope_figures import plot_block_slopes, plot_slopes, slope_words
 
@@ -126,7 +128,7 @@ def plot_radius(found: Verification) -> Figure:
         handles.append(line(ax, [x for x, _ in layers], [y for _, y in layers], place, f"{name}: resid_post"))
         for one in mine:
             if one["at"] == "logits":
-                colour, marker, _ = LOOKS[place]
+                colour, marker, _ = LINE_LOOKS[place]
                 end = max(layer for layer, _ in layers) + 1.5
                 ax.plot(end, one["radius"], marker, color=colour, markerfacecolor="white", markersize=8)
     handles.append(

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from steerscope.analysis.report.figure_style import NULL, new_figure, styled
-from steerscope.experiments.verification.figure_parts import finish, line, log_scale
+from steerscope.analysis.report.figure_style import NULL, log_scale, new_figure, styled
+from steerscope.experiments.verification.figure_parts import finish, line
 from steerscope.experiments.verification.results import Verification
 
 BAND = (1.95, 2.05)

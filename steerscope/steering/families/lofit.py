@@ -18,6 +18,11 @@ from steerscope.steering.families.base import Affine, EditOptions, SteeringEdit,
 START_STD = 1e-3
 
 
+def _start(options: EditOptions, generator: torch.Generator) -> nn.Parameter:
+    std = START_STD if options.start == "published" else 0.0
+    return nn.Parameter(normal(options.width, std, options.dtype, generator))
+
+
 class LofitScale(SteeringEdit):
     """Stage 1: ``z + A * z``."""
 
@@ -30,8 +35,7 @@ class LofitScale(SteeringEdit):
 
     def __init__(self, options: EditOptions, generator: torch.Generator) -> None:
         super().__init__(options, generator)
-        std = START_STD if options.start == "published" else 0.0
-        self.A = nn.Parameter(normal(options.width, std, options.dtype, generator))
+        self.A = _start(options, generator)
 
     def delta(self, read: Tensor) -> Tensor:
         """Return ``A * z``."""
@@ -54,8 +58,7 @@ class LofitOffset(SteeringEdit):
 
     def __init__(self, options: EditOptions, generator: torch.Generator) -> None:
         super().__init__(options, generator)
-        std = START_STD if options.start == "published" else 0.0
-        self.v = nn.Parameter(normal(options.width, std, options.dtype, generator))
+        self.v = _start(options, generator)
 
     def delta(self, read: Tensor) -> Tensor:
         """Return ``v`` at every token."""
