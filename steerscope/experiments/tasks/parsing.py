@@ -131,6 +131,13 @@ def tagged(text: str) -> str | None:
     return values[0] if len(values) == 1 else None
 
 
+def leading_integer(text: str) -> str | None:
+    """Return the integer that the text starts with; one that goes on as a longer number is none."""
+    match = _NUMBER.match(text.lstrip())
+    value = _value(match) if match else None
+    return value if value is not None and "." not in value else None
+
+
 def _behind_phrases(text: str, read: Callable[[str], str | None], *, last: bool = False) -> str | None:
     """Return the first (or last) phrase's answer that can be read; ``Answer:`` goes before ``answer is``."""
     for phrase in (_COLON, _IS):

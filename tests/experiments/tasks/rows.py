@@ -6,7 +6,7 @@ import gzip
 import json
 from pathlib import Path
 
-TASKS = ("listops", "listops_gen", "boolq", "winogrande", "arc_easy", "arc_challenge", "gsm8k", "aqua")
+TASKS = ("listops", "listops_bare", "listops_gen", "boolq", "winogrande", "arc_easy", "arc_challenge", "gsm8k", "aqua")
 OFFICIAL = {"boolq": ("train", "validation"), "winogrande": ("train", "validation"), "gsm8k": ("train", "test")}
 ALL = ("train", "validation", "test")
 

@@ -145,8 +145,17 @@ def test_numeric_labels_and_fewer_options(folder):
         assert get_answer_task("arc_easy", folder).form.parse("Answer: (D) x.", example) is None
 
 
-def test_generated_listops():
-    task = get_answer_task("listops")
+def test_bare_listops_asks_the_same_questions(folder):
+    for place in (None, folder):
+        tagged, bare = (get_answer_task(name, place).split("test", 5) for name in ("listops", "listops_bare"))
+        if place is None:  # rows of files are ordered by their prompt
+            assert [one.content for one in bare] == [one.content for one in tagged]
+        assert all(one.prompt.endswith("] =") and one.completion == f" {one.answer}" for one in bare)
+
+
+@pytest.mark.parametrize("name", ["listops", "listops_bare"])
+def test_generated_listops(name):
+    task = get_answer_task(name)
     parts = {part: task.split(part, 200, 1) for part in ALL}
     for examples in parts.values():
         assert all(is_right(task, one.completion, one) for one in examples)

@@ -8,6 +8,7 @@ from steerscope.experiments.tasks.parsing import (
     boolean,
     decimal_form,
     has_phrase,
+    leading_integer,
     letter,
     number,
     option,
@@ -208,6 +209,25 @@ def test_numbers_are_compared_by_value():
 )
 def test_tagged(text, expected):
     assert tagged(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" 7", "7"),
+        ("7\n[MAX 3 4] = 4", "7"),
+        ("-3", "-3"),
+        (" 12", "12"),
+        ("7.5", None),
+        ("7,5", None),
+        ("7a", "7"),
+        ("It is 7", None),
+        ("] = 7", None),
+        ("", None),
+    ],
+)
+def test_leading_integer(text, expected):
+    assert leading_integer(text) == expected
 
 
 def test_phrases():

@@ -14,6 +14,7 @@ from steerscope.experiments.tasks.sources import HubSource, hub_rows, local_rows
 
 FORMATS: dict[str, tuple[AnswerForm, HubSource | None]] = {
     "listops": (listops.FORM, None),
+    "listops_bare": (listops.BARE, None),
     "listops_gen": (listops.FORM_GENERATED_FILES, None),
     "boolq": (boolq.FORM, boolq.HUB),
     "winogrande": (winogrande.FORM, winogrande.HUB),
@@ -22,6 +23,8 @@ FORMATS: dict[str, tuple[AnswerForm, HubSource | None]] = {
     "gsm8k": (gsm8k.FORM, gsm8k.HUB),
     "aqua": (aqua.FORM, aqua.HUB),
 }
+# Tasks that ask another task's questions in another way.
+_SAME_ROWS = {"listops_bare": "listops"}
 
 
 def answer_task_names() -> list[str]:
@@ -46,9 +49,9 @@ def get_answer_task(name: str, folder: str | Path | None = None) -> AnswerTask:
         )
     form, hub = FORMATS[name]
     if folder is not None:
-        return RowsTask(form, local_rows(folder, name))
-    if name == "listops":
-        return listops.GeneratedListOps()
+        return RowsTask(form, local_rows(folder, _SAME_ROWS.get(name, name)))
+    if name in listops.GENERATED:
+        return listops.GENERATED[name]
     if hub is None:
         raise InputError(f"task {name!r} is read from files; give the folder that holds them (--data-dir).")
     return RowsTask(form, hub_rows(hub, name))

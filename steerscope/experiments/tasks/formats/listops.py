@@ -1,19 +1,21 @@
-"""ListOps with the instruction and the answer tag of the paper; generated, or read from files."""
+"""ListOps with the instruction and the answer tag of the paper, or bare; generated, or read from files."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from steerscope.experiments.tasks.answer_task import AnswerExample, AnswerForm, Row, check_count, check_part
 from steerscope.experiments.tasks.formats.fields import answer_index, content, text
 from steerscope.experiments.tasks.listops import ListOps
-from steerscope.experiments.tasks.parsing import tagged
+from steerscope.experiments.tasks.parsing import leading_integer, tagged
 
 if TYPE_CHECKING:
     from steerscope.experiments.tasks import Split
 
 _CHOICES = tuple(f"<answer>{digit}</answer>" for digit in range(10))
+_BARE_CHOICES = tuple(f" {digit}" for digit in range(10))
 # What "all examples" of a generated part means.
 SIZES = {"train": 10_000, "validation": 500, "test": 2_000}
 
@@ -29,8 +31,24 @@ def _example(expression: str, value: int) -> AnswerExample:
     )
 
 
+def _bare(expression: str, value: int) -> AnswerExample:
+    """The expression and an equals sign: a third of the tokens, and all that a model of a few words can read."""
+    return AnswerExample(
+        f"{expression} =",
+        _BARE_CHOICES[value],
+        str(value),
+        choices=_BARE_CHOICES,
+        answer_index=value,
+        content=content(expression),
+    )
+
+
 def _build(row: Row) -> AnswerExample:
     return _example(text(row, "question").strip(), answer_index(row, 10))
+
+
+def _build_bare(row: Row) -> AnswerExample:
+    return _bare(text(row, "question").strip(), answer_index(row, 10))
 
 
 def _form(name: str, words: str) -> AnswerForm:
@@ -47,6 +65,15 @@ def _form(name: str, words: str) -> AnswerForm:
 
 FORM = _form("listops", "")
 FORM_GENERATED_FILES = _form("listops_gen", " with long expressions")
+BARE = AnswerForm(
+    name="listops_bare",
+    description="ListOps without instruction: after the expression and an equals sign comes the digit.",
+    build=_build_bare,
+    parse=lambda generation, example: leading_integer(generation),
+    max_new_tokens=4,
+    official=("train", "validation", "test"),
+    source="Nangia and Bowman 2018, arXiv:1804.06028",
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +84,7 @@ class GeneratedListOps:
     """
 
     form: AnswerForm = FORM
+    example: Callable[[str, int], AnswerExample] = _example
     generator: ListOps = field(default_factory=ListOps)
 
     def split(self, split: Split, n: int | None = None, seed: int = 0) -> list[AnswerExample]:
@@ -64,4 +92,10 @@ class GeneratedListOps:
         check_part(split)
         check_count(n, 10**6, f"{split} examples of {self.form.name}")
         drawn = self.generator.split(split, SIZES[split] if n is None else n, seed)
-        return [_example(one.prompt.removesuffix(" ="), int(one.completion)) for one in drawn]
+        return [self.example(one.prompt.removesuffix(" ="), int(one.completion)) for one in drawn]
+
+
+GENERATED: dict[str, GeneratedListOps] = {
+    "listops": GeneratedListOps(),
+    "listops_bare": GeneratedListOps(BARE, _bare),
+}
