@@ -1,0 +1,127 @@
+"""All the runs that the claims compare, one ``steerscope train`` after another, then the page.
+
+    python -m steerscope.experiments.claims.study [MODEL] --task T --out RUNS [--only NAME,...] [-- options of train]
+
+Every configuration gets the same seeds, steps and budget for its learning rate, chosen on validation. A finished run is
+read, one that was stopped goes on, so the same command again goes on where the last one stopped. A run that fails (a
+learning rate that diverges at every try, a method the model has no place for) is named at the end and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from steerscope.errors import InputError, did_you_mean
+from steerscope.experiments.claims.leftover import LEFTOVER
+
+# What every claim needs: the methods as they are, then one thing changed at a time.
+CONFIGURATIONS: Mapping[str, str] = {
+    "none": "--method none",
+    "post-block": "--method post-block",
+    "post-mlp": "--method post-mlp",
+    "attn-out": "--method attn-out",
+    "mlp-in": "--method mlp-in",
+    "sft": "--method sft",
+    "lora": "--method lora",
+    "loreft": "--method loreft",
+    "nonlinear": "--method nonlinear",
+    "joint": "--method joint --constraint none",
+    "joint-input": "--method joint --constraint input",
+    "joint-output": "--method joint --constraint output",
+    "noreft": "--method noreft",
+    "direft": "--method direft",
+    "lofit": "--method lofit",
+    "vector": "--method vector",
+    "bitfit": "--method bitfit",
+    "post-block-r1": "--method post-block --rank 1",
+    "post-block-r32": "--method post-block --rank 32",
+    "post-block-no-bias": "--method post-block --no-bias",
+    "loreft-last": "--method loreft --positions last",
+    "loreft-prompt": "--method loreft --positions prompt",
+}
+# Runs whose weights claim (f) is about.
+_LEFTOVER_OF = ("sft", "lora")
+
+
+def commands(
+    model: str, task: str, out: Path, names: Sequence[str], seeds: int, extra: Sequence[str]
+) -> dict[Path, list[str]]:
+    """Return the command of every run by its folder: all configurations of the first seed, then of the next.
+
+    Raises:
+        InputError: A name is none of :data:`CONFIGURATIONS`, or there are no seeds.
+    """
+    for name in names:
+        if name not in CONFIGURATIONS:
+            known = list(CONFIGURATIONS)
+            raise InputError(
+                f"there is no configuration {name!r}; expected one of {', '.join(known)}.{did_you_mean(name, known)}"
+            )
+    if seeds < 1:
+        raise InputError(f"--seeds is {seeds}; expected at least 1, and 3 to decide a claim.")
+    found = {}
+    for seed in range(seeds):
+        for name in names:
+            if name == "none" and seed:
+                continue  # nothing is trained, so no seed changes it
+            place = out / f"{name}-{seed}"
+            search = [] if name == "none" else ["--learning-rate", "auto"]
+            told = [*CONFIGURATIONS[name].split(), "--seed", str(seed), *search, *extra]
+            found[place] = ["train", model, "--task", task, *told, "--out", str(place), "--resume"]
+    return found
+
+
+def run_all(runs: Mapping[Path, Sequence[str]]) -> list[Path]:
+    """Run the commands, each in a process of its own so that peak memory is that of one run; return what failed."""
+    failed = []
+    for i, (place, arguments) in enumerate(runs.items()):
+        print(f"[{i + 1}/{len(runs)}] steerscope {shlex.join(arguments)}", file=sys.stderr, flush=True)
+        code = subprocess.run([sys.executable, "-m", "steerscope", *arguments], check=False).returncode
+        if code == 130:
+            raise KeyboardInterrupt
+        if code:
+            failed.append(place)
+    return failed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line."""
+    given = sys.argv[1:] if arguments is None else arguments
+    cut = given.index("--") if "--" in given else len(given)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="smollm2-135m")
+    parser.add_argument("--task", default="listops")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs' folders")
+    parser.add_argument("--only", default=",".join(CONFIGURATIONS), help="configurations, comma-separated")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--data-dir", type=Path, help="folder of the task's files")
+    parser.add_argument("--no-leftover", action="store_true", help="leave out the measurement of claim (f)")
+    options = parser.parse_args(given[:cut])
+    names = [name for name in options.only.split(",") if name]
+    data = ["--data-dir", str(options.data_dir)] if options.data_dir else []
+    try:
+        runs = commands(options.model, options.task, options.out, names, options.seeds, [*data, *given[cut + 1 :]])
+    except InputError as error:
+        print(f"claims: {error}", file=sys.stderr)
+        return 2
+    try:
+        failed = run_all(runs)
+        for place in [] if options.no_leftover else [options.out / f"{name}-0" for name in _LEFTOVER_OF]:
+            if place in runs and place not in failed and not (place / LEFTOVER).exists():
+                module = "steerscope.experiments.claims.leftover"
+                subprocess.run([sys.executable, "-m", module, str(place), *data], check=False)
+    except KeyboardInterrupt:
+        print("claims: stopped; the same command goes on.", file=sys.stderr)
+        return 130
+    for place in failed:
+        print(f"claims: {place} failed; its message stands above.", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
