@@ -21,7 +21,7 @@ from steerscope.models.hooks import Tap, tapping
 from steerscope.models.load import LoadedModel
 from steerscope.models.site_map import SiteMap, decoder_of, find_sites
 from steerscope.sites import Site, SiteKind
-from steerscope.steering import merging, saving, scales
+from steerscope.steering import hub, merging, saving, scales
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FAMILIES, SteeringEdit
 from steerscope.steering.identity import identify, is_peft, language_model, own_weights, require_same
@@ -251,12 +251,49 @@ class SteeringModel(nn.Module):
         )
         saving.write(Path(folder), adapter, self.base_model)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Upload the adapter, with the LoRA underneath if there is one, to a repository on the Hugging Face hub.
+
+        Args:
+            repo_id: ``owner/name``; made if it does not exist.
+            commit_message: Of the commit.
+            private: Whether a new repository is private; the account's default if not said.
+            token: Of the account; the one of ``hf auth login`` if not said.
+            revision: Branch to commit to.
+            create_pr: Whether to open a pull request instead.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            InputError: The hub cannot be reached or refuses, or the model has several LoRAs active underneath.
+        """
+        return hub.push(
+            self.save_pretrained,
+            repo_id,
+            commit_message=commit_message,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+        )
+
     @classmethod
     def from_pretrained(
         cls,
         model: nn.Module | LoadedModel,
         folder: str | Path,
         *,
+        revision: str | None = None,
         is_trainable: bool = False,
         check_weights: bool = True,
         description: BlockDescription | None = None,
@@ -265,7 +302,9 @@ class SteeringModel(nn.Module):
 
         Args:
             model: The base model, without PEFT: a LoRA that belongs to the adapter is loaded with it.
-            folder: What :meth:`save_pretrained` wrote.
+            folder: What :meth:`save_pretrained` wrote, or the name of a repository (``owner/name``) that
+                :meth:`push_to_hub` filled.
+            revision: Branch, tag or commit of the repository.
             is_trainable: Whether training goes on; otherwise all parameters are frozen.
             check_weights: Whether the base model's weights are compared with those the adapter was trained on.
             description: How the model's blocks are built, for a family steerscope does not know.
@@ -273,7 +312,8 @@ class SteeringModel(nn.Module):
         Raises:
             InputError: No adapter, a damaged or incomplete file, another model or another revision.
         """
-        adapter = saving.read(Path(folder))
+        place = hub.local_folder(folder, revision)
+        adapter = saving.read(place)
         loaded = model if isinstance(model, LoadedModel) else None
         inner = model.model if isinstance(model, LoadedModel) else model
         if is_peft(inner) or isinstance(inner, SteeringModel):
@@ -284,7 +324,7 @@ class SteeringModel(nn.Module):
         site_map = find_sites(inner, description or (loaded.site_map.description if loaded else None))
         require_same(adapter.base, identify(inner, site_map, loaded, weights=check_weights), weights=check_weights)
         if adapter.lora is not None:
-            inner = saving.with_lora(inner, Path(folder), adapter.lora, is_trainable)
+            inner = saving.with_lora(inner, place, adapter.lora, is_trainable)
             site_map = find_sites(inner, site_map.description)
         steering = cls(inner, adapter.config, site_map, loaded)
         try:

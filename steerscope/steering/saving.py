@@ -67,6 +67,7 @@ def write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if adapter.lora is not None:
         model.save_pretrained(str(folder / LORA_FOLDER), selected_adapters=[adapter.lora])  # type: ignore[operator]
+        _name_base(lora_place(folder, adapter.lora), adapter.base.name)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in adapter.tensors.items()}
     _replace(folder / WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     told = {
@@ -81,6 +82,18 @@ def write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
     }
     text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
     _replace(folder / CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _name_base(lora: Path, name: str) -> None:
+    """Name the base model as the adapter does: PEFT writes where it was loaded from, which may be a path of ours."""
+    path = lora / CONFIG_NAME
+    told = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": name}
+    _replace(path, lambda new: new.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8"))
+
+
+def lora_place(folder: Path, name: str) -> Path:
+    """Return where an adapter's LoRA is: PEFT gives all but ``default`` a folder of their own."""
+    return folder / LORA_FOLDER if name == "default" else folder / LORA_FOLDER / name
 
 
 def _replace(path: Path, write_to: Any) -> None:
@@ -197,7 +210,7 @@ def with_lora(model: nn.Module, folder: Path, name: str, is_trainable: bool) -> 
         raise InputError(
             "this adapter has a LoRA underneath, which needs peft; install it: pip install peft."
         ) from None
-    place = folder / LORA_FOLDER if name == "default" else folder / LORA_FOLDER / name
+    place = lora_place(folder, name)
     try:
         return PeftModel.from_pretrained(model, str(place), adapter_name=name, is_trainable=is_trainable)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -1,0 +1,79 @@
+"""Adapters on the Hugging Face hub: the files of :mod:`steerscope.steering.saving`, and nothing else, up and down."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from steerscope.errors import InputError
+from steerscope.steering.saving import CONFIG_NAME, LORA_FOLDER, WEIGHTS_NAME
+
+# No other file of a repository is fetched: nothing pickled, no code.
+FILES = (CONFIG_NAME, WEIGHTS_NAME, f"{LORA_FOLDER}/*.json", f"{LORA_FOLDER}/*.safetensors")
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+# The hub's client raises its transport's errors as they are: the base class of its own is their base class too.
+_TRANSPORT = HfHubHTTPError.__mro__[1]
+_ERRORS: tuple[type[BaseException], ...] = (OSError, HFValidationError, _TRANSPORT)
+
+
+def local_folder(place: str | Path, revision: str | None) -> Path:
+    """Return the folder of an adapter: the one given, or a download of the repository of that name.
+
+    Raises:
+        InputError: There is no such folder or repository, or a revision of a local folder was asked for.
+    """
+    folder = Path(place)
+    if folder.exists() or not _REPOSITORY.fullmatch(str(place)):
+        if revision is not None:
+            raise InputError(
+                f"revision is {revision!r}, but {str(place)!r} is a folder, which has none. Leave it out, or name a "
+                "repository ('owner/name')."
+            )
+        return folder
+    with _told(f"cannot get an adapter from {str(place)!r}, which is no folder here, so a repository on the hub"):
+        return Path(huggingface_hub.snapshot_download(str(place), revision=revision, allow_patterns=list(FILES)))
+
+
+def push(
+    save: Callable[[Path], None],
+    repo_id: str,
+    *,
+    commit_message: str | None,
+    private: bool | None,
+    token: str | bool | None,
+    revision: str | None,
+    create_pr: bool,
+) -> str:
+    """Upload what ``save`` writes to a folder; return the address of the commit.
+
+    Raises:
+        InputError: The hub cannot be reached or refuses.
+    """
+    with TemporaryDirectory() as folder, _told(f"cannot upload the adapter to {repo_id!r}"):
+        save(Path(folder))
+        huggingface_hub.create_repo(repo_id, private=private, token=token, exist_ok=True)
+        commit = huggingface_hub.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message or "Upload steering adapter",
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            allow_patterns=list(FILES),
+        )
+    return str(commit)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    try:
+        yield
+    except _ERRORS as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{what} ({reason}). Check the name, the connection and `hf auth login`.") from error
