@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from steerscope.cli.options import (
+    DEFAULT_MODEL,
+    AnswerTaskFiles,
+    AnswerTaskName,
+    Device,
+    Dtype,
+    ModelName,
+    Quiet,
+    Revision,
+    TrustRemoteCode,
+    command_line,
+)
 from steerscope.errors import InputError
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="smollm2-135m, a folder, a .gguf file or a Hugging Face name.")] = (
-        "smollm2-135m"
-    ),
-    task: Annotated[str, typer.Option(help="listops, boolq, winogrande, arc_easy, arc_challenge, gsm8k or aqua.")] = (
-        "listops"
-    ),
+    model: ModelName = DEFAULT_MODEL,
+    task: AnswerTaskName = "listops",
     adapter: Annotated[Path | None, typer.Option(help="Folder of a saved adapter (steering or PEFT).")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     max_examples: Annotated[int | None, typer.Option(help="Use so many questions; without it, all.")] = None,
     out: Annotated[Path | None, typer.Option(help="New folder for results.json and generations.jsonl.")] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with <task>-<part>.jsonl.gz; without it, the datasets package.")
-    ] = None,
+    data_dir: AnswerTaskFiles = None,
     batch_size: Annotated[int, typer.Option(help="Prompts per batch.")] = 16,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest generation; without it, the task's.")] = None,
     likelihoods: Annotated[bool, typer.Option(help="Also likelihoods of choices and the loss.")] = True,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face name.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     seed: Annotated[int, typer.Option(help="Which questions, when not all are used.")] = 0,
-    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure accuracy by greedy generation, with its 95% interval and what always one answer would reach."""
     from steerscope.cli.output import check_folder
@@ -68,7 +73,7 @@ def evaluate(
     examples = chosen.split(split, max_examples, seed)  # type: ignore[arg-type]  # checked above
 
     with stage_progress(quiet=quiet) as show:
-        command = shlex.join(["steerscope", *sys.argv[1:]])
+        command = command_line()
         found = evaluate_model(chosen.form, examples, saved, options, out, progress=show, command=command)
     typer.echo(str(found))
     if out is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +9,26 @@ from typing import Annotated
 
 import typer
 
+from steerscope.cli.options import (
+    DEFAULT_MODEL,
+    Device,
+    Dtype,
+    JsonTarget,
+    ModelName,
+    Overwrite,
+    Quiet,
+    Revision,
+    TrustRemoteCode,
+    command_line,
+)
 from steerscope.errors import InputError
 
 
 def rank(
-    model: Annotated[str, typer.Argument(help="smollm2-135m, a folder, a .gguf file or a Hugging Face name.")] = (
-        "smollm2-135m"
-    ),
+    model: ModelName = DEFAULT_MODEL,
     data: Annotated[Path | None, typer.Option(help="Examples as JSON lines; without it, ListOps.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for ranking.json, index.html and figures.")] = None,
-    json: Annotated[str | None, typer.Option(help="Write ranking.json to this file, or - for stdout.")] = None,
+    json: JsonTarget = None,
     max_examples: Annotated[int, typer.Option(help="Use at most so many examples.")] = 192,
     score: Annotated[str, typer.Option(help="Score that orders the sites.")] = "learnable_share",
     seed: Annotated[int, typer.Option(help="Seed of splits, probes and sketches.")] = 0,
@@ -29,13 +38,13 @@ def rank(
     budget: Annotated[int | None, typer.Option(help="Most parameters in the greedy set.")] = None,
     max_sites: Annotated[int, typer.Option(help="Most sites in the greedy set.")] = 8,
     batch_size: Annotated[int, typer.Option(help="Sequences per batch; changes speed and memory only.")] = 16,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face name.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace the report in a folder that is not empty.")] = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    overwrite: Overwrite = False,
     limit: Annotated[int, typer.Option(help="Sites in the printed table.")] = 10,
-    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Rank the steering sites of a model: what share of fine-tuning's first-order update is learnable where."""
     from steerscope.analysis.examples import check_examples, read_jsonl
@@ -81,7 +90,7 @@ def rank(
         loaded = load_model(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
         show("load", 1, 1)
         ranking = rank_sites(loaded, examples, options, task=task, progress=show)
-    command = shlex.join(["steerscope", *sys.argv[1:]])
+    command = command_line()
     ranking = replace(ranking, settings=ranking.settings | {"command": command})
 
     if out is not None:

@@ -6,16 +6,16 @@ from typing import Annotated
 
 import typer
 
+from steerscope.cli.options import DEFAULT_MODEL, Device, Dtype, ModelName, Revision, TrustRemoteCode
+
 
 def sites(
-    model: Annotated[str, typer.Argument(help="smollm2-135m, a folder, a .gguf file or a Hugging Face name.")] = (
-        "smollm2-135m"
-    ),
+    model: ModelName = DEFAULT_MODEL,
     site: Annotated[list[str] | None, typer.Argument(help="Show these sites only, for example 12.resid_post.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face name.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """List a model's sites, each with the equation that defines it, after checking them on the model."""
     from steerscope.models import load_model

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from steerscope.cli.options import (
+    DEFAULT_MODEL,
+    AnswerTaskFiles,
+    AnswerTaskName,
+    Device,
+    ModelName,
+    Quiet,
+    Revision,
+    TrustRemoteCode,
+    command_line,
+)
 from steerscope.errors import InputError
 
 
 def train(
-    model: Annotated[str, typer.Argument(help="smollm2-135m, a folder, a .gguf file or a Hugging Face name.")] = (
-        "smollm2-135m"
-    ),
-    task: Annotated[str, typer.Option(help="listops, boolq, winogrande, arc_easy, arc_challenge, gsm8k or aqua.")] = (
-        "listops"
-    ),
+    model: ModelName = DEFAULT_MODEL,
+    task: AnswerTaskName = "listops",
     method: Annotated[
         str,
         typer.Option(
@@ -51,9 +57,7 @@ def train(
     lr_steps: Annotated[int | None, typer.Option(help="Steps of auto's runs; without it as many as --steps.")] = None,
     warmup: Annotated[float, typer.Option(help="Part of the steps in which the learning rate rises.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of training data, order and start.")] = 0,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with <task>-<part>.jsonl.gz; without it, the datasets package.")
-    ] = None,
+    data_dir: AnswerTaskFiles = None,
     train_examples: Annotated[int | None, typer.Option(help="Training examples; without it as many as needed.")] = None,
     validation_examples: Annotated[int, typer.Option(help="Examples that auto chooses on.")] = 256,
     max_examples: Annotated[int | None, typer.Option(help="Test questions; without it, all.")] = None,
@@ -65,13 +69,13 @@ def train(
         int | None, typer.Option(help="Steps between checkpoints; without it a quarter of the run.")
     ] = None,
     keep_checkpoints: Annotated[bool, typer.Option(help="Keep them when the run is complete.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="Of the model: float32, bfloat16 or float64; adapters are float32.")] = (
         "float32"
     ),
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face name.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
-    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train on a task's train part, save what was trained, and measure accuracy on its test part."""
     from steerscope.cli.output import check_folder
@@ -120,7 +124,7 @@ def train(
     check_folder(folder, overwrite=resume)
     source = get_answer_task(task, data_dir)
 
-    command = shlex.join(["steerscope", *sys.argv[1:]])
+    command = command_line()
     try:
         with stage_progress(quiet=quiet) as show:
             found = train_model(options, source, folder, resume=resume, progress=show, say=_say, command=command)

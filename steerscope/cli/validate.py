@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from steerscope.cli.options import DEFAULT_MODEL, Device, ModelName, Quiet, Revision, TrustRemoteCode, command_line
 from steerscope.errors import InputError
 
 
 def validate(
-    model: Annotated[str, typer.Argument(help="smollm2-135m, a folder, a .gguf file or a Hugging Face name.")] = (
-        "smollm2-135m"
-    ),
+    model: ModelName = DEFAULT_MODEL,
     data: Annotated[Path | None, typer.Option(help="Examples as JSON lines, cut by content into three parts.")] = None,
     task: Annotated[str, typer.Option(help="Task to train on, without --data.")] = "listops",
     data_dir: Annotated[
@@ -31,12 +29,12 @@ def validate(
     references: Annotated[bool, typer.Option(help="Train LoRA, full fine-tuning and the greedy set too.")] = True,
     out: Annotated[Path, typer.Option(help="Folder for runs, validation.json and the report.")] = Path("validation"),
     resume: Annotated[bool, typer.Option(help="Go on with the runs that the folder holds.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face name.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     seed: Annotated[int, typer.Option(help="Seed of the ranking, the first run and the bootstrap.")] = 0,
-    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train edits at sites spread over the model and compare the outcome with the ranking and plain baselines."""
     from steerscope.analysis.examples import check_examples, read_jsonl
@@ -78,7 +76,7 @@ def validate(
         show("load", 0, 1)
         loaded = load_model(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
         show("load", 1, 1)
-        command = shlex.join(["steerscope", *sys.argv[1:]])
+        command = command_line()
         ranking, result = validate_ranking(loaded, splits, options, out, progress=show, command=command)
     page = write_report(ranking, out)
     result.save(out / "validation.json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from steerscope.cli.options import JsonTarget, Overwrite, Quiet, Revision, TrustRemoteCode, command_line
 from steerscope.errors import InputError
 
 FAILED = 1
@@ -22,13 +22,13 @@ def verify(
     ] = None,
     only: Annotated[str | None, typer.Option(help="Propositions, comma-separated, for example P7,P12.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for verify.json, index.html and figures.")] = None,
-    json: Annotated[str | None, typer.Option(help="Write verify.json to this file, or - for stdout.")] = None,
+    json: JsonTarget = None,
     seed: Annotated[int, typer.Option(help="Seed of random blocks, draws and the fine-tuning.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="With a model: propositions only, no measurements.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face name.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace the report in a folder that is not empty.")] = False,
-    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> int:
     """Try the theory's propositions, and measure its quantities on a model; exit code 1 if a proposition fails."""
     from steerscope.cli.output import check_folder, check_json_target
@@ -57,7 +57,7 @@ def verify(
         else:
             load = loader(model, revision=revision, trust_remote_code=trust_remote_code)
             found = verify_model(load, chosen, options, show)
-    found = replace(found, settings=found.settings | {"command": shlex.join(["steerscope", *sys.argv[1:]])})
+    found = replace(found, settings=found.settings | {"command": command_line()})
 
     if out is not None:
         page = write_verification(found, out)
