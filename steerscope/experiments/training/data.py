@@ -103,27 +103,36 @@ class Collator:
         pad: Any token; the mask hides it.
         keeps: Whether the model takes ``logits_to_keep``.
         told: Whether the model takes ``prompt_lengths`` (a steered one).
+        shared: How many tokens all rows begin with that stand apart, before the padding; see
+            :mod:`~steerscope.experiments.training.shared_prefix`.
     """
 
     pad: int
     keeps: bool
     told: bool
+    shared: int = 0
 
     def __call__(self, rows: Sequence[SupervisedSequence]) -> dict[str, Any]:
-        """Return ``input_ids``, ``attention_mask``, ``position_ids`` and ``labels``, all ``(batch token)``."""
+        """Return ``input_ids``, ``attention_mask``, ``position_ids`` and ``labels``, all ``(batch token)``.
+
+        With ``shared`` tokens apart these are ``prefix_ids (1 shared)``, and the mask alone has columns for them.
+        """
         width = max(len(row.ids) for row in rows)
         missing = [width - len(row.ids) for row in rows]
-        mask = torch.tensor([[0] * m + [1] * (width - m) for m in missing])
+        mask = torch.tensor([[1] * self.shared + [0] * m + [1] * (width - m - self.shared) for m in missing])
         labels = [
-            [IGNORED] * (m + row.first_target) + list(row.ids[row.first_target :])
+            [IGNORED] * (m + row.first_target - self.shared) + list(row.ids[row.first_target :])
             for m, row in zip(missing, rows, strict=True)
         ]
+        ids = [[self.pad] * m + list(row.ids[self.shared :]) for m, row in zip(missing, rows, strict=True)]
         batch: dict[str, Any] = {
-            "input_ids": torch.tensor([[self.pad] * m + list(row.ids) for m, row in zip(missing, rows, strict=True)]),
+            "input_ids": torch.tensor(ids),
             "attention_mask": mask,
-            "position_ids": (mask.cumsum(-1) - 1).clamp_min(0),
+            "position_ids": (mask.cumsum(-1) - 1).clamp_min(0)[:, self.shared :],
             "labels": torch.tensor(labels),
         }
+        if self.shared:
+            batch["prefix_ids"] = torch.tensor([rows[0].ids[: self.shared]])
         if self.keeps:
             # One more: the token before the first supervised one predicts it.
             batch["logits_to_keep"] = max(len(row.ids) - row.first_target for row in rows) + 1

@@ -6,7 +6,7 @@ import inspect
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.experiments.training.data import Collator, supervised_loss
 from steerscope.experiments.training.options import TrainOptions
+from steerscope.experiments.training.shared_prefix import SharedPrefixTrainer, shared_length
 from steerscope.experiments.training.trainee import Trainee
 from steerscope.models.bundled import quiet_transformers
 from steerscope.steering.identity import language_model
@@ -148,11 +149,13 @@ def trainer_of(
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # copies on several cards would tear batches apart, and hooks with them
-    trainer = Trainer(
+    collate = Collator(pad, takes_logits_to_keep(trainee.model), trainee.is_steered)
+    shared = shared_length(trainee.model, rows, collate, options.positions, options.batch_size)
+    trainer = SharedPrefixTrainer(
         model=trainee.model,
         args=arguments,
         train_dataset=list(rows),
-        data_collator=Collator(pad, takes_logits_to_keep(trainee.model), trainee.is_steered),
+        data_collator=replace(collate, shared=shared),
         compute_loss_func=supervised_loss,
         callbacks=list(trainee.callbacks),
     )
