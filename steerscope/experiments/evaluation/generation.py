@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from steerscope.analysis.encoding import text_tokens
 from steerscope.errors import InputError
+from steerscope.experiments.shared_prefix import Prefix
 from steerscope.experiments.tasks.supervised import end_token
 
 
@@ -64,7 +65,8 @@ def generate(
     Raises:
         InputError: No prompts, sizes below 1, no end token, a prompt without tokens, or none that fits.
 
-    Cost: ``max_new_tokens`` steps per batch at most; keys and values of one batch in memory.
+    Cost: ``max_new_tokens`` steps per batch at most; keys and values of one batch in memory. What all prompts begin
+    with is computed once.
     """
     if not prompts or batch_size < 1 or max_new_tokens < 1:
         raise InputError(
@@ -94,10 +96,13 @@ def generate(
     found: list[Generated | None] = [None] * len(ids)
     order = sorted(fitting, key=lambda i: (len(ids[i]), i))
     with evaluating(model), _own_settings_put_aside(model):
+        rows = [ids[i] for i in order]
+        prefix = Prefix.of(model, rows, [len(row) for row in rows], pad)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            inputs, mask = left_padded([ids[i] for i in chosen], pad, device_of(model))
-            out = model.generate(input_ids=inputs, attention_mask=mask, generation_config=config)  # type: ignore[operator]
+            rest, mask = left_padded([ids[i][prefix.length :] for i in chosen], pad, device_of(model))
+            inputs = torch.cat([prefix.ids.expand(len(chosen), -1), rest], 1)
+            out = model.generate(input_ids=inputs, generation_config=config, **prefix.before(mask))  # type: ignore[operator]
             for i, row in zip(chosen, out[:, inputs.shape[1] :].tolist(), strict=True):
                 found[i] = _read(row, ends, tokenizer)
             if progress is not None:

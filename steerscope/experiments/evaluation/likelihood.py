@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.generation import device_of, evaluating, left_padded
 from steerscope.experiments.evaluation.shared_prompt import continuation_log_likelihoods
+from steerscope.experiments.shared_prefix import Prefix
 from steerscope.experiments.tasks.answer_task import AnswerExample
 from steerscope.experiments.tasks.supervised import completion_tokens, supervise
 
@@ -37,21 +38,23 @@ def sequence_log_likelihoods(
         batch_size: Rows per batch.
         progress: Called with rows done and in all.
 
-    Cost: one forward pass over all rows. Logits are computed for the last tokens alone where the model can.
+    Cost: one forward pass over all rows, what they all begin with counted once. Logits are computed for the last tokens
+    alone where the model can.
     """
     total = torch.zeros(len(rows), dtype=torch.float64)
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i][0]), i))
     # A steered model edits prompt and completion differently for some positions, so it is told where prompts end.
     told = "prompt_lengths" in inspect.signature(model.forward).parameters
     with evaluating(model):
+        prefix = Prefix.of(model, [ids for ids, _ in rows], [first for _, first in rows], pad)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            ids, mask = left_padded([rows[i][0] for i in chosen], pad, device_of(model))
+            ids, mask = left_padded([rows[i][0][prefix.length :] for i in chosen], pad, device_of(model))
             lengths = [len(rows[i][0]) - rows[i][1] for i in chosen]
             kept = max(lengths) + 1
-            given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+            given: dict[str, Any] = {"input_ids": ids, "use_cache": False, **prefix.before(mask)}
             # Learned positions count real tokens, not the padding before them.
-            given["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
+            given["position_ids"] = (given["attention_mask"].cumsum(-1) - 1).clamp_min(0)[:, prefix.length :]
             if told:
                 given["prompt_lengths"] = torch.tensor([rows[i][1] for i in chosen], device=ids.device)
             logits = _last_logits(model, given, kept)[:, :-1].float()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.experiments.evaluation.generation import device_of, evaluating, left_padded
+from steerscope.experiments.shared_prefix import Prefix
 
 # A prompt's tokens, and the tokens of every continuation of it.
 Asked = tuple[Sequence[int], Sequence[Sequence[int]]]
@@ -42,13 +43,15 @@ def continuation_log_likelihoods(
     told = "prompt_lengths" in inspect.signature(model.forward).parameters
     done = 0
     with evaluating(model):
+        prompts = [asked[i][0] for i in order]
+        prefix = Prefix.of(model, prompts, [len(prompt) for prompt in prompts], pad)
         while done < len(order):
             chosen = [order[done]]
             for i in order[done + 1 :]:
                 if sum(len(asked[k][1]) for k in [*chosen, i]) > batch_size:
                     break
                 chosen.append(i)
-            sums = _batch(model, [asked[i] for i in chosen], pad, told)
+            sums = _batch(model, [asked[i] for i in chosen], pad, told, prefix)
             if sums is None:
                 return None
             for i in chosen:
@@ -59,13 +62,14 @@ def continuation_log_likelihoods(
     return found
 
 
-def _batch(model: nn.Module, asked: Sequence[Asked], pad: int, told: bool) -> list[float] | None:
+def _batch(model: nn.Module, asked: Sequence[Asked], pad: int, told: bool, prefix: Prefix) -> list[float] | None:
     device = device_of(model)
-    ids, mask = left_padded([prompt for prompt, _ in asked], pad, device)
-    lengths = mask.sum(-1)
-    extra: dict[str, Any] = {"prompt_lengths": lengths} if told else {}
-    given = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp_min(0), **extra}
-    out = _with_cache(model, given)
+    ids, own = left_padded([prompt[prefix.length :] for prompt, _ in asked], pad, device)
+    before = prefix.before(own)
+    mask: Tensor = before["attention_mask"]
+    extra: dict[str, Any] = {"prompt_lengths": mask.sum(-1)} if told else {}
+    places = (mask.cumsum(-1) - 1).clamp_min(0)[:, prefix.length :]
+    out = _with_cache(model, {"input_ids": ids, "position_ids": places, **before, **extra})
     cache = getattr(out, "past_key_values", None)
     if not hasattr(cache, "batch_select_indices"):
         return None
@@ -86,7 +90,8 @@ def _batch(model: nn.Module, asked: Sequence[Asked], pad: int, told: bool) -> li
 
 def _with_cache(model: nn.Module, given: dict[str, Any]) -> Any:
     """Run the prompts; logits of their last token alone, where the model can leave the others out."""
-    for options in ({"use_cache": True, "logits_to_keep": 1}, {"use_cache": True}):
+    given["use_cache"] = True
+    for options in ({"logits_to_keep": 1}, {}):
         try:
             return model(**given, **options)
         except TypeError:  # an argument that this model does not take

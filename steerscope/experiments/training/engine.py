@@ -13,10 +13,11 @@ from typing import Any
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from steerscope.experiments.shared_prefix import shared_length
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.experiments.training.data import Collator, supervised_loss
 from steerscope.experiments.training.options import TrainOptions
-from steerscope.experiments.training.shared_prefix import SharedPrefixTrainer, shared_length
+from steerscope.experiments.training.shared_prefix import SharedPrefixTrainer
 from steerscope.experiments.training.trainee import Trainee
 from steerscope.models.bundled import quiet_transformers
 from steerscope.steering.identity import language_model
@@ -150,7 +151,9 @@ def trainer_of(
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # copies on several cards would tear batches apart, and hooks with them
     collate = Collator(pad, takes_logits_to_keep(trainee.model), trainee.is_steered)
-    shared = shared_length(trainee.model, rows, collate, options.positions, options.batch_size)
+    trainee.model.train()  # as it will be: dropout counts
+    ids, prompts = [row.ids for row in rows], [row.first_target for row in rows]
+    shared = shared_length(trainee.model, ids, prompts, pad) if options.batch_size > 1 else 0
     trainer = SharedPrefixTrainer(
         model=trainee.model,
         args=arguments,

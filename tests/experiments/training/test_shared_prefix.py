@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from steerscope.experiments.shared_prefix import SHORTEST, shared_length
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.experiments.training.data import Collator, supervised_loss, training_rows
 from steerscope.experiments.training.engine import takes_logits_to_keep, trainer_of
-from steerscope.experiments.training.shared_prefix import SHORTEST, shared_length, with_cache
+from steerscope.experiments.training.shared_prefix import with_cache
 from steerscope.experiments.training.trainee import build
 from steerscope.models.precision import true_float64
 from tests.experiments.training.tiny_runs import METHODS, loaded, make_place, options
@@ -30,6 +31,10 @@ def place(tmp_path_factory):
 
 def collator(trainee) -> Collator:
     return Collator(PAD, takes_logits_to_keep(trainee.model), trainee.is_steered)
+
+
+def shared_by(trainee, rows) -> int:
+    return shared_length(trainee.model, [row.ids for row in rows], [row.first_target for row in rows], PAD)
 
 
 def gradients(trainee, collate: Collator) -> tuple[float, dict[str, torch.Tensor]]:
@@ -56,7 +61,7 @@ def test_loss_and_gradients_are_those_of_whole_rows(place, method, positions):
         if parameter.requires_grad and method not in ("sft", "loreft", "direft"):  # away from where edits do nothing
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
     whole = collator(trainee)
-    length = shared_length(trainee.model, ROWS, whole, positions, len(ROWS))
+    length = shared_by(trainee, ROWS)
     assert length == len(PREFIX)
     trainee.model.train()
     with true_float64(trainee.model):
@@ -78,28 +83,29 @@ def test_loss_and_gradients_are_those_of_whole_rows(place, method, positions):
 
 
 def test_the_prefix_ends_before_what_rules_count_back_from(place):
-    trainee = build(loaded(place), options(place), [])
-    collate = collator(trainee)
-
-    def shared(rows, positions="all", batch_size=4):
-        return shared_length(trainee.model, rows, collate, positions, batch_size)
-
     same = [SupervisedSequence((*PREFIX, 1), len(PREFIX))] * 4
-    assert shared(same) == len(PREFIX) - 1  # the last token of the prompt predicts, so it stands in the rows
-    assert shared(same, "last:3") == len(PREFIX) - 3
-    assert shared(same, "last:9") == 0
-    assert shared(ROWS, batch_size=1) == 0
-    assert shared([replace(row, ids=row.ids[len(PREFIX) - SHORTEST + 1 :], first_target=SHORTEST) for row in ROWS]) == 0
-    assert shared([*ROWS, SupervisedSequence((*PREFIX[:-1], 99, 98, 1), len(PREFIX) + 1)]) == len(PREFIX) - 1
+    for positions, expected in (("all", len(PREFIX) - 1), ("last:3", len(PREFIX) - 3), ("last:9", 0)):
+        trainee = build(loaded(place), options(place, positions=positions), [])
+        assert shared_by(trainee, same) == expected  # the prompt's last token predicts, so it stands in the rows
+        trainee.restore()
+    trainee = build(loaded(place), options(place), [])
+    assert shared_by(trainee, ROWS[:1]) == 0
+    cut = len(PREFIX) - SHORTEST + 1
+    assert shared_by(trainee, [SupervisedSequence(row.ids[cut:], SHORTEST) for row in ROWS]) == 0
+    assert shared_by(trainee, [*ROWS, SupervisedSequence((*PREFIX[:-1], 99, 98, 1), len(PREFIX) + 1)]) == cut + 6
 
 
 def test_dropout_and_other_caches_mean_whole_rows(place, monkeypatch):
     base = loaded(place)
     trainee = build(base, options(place, "sft"), [])
-    assert shared_length(trainee.model, ROWS, collator(trainee), "all", 4) == len(PREFIX)
-    base.site_map.blocks[0].module.self_attn.attention_dropout = 0.1
-    assert shared_length(trainee.model, ROWS, collator(trainee), "all", 4) == 0
-    base.site_map.blocks[0].module.self_attn.attention_dropout = 0.0
+    trainee.model.train()
+    assert shared_by(trainee, ROWS) == len(PREFIX)
+    attention = base.site_map.blocks[0].module.self_attn
+    attention.attention_dropout = 0.1
+    assert shared_by(trainee, ROWS) == 0
+    assert trainee.model.training
+    trainee.model.eval()  # nothing is dropped
+    assert shared_by(trainee, ROWS) == len(PREFIX)
     forward = base.model.forward
 
     def wrong_cache(*args, past_key_values=None, **kwargs):  # goes on without what stands before
@@ -108,10 +114,10 @@ def test_dropout_and_other_caches_mean_whole_rows(place, monkeypatch):
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(base.model, "forward", wrong_cache)
-    assert shared_length(trainee.model, ROWS, collator(trainee), "all", 4) == 0
+    assert shared_by(trainee, ROWS) == 0
     monkeypatch.setattr(base.model, "forward", lambda *args, use_cache=None, **kwargs: forward(*args, **kwargs))
     monkeypatch.setattr(base.model.config, "use_cache", False)
-    assert shared_length(trainee.model, ROWS, collator(trainee), "all", 4) == 0
+    assert shared_by(trainee, ROWS) == 0
     trainee.restore()
 
 
@@ -120,14 +126,16 @@ def test_a_training_computes_the_prefix_once_per_batch(place, tmp_path):
     run = options(place, steps=2, batch_size=4)
     trainee = build(base, run, [])
     shapes: list[tuple[int, ...]] = []
-    handle = base.site_map.blocks[0].module.register_forward_hook(
-        lambda m, a, out: shapes.append(tuple(a[0].shape[:2]))
-    )
+    block = base.site_map.blocks[0].module
+    handle = block.register_forward_hook(lambda module, args, out: shapes.append(tuple(args[0].shape[:2])))
     rows = training_rows(ROWS, 2, 4, 0)
     trainer = trainer_of(trainee, rows, run, tmp_path, pad=PAD, steps=2, learning_rate=0.1, keeps=False)
     shapes.clear()
     trainer.train()
     handle.remove()
+    block.self_attn.attention_dropout = 0.1
+    dropping = trainer_of(trainee, rows, run, tmp_path, pad=PAD, steps=2, learning_rate=0.1, keeps=False)
+    assert (trainer.data_collator.shared, dropping.data_collator.shared) == (len(PREFIX), 0)
     rests = [max(len(row.ids) for row in rows[i : i + 4]) - len(PREFIX) for i in (0, 4)]
     assert shapes == [(1, len(PREFIX)), (4, rests[0]), (1, len(PREFIX)), (4, rests[1])]
     trainee.restore()

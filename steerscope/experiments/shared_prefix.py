@@ -1,0 +1,171 @@
+"""Words that many rows begin with, an instruction for example: computed once for all of them.
+
+Keys and values of these tokens are the same in every row, so a pass over them alone gives a cache, which is repeated
+for the rows and which the second pass goes on from; in backward the gradients of all rows meet in it. Results are those
+of whole rows up to rounding. Models for which they are not (a state in place of a cache, dropout, which would be drawn
+once for all rows) get whole rows: :func:`shared_length` tries it out first.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steerscope.steering import SteeringModel
+from steerscope.steering.positions import Positions
+
+# Below this a second pass costs more than it saves.
+SHORTEST = 8
+# Largest relative difference between logits of the two ways that can be rounding.
+_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
+_ROUNDING_OF_HALF = 0.05
+# What models without a cache of the usual sort do when they are asked for one.
+_NO_CACHE = (TypeError, AttributeError, NotImplementedError, ValueError, RuntimeError)
+
+
+def shared_length(model: nn.Module, rows: Sequence[Sequence[int]], prompts: Sequence[int], pad: int) -> int:
+    """Return how many tokens at the start of all rows can be computed once: 0 where it would not pay or not be right.
+
+    Args:
+        model: A causal language model or a wrapper of one.
+        rows: Token ids.
+        prompts: How many tokens of each row are its prompt; the prefix ends before the last of them, and before those
+            that a steering adapter counts back from the prompt's end.
+        pad: Any token to fill with.
+
+    Cost: passes over two rows.
+    """
+    behind = _counted_back(model)
+    if behind is None or len(rows) < 2:
+        return 0
+    columns = zip(*rows, strict=False)
+    common = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    length = min(common, min(prompts) - behind)
+    if length < SHORTEST or _drops(model):
+        return 0
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    chosen = [order[0], order[-1]]
+    return length if _is_right(model, [rows[i] for i in chosen], [prompts[i] for i in chosen], pad, length) else 0
+
+
+def cache_of(model: nn.Module, prefix: Tensor, rows: int, told: dict[str, Any]) -> Any:
+    """Return the cache of a prefix ``(1 token)``, repeated for so many rows.
+
+    Args:
+        model: A causal language model or a wrapper of one.
+        prefix: Token ids.
+        rows: How often.
+        told: What else the model is to be given.
+    """
+    columns = torch.arange(prefix.shape[1], device=prefix.device)[None]
+    out = model(input_ids=prefix, attention_mask=torch.ones_like(prefix), position_ids=columns, use_cache=True, **told)
+    out.past_key_values.batch_repeat_interleave(rows)
+    return out.past_key_values
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What rows begin with, computed once; for passes without gradients.
+
+    Attributes:
+        ids: Its tokens ``(1 token)``, perhaps none.
+        cache: Their keys and values; ``None`` without tokens.
+    """
+
+    ids: Tensor
+    cache: Any
+
+    @classmethod
+    def of(cls, model: nn.Module, rows: Sequence[Sequence[int]], prompts: Sequence[int], pad: int) -> Prefix:
+        """Find and compute the prefix of all rows; see :func:`shared_length`."""
+        length = shared_length(model, rows, prompts, pad)
+        ids = torch.tensor([list(rows[0][:length])], dtype=torch.long, device=next(model.parameters()).device)
+        if not length:
+            return cls(ids, None)
+        return cls(ids, cache_of(model, ids, 1, _told(model, [min(prompts)], ids.device)))
+
+    @property
+    def length(self) -> int:
+        """How many tokens."""
+        return self.ids.shape[1]
+
+    def before(self, mask: Tensor) -> dict[str, Any]:
+        """Return the mask of whole rows and the cache to go on from, given the mask of what follows ``(row token)``.
+
+        The cache is a copy: passes that go on from it write into it.
+        """
+        if self.cache is None:
+            return {"attention_mask": mask}
+        cache = copy.deepcopy(self.cache)
+        cache.batch_repeat_interleave(len(mask))
+        ones = torch.ones(len(mask), self.length, dtype=mask.dtype, device=mask.device)
+        return {"attention_mask": torch.cat([ones, mask], 1), "past_key_values": cache, "use_cache": True}
+
+
+def _counted_back(model: nn.Module) -> int | None:
+    """Return how many tokens before the prompt's end belong in the rows, or ``None`` if none may stand apart."""
+    if not isinstance(model, SteeringModel):
+        return 1
+    rule = Positions.parse(model.steering_config.positions)
+    return None if rule.rule == "mask" else max(1, rule.count if rule.rule == "last" else 1)
+
+
+def _told(model: nn.Module, prompts: Sequence[int], device: torch.device) -> dict[str, Any]:
+    return {"prompt_lengths": torch.tensor(prompts, device=device)} if isinstance(model, SteeringModel) else {}
+
+
+def _drops(model: nn.Module) -> bool:
+    """Whether dropout is drawn, in a module or inside attention."""
+    return any(
+        module.training
+        and ((isinstance(module, nn.Dropout) and module.p > 0) or float(getattr(module, "attention_dropout", 0) or 0))
+        for module in model.modules()
+    )
+
+
+@torch.no_grad()
+def _is_right(model: nn.Module, rows: Sequence[Sequence[int]], prompts: Sequence[int], pad: int, length: int) -> bool:
+    """Whether both ways give the same logits after these rows."""
+    device = next(model.parameters()).device
+    width = max(map(len, rows))
+    missing = [width - len(row) for row in rows]
+    told = _told(model, prompts, device)
+
+    def logits(ids: list[list[int]], mask: list[list[int]], cached: int, **cache: Any) -> Tensor:
+        columns = torch.tensor(mask, device=device)
+        places = (columns.cumsum(-1) - 1).clamp_min(0)[:, cached:]
+        given = {"input_ids": torch.tensor(ids, device=device), "attention_mask": columns, "position_ids": places}
+        found: Tensor = model(**given, **told, **cache).logits[:, -1]
+        return found
+
+    with _as_in_evaluation(model):
+        try:
+            whole = [[pad] * m + list(row) for m, row in zip(missing, rows, strict=True)]
+            expected = logits(whole, [[0] * m + [1] * (width - m) for m in missing], 0, use_cache=False)
+            prefix = torch.tensor([list(rows[0][:length])], device=device)
+            cache = cache_of(model, prefix, len(rows), _told(model, [min(prompts)], device))
+            rest = [[pad] * m + list(row[length:]) for m, row in zip(missing, rows, strict=True)]
+            masks = [[1] * length + [0] * m + [1] * (width - m - length) for m in missing]
+            found = logits(rest, masks, length, past_key_values=cache, use_cache=True)
+        except _NO_CACHE:
+            return False
+    limit = _ROUNDING.get(expected.dtype, _ROUNDING_OF_HALF)
+    return float((found - expected).abs().max()) <= limit * float(expected.abs().max())
+
+
+@contextmanager
+def _as_in_evaluation(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
