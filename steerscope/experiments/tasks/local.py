@@ -1,26 +1,24 @@
 """Multiple-choice tasks read from local files: ARC, BoolQ and Winogrande, scored by the likelihood of their answers.
 
-A folder holds ``<task>-<part>.jsonl`` or ``.jsonl.gz``, one object per line with ``question``, ``choices`` and
-``answer_index`` (BoolQ also ``passage``). Nothing is downloaded. A task without an official test part is tested on its
-validation part; what selects learning rates then is the last tenth of its training part.
+Files, fields, parts and what counts as the same question are those of the answer tasks in ``formats/``; only prompts
+and completions are shorter. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from steerscope.analysis.examples import Example, content_order
-from steerscope.errors import InputError
+from steerscope.experiments.tasks.answer_task import AnswerExample, AnswerForm, Row, RowsTask, check_count
+from steerscope.experiments.tasks.formats import arc, boolq, winogrande
+from steerscope.experiments.tasks.formats.fields import content
+from steerscope.experiments.tasks.sources import local_rows
 
 if TYPE_CHECKING:
     from steerscope.experiments.tasks import Split
-
-Row = Mapping[str, Any]
 
 
 def _arc(row: Row) -> tuple[str, list[str]]:
@@ -42,13 +40,51 @@ def _winogrande(row: Row) -> tuple[str, list[str]]:
 
 @dataclass(frozen=True)
 class _Form:
-    """A task: its files, whether they have an official test part, how rows become prompts, and which are kept."""
+    """A task: whose rows and parts it has, how rows become prompts and choices, and which are kept.
 
-    files: str
-    has_test: bool
+    Attributes:
+        rows: The answer task with these rows.
+        template: Gives prompt and choices of a row.
+        description: One sentence.
+        keeps: Whether a row is used.
+        by_prompt: Whether rows with one prompt are one question, whatever else they hold.
+    """
+
+    rows: AnswerForm
     template: Callable[[Row], tuple[str, list[str]]]
     description: str
     keeps: Callable[[Row], bool] = lambda row: True
+    by_prompt: bool = False
+
+    def build(self, row: Row) -> AnswerExample:
+        """Return a row with this task's prompt and choices; raises what wrong rows raise."""
+        found = self.rows.build(row)  # checks all fields
+        prompt, choices = self.template(row)
+        right = found.answer_index
+        assert right is not None
+        return replace(
+            found,
+            prompt=prompt,
+            completion=choices[right],
+            choices=tuple(choices),
+            content=content(prompt) if self.by_prompt else found.content,
+        )
+
+    def source(self, folder: Path) -> Callable[[str], Iterator[tuple[str, Row]]]:
+        """Return the rows that are kept; two choices that read the same cannot be told apart."""
+        read = local_rows(folder, self.rows.name)
+
+        def rows(part: str) -> Iterator[tuple[str, Row]]:
+            for where, row in read(part):
+                try:
+                    choices = self.template(row)[1]
+                    wanted = self.keeps(row) and len(set(choices)) == len(choices)
+                except (KeyError, IndexError, TypeError, ValueError):
+                    wanted = True  # to be refused with its line when it is built
+                if wanted:
+                    yield where, row
+
+        return rows
 
 
 def _is_short(row: Row) -> bool:
@@ -56,25 +92,34 @@ def _is_short(row: Row) -> bool:
     return len(row["question"]) <= 80 and max(map(len, row["choices"])) <= 24
 
 
+_SHORT = "ARC-Easy with questions of at most 80 and answers of at most 24 characters."
+_CLOSED = "BoolQ without its passage: yes or no from memory."
 FORMS: dict[str, _Form] = {
-    "arc_easy": _Form("arc_easy", True, _arc, "ARC-Easy: grade-school science, the answer's text is scored."),
-    "arc_easy_short": _Form(
-        "arc_easy", True, _arc, "ARC-Easy with questions of at most 80 and answers of at most 24 characters.", _is_short
-    ),
-    "arc_challenge": _Form("arc_challenge", True, _arc, "ARC-Challenge: the harder part of the same questions."),
-    "boolq": _Form("boolq", False, _boolq, "BoolQ: yes or no about a passage."),
-    "boolq_closed": _Form("boolq", False, _boolq_closed, "BoolQ without its passage: yes or no from memory."),
-    "winogrande": _Form("winogrande", False, _winogrande, "Winogrande: which of two names fills the blank."),
+    "arc_easy": _Form(arc.EASY, _arc, "ARC-Easy: grade-school science, the answer's text is scored."),
+    "arc_easy_short": _Form(arc.EASY, _arc, _SHORT, _is_short),
+    "arc_challenge": _Form(arc.CHALLENGE, _arc, "ARC-Challenge: the harder part of the same questions."),
+    "boolq": _Form(boolq.FORM, _boolq, "BoolQ: yes or no about a passage."),
+    "boolq_closed": _Form(boolq.FORM, _boolq_closed, _CLOSED, by_prompt=True),
+    "winogrande": _Form(winogrande.FORM, _winogrande, "Winogrande: which of two names fills the blank."),
 }
 
 
 @dataclass(frozen=True)
 class LocalTask:
-    """One of :data:`FORMS`, read from ``folder``."""
+    """One of :data:`FORMS`, read from ``folder``; parts as :class:`~steerscope.experiments.tasks.answer_task.RowsTask`.
+
+    Raises:
+        InputError: There is no such folder.
+    """
 
     name: str
     folder: Path
-    _parts: dict[str, list[Example]] = field(default_factory=dict, repr=False, compare=False)
+    _pools: dict[str, list[Example]] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        form = FORMS[self.name]
+        named = replace(form.rows, name=self.name, description=form.description, build=form.build)
+        object.__setattr__(self, "_rows", RowsTask(named, form.source(self.folder)))
 
     @property
     def description(self) -> str:
@@ -87,59 +132,10 @@ class LocalTask:
         Raises:
             InputError: A file is missing or damaged, or the part has fewer than ``n`` examples.
         """
-        pool = self._part(split)
-        if not 1 <= n <= len(pool):
-            raise InputError(
-                f"asked for {n} {split} examples of {self.name}; expected 1 to {len(pool)}. Ask for fewer."
-            )
+        if split not in self._pools:
+            rows: RowsTask = self._rows  # type: ignore[attr-defined]  # set above
+            found = (Example(one.prompt, one.completion, one.choices, one.answer_index) for one in rows.split(split))
+            self._pools[split] = list(dict.fromkeys(found))
+        pool = self._pools[split]
+        check_count(n, len(pool), f"{split} examples of {self.name}")
         return [pool[i] for i in content_order(pool, seed)[:n]]
-
-    def _part(self, split: str) -> list[Example]:
-        if split not in self._parts:
-            if FORMS[self.name].has_test:
-                found = self._read(split)
-            elif split == "test":
-                found = self._read("validation")
-            else:
-                train = self._read("train")
-                kept = len(train) - len(train) // 10
-                found = train[:kept] if split == "train" else train[kept:]
-            self._parts[split] = list(dict.fromkeys(found))
-        return self._parts[split]
-
-    def _read(self, part: str) -> list[Example]:
-        form = FORMS[self.name]
-        stem = self.folder / f"{form.files}-{part}.jsonl"
-        path = next((p for p in (stem, stem.with_name(f"{stem.name}.gz")) if p.is_file()), None)
-        if path is None:
-            raise InputError(
-                f"task {self.name!r} needs {stem.name} or {stem.name}.gz in {str(self.folder)!r}, which is not there. "
-                "Give the folder that holds it as --data-dir."
-            )
-        found = []
-        try:
-            with (
-                gzip.open(path, "rt", encoding="utf-8")
-                if path.suffix == ".gz"
-                else path.open(encoding="utf-8") as lines
-            ):
-                for number, line in enumerate(lines, 1):
-                    if line.strip():
-                        found.append(_example(json.loads(line), form, f"{path.name}, line {number}"))
-        except (OSError, EOFError, ValueError) as error:
-            raise InputError(f"cannot read {path.name} of task {self.name!r} ({error}). Get the file again.") from error
-        return [example for example in found if example is not None]
-
-
-def _example(row: Row, form: _Form, where: str) -> Example | None:
-    """Return a row as an example; ``None`` where the task leaves it out or two of its choices read the same."""
-    try:
-        prompt, choices = form.template(row)
-        answer = int(row["answer_index"])
-        if not form.keeps(row) or len(set(choices)) < len(choices):
-            return None
-        return Example(prompt, choices[answer], tuple(choices), answer)
-    except (KeyError, IndexError, TypeError) as error:
-        raise InputError(
-            f"{where} lacks a field or has a wrong one ({error!r}); expected question, choices, answer_index."
-        ) from error
