@@ -8,12 +8,13 @@ from pathlib import Path
 from steerscope.errors import InputError
 
 
-def check_folder(folder: Path, *, overwrite: bool) -> None:
+def check_folder(folder: Path, *, overwrite: bool, option: str | None = "--overwrite") -> None:
     """Refuse a report folder that is a file, is not empty, or cannot be made or written. Nothing is made yet.
 
     Args:
         folder: Where the report will go.
         overwrite: Allow a folder that holds something.
+        option: The command's option that does, if it has one.
 
     Raises:
         InputError: The folder cannot be used.
@@ -25,8 +26,10 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
             )
         if folder.is_dir() and any(folder.iterdir()) and not overwrite:
             raise InputError(
-                f"--out {str(folder)!r} is not empty; nothing was touched. Name another folder, or add --overwrite "
-                "to replace the report in it."
+                f"--out {str(folder)!r} is not empty; nothing was touched. Name another folder"
+                + {None: ".", "--overwrite": ", or add --overwrite to replace the report in it."}.get(
+                    option, f", or add {option} to go on with what is in it."
+                )
             )
         nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     except OSError as error:  # a name too long, a folder that cannot be listed

@@ -45,7 +45,9 @@ def train(
     activation: Annotated[str | None, typer.Option(help="silu, gelu or tanh, for nonlinear.")] = None,
     constraint: Annotated[str | None, typer.Option(help="none, input or output, for joint.")] = None,
     heads: Annotated[int | None, typer.Option(help="Heads that lofit keeps; without it a tenth.")] = None,
-    sparsity: Annotated[float, typer.Option(help="Strength of lofit's penalty on scales.")] = 1e-3,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Strength of lofit's penalty on scales; without it 0.001.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; without it runs/TASK-METHOD-SEED.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 120,
@@ -121,7 +123,7 @@ def train(
     )
     options.check()
     folder = out or Path("runs") / f"{task}-{method}-{seed}"
-    check_folder(folder, overwrite=resume)
+    check_folder(folder, overwrite=resume, option="--resume")
     source = get_answer_task(task, data_dir)
 
     command = command_line()

@@ -61,7 +61,7 @@ def validate(
         seed=seed,
     )
     options.check()
-    check_folder(out, overwrite=resume)
+    check_folder(out, overwrite=resume, option="--resume")
     if dtype not in ("float32", "float64"):
         raise InputError(f"--dtype is {dtype!r}; validation trains in float32 or float64. Name one of them.")
     if data is None:

@@ -26,6 +26,8 @@ SHORTEST = 8
 # Largest relative difference between logits of the two ways that can be rounding.
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
 _ROUNDING_OF_HALF = 0.05
+# Names under which modules keep rates of dropout that they draw by functions.
+_RATES = ("dropout", "attention_dropout", "activation_dropout", "layerdrop")
 # What models without a cache of the usual sort do when they are asked for one.
 _NO_CACHE = (TypeError, AttributeError, NotImplementedError, ValueError, RuntimeError)
 
@@ -122,12 +124,13 @@ def _told(model: nn.Module, prompts: Sequence[int], device: torch.device) -> dic
 
 
 def _drops(model: nn.Module) -> bool:
-    """Whether dropout is drawn, in a module or inside attention."""
-    return any(
-        module.training
-        and ((isinstance(module, nn.Dropout) and module.p > 0) or float(getattr(module, "attention_dropout", 0) or 0))
-        for module in model.modules()
-    )
+    """Whether dropout is drawn: by a module of its own, or by one that keeps a rate as a number."""
+    return any(module.training and any(rate > 0 for rate in _rates(module)) for module in model.modules())
+
+
+def _rates(module: nn.Module) -> list[float]:
+    kept = [module.p] if isinstance(module, nn.Dropout) else [getattr(module, name, 0) for name in _RATES]
+    return [float(rate) for rate in kept if isinstance(rate, int | float)]
 
 
 @torch.no_grad()

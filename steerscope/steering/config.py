@@ -74,6 +74,8 @@ class SteeringConfig:
                 f"family {self.family!r} ({family.equation}) is not defined with a scale on what it reads; got scale="
                 f"{self.scale!r}. Leave it out, or use one of {', '.join(can)}."
             )
+        if type(self.seed) is not int:
+            raise InputError(f"seed is {self.seed!r}; expected a whole number.")
         _one_of("start", self.start, STARTS)
         if self.start == "published" and not family.has_published_start:
             raise InputError(f"family {self.family!r} has one start, as no edit; leave start out.")

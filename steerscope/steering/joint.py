@@ -16,9 +16,11 @@ it, since B has moved and Adam scales every entry by itself. Second moments are 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,8 +35,11 @@ from steerscope.sites import Site, SiteKind
 from steerscope.steering.families.low_rank import LinearAdapter
 from steerscope.steering.identity import is_peft
 from steerscope.steering.model import SteeringModel
+from steerscope.steering.saving import replace_file
 
 CONSTRAINTS = ("none", "input", "output")
+# Beside the checkpoints of a Trainer.
+_HISTORY = "joint_history.json"
 # What optimizers call their first moments.
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
 _WRITERS: dict[SiteKind, tuple[SiteKind, ...]] = {
@@ -53,8 +58,8 @@ class Overlap:
         site: Where the edit is.
         read_angles: Principal angles, in degrees, between the rows of D and the columns of B; empty for a zero B.
         write_angles: The same between the columns of U (with b) and those of B.
-        read_product: ``|D B| / (|D| |B|)``, zero under ``input``.
-        write_product: ``|U^T B| / (|U| |B|)``, zero under ``output``.
+        read_product: ``|D Q| / |D|`` with Q an orthonormal basis of B's columns, zero under ``input``.
+        write_product: ``|U^T Q| / |U|`` (U with b), zero under ``output``.
     """
 
     site: str
@@ -90,8 +95,8 @@ class JointConstraint:
         constraint: ``none``, ``input`` or ``output``.
 
     Raises:
-        InputError: Another family, no LoRA that writes where an edit acts, a site where the constraint means nothing,
-            or a norm between the LoRA and the stream.
+        InputError: Another family, or a site where constraints mean nothing; with a constraint, no LoRA that writes
+            where an edit acts, or a norm between the LoRA and the stream.
     """
 
     def __init__(self, steering: SteeringModel, constraint: str) -> None:
@@ -101,7 +106,7 @@ class JointConstraint:
         if not is_peft(steering.base_model):
             raise InputError("joint adaptation needs a LoRA underneath; wrap the model with peft.get_peft_model first.")
         self.steering, self.constraint = steering, constraint
-        self._loras = {site: _loras_at(steering, site) for site in steering.sites}
+        self._loras = {site: _loras_at(steering, site, constraint) for site in steering.sites}
 
     # --- projections ---
 
@@ -109,7 +114,12 @@ class JointConstraint:
         """Return an orthonormal basis, float64 ``(d_model k)``, of what the LoRA of the edit's block writes."""
         parts = [b for lora in self._loras[self.steering.site_map.resolve(site)] for b, _, _ in lora.parts]
         # Each B by itself first: a B much smaller than another one counts as much.
-        columns = torch.cat([columns_of(b.detach().double()) for b in parts], dim=1)
+        # One that diverged has no columns; whoever trains finds it by its numbers, not by an error from here.
+        finite = [b.detach().double() for b in parts if bool(torch.isfinite(b).all())]
+        if not finite:
+            edit = next(self.steering.edit_at(site).parameters())
+            return torch.zeros(self.steering.site_map.d_model, 0, dtype=torch.float64, device=edit.device)
+        columns = torch.cat([columns_of(b) for b in finite], dim=1)
         return columns_of(columns) if columns.shape[1] else columns
 
     def _constrained(self) -> Iterator[tuple[nn.Parameter, Tensor, bool]]:
@@ -208,15 +218,17 @@ class JointConstraint:
             for handle in handles:
                 handle.remove()
         shares = {}
+        mask = batch.get("attention_mask")  # what stands at padding is not read by anything, and may be no number
+        tokens = torch.ones(batch["input_ids"].shape, dtype=torch.bool) if mask is None else mask != 0
         for site, loras in self._loras.items():
-            edit = steering.edit_at(site)
-            written = torch.zeros_like(seen[site])
+            edit, read = steering.edit_at(site), seen[site][tokens]
+            written = torch.zeros_like(read)
             for lora in loras:
                 for b, a, scaling in lora.parts:
-                    written += (scaling * (found[lora.reads].to(a.dtype) @ a.T @ b.T)).to(written.dtype)
-            whole = edit(seen[site])
+                    written += (scaling * (found[lora.reads][tokens].to(a.dtype) @ a.T @ b.T)).to(written.dtype)
+            whole = edit(read)
             size = float(whole.norm())
-            shares[str(site)] = float((whole - edit(seen[site] - written)).norm()) / size if size else 0.0
+            shares[str(site)] = float((whole - edit(read - written)).norm()) / size if size else 0.0
         return shares
 
 
@@ -235,6 +247,15 @@ class JointCallback(TrainerCallback):
         """Start with the constraint. A run that goes on has it already: projecting again would move last bits."""
         if state.global_step == 0:
             self.constraint.project(kwargs.get("optimizer"))
+            return
+        kept = Path(args.output_dir) / _HISTORY
+        if kept.exists():
+            self.history = [one for one in json.loads(kept.read_text()) if one["step"] <= state.global_step]
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep the history for a run that goes on."""
+        text = json.dumps(self.history)
+        replace_file(Path(args.output_dir) / _HISTORY, lambda path: path.write_text(text, encoding="utf-8"))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Project the gradients."""
@@ -245,7 +266,9 @@ class JointCallback(TrainerCallback):
         self.constraint.project(kwargs.get("optimizer"))
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure."""
+        """Measure, unless the training diverged."""
+        if not all(bool(torch.isfinite(p).all()) for p in self.constraint.steering.parameters() if p.requires_grad):
+            return
         overlaps = self.constraint.overlaps()
         entry = {
             "step": float(state.global_step),
@@ -285,8 +308,8 @@ def _product(first: Tensor, basis: Tensor) -> float:
     return float((basis.T @ first).norm()) / size if size else 0.0
 
 
-def _loras_at(steering: SteeringModel, site: Site) -> tuple[_Lora, ...]:
-    """Return the LoRAs that write where the edit at a site acts.
+def _loras_at(steering: SteeringModel, site: Site, constraint: str) -> tuple[_Lora, ...]:
+    """Return the LoRAs that write where the edit at a site acts; without a constraint there may be none.
 
     Raises:
         InputError: There is none, or the two do not meet in one stream.
@@ -309,6 +332,8 @@ def _loras_at(steering: SteeringModel, site: Site) -> tuple[_Lora, ...]:
         module = block.attn_write if attention else block.mlp_write
         if not getattr(module, "lora_B", None):
             continue
+        if norm is not None and constraint == "none":
+            continue  # nothing to hold, and no columns in the stream to measure
         if norm is not None:
             raise InputError(
                 f"a norm stands between the LoRA's map and the stream (layout '{block.description.layout}'), so what "
@@ -317,7 +342,7 @@ def _loras_at(steering: SteeringModel, site: Site) -> tuple[_Lora, ...]:
         if getattr(module, "lora_magnitude_vector", None):
             raise InputError("DoRA rescales the whole weight; joint constraints need a plain LoRA.")
         found.append(_Lora(module, Site(site.layer, reads)))
-    if not found:
+    if not found and constraint != "none":
         raise InputError(
             f"no LoRA writes where '{site}' acts; add the attention's output projection or the MLP's down projection "
             "of its layer to the LoRA's target_modules."

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -65,11 +66,12 @@ def write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
     Weights come first and each file appears whole: a folder with a configuration is complete.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_NAME).unlink(missing_ok=True)  # of an earlier save, whose numbers are about to go
     if adapter.lora is not None:
         model.save_pretrained(str(folder / LORA_FOLDER), selected_adapters=[adapter.lora])  # type: ignore[operator]
         _name_base(lora_place(folder, adapter.lora), adapter.base.name)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in adapter.tensors.items()}
-    _replace(folder / WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    replace_file(folder / WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     told = {
         "format": FORMAT,
         "format_version": VERSION,
@@ -81,14 +83,14 @@ def write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
         "lora": adapter.lora,
     }
     text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
-    _replace(folder / CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(folder / CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _name_base(lora: Path, name: str) -> None:
     """Name the base model as the adapter does: PEFT writes where it was loaded from, which may be a path of ours."""
     path = lora / CONFIG_NAME
     told = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": name}
-    _replace(path, lambda new: new.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8"))
+    replace_file(path, lambda new: new.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8"))
 
 
 def lora_place(folder: Path, name: str) -> Path:
@@ -96,7 +98,8 @@ def lora_place(folder: Path, name: str) -> Path:
     return folder / LORA_FOLDER if name == "default" else folder / LORA_FOLDER / name
 
 
-def _replace(path: Path, write_to: Any) -> None:
+def replace_file(path: Path, write_to: Callable[[Path], object]) -> None:
+    """Write a file so that it appears whole, or stays what it was."""
     unfinished = path.with_name(f"{path.name}.unfinished")
     write_to(unfinished)
     os.replace(unfinished, path)
@@ -118,8 +121,14 @@ def read(folder: Path) -> AdapterFile:
         raise InputError(
             f"{str(path)!r} is no whole safetensors file ({error}); it was cut off or damaged. Copy it again."
         ) from error
+    config = SteeringConfig.from_dict(told["steering"])
+    if told["equation"] != FAMILIES[config.family].equation:
+        raise InputError(
+            f"the adapter in {str(folder)!r} becomes {told['equation']!r}; family {config.family!r} of this steerscope "
+            f"becomes {FAMILIES[config.family].equation!r}. Use steerscope {told['steerscope_version']!r}."
+        )
     return AdapterFile(
-        config=SteeringConfig.from_dict(told["steering"]),
+        config=config,
         base=BaseIdentity.from_dict(told["base_model"]),
         sites=told["sites"],
         lora=told["lora"],
@@ -152,7 +161,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{str(path)!r} has format {told.get('format_version')!r}; this steerscope reads {VERSION}. "
             f"It was written by steerscope {told.get('steerscope_version')!r}: use that version."
         )
-    if set(told) != _FIELDS or not isinstance(told["sites"], dict) or not isinstance(told["steering"], dict):
+    if set(told) != _FIELDS or not all(isinstance(told[name], dict) for name in ("sites", "steering", "base_model")):
         raise InputError(f"{str(path)!r} has fields {sorted(told)}; expected {sorted(_FIELDS)}. Save it again.")
     return told
 
@@ -212,7 +221,29 @@ def with_lora(model: nn.Module, folder: Path, name: str, is_trainable: bool) -> 
         ) from None
     place = lora_place(folder, name)
     try:
-        return PeftModel.from_pretrained(model, str(place), adapter_name=name, is_trainable=is_trainable)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT warns of keys that do not fit; they are refused below
+            wrapped = PeftModel.from_pretrained(model, str(place), adapter_name=name, is_trainable=is_trainable)
+        missing, unknown = lora_differences(wrapped, name, set(load_file(place / WEIGHTS_NAME)))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"cannot load the LoRA in {str(place)!r} ({reason}). Copy the whole folder again.") from error
+    if missing or unknown:
+        wrapped.unload()
+        raise InputError(
+            f"the LoRA in {str(place)!r} lacks {_some(missing)} and has unknown {_some(unknown)}. Copy the whole "
+            "folder that was saved."
+        )
+    return wrapped
+
+
+def lora_differences(wrapped: nn.Module, name: str, stored: set[str]) -> tuple[list[str], list[str]]:
+    """Return which tensors of a PEFT adapter a file lacks, and which of the file's have no place in it."""
+    from peft import get_peft_model_state_dict
+
+    differ: list[tuple[list[str], list[str]]] = []
+    # With embeddings or without, as the file was saved; left to itself PEFT would ask the hub which.
+    for embeddings in (False, True):
+        expected = set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=embeddings))
+        differ.append((sorted(expected - stored), sorted(stored - expected)))
+    return min(differ, key=lambda two: len(two[0]) + len(two[1]))

@@ -258,10 +258,10 @@ def test_settings_are_checked(settings, message):
     assert message in str(caught.value)
 
 
-def test_registry():
+def test_registry(tmp_path):
     assert "listops" in task_names()
     for name in task_names():
-        task = get_task(name, "folder-of-files")
+        task = get_task(name, tmp_path)
         assert task.name == name
         assert task.description
     assert len(get_task("listops").split("validation", 3, seed=0)) == 3

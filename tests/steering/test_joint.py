@@ -140,8 +140,9 @@ def test_input_form_makes_the_edit_blind_and_interaction_is_what_it_says(edit):
             reading(steering.site_map, ["0.resid_post", "0.attn_heads", "0.mlp_hidden"]) as seen,
         ):
             steering(**BATCH)
+        real = BATCH["attention_mask"] != 0
         x, heads, hidden = (
-            seen[steering.site_map.resolve(f"0.{kind}")] for kind in ("resid_post", "attn_heads", "mlp_hidden")
+            seen[steering.site_map.resolve(f"0.{kind}")][real] for kind in ("resid_post", "attn_heads", "mlp_hidden")
         )
         written = sum(
             value @ module.lora_A["default"].weight.T @ module.lora_B["default"].weight.T * 4  # alpha / r
@@ -204,6 +205,46 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, constraint):
     expected = whole.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
     assert off(again, constraint) < 1e-6
+
+
+def test_a_history_goes_on_too(tmp_path):
+    logged = {"logging_strategy": "steps", "logging_steps": 1}
+
+    def fresh():
+        steering = joint(dtype=torch.float32)
+        return steering, JointConstraint(steering, "none").callback(BATCH)
+
+    whole, expected = fresh()
+    trainer_of(whole, tmp_path / "whole", callbacks=[expected], **logged).train()
+    killed, callback = fresh()
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of(killed, tmp_path / "killed", callbacks=[callback, Stop(5)], **logged).train()
+    again, callback = fresh()
+    folder = tmp_path / "killed"
+    trainer_of(again, folder, callbacks=[callback], **logged).train(resume_from_checkpoint=str(folder / "checkpoint-4"))
+    assert callback.history == expected.history
+    assert {"step", "largest_interaction", "smallest_read_angle"} < set(callback.history[0])
+
+
+def test_a_training_that_diverged_is_not_stopped_by_its_measurements(tmp_path):
+    for constraint in ("none", "input", "output"):
+        steering = joint(dtype=torch.float32)
+        callback = JointConstraint(steering, constraint).callback(BATCH)
+        for name, parameter in steering.named_parameters():
+            if "lora_B" in name:
+                parameter.data.fill_(float("nan"))
+        options = {"callbacks": [callback], "logging_strategy": "steps", "logging_steps": 1, "max_steps": 2}
+        trainer_of(steering, tmp_path / constraint, **options).train()
+        assert callback.history == []
+
+
+def test_without_a_constraint_nothing_needs_to_meet():
+    """A norm after the LoRA's map, or no LoRA there at all: nothing to hold, and nothing to measure."""
+    for steering in (joint("gemma2", targets=["down_proj"]), joint(targets=["q_proj"])):
+        held = JointConstraint(moved_lora(steering), "none")
+        held.project()
+        assert [one.read_angles for one in held.overlaps()] == [(), ()]
+        assert set(held.interaction({"input_ids": BATCH["input_ids"][:1]}).values()) == {0.0}
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from steerscope.errors import InputError
 from steerscope.steering import SteeringConfig, SteeringModel, get_steering_model
@@ -94,6 +96,11 @@ def test_the_lora_is_part_of_the_file(tmp_path):
         SteeringModel.from_pretrained(tiny_model("llama", seed=3), tmp_path)
     weights = tmp_path / "lora" / "adapter_model.safetensors"
     whole = weights.read_bytes()
+    tensors = load_file(weights)
+    gone = sorted(tensors)[0]
+    save_file({name: value for name, value in tensors.items() if name != gone}, weights)
+    with pytest.raises(InputError, match=f"lacks {re.escape(gone)} and has unknown nothing"):
+        SteeringModel.from_pretrained(tiny_model("llama"), tmp_path)
     weights.write_bytes(whole[:-5])
     with pytest.raises(InputError, match="cannot load the LoRA in"):
         SteeringModel.from_pretrained(tiny_model("llama"), tmp_path)

@@ -1,6 +1,6 @@
 """Claim (f): what part of a fine-tuning each space of edits leaves behind, on a finished ``sft`` or ``lora`` run.
 
-    python -m steerscope.experiments.claims.leftover RUN [--data-dir DIR] [--ranks 1,8] [--examples 128]
+    python -m steerscope.experiments.claims.leftover RUN [--data-dir DIR] [--ranks 1 8] [--examples 128]
 
 Writes ``leftover.json`` into the run's folder. The maps are fitted and measured on halves of validation prompts.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from steerscope.errors import InputError
 from steerscope.experiments.evaluation.adapters import read_adapter, with_adapter
 from steerscope.experiments.tasks import get_answer_task
 from steerscope.experiments.tasks.answer_task import AnswerTask
-from steerscope.experiments.tasks.supervised import supervise
-from steerscope.experiments.training.data import Collator, pad_token
+from steerscope.experiments.tasks.supervised import pad_token, supervise
+from steerscope.experiments.training.data import Collator
 from steerscope.experiments.training.run_folder import read_results
 from steerscope.models import load_model
 from steerscope.sites import SiteKind
@@ -87,18 +88,23 @@ def measure_leftover(
     return found
 
 
-def main() -> None:
+def main() -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--ranks", default="1,8")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--examples", type=int, default=128)
     options = parser.parse_args()
-    task = get_answer_task(read_results(options.run).task, options.data_dir)
-    ranks = [int(one) for one in options.ranks.split(",")]
-    print(json.dumps(measure_leftover(options.run, task, ranks=ranks, examples=options.examples), indent=1))
+    try:
+        task = get_answer_task(read_results(options.run).task, options.data_dir)
+        found = measure_leftover(options.run, task, ranks=options.ranks, examples=options.examples)
+    except InputError as error:
+        print(f"leftover: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found, indent=1))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from steerscope.experiments.claims.leftover import LEFTOVER
@@ -24,8 +25,8 @@ is the standard deviation over S seeds of a seed's difference, t the 97.5% point
 degrees of freedom, `sd_q` the standard deviation over n questions of a question's difference averaged over seeds. "At
 least as good" is *not reproduced* if the interval lies below 0, else *reproduced* if it lies above -1 point, else
 *undecided*; "better" is reproduced above 0 and not reproduced below. With fewer than three seeds in common, or learning
-rates that were not searched with the same budget on both sides (`--learning-rate auto`), it is undecided whatever the
-numbers.
+rates that were not searched with the same budget on both sides (`--learning-rate auto`) or were chosen at the edge of
+the search in any run, it is undecided whatever the numbers.
 """
 NOTHING = "No runs to decide it yet.\n"
 
@@ -159,11 +160,16 @@ def _leftover(left: Sequence[Mapping[str, Any]]) -> str:
     )
     if not left:
         return f"{note}\n{NOTHING}"
-    lines = ["| task | fine-tuning | seed | space | rank | divergence left |", "|---|---|---:|---|---:|---:|"]
-    for one in left:
+    lines = [
+        "| task | model | fine-tuning | space | rank | seeds | divergence left (each seed) | mean |",
+        "|---|---|---|---|---:|---:|---|---:|",
+    ]
+    rows: dict[tuple[Any, ...], list[float]] = {}
+    for one in sorted(left, key=lambda one: int(one["seed"])):
         for row in one["spaces"]:
-            lines.append(
-                f"| {one['task']} | {one['method']} | {one['seed']} | {row['kind']} | {row['rank']} "
-                f"| {row['kl'] / one['kl_base']:.1%} |"
-            )
+            key = (one["task"], Path(str(one["model"]["name"])).name, one["method"], row["kind"], row["rank"])
+            rows.setdefault(key, []).append(row["kl"] / one["kl_base"])
+    for key, shares in rows.items():
+        cells = " | ".join(map(str, key))
+        lines.append(f"| {cells} | {len(shares)} | {', '.join(f'{x:.1%}' for x in shares)} | {fmean(shares):.1%} |")
     return f"{note}\n" + "\n".join(lines) + "\n"

@@ -14,7 +14,7 @@ A claim "first is at least as good as second" is
 * **not reproduced** if the whole interval is below zero;
 * **reproduced** if the whole interval is above minus one point (0.01), and the first does not hold;
 * **undecided** otherwise: fewer than three seeds in common, learning rates that were not searched with the same budget
-  on both sides, or an interval that allows either.
+  on both sides or of which one won at the edge of its search, or an interval that allows either.
 
 A claim "first is better than second" is reproduced if the whole interval is above zero, not if it is below zero.
 """
@@ -33,7 +33,7 @@ from scipy.stats import t as student
 
 from steerscope.errors import InputError
 from steerscope.experiments.comparison.groups import Entry
-from steerscope.experiments.training.run_folder import GENERATIONS
+from steerscope.experiments.training.run_folder import GENERATIONS, read_results
 
 MIN_SEEDS = 3
 MARGIN = 0.01
@@ -94,7 +94,7 @@ def verdict(found: Difference | None, *, strict: bool, fair: bool) -> str:
     if found is None or found.seeds < MIN_SEEDS:
         return "undecided (fewer than three seeds in common)"
     if not fair:
-        return "undecided (learning rates not searched alike)"
+        return "undecided (learning rates not searched alike, or at the edge of the search)"
     if found.high < 0:
         return "not reproduced"
     if found.low > (0 if strict else -MARGIN):
@@ -103,9 +103,13 @@ def verdict(found: Difference | None, *, strict: bool, fair: bool) -> str:
 
 
 def is_fair(first: Entry, second: Entry) -> bool:
-    """Whether both searched their learning rate, with the same budget."""
+    """Whether both searched their learning rate with the same budget, and no winner was at the edge of the search."""
     one, two = ({name: entry.settings.get(name) for name in BUDGET} for entry in (first, second))
-    return one == two and one["learning_rate"] == "auto"
+    return one == two and one["learning_rate"] == "auto" and all(map(_is_interior, (*first.folders, *second.folders)))
+
+
+def _is_interior(folder: str) -> bool:
+    return bool(read_results(folder).training.get("learning_rate_is_interior"))
 
 
 @cache
@@ -117,7 +121,10 @@ def rights(folder: str) -> Mapping[str, int]:
     """
     found: dict[str, int] = {}
     try:
-        for line in (Path(folder) / GENERATIONS).read_text(encoding="utf-8").splitlines():
+        # Not splitlines(): texts may hold other characters that end a line.
+        for line in (Path(folder) / GENERATIONS).read_text(encoding="utf-8").split("\n"):
+            if not line:
+                continue
             row = json.loads(line)
             times = sum(key.rpartition("#")[0] == row["key"] for key in found) if f"{row['key']}#0" in found else 0
             found[f"{row['key']}#{times}"] = int(row["is_right"])

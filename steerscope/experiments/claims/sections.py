@@ -157,7 +157,8 @@ SECTIONS = (
         "Post-block steering is at least as good as LoReFT and LoRA",
         "At the same rank, so not at the same parameters, which the table gives. Further rows change one thing: sites, "
         "positions, orthonormal rows (`loreft` against `noreft`) or the bias; there `reproduced` says that the first "
-        "is at least as good as the second, which the paper need not have claimed.",
+        "is at least as good as the second, which the paper need not have claimed. LoReFT starts as no edit here "
+        "(W = R), not from the random W of its authors.",
         other_methods,
     ),
     Section(

@@ -1,4 +1,4 @@
-"""All the runs that the claims compare, one ``steerscope train`` after another, then the page.
+"""All the runs that the claims compare, one ``steerscope train`` after another.
 
     python -m steerscope.experiments.claims.study [MODEL] --task T --out RUNS [--only NAME,...] [-- options of train]
 
@@ -43,6 +43,7 @@ CONFIGURATIONS: Mapping[str, str] = {
     "post-block-no-bias": "--method post-block --no-bias",
     "loreft-last": "--method loreft --positions last",
     "loreft-prompt": "--method loreft --positions prompt",
+    "loreft-mlp-out": "--method loreft --site mlp_out",
 }
 # Runs whose weights claim (f) is about.
 _LEFTOVER_OF = ("sft", "lora")
@@ -71,7 +72,8 @@ def commands(
                 continue  # nothing is trained, so no seed changes it
             place = out / f"{name}-{seed}"
             search = [] if name == "none" else ["--learning-rate", "auto"]
-            told = [*CONFIGURATIONS[name].split(), "--seed", str(seed), *search, *extra]
+            # What makes a configuration comes last: it is not to be overridden.
+            told = [*extra, *CONFIGURATIONS[name].split(), "--seed", str(seed), *search]
             found[place] = ["train", model, "--task", task, *told, "--out", str(place), "--resume"]
     return found
 
@@ -86,6 +88,19 @@ def run_all(runs: Mapping[Path, Sequence[str]]) -> list[Path]:
             raise KeyboardInterrupt
         if code:
             failed.append(place)
+    return failed
+
+
+def _measure_leftover(places: Sequence[Path], data: Sequence[str]) -> list[Path]:
+    """Measure claim (f) on runs where it is not yet; return those it failed on."""
+    failed = []
+    for place in places:
+        if not (place / LEFTOVER).exists():
+            module = "steerscope.experiments.claims.leftover"
+            code = subprocess.run([sys.executable, "-m", module, str(place), *data], check=False).returncode
+            if code == 130:
+                raise KeyboardInterrupt
+            failed += [place / LEFTOVER] if code else []
     return failed
 
 
@@ -111,10 +126,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         failed = run_all(runs)
-        for place in [] if options.no_leftover else [options.out / f"{name}-0" for name in _LEFTOVER_OF]:
-            if place in runs and place not in failed and not (place / LEFTOVER).exists():
-                module = "steerscope.experiments.claims.leftover"
-                subprocess.run([sys.executable, "-m", module, str(place), *data], check=False)
+        if not options.no_leftover:
+            trained = [place for place in runs if place.name.rpartition("-")[0] in _LEFTOVER_OF and place not in failed]
+            failed += _measure_leftover(trained, data)
     except KeyboardInterrupt:
         print("claims: stopped; the same command goes on.", file=sys.stderr)
         return 130

@@ -15,8 +15,11 @@ from torch import nn
 from steerscope.errors import InputError
 from steerscope.experiments.training import weights
 from steerscope.models.load import LoadedModel
+from steerscope.steering import SteeringModel, saving
+from steerscope.steering.saving import CONFIG_NAME as CONFIG
+from steerscope.steering.saving import WEIGHTS_NAME as WEIGHTS
+from steerscope.steering.saving import lora_differences
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Where a run's folder has it.
 ADAPTER = "adapter"
 
@@ -78,8 +81,6 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
         told, _ = weights.read_changed(place)
         changed = 0 if told["added"] else int(told["numbers"])
         return SavedAdapter(place, False, told["method"], (), None, changed=changed)
-    from steerscope.steering import saving
-
     told = saving.read(place).config.to_dict()
     sites, rank = tuple(told.pop("sites")), told.pop("rank")
     return SavedAdapter(place, False, f"steering {told['family']}", sites, rank, told)
@@ -97,11 +98,9 @@ def with_adapter(loaded: LoadedModel, adapter: SavedAdapter) -> nn.Module:
     if not adapter.is_peft and not adapter.sites:
         return weights.with_changed_weights(loaded, adapter.folder).eval()
     if not adapter.is_peft:
-        from steerscope.steering import SteeringModel
-
         return SteeringModel.from_pretrained(loaded, adapter.folder).eval()
     try:
-        from peft import PeftModel, get_peft_model_state_dict
+        from peft import PeftModel
     except ImportError as error:
         raise InputError("this adapter was written by peft, which is not installed. pip install peft") from error
     named = adapter.settings.get("base_model_name_or_path")
@@ -113,11 +112,11 @@ def with_adapter(loaded: LoadedModel, adapter: SavedAdapter) -> nn.Module:
         except Exception as error:  # shapes, target modules, formats: no common type
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"the adapter in {str(adapter.folder)!r} {other}: {reason}") from error
-    expected, stored = set(get_peft_model_state_dict(model)), _stored_names(adapter.folder)
-    if expected != stored:
+    missing, unknown = lora_differences(model, "default", _stored_names(adapter.folder))
+    if missing or unknown:
         raise InputError(
-            f"the adapter in {str(adapter.folder)!r} {other}: {len(expected - stored)} tensors that this model needs "
-            f"are missing and {len(stored - expected)} have no place in it. Name the model it was trained on."
+            f"the adapter in {str(adapter.folder)!r} {other}: {len(missing)} tensors that this model needs "
+            f"are missing and {len(unknown)} have no place in it. Name the model it was trained on."
         )
     found: nn.Module = model.eval()
     return found

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from steerscope.analysis.encoding import text_tokens
 from steerscope.errors import InputError
 from steerscope.experiments.shared_prefix import Prefix
-from steerscope.experiments.tasks.supervised import end_token
+from steerscope.experiments.tasks.supervised import end_token, pad_token
 
 
 @dataclass(frozen=True)
@@ -74,16 +74,8 @@ def generate(
             "least 1 of each."
         )
     ids = [text_tokens(prompt, tokenizer) for prompt in prompts]
-    if not all(ids):
-        raise InputError("a prompt has no token; give prompts that have.")
-    room = None if max_length is None else max_length - max_new_tokens
-    fitting = [i for i, one in enumerate(ids) if room is None or len(one) <= room]
-    if not fitting:
-        raise InputError(
-            f"no prompt fits: the shortest has {min(map(len, ids))} tokens, the model's context is {max_length} and "
-            f"{max_new_tokens} are for the answer. Lower --max-new-tokens or take a model with a longer context."
-        )
-    ends, pad = _ends(model, tokenizer), _pad(tokenizer)
+    fitting = fitting_prompts(ids, max_new_tokens, max_length)
+    ends, pad = _ends(model, tokenizer), pad_token(tokenizer)
     config = GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -110,6 +102,24 @@ def generate(
     return found
 
 
+def fitting_prompts(ids: Sequence[Sequence[int]], max_new_tokens: int, max_length: int | None) -> list[int]:
+    """Return which prompts leave room for an answer in the model's context.
+
+    Raises:
+        InputError: None does, or one has no token.
+    """
+    if not all(ids):
+        raise InputError("a prompt has no token; give prompts that have.")
+    room = None if max_length is None else max_length - max_new_tokens
+    fitting = [i for i, one in enumerate(ids) if room is None or len(one) <= room]
+    if not fitting:
+        raise InputError(
+            f"no prompt fits: the shortest has {min(map(len, ids))} tokens, the model's context is {max_length} and "
+            f"{max_new_tokens} are for the answer. Lower --max-new-tokens or take a model with a longer context."
+        )
+    return fitting
+
+
 def _read(row: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> Generated:
     """Cut at the first end token: what stands behind it is padding of the batch."""
     length = next((k for k, token in enumerate(row) if token in ends), len(row))
@@ -124,11 +134,6 @@ def _ends(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     others = own if isinstance(own, list | tuple) else [] if own is None else [own]
     return {end_token(tokenizer), *map(int, others)}
-
-
-def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return any token to fill with: the mask hides it, so it may even be the end token."""
-    return int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else end_token(tokenizer)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from steerscope.experiments.evaluation.generation import device_of, evaluating, 
 from steerscope.experiments.evaluation.shared_prompt import continuation_log_likelihoods
 from steerscope.experiments.shared_prefix import Prefix
 from steerscope.experiments.tasks.answer_task import AnswerExample
-from steerscope.experiments.tasks.supervised import completion_tokens, supervise
+from steerscope.experiments.tasks.supervised import completion_tokens, pad_token, supervise
 
 # A continuation: token ids, and where those to be scored begin.
 Scored = tuple[Sequence[int], int]
@@ -122,9 +122,9 @@ def choice_log_likelihoods(
         raise InputError(f"no example fits with its choices into the model's context of {max_length} tokens.")
     fitting = [span for span in spans if span is not None]
     asked = [(rows[span[0]][0][: rows[span[0]][1]], [rows[k][0][rows[k][1] :] for k in span]) for span in fitting]
-    shared = continuation_log_likelihoods(model, asked, _any(tokenizer), batch_size=batch_size, progress=progress)
+    shared = continuation_log_likelihoods(model, asked, pad_token(tokenizer), batch_size=batch_size, progress=progress)
     if shared is None:
-        sums = sequence_log_likelihoods(model, rows, _any(tokenizer), batch_size=batch_size, progress=progress)
+        sums = sequence_log_likelihoods(model, rows, pad_token(tokenizer), batch_size=batch_size, progress=progress)
         shared = [[float(sums[k]) for k in span] for span in fitting]
     following = iter(shared)
     return [None if span is None else (next(following), [len(rows[k][0]) - rows[k][1] for k in span]) for span in spans]
@@ -147,9 +147,5 @@ def completion_loss(
     """
     found = supervise(examples, tokenizer, max_length)
     rows = [(one.ids, one.first_target) for one in found.sequences]
-    sums = sequence_log_likelihoods(model, rows, _any(tokenizer), batch_size=batch_size)
+    sums = sequence_log_likelihoods(model, rows, pad_token(tokenizer), batch_size=batch_size)
     return float(-sums.sum() / sum(len(ids) - start for ids, start in rows))
-
-
-def _any(tokenizer: PreTrainedTokenizerBase) -> int:
-    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)

@@ -53,6 +53,12 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return any token to fill with: the mask hides it, so it may even be the end token."""
+    own = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return int(next(token for token in own if token is not None))
+
+
 def completion_tokens(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Return the tokens of a prompt and of what follows it.
 

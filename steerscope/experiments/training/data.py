@@ -157,8 +157,3 @@ def supervised_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | i
     total = F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, reduction="sum")
     items = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
     return total / items
-
-
-def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return any token to fill with: the mask hides it."""
-    return int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else 0

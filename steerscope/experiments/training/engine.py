@@ -17,6 +17,7 @@ from steerscope.experiments.shared_prefix import shared_length
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.experiments.training.data import Collator, supervised_loss
 from steerscope.experiments.training.options import TrainOptions
+from steerscope.experiments.training.run_folder import replace_json
 from steerscope.experiments.training.shared_prefix import SharedPrefixTrainer
 from steerscope.experiments.training.trainee import Trainee
 from steerscope.models.bundled import quiet_transformers
@@ -63,13 +64,23 @@ class _Watch(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the time."""
-        self.path.write_text(json.dumps(self.before + time.perf_counter() - self.since), encoding="utf-8")
+        replace_json(self.path, self.before + time.perf_counter() - self.since)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest whole checkpoint in a folder."""
-    found = [path for path in folder.glob("checkpoint-*") if all((path / name).exists() for name in _PARTS)]
+    found = [path for path in folder.glob("checkpoint-*") if _is_whole(path)]
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    if not all((checkpoint / name).exists() for name in _PARTS):
+        return False
+    try:
+        json.loads((checkpoint / _PARTS[-1]).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # the last one was being written
+        return False
+    return True
 
 
 def fit(
@@ -137,11 +148,11 @@ def trainer_of(
         # The order is that of the rows: the same for every method, and a run that goes on counts them off.
         train_sampling_strategy="sequential",
         save_strategy="steps" if keeps else "no",
-        save_steps=options.save_every or max(1, -(-steps // 4)),
+        save_steps=_saved_every(options, steps),
         # The newest one may be cut off while it is written.
         save_total_limit=2,
         logging_strategy="steps",
-        logging_steps=max(1, steps // LOGS),
+        logging_steps=_logged_every(steps),
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -164,6 +175,19 @@ def trainer_of(
     )
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which belongs to results
     return trainer
+
+
+def _logged_every(steps: int) -> int:
+    return max(1, steps // LOGS)
+
+
+def _saved_every(options: TrainOptions, steps: int) -> int:
+    """Return the steps between checkpoints, a multiple of those between logs.
+
+    A run that goes on starts its running mean anew: only at a log is nothing of it lost.
+    """
+    wanted, logged = options.save_every or max(1, -(-steps // 4)), _logged_every(steps)
+    return -(-wanted // logged) * logged
 
 
 def takes_logits_to_keep(model: nn.Module) -> bool:

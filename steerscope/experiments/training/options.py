@@ -14,6 +14,7 @@ from steerscope.steering.joint import CONSTRAINTS
 
 DTYPES = ("float32", "bfloat16", "float64")
 DEFAULT_RANK = 8
+DEFAULT_SPARSITY = 1e-3
 # What a run is called and where it computes, not what comes out: left out of its settings.
 _NOT_SETTINGS = ("task", "method", "sites", "rank", "seed", "model", "device", "dtype", "revision", "trust_remote_code")
 _ALSO_NOT = ("keep_checkpoints", "save_every")
@@ -35,7 +36,7 @@ class TrainOptions:
         activation: Of ``nonlinear``.
         constraint: Of ``joint``.
         heads: Heads that LoFiT keeps; a tenth of all unless given.
-        sparsity: Strength of LoFiT's penalty in its first stage.
+        sparsity: Strength of LoFiT's penalty in its first stage; 1e-3 unless given.
         device: Where to train.
         dtype: Data type of the model; what is trained is float32 (float64 in a float64 model).
         revision: Of a Hugging Face name.
@@ -69,7 +70,7 @@ class TrainOptions:
     activation: str | None = None
     constraint: str | None = None
     heads: int | None = None
-    sparsity: float = 1e-3
+    sparsity: float | None = None
     device: str = "cpu"
     dtype: str = "float32"
     revision: str | None = None
@@ -134,9 +135,9 @@ class TrainOptions:
                     "positions 'mask' need a mask with every batch, which a task does not have. Name others."
                 )
         else:
-            for name in ("sites", "bias", "activation"):
-                if getattr(self, name):
-                    raise InputError(f"method {method.name!r} edits no site; leave out --{name.removesuffix('s')}.")
+            for name, value in (("site", self.sites or None), ("bias", self.bias), ("activation", self.activation)):
+                if value is not None:
+                    raise InputError(f"method {method.name!r} edits no site; leave out --{name}.")
             if self.positions != "all" or self.scale != "none":
                 raise InputError(f"method {method.name!r} edits no site; leave out --positions and --scale.")
         if self.rank is not None and method.trains in (Trains.NOTHING, Trains.WEIGHTS):
@@ -147,8 +148,11 @@ class TrainOptions:
             if self.constraint not in CONSTRAINTS:
                 hint = did_you_mean(self.constraint, list(CONSTRAINTS))
                 raise InputError(f"unknown constraint {self.constraint!r}.{hint} Valid: {', '.join(CONSTRAINTS)}.")
-        if self.heads is not None and method.trains is not Trains.LOFIT:
-            raise InputError(f"method {method.name!r} chooses no heads; use --method lofit.")
+        for name in ("heads", "sparsity"):
+            if getattr(self, name) is not None and method.trains is not Trains.LOFIT:
+                raise InputError(f"method {method.name!r} chooses no heads; leave out --{name}, or use --method lofit.")
+        if self.lr_steps is not None and not self.searches and method.trains is not Trains.NOTHING:
+            raise InputError("--lr-steps is of the search for a learning rate; add --learning-rate auto.")
 
     def _check_numbers(self) -> None:
         least = ("rank", "heads", "steps", "batch_size", "tries", "lr_steps", "train_examples", "validation_examples")
@@ -164,7 +168,7 @@ class TrainOptions:
             raise InputError(f"--learning-rate is {self.learning_rate}; expected a positive number or 'auto'.")
         if not 0 <= self.warmup < 1:
             raise InputError(f"--warmup is {self.warmup}; expected a part of the steps, from 0 to below 1.")
-        if not (0 <= self.sparsity < math.inf):
+        if self.sparsity is not None and not (0 <= self.sparsity < math.inf):
             raise InputError(f"--sparsity is {self.sparsity}; expected a number of at least 0.")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"--seed is {self.seed}; expected an integer from 0 to 2**31 - 1.")
@@ -195,6 +199,11 @@ class TrainOptions:
         )
 
     @property
+    def true_sparsity(self) -> float:
+        """The strength of LoFiT's penalty that is used."""
+        return DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
+
+    @property
     def true_rank(self) -> int | None:
         """The rank that is used, where there is one."""
         if self.of.edits:
@@ -206,13 +215,15 @@ class TrainOptions:
         own = asdict(self)
         for name in (*_NOT_SETTINGS, *_ALSO_NOT):
             del own[name]
-        own["learning_rate"] = "auto" if self.searches else self.fixed_rate
         if self.of.trains is Trains.NOTHING:
             return {name: own[name] for name in ("test_examples", "max_new_tokens", "eval_batch_size", "likelihoods")}
+        own["learning_rate"] = "auto" if self.searches else self.fixed_rate
         if not self.searches:
             for name in ("tries", "lr_steps", "validation_examples"):
                 del own[name]
-        if self.of.trains is not Trains.LOFIT:
+        if self.of.trains is Trains.LOFIT:
+            own["sparsity"] = self.true_sparsity
+        else:
             del own["heads"], own["sparsity"]
         if self.of.trains is Trains.JOINT:
             own["constraint"] = self.constraint or "none"

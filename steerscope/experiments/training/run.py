@@ -7,21 +7,23 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from steerscope.analysis.encoding import text_tokens
 from steerscope.analysis.stopwatch import StageProgress
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.adapters import ADAPTER
 from steerscope.experiments.evaluation.evaluate import evaluate
+from steerscope.experiments.evaluation.generation import fitting_prompts
 from steerscope.experiments.evaluation.likelihood import completion_loss
 from steerscope.experiments.evaluation.result import Evaluation
 from steerscope.experiments.tasks.answer_task import AnswerForm
-from steerscope.experiments.tasks.supervised import SupervisedSequence
-from steerscope.experiments.training.data import Collator, Parts, pad_token, supervised, training_rows
+from steerscope.experiments.tasks.supervised import SupervisedSequence, pad_token, supervise
+from steerscope.experiments.training.data import Collator, Parts, supervised, training_rows
 from steerscope.experiments.training.engine import Trained, fit
 from steerscope.experiments.training.learning_rates import choose_within
 from steerscope.experiments.training.methods import Trains
@@ -66,6 +68,7 @@ class Run:
             numbers, done, training = (0, total), None, dict[str, Any]()
             speed = found.generated_tokens / found.seconds if found.seconds else None
         else:
+            self._check_room(form)
             sequences, too_long = supervised(self.parts, self.loaded.tokenizer, self.options, self.loaded.max_length)
             if too_long:
                 self.say(f"{too_long} of {len(self.parts.train)} training examples are too long and were left out")
@@ -91,6 +94,18 @@ class Run:
         )
         folder.finish(results, generations)
         return results
+
+    def _check_room(self, form: AnswerForm) -> None:
+        """Refuse, before anything is trained, what validation and test would refuse after it.
+
+        Raises:
+            InputError: No test prompt leaves room for its answer, or no validation example fits.
+        """
+        tokenizer, limit = self.loaded.tokenizer, self.loaded.max_length
+        prompts = [text_tokens(one.prompt, tokenizer) for one in self.parts.test]
+        fitting_prompts(prompts, self.options.max_new_tokens or form.max_new_tokens, limit)
+        if self.parts.validation:
+            supervise(self.parts.validation, tokenizer, limit)
 
     def _choose(self, sequences: tuple[SupervisedSequence, ...]) -> Choice:
         options = self.options
@@ -151,19 +166,21 @@ class Run:
             if keeps:
                 for note in trainee.notes:
                     self.say(note)
-            return trainee, self._train(trainee, rows, learning_rate, steps, stage, self.checkpoints, keeps), {}
-        heads = self._heads(rows, learning_rate, steps, stage, keeps=keeps)
+            done = self._train(trainee, rows, learning_rate, steps, stage, self.checkpoints, keeps)
+            return trainee, done, trainee.measured()
+        heads, seconds = self._heads(rows, learning_rate, steps, stage, keeps=keeps)
         trainee = self._build(rows, sites=heads)
         done = self._train(trainee, rows, learning_rate, steps, stage, self.checkpoints, keeps)
-        return trainee, done, {"heads": list(heads)}
+        return trainee, replace(done, seconds=done.seconds + seconds), {"heads": list(heads)}
 
     def _heads(
         self, rows: list[SupervisedSequence], learning_rate: float, steps: int, stage: str, *, keeps: bool
-    ) -> tuple[str, ...]:
-        """Train LoFiT's scales and return the heads it keeps."""
+    ) -> tuple[tuple[str, ...], float]:
+        """Train LoFiT's scales and return the heads it keeps, with the seconds it took."""
         kept = self.checkpoints / "heads.json"
         if keeps and kept.exists():
-            return tuple(json.loads(kept.read_text()))
+            known = json.loads(kept.read_text())
+            return tuple(known["heads"]), known["seconds"]
         trainee = self._build(rows, family="lofit_scale")
         try:
             available = _num_heads(trainee.model)
@@ -171,13 +188,13 @@ class Run:
             if count > available:
                 raise InputError(f"--heads is {count}; there are {available} to choose among. Ask for fewer.")
             place = self.checkpoints / "scales"
-            self._train(trainee, rows, learning_rate, steps, f"{stage}: scales", place, keeps)
+            done = self._train(trainee, rows, learning_rate, steps, f"{stage}: scales", place, keeps)
             heads = top_heads(trainee.model, count)
         finally:
             trainee.restore()
         if keeps:
-            replace_json(kept, list(heads))
-        return heads
+            replace_json(kept, {"heads": list(heads), "seconds": done.seconds})
+        return heads, done.seconds
 
     def _build(self, rows: list[SupervisedSequence], **changes: Any) -> Trainee:
         size, device = self.options.batch_size, self.loaded.device

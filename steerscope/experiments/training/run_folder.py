@@ -23,6 +23,7 @@ from typing import Any
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.result import Generation
 from steerscope.experiments.training.records import RunConfig, RunResults
+from steerscope.steering.saving import replace_file
 
 CONFIG, RESULTS, GENERATIONS = "config.json", "results.json", "generations.jsonl"
 
@@ -57,7 +58,7 @@ class RunFolder:
         """Go on with a run that was cut off.
 
         Raises:
-            InputError: No run was begun there, it was begun with another configuration, or it is complete.
+            InputError: No run was begun there, or it was begun with another configuration.
         """
         folder = Path(path)
         begun = read_json(folder / CONFIG, "a run that could go on")
@@ -68,9 +69,11 @@ class RunFolder:
                 f"the run in {str(folder)!r} was begun with other {', '.join(differ)}. Give the same options, or name "
                 "another folder."
             )
-        if (folder / RESULTS).exists():
-            raise InputError(f"the run in {str(folder)!r} is complete: it has {RESULTS}. Name another folder.")
         return cls(folder, config)
+
+    def withdraw(self) -> None:
+        """Take the configuration back, of a run that was refused before it did anything, so that another may begin."""
+        (self.path / CONFIG).unlink(missing_ok=True)
 
     @property
     def is_finished(self) -> bool:
@@ -133,9 +136,8 @@ def _json(values: Any) -> str:
 def replace_json(path: Path, values: Any) -> None:
     """Write what an interrupted run will want to know; unlike results it may be replaced, and never is half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.unfinished")
-    aside.write_text(_json(values), encoding="utf-8")
-    os.replace(aside, path)
+    text = _json(values)
+    replace_file(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def _write_new(path: Path, text: str) -> None:

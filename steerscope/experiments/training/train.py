@@ -6,10 +6,8 @@ training itself keeps checkpoints, and whatever lies between is done again and c
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 from steerscope.analysis.stopwatch import StageProgress
@@ -20,7 +18,7 @@ from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import TrainOptions
 from steerscope.experiments.training.records import RunConfig, RunResults
 from steerscope.experiments.training.run import Run
-from steerscope.experiments.training.run_folder import CONFIG, RESULTS, RunFolder, read_json, read_results
+from steerscope.experiments.training.run_folder import CONFIG, RunFolder, read_results
 from steerscope.models import load_model
 from steerscope.models.load import LoadedModel
 
@@ -68,13 +66,18 @@ def train(
     show("load", 1, 1)
     config = run_config(options, loaded)
     if resume and (place / CONFIG).exists():
-        if (place / RESULTS).exists():
-            return _complete(place, config)
         folder = RunFolder.reopen(place, config)
+        if folder.is_finished:
+            return read_results(place)
     else:
         folder = RunFolder.create(place, config)
     run = Run(loaded, options, parts, folder.path, show, say or (lambda sentence: None))
-    results = run.whole(task.form, config, command, folder)
+    try:
+        results = run.whole(task.form, config, command, folder)
+    except InputError:
+        if not run.checkpoints.exists():
+            folder.withdraw()
+        raise
     if not options.keep_checkpoints:
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     return results
@@ -100,13 +103,3 @@ def run_config(options: TrainOptions, loaded: LoadedModel) -> RunConfig:
         model=loaded.identity.as_dict(),
         settings=options.settings(),
     )
-
-
-def _complete(place: Path, config: RunConfig) -> RunResults:
-    begun, wanted = read_json(place / CONFIG, "a run"), json.loads(json.dumps(asdict(config)))
-    if begun != wanted:
-        differ = sorted(name for name in {*begun, *wanted} if begun.get(name) != wanted.get(name))
-        raise InputError(
-            f"the run in {str(place)!r} is complete and has other {', '.join(differ)}. Name another folder."
-        )
-    return read_results(place)

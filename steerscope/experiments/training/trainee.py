@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from steerscope.models.site_map import find_sites
 from steerscope.steering import SteeringConfig, get_steering_model
 from steerscope.steering.joint import JointConstraint
 from steerscope.steering.lofit import SparseScales
+from steerscope.steering.model import steered_by
+
+# Of a training batch: what the interaction of joint training is measured on at every log.
+_MEASURED_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Trainee:
         callbacks: What the Trainer has to call.
         notes: What a user should know, a sentence each.
         write: Writes what was trained to a folder, where ``model.save_pretrained`` alone would not do.
+        measured: What was measured along the training, to be kept with its results.
     """
 
     model: Any
@@ -42,6 +48,7 @@ class Trainee:
     callbacks: Sequence[TrainerCallback] = ()
     notes: tuple[str, ...] = ()
     write: Callable[[Path], object] | None = None
+    measured: Callable[[], dict[str, Any]] = dict
 
     @property
     def parameters(self) -> tuple[int, int]:
@@ -92,7 +99,7 @@ def build(
     match options.of.trains:
         case Trains.EDITS | Trains.LOFIT:
             config = options.steering_config(sites, family)
-            return _edits(loaded, config, batches, options.sparsity)
+            return _edits(loaded, config, batches, options.true_sparsity)
         case Trains.LORA:
             model = lora(loaded, options.rank or DEFAULT_RANK, options.seed)
 
@@ -145,20 +152,27 @@ def _edits(
 
 def _joint(loaded: LoadedModel, options: TrainOptions, batches: Iterable[Mapping[str, Tensor]]) -> Trainee:
     wrapped = lora(loaded, options.rank or DEFAULT_RANK, options.seed)
+    given, to_measure_on = tee(batches)
     try:
         beneath = replace(loaded, model=wrapped, site_map=find_sites(wrapped, loaded.site_map.description))
-        steered = _edits(beneath, options.steering_config(), batches, 0.0)
+        steered = _edits(beneath, options.steering_config(), given, 0.0)
         constraint = JointConstraint(steered.model, options.constraint or "none")
     except InputError:
+        if (owner := steered_by(wrapped)) is not None:
+            owner.unload()
         wrapped.unload()
         raise
+    batch = next(to_measure_on, None)
+    if batch is not None:
+        batch = {name: value[:_MEASURED_ROWS] for name, value in batch.items()}
+    callback = constraint.callback(batch)
 
     def restore() -> nn.Module:
         steered.model.unload()
         found: nn.Module = wrapped.unload()
         return found
 
-    return Trainee(steered.model, restore, True, [constraint.callback()])
+    return Trainee(steered.model, restore, True, [callback], measured=lambda: {"joint": callback.history})
 
 
 def _weights(loaded: LoadedModel, method: str) -> Trainee:

@@ -8,7 +8,6 @@ whole model.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -23,9 +22,8 @@ from steerscope.errors import InputError
 from steerscope.models.blocks import linear_weight
 from steerscope.models.load import LoadedModel
 from steerscope.steering.identity import BaseIdentity, identify, require_same
-from steerscope.steering.saving import require_tensors
+from steerscope.steering.saving import CONFIG_NAME, WEIGHTS_NAME, replace_file, require_tensors
 
-CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 FORMAT, VERSION = "steerscope weights", 1
 _FIELDS = {"format", "format_version", "steerscope_version", "method", "base_model", "added", "numbers"}
 
@@ -114,9 +112,9 @@ class WeightModel(nn.Module):
             "added": list(self.added),
             "numbers": self.get_nb_trainable_parameters()[0],
         }
-        aside = place / f"{CONFIG_NAME}.unfinished"
-        aside.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(aside, place / CONFIG_NAME)  # last: a folder with a configuration is complete
+        text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+        # Last: a folder with a configuration is complete.
+        replace_file(place / CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
 
     @torch.no_grad()
     def restore(self) -> nn.Module:

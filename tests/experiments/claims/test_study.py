@@ -24,6 +24,7 @@ def test_every_method_and_seed_has_its_run():
         assert arguments[arguments.index("--out") + 1] == str(place)
         assert ("--learning-rate" in arguments) == (place.name != "none-0")
         assert arguments[-1] == "--resume"
+        assert arguments.index("--steps") < arguments.index("--method")  # what makes a configuration has the last word
     assert all(one != other for one, other in combinations(map(tuple, runs.values()), 2))
 
 

@@ -40,8 +40,7 @@ def test_nothing_is_written_over(tmp_path):
     before = {p.name: p.read_bytes() for p in path.iterdir()}
     with pytest.raises(InputError, match="is not empty; a run is never written over"):
         RunFolder.create(path, config())
-    with pytest.raises(InputError, match="is complete"):
-        RunFolder.reopen(path, config())
+    assert RunFolder.reopen(path, config()).is_finished
     with pytest.raises(InputError, match=r"results\.json' is there already"):
         RunFolder(path, config()).finish(results(config()), [])
     assert {p.name: p.read_bytes() for p in path.iterdir()} == before

@@ -14,6 +14,7 @@ from steerscope.experiments.training.engine import takes_logits_to_keep, trainer
 from steerscope.experiments.training.shared_prefix import with_cache
 from steerscope.experiments.training.trainee import build
 from steerscope.models.precision import true_float64
+from tests.byte_models import byte_model
 from tests.experiments.training.tiny_runs import METHODS, loaded, make_place, options
 
 PREFIX = tuple(range(40, 52))
@@ -93,6 +94,14 @@ def test_the_prefix_ends_before_what_rules_count_back_from(place):
     cut = len(PREFIX) - SHORTEST + 1
     assert shared_by(trainee, [SupervisedSequence(row.ids[cut:], SHORTEST) for row in ROWS]) == 0
     assert shared_by(trainee, [*ROWS, SupervisedSequence((*PREFIX[:-1], 99, 98, 1), len(PREFIX) + 1)]) == cut + 6
+
+
+def test_rates_that_are_kept_as_numbers_count():
+    model = byte_model("opt", dropout=0.1)
+    ids, prompts = [row.ids for row in ROWS], [row.first_target for row in ROWS]
+    assert shared_length(model.train(), ids, prompts, PAD) == 0
+    assert shared_length(model.eval(), ids, prompts, PAD) == len(PREFIX)
+    assert shared_length(byte_model("opt", dropout=0.0, layerdrop=0.0).train(), ids, prompts, PAD) == len(PREFIX)
 
 
 def test_dropout_and_other_caches_mean_whole_rows(place, monkeypatch):

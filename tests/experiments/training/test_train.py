@@ -142,7 +142,7 @@ def test_killed_while_saving_and_testing(place, tmp_path, monkeypatch):
     complete = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.json")}
     assert train(run, task, tmp_path / "killed", resume=True).line == read_results(tmp_path / "whole").line
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.json")} == complete
-    with pytest.raises(InputError, match="is complete and has other settings"):
+    with pytest.raises(InputError, match="was begun with other settings"):
         train(options(place, steps=5), task, tmp_path / "killed", resume=True)
     with pytest.raises(InputError, match="is not empty"):
         train(run, task, tmp_path / "killed")
@@ -192,8 +192,54 @@ def test_a_run_that_diverges_is_refused(place, tmp_path):
     assert not (tmp_path / "run" / "results.json").exists()
 
 
+@pytest.mark.parametrize("constraint", ["none", "output"])
+def test_joint_training_that_diverges_loses_the_search(place, tmp_path, constraint):
+    run = options(place, "joint", constraint=constraint, learning_rate="auto", tries=3)
+    before = digest_of_parameters(loaded(place).model)
+    found = train(run, task_of(place), tmp_path / "run")
+    history = found.training["joint"]
+    assert history[-1]["step"] == run.steps
+    assert history[-1]["largest_interaction"] > 0
+    assert (history[-1]["largest_write_product"] < 1e-6) == (constraint == "output")
+    with pytest.raises(InputError, match="diverged with learning rate"):
+        train(replace(run, learning_rate=1e30), task_of(place), tmp_path / "diverged")
+    assert digest_of_parameters(loaded(place).model) == before
+
+
+def test_a_run_that_is_refused_leaves_its_folder_to_the_corrected_one(place, tmp_path):
+    folder = tmp_path / "run"
+    for changes, message in (
+        ({"method": "lofit", "heads": 99}, "--heads is 99"),
+        ({"max_new_tokens": 5000}, "no prompt fits"),
+        ({"max_length": 9}, "examples fits"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(options(place, **changes), task_of(place), folder)
+        assert list(folder.iterdir()) == []
+    train(options(place), task_of(place), folder)
+
+
+def test_prompts_without_room_are_refused_before_training(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "fit", None)
+    with pytest.raises(InputError, match="no prompt fits"):
+        train(options(place, max_new_tokens=5000, learning_rate="auto"), task_of(place), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ("lora", {"bias": False}, "edits no site; leave out --bias"),
+        ("post-block", {"sparsity": 0.1}, "leave out --sparsity"),
+        ("post-block", {"lr_steps": 3}, "add --learning-rate auto"),
+    ],
+)
+def test_what_a_method_has_not_is_refused(place, method, changes, message):
+    with pytest.raises(InputError, match=message):
+        options(place, method, **changes).check()
+
+
 def test_nothing_trained_is_the_model_as_it_is(place, tmp_path):
-    found = train(options(place, "none"), task_of(place), tmp_path / "run")
+    found = train(options(place, "none", learning_rate="auto"), task_of(place), tmp_path / "run")
     assert (found.trainable_parameters, found.training, found.sites) == (0, {}, ())
     assert not (tmp_path / "run" / "adapter").exists()
 
