@@ -3,9 +3,11 @@
     python benchmarks/train_speed.py [--model smollm2-135m] [--steps 12] [--batch-size 16] [--repeats 3] [--json FILE]
 
 Each measurement is a process of its own (peak memory is the process's), the two in turn, so that a machine whose speed
-drifts is fair to both. Tokens per second are those of prompt and completion, padding not counted; the first steps warm
-up and are not counted either. ``floor`` is the forward pass alone, without anything trained: what no method goes below;
-``frozen`` is its time as a part of a step of post-block.
+drifts is fair to both. Tokens per second are those of prompt and completion, padding not counted, whatever all rows
+begin with counted in every row though it is computed once per batch; the first steps warm up and are not counted.
+``floor`` is the forward pass alone, without anything trained: what no method goes below; ``frozen`` is its time as a
+part of a step of post-block. ``whole`` trains post-block on whole rows; ``shared_start`` is what computing their common
+start once gains.
 """
 
 from __future__ import annotations
@@ -18,21 +20,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 WARM = 2
-METHODS = ("post-block", "lora", "floor")
+METHODS = ("post-block", "lora", "floor", "whole")
 
 
 def measure(what: str, model: str, steps: int, batch_size: int, rank: int, dtype: str) -> dict[str, float]:
     import torch
     from transformers import TrainerCallback
 
+    from steerscope.experiments.shared_prefix import shared_length
     from steerscope.experiments.tasks import get_answer_task
     from steerscope.experiments.tasks.supervised import supervise
     from steerscope.experiments.training.data import Collator, training_rows
     from steerscope.experiments.training.engine import trainer_of
     from steerscope.experiments.training.options import TrainOptions
+    from steerscope.experiments.training.shared_prefix import with_cache
     from steerscope.experiments.training.trainee import build
     from steerscope.models import load_model
 
@@ -43,7 +48,7 @@ def measure(what: str, model: str, steps: int, batch_size: int, rank: int, dtype
         def on_step_end(self, args, state, control, **kwargs):
             self.at.append((time.perf_counter(), time.process_time()))
 
-    method = "post-block" if what == "floor" else what
+    method = "lora" if what == "lora" else "post-block"
     options = TrainOptions("listops", method, rank=rank, batch_size=batch_size, steps=steps + WARM, dtype=dtype)
     loaded = load_model(model, dtype=dtype)
     examples = get_answer_task("listops").split("train", options.steps * batch_size, 0)
@@ -52,12 +57,13 @@ def measure(what: str, model: str, steps: int, batch_size: int, rank: int, dtype
     tokens = sum(len(row.ids) for row in rows[WARM * batch_size :])
     clock = Clock()
     if what == "floor":
-        collate = Collator(2, True, False)
+        shared = shared_length(loaded.model, [row.ids for row in rows], [row.first_target for row in rows], 2)
+        collate = Collator(2, True, False, shared)
         with torch.no_grad():
             for start in range(0, len(rows), batch_size):
-                batch = collate(rows[start : start + batch_size])
+                batch = with_cache(loaded.model, {"use_cache": False, **collate(rows[start : start + batch_size])})
                 batch.pop("labels")
-                loaded.model(**batch, use_cache=False)
+                loaded.model(**batch)
                 clock.on_step_end(None, None, None)
     else:
         trainee = build(loaded, options, [])
@@ -65,6 +71,8 @@ def measure(what: str, model: str, steps: int, batch_size: int, rank: int, dtype
             trainer = trainer_of(
                 trainee, rows, options, Path(folder), pad=2, steps=options.steps, learning_rate=1e-3, keeps=False
             )
+            if what == "whole":
+                trainer.data_collator = replace(trainer.data_collator, shared=0)
             trainer.add_callback(clock)
             trainer.train()
     (first, busy), (last, done) = clock.at[WARM - 1], clock.at[-1]
@@ -116,6 +124,7 @@ def main() -> None:
         "cpu_speed_ratio": ratio("post-block", "lora", "tokens_per_cpu_second"),
         "memory_ratio": ratio("post-block", "lora", "peak_gb"),
         "frozen": ratio("post-block", "floor", "tokens_per_second"),
+        "shared_start": ratio("post-block", "whole", "tokens_per_second"),
         "runs": runs,
     }
     print(json.dumps({name: value for name, value in result.items() if name != "runs"}, indent=1))
