@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,6 +75,12 @@ def splits_of_examples(name: str, examples: Sequence[Example]) -> DataSplits:
             "Give at least 200 different prompts."
         )
     return DataSplits(name, None, pools)
+
+
+def majority_rate(examples: Sequence[Example]) -> float:
+    """Return what always giving one answer, or always the choice in one place, is right for: the best in hindsight."""
+    answers, places = Counter(e.completion for e in examples), Counter(e.answer_index for e in examples)
+    return max(answers.most_common(1)[0][1], places.most_common(1)[0][1]) / len(examples)
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from steerscope.analysis.ranking import rank_sites
 from steerscope.analysis.results import Ranking
 from steerscope.analysis.scores import DEFAULT_SCORE, KERNEL_SCORES
 from steerscope.experiments.validation.agreement import agreements, ceiling
-from steerscope.experiments.validation.data import DataSplits
+from steerscope.experiments.validation.data import DataSplits, majority_rate
 from steerscope.experiments.validation.depth_and_kind import depth_and_kind, known_studies
 from steerscope.experiments.validation.options import ValidateOptions, choose_sites
 from steerscope.experiments.validation.result import TrainedSite, Validation
@@ -92,7 +91,7 @@ def validate_ranking(
         _trained(outcome, _num_params(loaded, method, options.rank))
         for method, outcome in zip(extra, outcomes[len(chosen) :], strict=True)
     )
-    answers = Counter(e.completion for e in splits.test(options.num_test))
+    asked = splits.test(options.num_test)
     result = Validation(
         model=loaded.identity.as_dict(),
         task=splits.name,
@@ -101,8 +100,8 @@ def validate_ranking(
         before={
             "loss": before.loss,
             "accuracy": before.accuracy,
-            "majority": answers.most_common(1)[0][1] / answers.total(),
-            "n_test": answers.total(),
+            "majority": majority_rate(asked),
+            "n_test": len(asked),
         },
         score=DEFAULT_SCORE,
         sites=sites,

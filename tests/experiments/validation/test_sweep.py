@@ -7,10 +7,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from steerscope import InputError, Ranking
+from steerscope import Example, InputError, Ranking
 from steerscope.experiments.tasks import get_task
 from steerscope.experiments.validation import sweep as sweep_module
-from steerscope.experiments.validation.data import fingerprint, splits_of_examples, splits_of_task
+from steerscope.experiments.validation.data import fingerprint, majority_rate, splits_of_examples, splits_of_task
 from steerscope.experiments.validation.depth_and_kind import depth_and_kind, fit
 from steerscope.experiments.validation.options import ValidateOptions, choose_sites
 from steerscope.experiments.validation.result import Validation
@@ -215,3 +215,13 @@ def test_depth_and_kind_finds_what_made_the_losses():
     unknown = depth_and_kind([Site(0, SiteKind.MLP_IN)], 6, {"a": constants})
     assert np.isfinite(unknown).all()
     assert depth_and_kind(sites, 6, {}) is None
+
+
+def test_the_majority_rate_is_the_best_constant_in_hindsight():
+    def asked(answer: int, choices=(" no", " yes", " maybe")):
+        return Example("q", choices[answer], choices, answer)
+
+    assert majority_rate([asked(0), asked(1), asked(1), asked(2)]) == 0.5
+    # Other choices for every question: no answer comes twice, but a place does.
+    own = [asked(place, tuple(f" {i}{k}" for k in range(3))) for i, place in enumerate([2, 2, 2, 0])]
+    assert majority_rate(own) == 0.75
