@@ -36,9 +36,9 @@ def sentences(result: Validation) -> list[str]:
         f"{clean(result.study, 100)}: {len(result.sites)} sites trained, {result.options['seeds']} "
         f"seeds, {result.options['steps']} steps of {result.options['batch_size']}, rank {result.options['rank']}; "
         f"{int(before['n_test'])} test prompts.",
-        f"Before training: loss {before['loss']:.3f}, accuracy {before['accuracy']:.1%} (always one answer, or one place "
-        f"among the choices: {before['majority']:.1%}). Best site: {best.method}, loss {best.mean_loss:.3f}, accuracy "
-        f"{best.mean_accuracy:.1%}.",
+        f"Before training: loss {before['loss']:.3f}, accuracy {before['accuracy']:.1%} (always one answer, or one "
+        f"place among the choices: {before['majority']:.1%}). Best site: {best.method}, loss {best.mean_loss:.3f}, "
+        f"accuracy {best.mean_accuracy:.1%}.",
         f"{_label(result.score)}: Spearman {_interval(found)} with minus the trained loss, given depth "
         f"{found['partial']:.2f} [{found['partial_low']:.2f}, {found['partial_high']:.2f}].",
     ]
