@@ -111,6 +111,9 @@ def _runs(one: Comparison) -> str:
             f"| {trained_words(entry)} | {entry.parameters:,} | {_part(entry)} | {', '.join(map(str, entry.seeds))} "
             f"| {entry.accuracy:.1%} | [{entry.low:.1%}, {entry.high:.1%}] | {spread} | {_rates(entry)} |"
         )
+    command = read_results(one.entries[0].folders[0]).command
+    if command:
+        lines.append(f"\nOne of the runs: `{command}`; the others differ in the method's options and the seed.")
     return "\n".join(lines) + "\n"
 
 

@@ -12,7 +12,7 @@ from steerscope.analysis.evidence import EVIDENCE
 from steerscope.analysis.scores import DEFAULT_SCORE
 from steerscope.experiments.validation.depth_and_kind import CONSTANTS
 from steerscope.experiments.validation.result import TrainedSite, Validation
-from steerscope.experiments.validation.study import BOUNDED, render, write_study
+from steerscope.experiments.validation.study import BOUNDED, _mean_margin, render, write_study
 from steerscope.experiments.validation.validate import compared
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -100,10 +100,22 @@ def test_the_second_plans_rule_looks_at_other_tasks_alone(bounded, replaces):
     rng = np.random.default_rng(0)
     chosen, report = made_up("listops", rng, bounded=-bounded), made_up("boolq_closed", rng, bounded)
     assert "gives nothing yet" in render([chosen], [])
+    assert "The project's bars" not in render([chosen], [])
     page = render([chosen, report], [])
+    assert f"| `{DEFAULT_SCORE}` | small on boolq_closed |" in page
+    assert "| average |" not in page
+    again = render([chosen, report, replace(report, task="arc_easy_short")], [])
+    assert again.count("| average |") == 2
     assert ("it replaces the learnable share" in page) == replaces
     assert "| small on listops | chosen on |" in page
     assert "| small on boolq_closed | report |" in page
+
+
+def test_margins_are_averaged_as_independent():
+    one = {"margin": 0.2, "margin_low": -0.1, "margin_high": 0.4}
+    mean, low, high = _mean_margin([one, one])
+    assert (mean, low, high) == pytest.approx((0.2, 0.2 - 0.3 / 2**0.5, 0.2 + 0.2 / 2**0.5))
+    assert _mean_margin([one]) == pytest.approx((0.2, -0.1, 0.4))
 
 
 def test_the_first_plans_rule_ignores_what_was_made_after_it(written):
