@@ -65,7 +65,7 @@ def test_the_command(folder, data, tmp_path, capsys):
         (["--dtype", "bfloat16"], "float32 or float64"),
         (["--task", "listop"], "there is no task 'listop'"),
         (["--task", "boolq"], "give the folder that holds them"),
-        (["--task", "boolq", "--data-dir", "nowhere"], "needs boolq-train.jsonl"),
+        (["--task", "boolq", "--data-dir", "nowhere"], "there is no folder 'nowhere'"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )
