@@ -55,7 +55,7 @@ def evaluate(
             raise InputError(f"--{name} is {value}; expected at least 1.")
     check_part(split)
     if out is not None:
-        check_folder(out, overwrite=False, option=None)
+        check_folder(out, overwrite=False, advice="")
     chosen = get_answer_task(task, data_dir)
     saved = None if adapter is None else read_adapter(adapter)
     options = EvaluateOptions(

@@ -7,14 +7,17 @@ from pathlib import Path
 
 from steerscope.errors import InputError
 
+OVERWRITE = ", or add --overwrite to replace the report in it"
+RESUME = ", or add --resume to go on with what is in it"
 
-def check_folder(folder: Path, *, overwrite: bool, option: str | None = "--overwrite") -> None:
+
+def check_folder(folder: Path, *, overwrite: bool, advice: str = OVERWRITE) -> None:
     """Refuse a report folder that is a file, is not empty, or cannot be made or written. Nothing is made yet.
 
     Args:
         folder: Where the report will go.
         overwrite: Allow a folder that holds something.
-        option: The command's option that does, if it has one.
+        advice: What else to do than to name another folder, in the command's own options.
 
     Raises:
         InputError: The folder cannot be used.
@@ -25,12 +28,7 @@ def check_folder(folder: Path, *, overwrite: bool, option: str | None = "--overw
                 f"--out {str(folder)!r} is a file; expected a folder (it is made if missing). Name another."
             )
         if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-            raise InputError(
-                f"--out {str(folder)!r} is not empty; nothing was touched. Name another folder"
-                + {None: ".", "--overwrite": ", or add --overwrite to replace the report in it."}.get(
-                    option, f", or add {option} to go on with what is in it."
-                )
-            )
+            raise InputError(f"--out {str(folder)!r} is not empty; nothing was touched. Name another folder{advice}.")
         nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     except OSError as error:  # a name too long, a folder that cannot be listed
         raise InputError(f"--out {str(folder)!r} cannot be used ({error.strerror}). Name another folder.") from error

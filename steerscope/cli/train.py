@@ -80,7 +80,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train on a task's train part, save what was trained, and measure accuracy on its test part."""
-    from steerscope.cli.output import check_folder
+    from steerscope.cli.output import RESUME, check_folder
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.tasks import get_answer_task
     from steerscope.experiments.training.options import TrainOptions
@@ -123,7 +123,7 @@ def train(
     )
     options.check()
     folder = out or Path("runs") / f"{task}-{method}-{seed}"
-    check_folder(folder, overwrite=resume, option="--resume")
+    check_folder(folder, overwrite=resume, advice=RESUME)
     source = get_answer_task(task, data_dir)
 
     command = command_line()

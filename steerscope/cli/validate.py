@@ -39,7 +39,7 @@ def validate(
     """Train edits at sites spread over the model and compare the outcome with the ranking and plain baselines."""
     from steerscope.analysis.examples import check_examples, read_jsonl
     from steerscope.analysis.report import write_report
-    from steerscope.cli.output import check_folder
+    from steerscope.cli.output import RESUME, check_folder
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.tasks import get_task
     from steerscope.experiments.validation.data import splits_of_examples, splits_of_task
@@ -61,7 +61,7 @@ def validate(
         seed=seed,
     )
     options.check()
-    check_folder(out, overwrite=resume, option="--resume")
+    check_folder(out, overwrite=resume, advice=RESUME)
     if dtype not in ("float32", "float64"):
         raise InputError(f"--dtype is {dtype!r}; validation trains in float32 or float64. Name one of them.")
     if data is None:

@@ -148,7 +148,7 @@ def _is_right(model: nn.Module, rows: Sequence[Sequence[int]], prompts: Sequence
         found: Tensor = model(**given, **told, **cache).logits[:, -1]
         return found
 
-    with _as_in_evaluation(model):
+    with in_evaluation_mode(model):
         try:
             whole = [[pad] * m + list(row) for m, row in zip(missing, rows, strict=True)]
             expected = logits(whole, [[0] * m + [1] * (width - m) for m in missing], 0, use_cache=False)
@@ -164,7 +164,8 @@ def _is_right(model: nn.Module, rows: Sequence[Sequence[int]], prompts: Sequence
 
 
 @contextmanager
-def _as_in_evaluation(model: nn.Module) -> Iterator[None]:
+def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch off dropout, and give back the mode of every module afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -83,25 +83,23 @@ def run_all(runs: Mapping[Path, Sequence[str]]) -> list[Path]:
     failed = []
     for i, (place, arguments) in enumerate(runs.items()):
         print(f"[{i + 1}/{len(runs)}] steerscope {shlex.join(arguments)}", file=sys.stderr, flush=True)
-        code = subprocess.run([sys.executable, "-m", "steerscope", *arguments], check=False).returncode
-        if code == 130:
-            raise KeyboardInterrupt
-        if code:
+        if not _succeeds("steerscope", arguments):
             failed.append(place)
     return failed
 
 
+def _succeeds(module: str, arguments: Sequence[str]) -> bool:
+    code = subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode
+    if code == 130:
+        raise KeyboardInterrupt
+    return code == 0
+
+
 def _measure_leftover(places: Sequence[Path], data: Sequence[str]) -> list[Path]:
     """Measure claim (f) on runs where it is not yet; return those it failed on."""
-    failed = []
-    for place in places:
-        if not (place / LEFTOVER).exists():
-            module = "steerscope.experiments.claims.leftover"
-            code = subprocess.run([sys.executable, "-m", module, str(place), *data], check=False).returncode
-            if code == 130:
-                raise KeyboardInterrupt
-            failed += [place / LEFTOVER] if code else []
-    return failed
+    module = "steerscope.experiments.claims.leftover"
+    open_ones = [place for place in places if not (place / LEFTOVER).exists()]
+    return [place / LEFTOVER for place in open_ones if not _succeeds(module, [str(place), *data])]
 
 
 def main(arguments: list[str] | None = None) -> int:

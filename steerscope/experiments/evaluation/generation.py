@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from steerscope.analysis.encoding import text_tokens
 from steerscope.errors import InputError
-from steerscope.experiments.shared_prefix import Prefix
+from steerscope.experiments.shared_prefix import Prefix, in_evaluation_mode
 from steerscope.experiments.tasks.supervised import end_token, pad_token
 
 
@@ -166,14 +166,8 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch off dropout and gradients, and give back the mode of every module afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    with in_evaluation_mode(model), torch.inference_mode():
+        yield
 
 
 def device_of(model: nn.Module) -> torch.device:

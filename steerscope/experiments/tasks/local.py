@@ -114,6 +114,7 @@ class LocalTask:
 
     name: str
     folder: Path
+    _rows: RowsTask = field(init=False, repr=False, compare=False)
     _pools: dict[str, list[Example]] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -133,8 +134,8 @@ class LocalTask:
             InputError: A file is missing or damaged, or the part has fewer than ``n`` examples.
         """
         if split not in self._pools:
-            rows: RowsTask = self._rows  # type: ignore[attr-defined]  # set above
-            found = (Example(one.prompt, one.completion, one.choices, one.answer_index) for one in rows.split(split))
+            rows = self._rows.split(split)
+            found = (Example(one.prompt, one.completion, one.choices, one.answer_index) for one in rows)
             self._pools[split] = list(dict.fromkeys(found))
         pool = self._pools[split]
         check_count(n, len(pool), f"{split} examples of {self.name}")

@@ -43,37 +43,32 @@ def _bare(expression: str, value: int) -> AnswerExample:
     )
 
 
-def _build(row: Row) -> AnswerExample:
-    return _example(text(row, "question").strip(), answer_index(row, 10))
+def _form(
+    name: str,
+    description: str,
+    example: Callable[[str, int], AnswerExample],
+    parse: Callable[[str], str | None],
+    max_new_tokens: int,
+) -> AnswerForm:
+    def build(row: Row) -> AnswerExample:
+        return example(text(row, "question").strip(), answer_index(row, 10))
 
-
-def _build_bare(row: Row) -> AnswerExample:
-    return _bare(text(row, "question").strip(), answer_index(row, 10))
-
-
-def _form(name: str, words: str) -> AnswerForm:
     return AnswerForm(
         name=name,
-        description=f"ListOps{words}: evaluate nested MIN, MAX, MED and SM of digits; the answer is a digit in a tag.",
-        build=_build,
-        parse=lambda generation, example: tagged(generation),
-        max_new_tokens=16,
+        description=description,
+        build=build,
+        parse=lambda generation, example: parse(generation),
+        max_new_tokens=max_new_tokens,
         official=("train", "validation", "test"),
         source="Nangia and Bowman 2018, arXiv:1804.06028",
     )
 
 
-FORM = _form("listops", "")
-FORM_GENERATED_FILES = _form("listops_gen", " with long expressions")
-BARE = AnswerForm(
-    name="listops_bare",
-    description="ListOps without instruction: after the expression and an equals sign comes the digit.",
-    build=_build_bare,
-    parse=lambda generation, example: leading_integer(generation),
-    max_new_tokens=4,
-    official=("train", "validation", "test"),
-    source="Nangia and Bowman 2018, arXiv:1804.06028",
-)
+_ASKED = "evaluate nested MIN, MAX, MED and SM of digits; the answer is a digit in a tag."
+FORM = _form("listops", f"ListOps: {_ASKED}", _example, tagged, 16)
+FORM_GENERATED_FILES = _form("listops_gen", f"ListOps with long expressions: {_ASKED}", _example, tagged, 16)
+_BARE_WORDS = "ListOps without instruction: after the expression and an equals sign comes the digit."
+BARE = _form("listops_bare", _BARE_WORDS, _bare, leading_integer, 4)
 
 
 @dataclass(frozen=True)
