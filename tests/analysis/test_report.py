@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -21,6 +22,7 @@ from steerscope.analysis.report.candidates import agreements, candidates, kind_c
 from steerscope.analysis.report.captions import FIGURE_STEMS, figure_entries
 from steerscope.analysis.report.figure_style import figure_bytes
 from steerscope.analysis.report.page import render_page
+from steerscope.analysis.report.trained import foreseen_table, plot_predicted_against_trained
 from steerscope.analysis.report.vocabulary import clean, format_score, listing, score_words
 from steerscope.analysis.results import Ranking
 from steerscope.errors import InputError
@@ -414,3 +416,21 @@ def test_words():
     assert clean("a\x1b[2J\n b\u202e\ud83d") == "a [2J b"
     assert clean("abcdefghij", 6) == "ab..ij"
     assert score_words("my_own").label == "my own"
+
+
+def test_names_of_reference_lines_that_are_close_stay_apart():
+    ranking = CASES["two_layers_parallel"]()
+    lines = [{"name": name, "loss": 2.1 + 0.001 * i} for i, name in enumerate(["no training", "lora", "full"])]
+    figure = plot_predicted_against_trained(replace(ranking, evidence=ranking.evidence | {"references": lines}))
+    figure.canvas.draw()
+    names = {line["name"] for line in lines}
+    found = [text for text in figure.axes[0].texts if text.get_text() in names]
+    boxes = [text.get_window_extent() for text in sorted(found, key=lambda text: text.xy[1])]
+    assert len(boxes) == 3
+    assert not any(one.overlaps(other) for one, other in pairwise(boxes))
+
+
+@pytest.mark.parametrize(("ceiling", "words"), [(0.7, "is the measure"), (-0.5, "no order here"), (0.0, "no order")])
+def test_what_a_ceiling_means_is_said(ceiling, words):
+    ranking = CASES["two_layers_parallel"]()
+    assert words in foreseen_table(replace(ranking, evidence=ranking.evidence | {"ceiling": ceiling})).note

@@ -13,6 +13,9 @@ from steerscope.analysis.report.vocabulary import clean, ordered_kinds, score_wo
 from steerscope.analysis.results import Ranking
 from steerscope.errors import InputError
 
+# Where, as a part of the width, every other reference line has its name.
+_BESIDE = 0.32
+
 
 @dataclass(frozen=True)
 class TrainedPoint:
@@ -50,9 +53,7 @@ def foreseen_table(ranking: Ranking) -> TextTable:
         for place, one in enumerate(found, 1)
     )
     limit = (ranking.evidence or {}).get("ceiling")
-    note = (
-        f" Two training seeds order the sites with {limit:.2f}: no score can be expected to do better." if limit else ""
-    )
+    note = "" if limit is None else f" Two training seeds order the sites with {limit:.2f}: {_meaning(limit)}."
     return TextTable(
         "Which score foresaw training",
         ("rank", "score", "Spearman with minus the loss", "given depth", "regret"),
@@ -63,6 +64,12 @@ def foreseen_table(ranking: Ranking) -> TextTable:
         if rows
         else "",
     )
+
+
+def _meaning(ceiling: float) -> str:
+    if ceiling <= 0:
+        return "training itself has no order here that could be foreseen, so the correlations say little"
+    return "what one training says of another is the measure for every score"
 
 
 @styled
@@ -87,14 +94,16 @@ def plot_predicted_against_trained(ranking: Ranking) -> Figure:
         ax.plot([point.score] * 2, [point.low, point.high], color=colour, linewidth=1)
         ax.plot(point.score, point.loss, marker=marker, color=colour, markersize=7, linestyle="")
     best = min(points, key=lambda point: point.loss)
-    ax.annotate(
-        best.site, (best.score, best.low), (0, -6), textcoords="offset points", ha="center", va="top", fontsize=9
-    )
-    for line in (ranking.evidence or {}).get("references", []):
+    scores = [point.score for point in points]
+    side = "right" if best.score > (min(scores) + max(scores)) / 2 else "left"  # inwards, not over the edge
+    ax.annotate(best.site, (best.score, best.low), (0, -6), textcoords="offset points", ha=side, va="top", fontsize=9)
+    lines = sorted((ranking.evidence or {}).get("references", []), key=lambda line: float(line["loss"]))
+    for i, line in enumerate(lines):
         name = line["name"] if "+" not in line["name"] else f"set of {line['name'].count('+') + 1} sites"
         ax.axhline(line["loss"], color=MUTED, linewidth=1, linestyle="--", zorder=0)
         ax.annotate(
-            figure_text(name, 24), (0.0, line["loss"]), (2, 2), xycoords=("axes fraction", "data"),
+            # Neighbours stand apart: lines may be close.
+            figure_text(name, 24), (_BESIDE * (i % 2), line["loss"]), (2, 2), xycoords=("axes fraction", "data"),
             textcoords="offset points", fontsize=8.5, color=MUTED,
         )  # fmt: skip
     ax.grid(color=GRID)
