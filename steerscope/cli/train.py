@@ -55,6 +55,10 @@ def train(
     learning_rate: Annotated[
         str | None, typer.Option(help="A number, or auto: chosen on validation. Without it, the method's own.")
     ] = None,
+    learning_rate_of: Annotated[
+        Path | None,
+        typer.Option(help="Finished run that differs in the seed alone: take over what its auto found."),
+    ] = None,
     tries: Annotated[int, typer.Option(help="Most learning rates that auto tries.")] = 7,
     lr_steps: Annotated[int | None, typer.Option(help="Steps of auto's runs; without it as many as --steps.")] = None,
     warmup: Annotated[float, typer.Option(help="Part of the steps in which the learning rate rises.")] = 0.1,
@@ -107,6 +111,7 @@ def train(
         steps=steps,
         batch_size=batch_size,
         learning_rate=_learning_rate(learning_rate),
+        learning_rate_of=None if learning_rate_of is None else str(learning_rate_of),
         tries=tries,
         lr_steps=lr_steps,
         warmup=warmup,

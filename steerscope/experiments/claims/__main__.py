@@ -7,17 +7,22 @@ import sys
 from pathlib import Path
 
 from steerscope.errors import InputError
+from steerscope.experiments.claims.kept import keep, with_kept
 from steerscope.experiments.claims.page import write_claims
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line; the last argument is the page, those before it folders of runs."""
+    """Run from the command line; the last argument is the page, those before it folders of runs or files of --keep."""
     parser = argparse.ArgumentParser(prog="python -m steerscope.experiments.claims", description=__doc__)
-    parser.add_argument("runs", nargs="*", type=Path, help="run folders, or folders of some; none for an empty page")
+    parser.add_argument("runs", nargs="*", type=Path, help="run folders, folders of some, or files that --keep wrote")
     parser.add_argument("page", type=Path, help="the Markdown file to write")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="also keep what the page is made from in one file")
     options = parser.parse_args(arguments)
     try:
         write_claims(options.runs, options.page)
+        if options.keep:
+            with with_kept(options.runs) as places:
+                keep(places, options.keep)
     except InputError as error:
         print(f"claims: {error}", file=sys.stderr)
         return 2

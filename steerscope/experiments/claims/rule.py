@@ -103,9 +103,21 @@ def verdict(found: Difference | None, *, strict: bool, fair: bool) -> str:
 
 
 def is_fair(first: Entry, second: Entry) -> bool:
-    """Whether both searched their learning rate with the same budget, and no winner was at the edge of the search."""
+    """Whether both searched their learning rate with the same budget, and no winner was at the edge of the search.
+
+    The budget is also how many seeds searched: all for themselves, or one for all, the same on both sides.
+    """
     one, two = ({name: entry.settings.get(name) for name in BUDGET} for entry in (first, second))
-    return one == two and one["learning_rate"] == "auto" and all(map(_is_interior, (*first.folders, *second.folders)))
+    if one != two or one["learning_rate"] != "auto" or not all(map(_is_interior, (*first.folders, *second.folders))):
+        return False
+    ours, theirs = (
+        {
+            seed: read_results(folder).training.get("learning_rate_of_seed", seed)
+            for seed, folder in _by_seed(entry).items()
+        }
+        for entry in (first, second)
+    )
+    return all(ours[seed] == theirs[seed] for seed in {*ours} & {*theirs})
 
 
 def _is_interior(folder: str) -> bool:

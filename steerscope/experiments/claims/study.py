@@ -2,9 +2,10 @@
 
     python -m steerscope.experiments.claims.study [MODEL] --task T --out RUNS [--only NAME,...] [-- options of train]
 
-Every configuration gets the same seeds, steps and budget for its learning rate, chosen on validation. A finished run is
-read, one that was stopped goes on, so the same command again goes on where the last one stopped. A run that fails (a
-learning rate that diverges at every try, a method the model has no place for) is named at the end and left out.
+Every configuration gets the same seeds, steps and budget for its learning rate, chosen on validation: by every seed for
+itself, or with ``--search-once`` by the first, whose rate the others take over. A finished run is read, one that was
+stopped goes on, so the same command again goes on where the last one stopped. A run that fails (a learning rate that
+diverges at every try, a method the model has no place for) is named at the end and left out.
 """
 
 from __future__ import annotations
@@ -50,7 +51,13 @@ _LEFTOVER_OF = ("sft", "lora")
 
 
 def commands(
-    model: str, task: str, out: Path, names: Sequence[str], seeds: int, extra: Sequence[str]
+    model: str,
+    task: str,
+    out: Path,
+    names: Sequence[str],
+    seeds: int,
+    extra: Sequence[str],
+    search_once: bool = False,
 ) -> dict[Path, list[str]]:
     """Return the command of every run by its folder: all configurations of the first seed, then of the next.
 
@@ -72,6 +79,8 @@ def commands(
                 continue  # nothing is trained, so no seed changes it
             place = out / f"{name}-{seed}"
             search = [] if name == "none" else ["--learning-rate", "auto"]
+            if seed and search_once:
+                search += ["--learning-rate-of", str(out / f"{name}-0")]
             # What makes a configuration comes last: it is not to be overridden.
             told = [*extra, *CONFIGURATIONS[name].split(), "--seed", str(seed), *search]
             found[place] = ["train", model, "--task", task, *told, "--out", str(place), "--resume"]
@@ -112,13 +121,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs' folders")
     parser.add_argument("--only", default=",".join(CONFIGURATIONS), help="configurations, comma-separated")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--search-once", action="store_true", help="seeds after the first take over its learning rate")
     parser.add_argument("--data-dir", type=Path, help="folder of the task's files")
     parser.add_argument("--no-leftover", action="store_true", help="leave out the measurement of claim (f)")
     options = parser.parse_args(given[:cut])
     names = [name for name in options.only.split(",") if name]
     data = ["--data-dir", str(options.data_dir)] if options.data_dir else []
     try:
-        runs = commands(options.model, options.task, options.out, names, options.seeds, [*data, *given[cut + 1 :]])
+        told = [*data, *given[cut + 1 :]]
+        runs = commands(
+            options.model, options.task, options.out, names, options.seeds, told, search_once=options.search_once
+        )
     except InputError as error:
         print(f"claims: {error}", file=sys.stderr)
         return 2

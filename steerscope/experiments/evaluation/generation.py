@@ -15,6 +15,7 @@ from steerscope.analysis.encoding import text_tokens
 from steerscope.errors import InputError
 from steerscope.experiments.shared_prefix import Prefix, in_evaluation_mode
 from steerscope.experiments.tasks.supervised import end_token, pad_token
+from steerscope.models.head import contiguous_head
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch off dropout and gradients, and give back the mode of every module afterwards."""
-    with in_evaluation_mode(model), torch.inference_mode():
+    with in_evaluation_mode(model), contiguous_head(model), torch.inference_mode():
         yield
 
 

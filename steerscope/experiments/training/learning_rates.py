@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from steerscope.errors import InputError
+from steerscope.experiments.training.options import TrainOptions
+from steerscope.experiments.training.records import RunConfig, RunResults
+from steerscope.experiments.training.run_folder import read_results
 from steerscope.experiments.validation.learning_rates import STEP, Choice, choose, rate
 
 
@@ -41,3 +46,46 @@ def choose_within(loss_at: Callable[[float], float], start: int, tries: int) -> 
         place = round(math.log(best, STEP))
         interior = math.isfinite(tried[best]) and rate(place - 1) in tried and rate(place + 1) in tried
         return Choice(best, interior, dict(sorted(tried.items())))
+
+
+def read_search(options: TrainOptions) -> RunResults | None:
+    """Return the run whose search another run takes over, if it takes one over.
+
+    Raises:
+        InputError: There is no finished run, or it searched nothing, or it differs in more than the seed.
+    """
+    if options.learning_rate_of is None:
+        return None
+    found = read_results(options.learning_rate_of)
+    own = {"task": options.task, "method": options.method, "settings": options.settings()}
+    _require_same(options.learning_rate_of, own, {name: getattr(found, name) for name in own})
+    if not found.training.get("learning_rates_tried"):
+        raise InputError(f"{options.learning_rate_of!r} holds no search for a learning rate. Name a run that searched.")
+    return found
+
+
+def require_same_subject(found: RunResults, config: RunConfig, folder: str) -> None:
+    """Refuse a search on another model, at other sites or of another rank; what only the loaded model can tell.
+
+    Raises:
+        InputError: Something differs.
+    """
+    own, theirs = ({name: getattr(one, name) for name in ("model", "sites", "rank")} for one in (config, found))
+    _require_same(folder, own, theirs)
+
+
+def choice_of(found: RunResults) -> Choice:
+    """Return what the search of a finished run found."""
+    tried = {float(k): math.inf if v is None else v for k, v in found.training["learning_rates_tried"].items()}
+    interior = bool(found.training["learning_rate_is_interior"])
+    return Choice(float(found.training["learning_rate"]), interior, tried)
+
+
+def _require_same(folder: str, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    flat = [{**one, **one.get("settings", {})} for one in (wanted, found)]
+    differ = sorted(k for k in {*flat[0], *flat[1]} - {"settings"} if flat[0].get(k) != flat[1].get(k))
+    if differ:
+        raise InputError(
+            f"the run in {folder!r} searched its learning rate with other {', '.join(differ)}; only the seed may "
+            "differ. Give the same options, or let this run search for itself."
+        )

@@ -17,7 +17,7 @@ DEFAULT_RANK = 8
 DEFAULT_SPARSITY = 1e-3
 # What a run is called and where it computes, not what comes out: left out of its settings.
 _NOT_SETTINGS = ("task", "method", "sites", "rank", "seed", "model", "device", "dtype", "revision", "trust_remote_code")
-_ALSO_NOT = ("keep_checkpoints", "save_every")
+_ALSO_NOT = ("keep_checkpoints", "save_every", "learning_rate_of")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class TrainOptions:
         steps: Optimizer steps (LoFiT: of each stage).
         batch_size: Examples per step.
         learning_rate: A value, ``auto`` for a search, or ``None`` for the method's own.
+        learning_rate_of: Folder of a finished run that differs in the seed alone, whose search is taken over.
         tries: Most runs of a search.
         lr_steps: Steps of a search's runs; ``steps`` unless given.
         warmup: Part of the steps in which the learning rate rises; it then falls linearly to zero.
@@ -78,6 +79,7 @@ class TrainOptions:
     steps: int = 120
     batch_size: int = 32
     learning_rate: float | str | None = None
+    learning_rate_of: str | None = None
     tries: int = 7
     lr_steps: int | None = None
     warmup: float = 0.1
@@ -99,7 +101,7 @@ class TrainOptions:
 
     @property
     def searches(self) -> bool:
-        """Whether the learning rate is searched for."""
+        """Whether the learning rate is searched for, by this run or by the one it takes it from."""
         return self.learning_rate == "auto" and self.of.trains is not Trains.NOTHING
 
     @property
@@ -153,6 +155,10 @@ class TrainOptions:
                 raise InputError(f"method {method.name!r} chooses no heads; leave out --{name}, or use --method lofit.")
         if self.lr_steps is not None and not self.searches and method.trains is not Trains.NOTHING:
             raise InputError("--lr-steps is of the search for a learning rate; add --learning-rate auto.")
+        if self.learning_rate_of is not None and not self.searches:
+            raise InputError(
+                "--learning-rate-of takes over a search for a learning rate; add --learning-rate auto, or leave it out."
+            )
 
     def _check_numbers(self) -> None:
         least = ("rank", "heads", "steps", "batch_size", "tries", "lr_steps", "train_examples", "validation_examples")

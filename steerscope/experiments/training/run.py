@@ -25,7 +25,7 @@ from steerscope.experiments.tasks.answer_task import AnswerForm
 from steerscope.experiments.tasks.supervised import SupervisedSequence, pad_token, supervise
 from steerscope.experiments.training.data import Collator, Parts, supervised, training_rows
 from steerscope.experiments.training.engine import Trained, fit
-from steerscope.experiments.training.learning_rates import choose_within
+from steerscope.experiments.training.learning_rates import choice_of, choose_within
 from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import TrainOptions
 from steerscope.experiments.training.records import RunConfig, RunResults
@@ -51,6 +51,7 @@ class Run:
     path: Path
     show: StageProgress
     say: Callable[[str], None]
+    searched: RunResults | None = None  # whose learning rate is taken over
 
     @property
     def checkpoints(self) -> Path:
@@ -109,6 +110,10 @@ class Run:
 
     def _choose(self, sequences: tuple[SupervisedSequence, ...]) -> Choice:
         options = self.options
+        if self.searched:
+            choice = choice_of(self.searched)
+            self.say(f"learning rate {choice.learning_rate:g}, found by the search in {options.learning_rate_of}")
+            return choice
         if not options.searches:
             if options.learning_rate is None:
                 self.say(
@@ -254,6 +259,7 @@ class Run:
             "learning_rate": choice.learning_rate,
             "learning_rates_tried": tried,
             "learning_rate_is_interior": choice.interior if tried else None,
+            "learning_rate_of_seed": self.searched.seed if self.searched else self.options.seed,
             "train_examples": examples,
             "train_examples_too_long": too_long,
             "train_set": self.parts.train_set,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from steerscope.experiments.shared_prefix import cache_of
+from steerscope.models.head import contiguous_head
 
 PREFIX = "prefix_ids"
 
@@ -17,7 +18,8 @@ class SharedPrefixTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss of a batch from the cache of its prefix."""
-        return super().compute_loss(model, with_cache(model, inputs), *args, **kwargs)
+        with contiguous_head(model):
+            return super().compute_loss(model, with_cache(model, inputs), *args, **kwargs)
 
 
 def with_cache(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:

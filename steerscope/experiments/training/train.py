@@ -14,6 +14,7 @@ from steerscope.analysis.stopwatch import StageProgress
 from steerscope.errors import InputError
 from steerscope.experiments.tasks.answer_task import AnswerTask
 from steerscope.experiments.training.data import draw_parts
+from steerscope.experiments.training.learning_rates import read_search, require_same_subject
 from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import TrainOptions
 from steerscope.experiments.training.records import RunConfig, RunResults
@@ -53,6 +54,7 @@ def train(
     Cost: the method's tries and its training (see :func:`~steerscope.experiments.training.engine.fit`), and the test.
     """
     options.check()
+    searched = read_search(options)
     place, show = Path(out), progress or (lambda stage, done, total: None)
     parts = draw_parts(task, options)
     show("load", 0, 1)
@@ -65,13 +67,15 @@ def train(
     )
     show("load", 1, 1)
     config = run_config(options, loaded)
+    if searched:
+        require_same_subject(searched, config, str(options.learning_rate_of))
     if resume and (place / CONFIG).exists():
         folder = RunFolder.reopen(place, config)
         if folder.is_finished:
             return read_results(place)
     else:
         folder = RunFolder.create(place, config)
-    run = Run(loaded, options, parts, folder.path, show, say or (lambda sentence: None))
+    run = Run(loaded, options, parts, folder.path, show, say or (lambda sentence: None), searched)
     try:
         results = run.whole(task.form, config, command, folder)
     except InputError:

@@ -34,6 +34,7 @@ def run(
     kind: str | None = "resid_post",
     parameters: int = 1000,
     interior: bool = True,
+    searched_once: bool = False,
     **settings,
 ):
     """One run per seed, with these questions of N answered rightly."""
@@ -49,7 +50,8 @@ def run(
         place = RunFolder.create(folder / name, own)
         lines = [replace(GENERATIONS[0], key=f"q{i}", is_right=i in chosen) for i in range(N)]
         found = replace(
-            results(own, evaluation(len(chosen), N), parameters), training={"learning_rate_is_interior": interior}
+            results(own, evaluation(len(chosen), N), parameters),
+            training={"learning_rate_is_interior": interior, "learning_rate_of_seed": 0 if searched_once else seed},
         )
         place.finish(found, lines)
 
@@ -121,6 +123,15 @@ def test_only_equal_searches_are_fair(tmp_path):
     assert not is_fair(sft, sft)
 
 
+def test_one_search_for_all_seeds_is_fair_to_one_search_for_all_seeds(tmp_path):
+    run(tmp_path, "post-block", [first(9)] * 2)
+    run(tmp_path, "lora", [first(9)] * 2, None, searched_once=True)
+    run(tmp_path, "sft", [first(9)] * 2, None, searched_once=True)
+    each, once, other = (of(tmp_path, name) for name in ("post-block", "lora", "sft"))
+    assert is_fair(once, other)
+    assert not is_fair(each, once)
+
+
 def test_pairs_differ_in_what_the_claim_is_about(tmp_path):
     run(tmp_path, "post-block", [first(9)])
     run(tmp_path, "post-block", [first(9)], positions="last:1")
@@ -182,6 +193,52 @@ def test_the_page_says_what_the_runs_decide(tmp_path):
     assert "| 1 | 1 | 0 |" in page
     assert page.count("No runs to decide it yet.") == 4
     assert page == render(studies([tmp_path / "runs"]), [])
+
+
+def test_the_page_can_be_written_from_kept_runs(tmp_path):
+    run(tmp_path / "runs", "post-block", [first(150), {3, 7}, first(150)])
+    run(tmp_path / "runs", "sft", [first(160)] * 3, None)
+    (tmp_path / "runs" / "sft-0" / "leftover.json").write_text(
+        json.dumps(
+            {"task": "t", "method": "sft", "seed": 0, "model": {"name": "m"}, "kl_base": 2.0, "spaces": [
+                {"kind": "mlp_out", "rank": 1, "kl": 1.0}
+            ]}
+        )
+    )  # fmt: skip
+    kept, pages = tmp_path / "kept.json", [tmp_path / f"{i}.md" for i in range(3)]
+    assert main([str(tmp_path / "runs"), str(pages[0]), "--keep", str(kept)]) == 0
+    assert main([str(kept), str(pages[1])]) == 0
+    assert pages[1].read_text() == pages[0].read_text()
+    assert "mlp_out | 1 | 1 | 50.0%" in pages[0].read_text()
+    # More runs join those that are kept.
+    run(tmp_path / "more", "post-mlp", [first(100)] * 3, "mlp_out")
+    assert main([str(kept), str(tmp_path / "more"), str(pages[2]), "--keep", str(kept)]) == 0
+    assert "post-block r8 | post-mlp r8 | at least as good" in pages[2].read_text()
+    assert main([str(kept), str(pages[1])]) == 0
+    assert pages[1].read_text() == pages[2].read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values.pop("questions"),
+        lambda values: values.update(schema_version=2),
+        lambda values: values["runs"][0].update(right="01"),
+        lambda values: values["runs"][0].update(right="x" * N),
+        lambda values: values["runs"].append(None),
+        lambda values: values["runs"][0]["results"].update(test_accuracy=2.0),
+    ],
+)
+def test_a_damaged_file_of_kept_runs_is_refused(tmp_path, change, capsys):
+    run(tmp_path / "runs", "post-block", [first(150)])
+    kept, page = tmp_path / "kept.json", tmp_path / "page.md"
+    assert main([str(tmp_path / "runs"), str(page), "--keep", str(kept)]) == 0
+    before, values = page.read_text(), json.loads(kept.read_text())
+    change(values)
+    kept.write_text(json.dumps(values))
+    assert main([str(kept), str(page)]) == 2
+    assert str(kept) in capsys.readouterr().err
+    assert page.read_text() == before
 
 
 def test_without_runs_the_page_says_so(tmp_path):

@@ -28,6 +28,14 @@ def test_every_method_and_seed_has_its_run():
     assert all(one != other for one, other in combinations(map(tuple, runs.values()), 2))
 
 
+def test_with_one_search_other_seeds_take_over_the_first_ones_rate():
+    runs = commands("m", "t", Path("runs"), ["none", "lora"], 3, [], search_once=True)
+    taken = {p.name: a[a.index("--learning-rate-of") + 1] for p, a in runs.items() if "--learning-rate-of" in a}
+    first = str(Path("runs", "lora-0"))
+    assert taken == {"lora-1": first, "lora-2": first}
+    assert list(runs).index(Path("runs", "lora-0")) < list(runs).index(Path("runs", "lora-1"))
+
+
 def test_bad_input_is_refused_before_anything_runs(capsys):
     with pytest.raises(InputError, match="Did you mean 'post-block'"):
         commands("m", "t", Path("runs"), ["post-blok"], 3, [])

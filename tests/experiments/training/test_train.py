@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from steerscope.errors import InputError
+from steerscope.experiments.comparison import compare
 from steerscope.experiments.evaluation.adapters import read_adapter, with_adapter
 from steerscope.experiments.evaluation.likelihood import completion_loss
 from steerscope.experiments.training import engine, read_results
@@ -184,6 +185,55 @@ def test_a_search_chooses_on_validation_and_says_what_it_tried(place, tmp_path):
     steered = with_adapter(base, read_adapter(tmp_path / "trial"))
     chosen_on = task.split("validation", None, 0)[:6]
     assert completion_loss(steered, base.tokenizer, chosen_on) == pytest.approx(tried[rate], rel=1e-6)
+
+
+def test_a_seed_takes_over_the_search_of_another(place, tmp_path):
+    task, said = task_of(place), []
+    search = {"learning_rate": "auto", "tries": 3, "lr_steps": 2}
+    first = train(options(place, **search), task, tmp_path / "0")
+    takes = options(place, seed=1, learning_rate_of=str(tmp_path / "0"), **search)
+    second = train(takes, task, tmp_path / "1", say=said.append)
+    assert any(f"learning rate {first.training['learning_rate']:g}, found by the search in" in one for one in said)
+    for name in ("learning_rate", "learning_rates_tried", "learning_rate_is_interior"):
+        assert second.training[name] == first.training[name]
+    assert [one.training["learning_rate_of_seed"] for one in (first, second)] == [0, 0]
+    # It is what this seed gives at that rate, and a repetition of the run that searched.
+    alone = train(options(place, seed=1, learning_rate=first.training["learning_rate"]), task, tmp_path / "alone")
+    assert alone.training["losses"] == second.training["losses"]
+    (entry,) = compare([tmp_path / "0", tmp_path / "1"]).entries
+    assert entry.seeds == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 5}, "with other steps; only the seed may differ"),
+        ({"method": "post-mlp"}, "with other method"),
+        ({"rank": 3}, "with other rank"),
+        ({"model": "gpt2"}, "with other model"),
+        ({"learning_rate": 0.01, "tries": 7, "lr_steps": None}, "add --learning-rate auto"),
+    ],
+)
+def test_the_search_of_another_configuration_is_refused(place, tmp_path_factory, tmp_path, changes, message):
+    task, search = task_of(place), {"learning_rate": "auto", "tries": 3, "lr_steps": 2}
+    searched = tmp_path_factory.getbasetemp() / "searched"
+    if not searched.exists():
+        train(options(place, **search), task, searched)
+    if "model" in changes:
+        changes = {"model": str(place / changes["model"])}
+    with pytest.raises(InputError, match=message):
+        train(
+            options(place, **({"learning_rate_of": str(searched), "seed": 1} | search | changes)), task, tmp_path / "x"
+        )
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_run_that_searched_nothing_has_no_search_to_take_over(place, tmp_path):
+    train(options(place), task_of(place), tmp_path / "0")
+    with pytest.raises(InputError, match="with other learning_rate"):
+        train(
+            options(place, learning_rate="auto", learning_rate_of=str(tmp_path / "0")), task_of(place), tmp_path / "1"
+        )
 
 
 def test_a_run_that_diverges_is_refused(place, tmp_path):
