@@ -78,7 +78,7 @@ class SteeringConfig:
             raise InputError(f"seed is {self.seed!r}; expected a whole number.")
         _one_of("start", self.start, STARTS)
         if self.start == "published" and not family.has_published_start:
-            raise InputError(f"family {self.family!r} has one start, as no edit; leave start out.")
+            raise InputError(f"family {self.family!r} has one start, as no edit, here and elsewhere; leave start out.")
         _one_of("dtype", self.dtype, tuple(DTYPES))
         if family.is_orthonormal and self.dtype not in ("float32", "float64"):
             raise InputError(

@@ -22,7 +22,7 @@ _TRANSPORT = HfHubHTTPError.__mro__[1]
 _ERRORS: tuple[type[BaseException], ...] = (OSError, HFValidationError, _TRANSPORT)
 
 
-def local_folder(place: str | Path, revision: str | None) -> Path:
+def local_folder(place: str | Path, revision: str | None, token: str | bool | None = None) -> Path:
     """Return the folder of an adapter: the one given, or a download of the repository of that name.
 
     Raises:
@@ -37,7 +37,10 @@ def local_folder(place: str | Path, revision: str | None) -> Path:
             )
         return folder
     with _told(f"cannot get an adapter from {str(place)!r}, which is no folder here, so a repository on the hub"):
-        return Path(huggingface_hub.snapshot_download(str(place), revision=revision, allow_patterns=list(FILES)))
+        found = huggingface_hub.snapshot_download(
+            str(place), revision=revision, token=token, allow_patterns=list(FILES)
+        )
+        return Path(found)
 
 
 def push(

@@ -27,7 +27,7 @@ class BaseIdentity:
         layers: Number of blocks.
         d_model: Width of the residual stream.
         fingerprint: SHA-256 over names and values of all weights, rounded to bfloat16, so that it is the same in
-            every data type the model can be loaded in.
+            every data type the model can be loaded in (float32 weights loaded in float16 apart)
     """
 
     name: str
@@ -59,16 +59,24 @@ class BaseIdentity:
 
 
 def language_model(model: nn.Module) -> nn.Module:
-    """Return the transformers model inside PEFT's wrapper, or the model itself."""
-    unwrap = getattr(model, "get_base_model", None)
-    found = unwrap() if callable(unwrap) else model
-    assert isinstance(found, nn.Module)
-    return found
+    """Return the transformers model inside wrappers, PEFT's and those of this project, or the model itself."""
+    inner: Any = model
+    # Wrappers hold it as a module; a transformers model has a property of that name.
+    while "base_model" in inner._modules:
+        unwrap = getattr(type(inner), "get_base_model", None)
+        inner = unwrap(inner) if callable(unwrap) else inner.base_model
+    assert isinstance(inner, nn.Module)
+    return inner
 
 
 def is_peft(model: nn.Module) -> bool:
     """Whether PEFT wraps the model."""
     return hasattr(model, "peft_config") and callable(getattr(model, "get_base_model", None))
+
+
+def has_foreign_lora(model: nn.Module) -> bool:
+    """Whether layers of PEFT are in a model that PEFT does not wrap."""
+    return not is_peft(model) and any(hasattr(module, "lora_A") for module in model.modules())
 
 
 def own_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -136,5 +144,6 @@ def require_same(trained_for: BaseIdentity, found: BaseIdentity, *, weights: boo
                 f"this adapter was trained for {trained_for.name!r} with {what} {shown[0]!r}, but the model given, "
                 f"{found.name!r}, has {what} {shown[1]!r}. Load {trained_for.name!r}"
                 + (f" at revision {trained_for.revision}" if trained_for.revision else "")
-                + ", without other adapters merged into it."
+                + ", without other adapters merged into it"
+                + (", and not in float16, which rounds float32 weights otherwise." if what == "fingerprint" else ".")
             )

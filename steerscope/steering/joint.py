@@ -195,7 +195,7 @@ class JointConstraint:
     def interaction(self, batch: Mapping[str, Tensor]) -> dict[str, float]:
         """Return, per site, how much of the edit comes from what the LoRA of its block wrote.
 
-        ``|d(x) - d(x - B A m)| / |d(x)|`` over the tokens of a batch: for linear edits the numerator is
+        ``|d(x) - d(x - B A m)| / |d(x)|`` over the edited tokens of a batch: for linear edits the numerator is
         ``U D B A m / s``. Zero where the edit is zero.
 
         Cost: one forward pass.
@@ -220,6 +220,8 @@ class JointConstraint:
         shares = {}
         mask = batch.get("attention_mask")  # what stands at padding is not read by anything, and may be no number
         tokens = torch.ones(batch["input_ids"].shape, dtype=torch.bool) if mask is None else mask != 0
+        edited = steering.edited_tokens
+        tokens = tokens if edited is None else tokens & edited.to(tokens.device)
         for site, loras in self._loras.items():
             edit, read = steering.edit_at(site), seen[site][tokens]
             written = torch.zeros_like(read)
@@ -329,7 +331,7 @@ def _loras_at(steering: SteeringModel, site: Site, constraint: str) -> tuple[_Lo
     for reads in _WRITERS[site.kind]:
         attention = reads is SiteKind.ATTN_HEADS
         norm = block.attn_post_norm if attention else block.mlp_post_norm
-        module = block.attn_write if attention else block.mlp_write
+        module: Any = block.attn_write if attention else block.mlp_write
         if not getattr(module, "lora_B", None):
             continue
         if norm is not None and constraint == "none":
@@ -341,6 +343,11 @@ def _loras_at(steering: SteeringModel, site: Site, constraint: str) -> tuple[_Lo
             )
         if getattr(module, "lora_magnitude_vector", None):
             raise InputError("DoRA rescales the whole weight; joint constraints need a plain LoRA.")
+        if constraint != "none" and any(part.bias is not None for part in module.lora_B.values()):
+            raise InputError(
+                "this LoRA writes a bias besides B (lora_bias=True), which no constraint on B holds off. Leave "
+                "lora_bias out of its configuration, or use constraint 'none'."
+            )
         found.append(_Lora(module, Site(site.layer, reads)))
     if not found and constraint != "none":
         raise InputError(

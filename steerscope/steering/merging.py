@@ -7,6 +7,8 @@ An edit that is affine, ``x -> x + M x + c``, is held by the linear map W, b nex
 * at the stream (``resid_mid``, ``resid_post``) a vector alone, added where the branch below writes: ``b + c``. A
   matrix would have to act on the skip connection too, and no weight of a block does.
 
+A LoRA underneath is merged before the edits, which act on what it writes.
+
 Not merged: nonlinear edits; edits of some tokens alone, since weights act on all; anything at the stream's entry
 (the embeddings are shared with the output). Source: P13 to P16 for vectors and biases.
 """
@@ -56,11 +58,6 @@ def merge(steering: SteeringModel, *, make_biases: bool = False) -> None:
     bfloat16's rounding.
     """
     config = steering.steering_config
-    if is_peft(steering.base_model):
-        raise InputError(
-            "a LoRA is underneath: its part of the weights lies apart from them. Merge it first (merge_and_unload() of "
-            "PEFT), put the adapter on the result, and merge that."
-        )
     if config.positions != "all":
         raise InputError(
             f"this adapter edits the positions {config.positions!r}; weights act on every token, so they cannot hold "
@@ -80,10 +77,12 @@ def merge(steering: SteeringModel, *, make_biases: bool = False) -> None:
             "saved and loaded again would lose it without a word from transformers. Check before sharing it.",
             stacklevel=3,
         )
+    if is_peft(steering.base_model):
+        steering.base_model.merge_adapter()  # type: ignore[operator]
     with torch.no_grad():
         for step in steps:
             for module in step.maps:
-                (_before if step.reads else _after)(module, step.edit)
+                (_before if step.reads else _after)(_plain(module), step.edit)
 
 
 def _step(steering: SteeringModel, site: Site) -> _Step:
@@ -151,8 +150,16 @@ def _require(vector: Tensor | None) -> Tensor:
     return vector
 
 
+def _plain(module: nn.Module) -> nn.Module:
+    """Return the linear map inside PEFT's wrapper of it, or the map itself."""
+    unwrap = getattr(module, "get_base_layer", None)
+    found = unwrap() if callable(unwrap) else module
+    assert isinstance(found, nn.Module)
+    return found
+
+
 def _lacks_bias(module: nn.Module) -> bool:
-    return getattr(module, "bias", None) is None
+    return getattr(_plain(module), "bias", None) is None
 
 
 def _weight(module: nn.Module) -> Tensor:

@@ -24,7 +24,14 @@ from steerscope.sites import Site, SiteKind
 from steerscope.steering import hub, merging, saving, scales
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FAMILIES, SteeringEdit
-from steerscope.steering.identity import identify, is_peft, language_model, own_weights, require_same
+from steerscope.steering.identity import (
+    has_foreign_lora,
+    identify,
+    is_peft,
+    language_model,
+    own_weights,
+    require_same,
+)
 from steerscope.steering.passes import Passes, passes_on
 from steerscope.steering.positions import Positions, prompt_lengths_from_labels
 
@@ -96,6 +103,11 @@ class SteeringModel(nn.Module):
 
         return tap
 
+    @property
+    def edited_tokens(self) -> Tensor | None:
+        """Which tokens the latest pass edited, ``(batch token)``; None for all of them."""
+        return self._passes.current.mask
+
     # --- running ---
 
     def forward(
@@ -123,12 +135,22 @@ class SteeringModel(nn.Module):
             What the base model returns.
 
         Raises:
-            InputError: The positions depend on something that was not given.
+            InputError: The positions depend on something that was not given, or something was given that they do not
+                depend on; labels leave no prompt to edit; or PEFT put a LoRA on after the edits.
         """
+        self._require_mask_is_used(steering_mask)
+        if self.training:
+            self._require_lora_beneath()
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "labels": labels}
         others |= {name: value for name, value in given.items() if value is not None}
         if prompt_lengths is None and labels is not None and self._passes.positions.need_prompt:
             prompt_lengths = prompt_lengths_from_labels(labels, attention_mask)
+            if self._passes.positions.are_in_prompt and self._passes.is_active and not bool(prompt_lengths.all()):
+                raise InputError(
+                    f"positions {self.steering_config.positions!r} edit the prompt, and the labels of row "
+                    f"{int(prompt_lengths.argmin())} leave none: they supervise it from its first token. Set labels to "
+                    "-100 on the prompt (DataCollatorForLanguageModeling does not), or pass prompt_lengths."
+                )
         with self._passes.told(prompt_lengths=prompt_lengths, mask=steering_mask):
             return self.base_model(input_ids=input_ids, **others)
 
@@ -138,6 +160,7 @@ class SteeringModel(nn.Module):
         Raises:
             InputError: The prompt would be computed in pieces, of which the first could be taken for the whole.
         """
+        self._require_mask_is_used(steering_mask)
         config = kwargs.get("generation_config") or getattr(language_model(self.base_model), "generation_config", None)
         pieces = kwargs.get("prefill_chunk_size") or getattr(config, "prefill_chunk_size", None)
         if pieces and self._passes.positions.need_prompt:
@@ -147,6 +170,33 @@ class SteeringModel(nn.Module):
             )
         with self._passes.told(mask=steering_mask, generates=True, columns=kwargs.get("attention_mask")):
             return self.base_model.generate(*args, **kwargs)  # type: ignore[operator]
+
+    def _require_lora_beneath(self) -> None:
+        if has_foreign_lora(self.base_model):
+            raise InputError(
+                "PEFT put a LoRA into this model after it was steered: edits inside blocks may miss what it adds, and "
+                "save_pretrained() would not hold it. Wrap the plain model with PEFT first, then steer the result."
+            )
+
+    def _require_mask_is_used(self, steering_mask: Tensor | None) -> None:
+        if steering_mask is not None and self._passes.positions.rule != "mask":
+            raise InputError(
+                f"got a steering_mask, which positions {self.steering_config.positions!r} would ignore. Leave it out, "
+                "or build the adapter with positions='mask'."
+            )
+
+    @property
+    def generation_config(self) -> Any:
+        """The language model's own; what is set here is what ``generate`` uses."""
+        return language_model(self.base_model).generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: Any) -> None:
+        language_model(self.base_model).generation_config = value
+
+    def get_base_model(self) -> nn.Module:
+        """Return the transformers model, inside PEFT's wrapper if there is one; edits go on acting in it."""
+        return language_model(self.base_model)
 
     @contextmanager
     def disable_adapter(self, *, keep_lora: bool = False) -> Iterator[None]:
@@ -231,16 +281,21 @@ class SteeringModel(nn.Module):
             f"{site}.{name}": value for site in self.sites for name, value in self.edit_at(site).state_dict().items()
         }
 
-    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+    def save_pretrained(self, folder: str | Path, *, push_to_hub: bool = False, **_: Any) -> None:
         """Write the adapter to a folder, with the LoRA underneath if there is one.
 
-        Writes ``adapter_config.json`` and ``adapter_model.safetensors``, and ``lora/`` in PEFT's own format.
+        Writes ``adapter_config.json`` and ``adapter_model.safetensors``, and ``lora/`` in PEFT's own format. Options
+        that transformers' Trainer gives to every model are taken and have no effect.
 
         Raises:
-            InputError: The model has several LoRAs active underneath.
+            InputError: The model has several LoRAs active underneath, or one that was put on after the edits; or it is
+                to be uploaded, which :meth:`push_to_hub` does.
 
         Cost: reads the base model once, for its fingerprint.
         """
+        if push_to_hub:
+            raise InputError("save_pretrained() writes a folder; call push_to_hub('owner/name') to upload the adapter.")
+        self._require_lora_beneath()
         lora = saving.lora_underneath(self.base_model)
         adapter = saving.AdapterFile(
             config=self.steering_config,
@@ -297,6 +352,7 @@ class SteeringModel(nn.Module):
         is_trainable: bool = False,
         check_weights: bool = True,
         description: BlockDescription | None = None,
+        token: str | bool | None = None,
     ) -> SteeringModel:
         """Put a saved adapter on the model it was trained for.
 
@@ -305,14 +361,15 @@ class SteeringModel(nn.Module):
             folder: What :meth:`save_pretrained` wrote, or the name of a repository (``owner/name``) that
                 :meth:`push_to_hub` filled.
             revision: Branch, tag or commit of the repository.
-            is_trainable: Whether training goes on; otherwise all parameters are frozen.
+            is_trainable: Whether training goes on; otherwise all parameters are frozen, and the model evaluates.
             check_weights: Whether the base model's weights are compared with those the adapter was trained on.
             description: How the model's blocks are built, for a family steerscope does not know.
+            token: Of the account, for a repository that is not public; the one of ``hf auth login`` if not said.
 
         Raises:
             InputError: No adapter, a damaged or incomplete file, another model or another revision.
         """
-        place = hub.local_folder(folder, revision)
+        place = hub.local_folder(folder, revision, token)
         adapter = saving.read(place)
         loaded = model if isinstance(model, LoadedModel) else None
         inner = model.model if isinstance(model, LoadedModel) else model
@@ -346,6 +403,7 @@ class SteeringModel(nn.Module):
         steering._mark_ready()
         if not is_trainable:
             steering.requires_grad_(False)
+            steering.eval()
         return steering
 
     # --- taking it off ---
@@ -361,13 +419,15 @@ class SteeringModel(nn.Module):
     def merge_and_unload(self, *, make_biases: bool = False) -> nn.Module:
         """Write the edits into weights and biases where they can be held exactly, and return the base model.
 
-        See :func:`steerscope.steering.merging.merge` for what can be merged where.
+        A LoRA underneath is merged first, since the edits read what it writes; the result is the plain model.
+        :func:`steerscope.steering.merging.merge` says what can be merged where.
 
         Raises:
             InputError: An edit cannot be held by the model's weights; the message says why. Nothing was changed.
         """
         merging.merge(self, make_biases=make_biases)
-        return self.unload()
+        found = self.unload()
+        return found.unload() if is_peft(found) else found  # type: ignore[operator]
 
     def __deepcopy__(self, memo: Any) -> SteeringModel:
         """Refuse: the copy's hooks would use the edits of the original."""

@@ -55,6 +55,11 @@ class Positions:
         """Whether the rule depends on where the prompt ends."""
         return self.rule in ("prompt", "completion", "last")
 
+    @property
+    def are_in_prompt(self) -> bool:
+        """Whether tokens of the prompt alone are edited: nothing is where there is no prompt."""
+        return self.rule in ("prompt", "last")
+
 
 def token_mask(
     positions: Positions,

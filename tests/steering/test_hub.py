@@ -44,7 +44,8 @@ def repository(tmp_path, monkeypatch) -> Path:
         copy_allowed(Path(folder_path), there, allow_patterns)
         return f"https://hub/{repo_id}/commit/1"
 
-    def snapshot_download(repo_id, *, revision, allow_patterns):
+    def snapshot_download(repo_id, *, revision, token, allow_patterns):
+        assert token in (None, "mine")
         if repo_id != "me/adapter" or revision not in (None, "main"):
             raise FileNotFoundError(f"no {repo_id} at {revision}")
         copy_allowed(there, tmp_path / "cache", allow_patterns)
@@ -67,7 +68,8 @@ def test_up_and_down_again(repository):
     # What others put into a repository stays there.
     (repository / "pytorch_model.bin").write_bytes(b"pickled")
     (repository / "code.py").write_text("1 / 0")
-    again = SteeringModel.from_pretrained(tiny_model("llama"), "me/adapter", revision="main").eval()
+    again = SteeringModel.from_pretrained(tiny_model("llama").train(), "me/adapter", revision="main", token="mine")
+    assert not any(module.training for module in again.modules())  # as PEFT's, unless training goes on
     assert torch.equal(again(**BATCH).logits, steering(**BATCH).logits)
     assert {path.name for path in repository.parent.joinpath("cache").rglob("*")} == FILES
 

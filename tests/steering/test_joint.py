@@ -22,10 +22,12 @@ WRITERS = {"llama": ["o_proj", "down_proj"], "gpt2": ["attn.c_proj", "mlp.c_proj
 EXACT = 1e-13
 
 
-def joint(family: str = "llama", targets=None, dtype=torch.float64, sites="resid_post", edit="linear", **options):
+def joint(
+    family: str = "llama", targets=None, dtype=torch.float64, sites="resid_post", edit="linear", lora=None, **options
+):
     torch.manual_seed(0)
-    lora = peft.LoraConfig(r=2, target_modules=targets or WRITERS[family], fan_in_fan_out=family == "gpt2")
-    wrapped = peft.get_peft_model(tiny_model(family, dtype), lora).to(dtype)
+    own = {"r": 2, "target_modules": targets or WRITERS[family], "fan_in_fan_out": family == "gpt2"} | (lora or {})
+    wrapped = peft.get_peft_model(tiny_model(family, dtype), peft.LoraConfig(**own)).to(dtype)
     name = str(dtype).removeprefix("torch.")
     return randomise(get_steering_model(wrapped, SteeringConfig(sites, edit, rank=3, dtype=name, **options))).eval()
 
@@ -156,6 +158,17 @@ def test_input_form_makes_the_edit_blind_and_interaction_is_what_it_says(edit):
     assert min(held.overlaps()[0].read_angles) == pytest.approx(90, abs=1e-6)
 
 
+@torch.no_grad()
+def test_interaction_is_over_the_edited_tokens():
+    steering = moved_lora(joint(sites="0.resid_post", positions="first:1"))
+    held = JointConstraint(steering, "none")
+    alone = {name: value[:, -1:] for name, value in padded([row[:1] for row in prompts()], "left").items()}
+    found, expected = (held.interaction(batch)["0.resid_post"] for batch in (BATCH, alone))
+    assert found == pytest.approx(expected, rel=1e-6)
+    everywhere = moved_lora(joint(sites="0.resid_post"))
+    assert JointConstraint(everywhere, "none").interaction(BATCH)["0.resid_post"] != pytest.approx(found, rel=1e-3)
+
+
 def test_principal_angles_of_known_spaces():
     e = torch.eye(4, dtype=torch.float64)
     tilted = torch.stack([(e[0] + e[2]) / 2**0.5, e[3]], 1)
@@ -255,6 +268,7 @@ def test_without_a_constraint_nothing_needs_to_meet():
         (lambda: joint(edit="loreft"), "defined for families 'linear' and 'nonlinear'"),
         (lambda: joint(sites="mlp_in"), "no LoRA of a block writes to the tensor of '0.mlp_in'"),
         (lambda: joint("gemma2", targets=["down_proj"]), "a norm stands between"),
+        (lambda: joint("gpt2", lora={"lora_bias": True}), "writes a bias besides B"),
         (lambda: get_steering_model(tiny_model("llama"), SteeringConfig("mlp_out")), "needs a LoRA underneath"),
     ],
 )

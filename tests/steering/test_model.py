@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from steerscope.errors import InputError
 from steerscope.models import reading
@@ -131,8 +132,51 @@ def test_a_float32_adapter_on_a_bfloat16_model():
     assert out.shape == (1, 8)
 
 
+@pytest.mark.parametrize("family", SETTINGS)
+@torch.no_grad()
+def test_the_adapter_keeps_its_data_type_when_the_model_is_cast(family, tmp_path):
+    model = get_steering_model(tiny_model("llama"), SteeringConfig(**{"family": family, **SETTINGS[family]}))
+    randomise(model)
+    before = {name: value.clone() for name, value in model.steering_tensors().items()}
+    for dtype in (torch.bfloat16, torch.float64, torch.float32):
+        assert model.to(dtype)(**BATCH).logits.dtype is dtype
+        assert all(torch.equal(value, before[name]) for name, value in model.steering_tensors().items())
+
+
+def test_generation_settings_of_the_wrapper_are_those_of_the_model():
+    model = steered("vector")
+    own = GenerationConfig(max_new_tokens=3, pad_token_id=2, eos_token_id=None)
+    model.generation_config = own
+    assert model.get_base_model().generation_config is own
+    assert model.generation_config is own
+    assert model.generate(input_ids=prompts()[0][None]).shape == (1, 9)
+
+
+def test_what_would_be_ignored_is_refused():
+    model = steered("vector", positions="prompt")
+    with pytest.raises(InputError, match="got a steering_mask, which positions 'prompt' would ignore"):
+        model(**BATCH, prompt_lengths=torch.tensor([2, 1, 1]), steering_mask=BATCH["attention_mask"])
+    with pytest.raises(InputError, match="got a steering_mask"):
+        model.generate(input_ids=prompts()[0][None], steering_mask=torch.ones(1, 6), max_new_tokens=1)
+    with pytest.raises(InputError, match=r"call push_to_hub\('owner/name'\)"):
+        model.save_pretrained("never-made", push_to_hub=True)
+
+
+@pytest.mark.parametrize("positions", ["prompt", "last", "last:2"])
+def test_labels_that_leave_no_prompt_are_refused(positions):
+    model = steered("vector", positions=positions)
+    labels = BATCH["input_ids"].clone()
+    with pytest.raises(InputError, match="the labels of row 0 leave none"):
+        model(**BATCH, labels=labels)
+    labels[:, :4] = -100  # row 0 has six tokens; of the others, padded on the left, one is not enough padding
+    labels[1, :5] = -100
+    assert model(**BATCH, labels=labels).loss.isfinite()
+    steered("vector", positions="completion")(**BATCH, labels=BATCH["input_ids"])
+
+
 def test_what_is_asked_of_the_base_model_is_answered_by_it():
     model = steered("vector")
+    assert model.get_base_model() is model.base_model
     assert model.config is model.base_model.config
     assert model.get_input_embeddings() is model.base_model.get_input_embeddings()
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):

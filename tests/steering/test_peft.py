@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from steerscope.errors import InputError
+from steerscope.models import true_float64
 from steerscope.steering import SteeringConfig, SteeringModel, get_steering_model
 from tests.steering.cases import close, hooks_of, padded, prompts, randomise
 from tests.tiny import tiny_model
@@ -146,10 +147,42 @@ def test_generation_on_top_of_a_lora():
     assert beams.shape == (3, 10)
 
 
-def test_a_lora_is_merged_before_the_adapter():
-    steering = get_steering_model(with_lora(), SteeringConfig("mlp_out", rank=2))
-    with pytest.raises(InputError, match="a LoRA is underneath"):
+@pytest.mark.filterwarnings("ignore:linear maps at . sites got a bias:UserWarning")
+@pytest.mark.parametrize("family", TARGETS)
+@torch.no_grad()
+def test_a_lora_is_merged_with_the_adapter(family):
+    wrapped = with_lora(family, torch.float64)
+    base = wrapped.get_base_model()
+    with true_float64(base):
+        config = SteeringConfig(("0.mlp_out", "0.attn_heads", "1.mlp_in"), rank=2, dtype="float64")
+        steering = randomise(get_steering_model(wrapped, config).eval())
+        expected = steering(**BATCH).logits
+        merged = steering.merge_and_unload(make_biases=True)
+        assert merged is base
+        assert not any("lora" in name or "base_layer" in name for name, _ in merged.named_modules())
+        assert hooks_of(merged) == 0
+        close(merged(**BATCH).logits, expected)
+
+
+def test_a_merge_that_is_refused_merges_no_lora():
+    wrapped = with_lora()
+    before = wrapped(**BATCH).logits
+    steering = get_steering_model(wrapped, SteeringConfig("resid_post", rank=2))
+    with pytest.raises(InputError, match="acts on the whole stream"):
         steering.merge_and_unload(make_biases=True)
+    assert steering.unload() is wrapped
+    assert torch.equal(wrapped(**BATCH).logits, before)
+    assert not any(getattr(module, "merged", False) for module in wrapped.modules())
+
+
+def test_a_lora_put_on_after_the_edits_is_refused(tmp_path):
+    steering = get_steering_model(tiny_model("llama"), SteeringConfig("attn_heads", rank=2))
+    wrapped = peft.get_peft_model(steering, peft.LoraConfig(r=2, target_modules=TARGETS["llama"]))
+    with pytest.raises(InputError, match="Wrap the plain model with PEFT first"):
+        wrapped.train()(**BATCH)
+    with pytest.raises(InputError, match="Wrap the plain model with PEFT first"):
+        steering.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

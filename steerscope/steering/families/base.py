@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -65,7 +66,7 @@ class SteeringEdit(nn.Module):
         has_rank: Whether there is an inner width.
         can_scale: Whether what is read can be divided by the site's root mean square.
         has_bias_choice: Whether the vector on the write is an option.
-        has_published_start: Whether the published start differs from a no-op (then ``start="published"`` gives it).
+        has_published_start: Whether its authors start it otherwise (then ``start="published"`` does so too).
         is_orthonormal: Whether it holds a matrix with orthonormal rows, which needs float32 or float64.
         kinds: The kinds of site it is defined at; None means any.
     """
@@ -89,6 +90,15 @@ class SteeringEdit(nn.Module):
         self.register_buffer("scale", unknown)
         # Known on the Python side: asking the buffer would make a GPU wait in every pass.
         self.is_ready = not options.scaled
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SteeringEdit:
+        """Follow the model to another device, and keep the adapter's own data type when the model's is changed."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            return found if found.dtype == tensor.dtype else tensor.to(found.device)
+
+        return super()._apply(moved, recurse)
 
     @abstractmethod
     def delta(self, read: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ r"""Low-rank adapters of activations: linear, and with a function between the tw
 
 D starts as PyTorch starts linear maps, U and b at zero: no edit at the start, and U has a gradient at once. ``s`` is
 1 or the site's root mean square. What was published (arXiv 2603.00425) has no b and starts D a thousand times
-smaller; D at its usual size with a bias on the write trained best in comparison, and is the default here.
+smaller (``bias=False``, ``start="published"``); D at its usual size with a bias on the write trained best in
+comparison, and is the default here.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from torch.nn import functional as F
 from steerscope.errors import InputError
 from steerscope.steering.families.base import Affine, EditOptions, SteeringEdit, default_linear
 
+# The authors' released code: Kaiming's uniform start times this, which is again no edit while U is zero (T16).
+PUBLISHED_D = 1e-3
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "tanh": torch.tanh}
 
 
@@ -30,10 +34,12 @@ class LinearAdapter(SteeringEdit):
     source = "T16, arXiv 2603.00425 without activation; the bias is this project's"
     can_scale = True
     has_bias_choice = True
+    has_published_start = True
 
     def __init__(self, options: EditOptions, generator: torch.Generator) -> None:
         super().__init__(options, generator)
-        self.D = nn.Parameter(default_linear(options.inner, options.width, options.dtype, generator))
+        down = default_linear(options.inner, options.width, options.dtype, generator)
+        self.D = nn.Parameter(down * PUBLISHED_D if options.start == "published" else down)
         self.U = nn.Parameter(torch.zeros(options.width, options.inner, dtype=options.dtype))
         zero = torch.zeros(options.width, dtype=options.dtype)
         self.b = nn.Parameter(zero) if options.bias else None
