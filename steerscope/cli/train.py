@@ -48,6 +48,7 @@ def train(
     sparsity: Annotated[
         float | None, typer.Option(help="Strength of lofit's penalty on scales; without it 0.001.")
     ] = None,
+    start: Annotated[str, typer.Option(help="no-op, or published: edits start as their authors start them.")] = "no-op",
     out: Annotated[Path | None, typer.Option(help="Folder of the run; without it runs/TASK-METHOD-SEED.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 120,
@@ -104,6 +105,7 @@ def train(
         constraint=constraint,
         heads=heads,
         sparsity=sparsity,
+        start=start,
         device=device,
         dtype=dtype,
         revision=revision,

@@ -211,14 +211,10 @@ def with_lora(model: nn.Module, folder: Path, name: str, is_trainable: bool) -> 
     """Return the model with the LoRA of an adapter's folder in it.
 
     Raises:
-        InputError: PEFT is not installed, or its files are missing or damaged.
+        InputError: Its files are missing or damaged.
     """
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise InputError(
-            "this adapter has a LoRA underneath, which needs peft; install it: pip install peft."
-        ) from None
+    from peft import PeftModel  # slow to load
+
     place = lora_place(folder, name)
     try:
         with warnings.catch_warnings():

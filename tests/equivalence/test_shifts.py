@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import Tensor
@@ -499,7 +500,6 @@ def test_accepts_a_loaded_model():
 
 def test_accepts_a_peft_model():
     """An update of LoRA's B moves the model like the product of the factors on the plain weight (T1, P13)."""
-    peft = pytest.importorskip("peft")
     plain, inputs = double("llama"), inputs_of("right")
     weight = "model.layers.0.self_attn.v_proj.weight"
     config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["v_proj"], layers_to_transform=[0], lora_dropout=0.0)

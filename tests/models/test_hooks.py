@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import peft
 import pytest
 import torch
 from torch import Tensor, nn
@@ -335,7 +336,6 @@ def test_taps_see_what_earlier_taps_left():
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @torch.no_grad()
 def test_models_wrapped_by_peft(family):
-    peft = pytest.importorskip("peft")
     model = tiny_model(family, torch.float64)
     plain = logits(model)
     targets = {"llama": ["q_proj", "o_proj", "gate_proj", "down_proj"], "gpt2": ["attn.c_proj", "c_fc", "mlp.c_proj"]}

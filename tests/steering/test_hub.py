@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import huggingface_hub
+import peft
 import pytest
 import torch
 from huggingface_hub.errors import HfHubHTTPError
@@ -76,7 +77,6 @@ def test_up_and_down_again(repository):
 
 @torch.no_grad()
 def test_a_lora_underneath_goes_along_and_names_no_path(repository, tmp_path):
-    peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
     base = tiny_model("llama")
     base.config._name_or_path = "someone/tiny"

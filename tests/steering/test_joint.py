@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
 import torch
 from torch import Tensor
@@ -13,8 +14,6 @@ from steerscope.steering.joint import JointConstraint, principal_angles
 from tests.steering.cases import padded, prompts, randomise
 from tests.steering.test_trainer import Stop, trainer_of
 from tests.tiny import tiny_model
-
-peft = pytest.importorskip("peft")
 
 BATCH = padded(prompts(), "left")
 WRITERS = {"llama": ["o_proj", "down_proj"], "gpt2": ["attn.c_proj", "mlp.c_proj"], "phi": ["dense", "fc2"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
 import torch
 
@@ -52,7 +53,6 @@ def test_lockstep_and_one_step_are_the_fine_tuned_model_and_static_is_not(family
 
 
 def test_lora_is_the_fine_tuning():
-    peft = pytest.importorskip("peft")
     base = tiny_model("llama", torch.float64)
     wrapped = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["down_proj", "q_proj"])).double().eval()
     generator = torch.Generator().manual_seed(4)

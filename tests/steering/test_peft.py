@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,8 +15,6 @@ from steerscope.models import true_float64
 from steerscope.steering import SteeringConfig, SteeringModel, get_steering_model
 from tests.steering.cases import close, hooks_of, padded, prompts, randomise
 from tests.tiny import tiny_model
-
-peft = pytest.importorskip("peft")
 
 BATCH = padded(prompts(), "left")
 TARGETS = {"llama": ["q_proj", "o_proj", "down_proj"], "gpt2": ["attn.c_proj", "mlp.c_proj"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -119,8 +120,6 @@ def test_best_model_evaluation_and_checkpointed_gradients(tmp_path):
 
 @pytest.mark.parametrize("trains_lora", [True, False])
 def test_a_lora_underneath_resumes_too(tmp_path, trains_lora):
-    peft = pytest.importorskip("peft")
-
     def joint(seed: int) -> SteeringModel:
         torch.manual_seed(seed)
         config = peft.LoraConfig(r=2, target_modules=["down_proj", "q_proj"])

@@ -10,7 +10,7 @@ from typing import Any
 from steerscope.experiments.claims.kept import with_kept
 from steerscope.experiments.claims.leftover import LEFTOVER
 from steerscope.experiments.claims.rule import difference, is_fair, verdict
-from steerscope.experiments.claims.sections import SECTIONS, Section, trained_words
+from steerscope.experiments.claims.sections import SECTIONS, Pair, Section, trained_words
 from steerscope.experiments.comparison.groups import Comparison, Entry, compare, run_folders
 from steerscope.experiments.tiny_models import LAYERS, WIDTH
 from steerscope.experiments.training.run_folder import read_json, read_results
@@ -32,7 +32,8 @@ degrees of freedom, `sd_q` the standard deviation over n questions of a question
 least as good" is *not reproduced* if the interval lies below 0, else *reproduced* if it lies above -1 point, else
 *undecided*; "better" is reproduced above 0 and not reproduced below. With fewer than three seeds in common, or learning
 rates that were not searched with the same budget on both sides (`--learning-rate auto`; by every seed for itself, or by
-the first for all) or were chosen at the edge of the search in any run, it is undecided whatever the numbers.
+the first for all) or were chosen at the edge of the search in any run, or with a side that training left below the
+untrained model, it is undecided whatever the numbers.
 """
 NOTHING = "No runs to decide it yet.\n"
 
@@ -94,7 +95,7 @@ def _summary(found: Sequence[Comparison], left: Sequence[Mapping[str, Any]]) -> 
         return "No runs yet: every claim is open.\n"
     lines = ["| claim | reproduced | not reproduced | undecided |", "|---|---:|---:|---:|"]
     for section in SECTIONS:
-        said = [_verdict(pair) for one in found for pair in section.pairs(one.entries)]
+        said = [_verdict(pair, one) for one in found for pair in section.pairs(one.entries)]
         counts = [sum(word == kind or word.startswith(f"{kind} (") for word in said) for kind in _KINDS]
         cells = " | ".join(map(str, counts)) if said else "no runs | |"
         lines.append(f"| ({section.letter}) {section.title} | {cells} |")
@@ -105,9 +106,14 @@ def _summary(found: Sequence[Comparison], left: Sequence[Mapping[str, Any]]) -> 
 _KINDS = ("reproduced", "not reproduced", "undecided")
 
 
-def _verdict(pair: Any) -> str:
-    fair = is_fair(pair.first, pair.second)
-    return verdict(difference(pair.first, pair.second), strict=pair.strict, fair=fair)
+def _verdict(pair: Pair, among: Comparison) -> str:
+    untrained = max((entry.accuracy for entry in among.entries if entry.method == "none"), default=0.0)
+    return verdict(
+        difference(pair.first, pair.second),
+        strict=pair.strict,
+        fair=is_fair(pair.first, pair.second),
+        learned=min(pair.first.accuracy, pair.second.accuracy) >= untrained,
+    )
 
 
 def _runs(one: Comparison) -> str:
@@ -160,7 +166,7 @@ def _pairs(section: Section, one: Comparison) -> str:
         lines.append(
             f"| {trained_words(pair.first)} | {trained_words(pair.second)} "
             f"| {'better' if pair.strict else 'at least as good'} "
-            f"| {pair.first.parameters:,} : {pair.second.parameters:,} | {found or '-'} | {_verdict(pair)} |"
+            f"| {pair.first.parameters:,} : {pair.second.parameters:,} | {found or '-'} | {_verdict(pair, one)} |"
         )
     return "\n".join(lines) + "\n"
 

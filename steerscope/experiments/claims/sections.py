@@ -10,7 +10,7 @@ from steerscope.experiments.training.methods import METHODS, Trains
 
 # What both sides of every pair share: how long they were trained, on what, and what was asked.
 SHARED = ("steps", "batch_size", "warmup", "train_examples", "max_length", "test_examples", "max_new_tokens")
-_OF_EDITS = ("family", "positions", "scale", "bias", "activation")
+_OF_EDITS = ("family", "positions", "scale", "bias", "activation", "start")
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,11 @@ def other_methods(entries: Sequence[Entry]) -> list[Pair]:
 
 
 def _one_change(first: Entry, second: Entry) -> bool:
-    """Whether two edits differ in sites, positions, orthonormality or bias alone; the plainer one comes first."""
+    """Whether two edits differ in sites, positions, orthonormality, bias or start alone; the plainer one is first."""
     same_sites = first.sites == second.sites
     if first.method == second.method:
         if same_sites:
-            for name, usual in (("positions", "all"), ("bias", True)):
+            for name, usual in (("positions", "all"), ("bias", True), ("start", None)):
                 changed = first.settings.get(name) != second.settings.get(name)
                 if changed and first.settings.get(name) == usual and alike(first, second, but=(name,)):
                     return True
@@ -156,9 +156,9 @@ SECTIONS = (
         "c",
         "Post-block steering is at least as good as LoReFT and LoRA",
         "At the same rank, so not at the same parameters, which the table gives. Further rows change one thing: sites, "
-        "positions, orthonormal rows (`loreft` against `noreft`) or the bias; there `reproduced` says that the first "
-        "is at least as good as the second, which the paper need not have claimed. LoReFT starts as no edit here "
-        "(W = R), not from the random W of its authors.",
+        "positions, orthonormal rows (`loreft` against `noreft`), the bias or the start; there `reproduced` says that "
+        "the first is at least as good as the second, which the paper need not have claimed. LoReFT starts as no edit "
+        "(W = R), or from the random W of its authors where it is called published.",
         other_methods,
     ),
     Section(
@@ -187,6 +187,8 @@ def trained_words(entry: Entry) -> str:
         parts.append(f"at {entry.site_words}")
         if entry.settings.get("positions") not in (None, "all"):
             parts.append(f"on {entry.settings['positions']}")
+    if entry.settings.get("start") == "published":
+        parts.append("published start")
     if entry.settings.get("bias") is False:
         parts.append("without bias")
     if entry.settings.get("scale") == "rms":

@@ -45,6 +45,8 @@ CONFIGURATIONS: Mapping[str, str] = {
     "loreft-last": "--method loreft --positions last",
     "loreft-prompt": "--method loreft --positions prompt",
     "loreft-mlp-out": "--method loreft --site mlp_out",
+    "loreft-published": "--method loreft --start published",
+    "post-block-published": "--method post-block --start published",
 }
 # Runs whose weights claim (f) is about.
 _LEFTOVER_OF = ("sft", "lora")

@@ -93,16 +93,14 @@ def with_adapter(loaded: LoadedModel, adapter: SavedAdapter) -> nn.Module:
     model of the same shapes with other weights cannot be told from the right one, other shapes and layers are refused.
 
     Raises:
-        InputError: The adapter is of another model, or PEFT is not installed.
+        InputError: The adapter is of another model.
     """
     if not adapter.is_peft and not adapter.sites:
         return weights.with_changed_weights(loaded, adapter.folder).eval()
     if not adapter.is_peft:
         return SteeringModel.from_pretrained(loaded, adapter.folder).eval()
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise InputError("this adapter was written by peft, which is not installed. pip install peft") from error
+    from peft import PeftModel  # slow to load
+
     named = adapter.settings.get("base_model_name_or_path")
     other = f"is not of model {loaded.identity.name!r} (it names {named!r} as its model)"
     with warnings.catch_warnings():

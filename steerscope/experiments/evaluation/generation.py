@@ -16,6 +16,7 @@ from steerscope.errors import InputError
 from steerscope.experiments.shared_prefix import Prefix, in_evaluation_mode
 from steerscope.experiments.tasks.supervised import end_token, pad_token
 from steerscope.models.head import contiguous_head
+from steerscope.steering.identity import language_model
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,7 @@ def _ends(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
 @contextmanager
 def _own_settings_put_aside(model: nn.Module) -> Iterator[None]:
     """Keep the model's own generation settings out: they fill in what is not said, penalties and bans for example."""
-    inner: Any = model
-    while "base_model" in inner._modules:  # wrappers hold it as a module; a transformers model has it as a property
-        unwrap = getattr(type(inner), "get_base_model", None)
-        inner = unwrap(inner) if callable(unwrap) else inner.base_model
+    inner: Any = language_model(model)
     before = getattr(inner, "generation_config", None)
     if before is None:
         yield

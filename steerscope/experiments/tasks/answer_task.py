@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from steerscope.errors import InputError, did_you_mean
 
@@ -86,6 +86,10 @@ class AnswerTask(Protocol):
     def form(self) -> AnswerForm:
         """Templates, parser and limits."""
 
+    @property
+    def is_generated(self) -> bool:
+        """Whether examples are made as many as are asked for, so that none need ever be repeated."""
+
     def split(self, split: Split, n: int | None = None, seed: int = 0) -> list[AnswerExample]:
         """Return ``n`` examples of one part (``None``: all), in an order that their content and ``seed`` decide.
 
@@ -107,6 +111,8 @@ class RowsTask:
         form: Templates, parser and limits.
         rows: Where rows come from.
     """
+
+    is_generated: ClassVar[bool] = False
 
     form: AnswerForm
     rows: RowSource

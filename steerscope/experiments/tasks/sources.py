@@ -77,8 +77,8 @@ def hub_rows(source: HubSource, name: str) -> RowSource:
     except ImportError as error:
         raise InputError(
             f"task {name!r} without --data-dir is read through the package 'datasets', which is not installed "
-            f"({error}). Install it (pip install datasets), or give a folder with {name}-train.jsonl.gz and the like "
-            "as --data-dir."
+            f"({error}). Install it (pip install 'steerscope[data]'), or give a folder with {name}-train.jsonl.gz and "
+            "the like as --data-dir."
         ) from error
 
     def rows(part: str) -> Iterator[tuple[str, Row]]:

@@ -51,7 +51,8 @@ def draw_parts(task: AnswerTask, options: TrainOptions) -> Parts:
     if options.method == "none":
         return Parts((), (), tuple(test))
     needed = options.steps * options.batch_size
-    train = task.split("train", options.train_examples, options.seed)[:needed]
+    wanted = needed if options.train_examples is None and task.is_generated else options.train_examples
+    train = task.split("train", wanted, options.seed)[:needed]
     chosen_on = task.split("validation", None, 0)[: options.validation_examples] if options.searches else []
     return Parts(tuple(train), tuple(chosen_on), tuple(test))
 

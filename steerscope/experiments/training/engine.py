@@ -192,7 +192,4 @@ def _saved_every(options: TrainOptions, steps: int) -> int:
 
 def takes_logits_to_keep(model: nn.Module) -> bool:
     """Whether the language model, below wrappers, can leave out logits."""
-    inner: Any = model
-    while "base_model" in inner._modules and not hasattr(type(inner), "get_base_model"):
-        inner = inner.base_model
-    return "logits_to_keep" in inspect.signature(language_model(inner).forward).parameters
+    return "logits_to_keep" in inspect.signature(language_model(model).forward).parameters

@@ -15,6 +15,8 @@ from steerscope.steering.joint import CONSTRAINTS
 DTYPES = ("float32", "bfloat16", "float64")
 DEFAULT_RANK = 8
 DEFAULT_SPARSITY = 1e-3
+# Of LoFiT's first stage, whose scales only choose heads; its authors' (Yin et al. 2024, TruthfulQA).
+SCALES_RATE = 5e-3
 # What a run is called and where it computes, not what comes out: left out of its settings.
 _NOT_SETTINGS = ("task", "method", "sites", "rank", "seed", "model", "device", "dtype", "revision", "trust_remote_code")
 _ALSO_NOT = ("keep_checkpoints", "save_every", "learning_rate_of")
@@ -37,6 +39,7 @@ class TrainOptions:
         constraint: Of ``joint``.
         heads: Heads that LoFiT keeps; a tenth of all unless given.
         sparsity: Strength of LoFiT's penalty in its first stage; 1e-3 unless given.
+        start: ``no-op``, or ``published``: edits start as their authors start them.
         device: Where to train.
         dtype: Data type of the model; what is trained is float32 (float64 in a float64 model).
         revision: Of a Hugging Face name.
@@ -72,6 +75,7 @@ class TrainOptions:
     constraint: str | None = None
     heads: int | None = None
     sparsity: float | None = None
+    start: str = "no-op"
     device: str = "cpu"
     dtype: str = "float32"
     revision: str | None = None
@@ -140,8 +144,8 @@ class TrainOptions:
             for name, value in (("site", self.sites or None), ("bias", self.bias), ("activation", self.activation)):
                 if value is not None:
                     raise InputError(f"method {method.name!r} edits no site; leave out --{name}.")
-            if self.positions != "all" or self.scale != "none":
-                raise InputError(f"method {method.name!r} edits no site; leave out --positions and --scale.")
+            if self.positions != "all" or self.scale != "none" or self.start != "no-op":
+                raise InputError(f"method {method.name!r} edits no site; leave out --positions, --scale and --start.")
         if self.rank is not None and method.trains in (Trains.NOTHING, Trains.WEIGHTS):
             raise InputError(f"method {method.name!r} has no rank; leave out --rank.")
         if self.constraint is not None:
@@ -200,6 +204,7 @@ class TrainOptions:
             activation=self.activation,
             bias=self.bias,
             scale=self.scale,
+            start=self.start,
             dtype=self.adapter_dtype,
             seed=self.seed,
         )
@@ -241,4 +246,6 @@ class TrainOptions:
         else:
             for name in ("positions", "bias", "scale", "activation"):
                 del own[name]
+        if self.start == "no-op":
+            del own["start"]  # settings of earlier runs have none
         return own

@@ -27,7 +27,7 @@ from steerscope.experiments.training.data import Collator, Parts, supervised, tr
 from steerscope.experiments.training.engine import Trained, fit
 from steerscope.experiments.training.learning_rates import choice_of, choose_within
 from steerscope.experiments.training.methods import Trains
-from steerscope.experiments.training.options import TrainOptions
+from steerscope.experiments.training.options import SCALES_RATE, TrainOptions
 from steerscope.experiments.training.records import RunConfig, RunResults
 from steerscope.experiments.training.run_folder import RunFolder, replace_json
 from steerscope.experiments.training.surroundings import package_versions, peak_memory
@@ -73,6 +73,8 @@ class Run:
             sequences, too_long = supervised(self.parts, self.loaded.tokenizer, self.options, self.loaded.max_length)
             if too_long:
                 self.say(f"{too_long} of {len(self.parts.train)} training examples are too long and were left out")
+            if self.options.of.trains is Trains.LOFIT:
+                self._choose_heads(sequences)
             choice = self._choose(sequences)
             trainee, done, more = self._fit(sequences, choice.learning_rate, self.options.steps, "train", keeps=True)
             trainee.require_finite(choice.learning_rate)
@@ -173,33 +175,38 @@ class Run:
                     self.say(note)
             done = self._train(trainee, rows, learning_rate, steps, stage, self.checkpoints, keeps)
             return trainee, done, trainee.measured()
-        heads, seconds = self._heads(rows, learning_rate, steps, stage, keeps=keeps)
+        heads, seconds = self._heads()
         trainee = self._build(rows, sites=heads)
         done = self._train(trainee, rows, learning_rate, steps, stage, self.checkpoints, keeps)
         return trainee, replace(done, seconds=done.seconds + seconds), {"heads": list(heads)}
 
-    def _heads(
-        self, rows: list[SupervisedSequence], learning_rate: float, steps: int, stage: str, *, keeps: bool
-    ) -> tuple[tuple[str, ...], float]:
-        """Train LoFiT's scales and return the heads it keeps, with the seconds it took."""
-        kept = self.checkpoints / "heads.json"
-        if keeps and kept.exists():
-            known = json.loads(kept.read_text())
-            return tuple(known["heads"]), known["seconds"]
+    def _choose_heads(self, sequences: tuple[SupervisedSequence, ...]) -> None:
+        """Train LoFiT's scales, once, and keep which heads they choose; the search is of the second stage alone."""
+        if self._heads_file.exists():
+            return
+        steps = self.options.steps
+        rows = training_rows(sequences, steps, self.options.batch_size, self.options.seed)
         trainee = self._build(rows, family="lofit_scale")
         try:
             available = _num_heads(trainee.model)
             count = self.options.heads or max(1, round(available / 10))
             if count > available:
                 raise InputError(f"--heads is {count}; there are {available} to choose among. Ask for fewer.")
-            place = self.checkpoints / "scales"
-            done = self._train(trainee, rows, learning_rate, steps, f"{stage}: scales", place, keeps)
+            done = self._train(trainee, rows, SCALES_RATE, steps, "scales", self.checkpoints / "scales", True)
+            trainee.require_finite(SCALES_RATE)
             heads = top_heads(trainee.model, count)
         finally:
             trainee.restore()
-        if keeps:
-            replace_json(kept, {"heads": list(heads), "seconds": done.seconds})
-        return heads, done.seconds
+        replace_json(self._heads_file, {"heads": list(heads), "seconds": done.seconds})
+
+    @property
+    def _heads_file(self) -> Path:
+        return self.checkpoints / "heads.json"
+
+    def _heads(self) -> tuple[tuple[str, ...], float]:
+        """Return the heads that LoFiT keeps, and the seconds it took to choose them."""
+        known = json.loads(self._heads_file.read_text())
+        return tuple(known["heads"]), float(known["seconds"])
 
     def _build(self, rows: list[SupervisedSequence], **changes: Any) -> Trainee:
         size, device = self.options.batch_size, self.loaded.device

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import tee
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,16 @@ from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import DEFAULT_RANK, TrainOptions
 from steerscope.experiments.training.weights import WeightModel
 from steerscope.models.blocks import is_transposed
+from steerscope.models.hooks import reading
 from steerscope.models.load import LoadedModel
 from steerscope.models.site_map import find_sites
-from steerscope.steering import SteeringConfig, get_steering_model
+from steerscope.steering import SteeringConfig, SteeringModel, get_steering_model
+from steerscope.steering.families.low_rank import NonlinearAdapter, start_slope
 from steerscope.steering.joint import JointConstraint
 from steerscope.steering.lofit import SparseScales
 from steerscope.steering.model import steered_by
 
-# Of a training batch: what the interaction of joint training is measured on at every log.
+# Of a training batch: what start slopes, and the interaction of joint training at every log, are measured on.
 _MEASURED_ROWS = 4
 
 
@@ -119,15 +121,9 @@ def build(
 
 
 def lora(loaded: LoadedModel, rank: int, seed: int) -> Any:
-    """Put a LoRA of all linear maps of the blocks on a model, float32, with ``alpha`` equal to the rank.
+    """Put a LoRA of all linear maps of the blocks on a model, float32, with ``alpha`` equal to the rank."""
+    from peft import LoraConfig, get_peft_model  # slow to load
 
-    Raises:
-        InputError: PEFT is not installed.
-    """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise InputError("methods lora and joint need peft, which is not installed. pip install peft") from error
     maps = set(loaded.site_map.linear_maps().values())
     config = LoraConfig(
         r=rank,
@@ -144,10 +140,31 @@ def _edits(
     loaded: LoadedModel, config: SteeringConfig, batches: Iterable[Mapping[str, Tensor]], sparsity: float
 ) -> Trainee:
     model = get_steering_model(loaded, config)
+    to_scale, to_measure_on = tee(batches)
     if config.scale == "rms":
-        model.measure_scales(batches)
+        model.measure_scales(to_scale)
     callbacks = [SparseScales(model, sparsity)] if config.family == "lofit_scale" else []
-    return Trainee(model, model.unload, True, callbacks)
+    slopes = _start_slopes(model, to_measure_on) if config.family == "nonlinear" else {}
+    return Trainee(model, model.unload, True, callbacks, measured=lambda: {"start_slopes": slopes} if slopes else {})
+
+
+@torch.no_grad()
+def _start_slopes(model: SteeringModel, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, list[float]]:
+    """Return, per site of nonlinear edits, the slope and the linear part with which training starts, on real tokens."""
+    batch = next(iter(batches), None)
+    if batch is None:
+        return {}
+    inputs = {name: value[:_MEASURED_ROWS] for name, value in batch.items() if name != "labels"}
+    real = inputs["attention_mask"] != 0
+    found = {}
+    with model.disable_adapter(keep_lora=True), reading(model.site_map, model.sites) as seen:
+        model(**inputs, use_cache=False)
+    for site in model.sites:
+        edit = model.edit_at(site)
+        assert isinstance(edit, NonlinearAdapter)
+        slope = start_slope(str(model.steering_config.activation), edit.inside(seen[site][real].to(edit.D.dtype)))
+        found[str(site)] = [slope.slope, slope.linear_share]
+    return found
 
 
 def _joint(loaded: LoadedModel, options: TrainOptions, batches: Iterable[Mapping[str, Tensor]]) -> Trainee:
@@ -172,7 +189,11 @@ def _joint(loaded: LoadedModel, options: TrainOptions, batches: Iterable[Mapping
         found: nn.Module = wrapped.unload()
         return found
 
-    return Trainee(steered.model, restore, True, [callback], measured=lambda: {"joint": callback.history})
+    def measured() -> dict[str, Any]:
+        by_site = [asdict(one) for one in constraint.overlaps()]
+        return {"joint": callback.history, "joint_at_the_end": by_site}
+
+    return Trainee(steered.model, restore, True, [callback], measured=measured)
 
 
 def _weights(loaded: LoadedModel, method: str) -> Trainee:

@@ -24,8 +24,8 @@ from steerscope.models.load import LoadedModel
 from steerscope.steering.identity import BaseIdentity, identify, require_same
 from steerscope.steering.saving import CONFIG_NAME, WEIGHTS_NAME, replace_file, require_tensors
 
-FORMAT, VERSION = "steerscope weights", 1
-_FIELDS = {"format", "format_version", "steerscope_version", "method", "base_model", "added", "numbers"}
+FORMAT, VERSION = "steerscope weights", 2
+_FIELDS = {"format", "format_version", "steerscope_version", "method", "base_model", "added", "changed", "numbers"}
 
 
 class WeightModel(nn.Module):
@@ -110,6 +110,7 @@ class WeightModel(nn.Module):
             "method": self.method,
             "base_model": self._identity.as_dict(),
             "added": list(self.added),
+            "changed": sorted(tensors),
             "numbers": self.get_nb_trainable_parameters()[0],
         }
         text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
@@ -123,8 +124,7 @@ class WeightModel(nn.Module):
             parameter.copy_(self._before[name])
             parameter.requires_grad_(False)
             parameter.grad = None
-        for name in self.added:
-            self.base_model.get_submodule(name.rpartition(".")[0]).register_parameter("bias", None)
+        remove_biases(self.base_model, self.added)
         return self.base_model
 
     def __getattr__(self, name: str) -> Any:
@@ -160,6 +160,12 @@ def add_biases(model: nn.Module, names: tuple[str, ...]) -> None:
         module.register_parameter("bias", nn.Parameter(zero, requires_grad=False))
 
 
+def remove_biases(model: nn.Module, names: tuple[str, ...]) -> None:
+    """Take biases away again that :func:`add_biases` gave."""
+    for name in names:
+        model.get_submodule(name.rpartition(".")[0]).register_parameter("bias", None)
+
+
 def read_changed(folder: Path) -> tuple[dict[str, Any], BaseIdentity]:
     """Read what a folder of changed weights says of itself.
 
@@ -184,14 +190,24 @@ def with_changed_weights(loaded: LoadedModel, folder: Path) -> nn.Module:
     """
     told, base = read_changed(folder)
     require_same(base, identify(loaded.model, loaded.site_map, loaded))
-    add_biases(loaded.model, tuple(told["added"]))
-    own = dict(loaded.model.named_parameters())
     tensors = load_file(folder / WEIGHTS_NAME)
-    if unknown := sorted(set(tensors) - set(own)):
-        raise InputError(f"{WEIGHTS_NAME} holds {unknown[0]!r}, which the model does not have. Use its own model.")
-    # A model loaded in another precision gets the values in that precision, as its other weights did.
-    given = {name: value.to(own[name].dtype) for name, value in tensors.items()}
-    require_tensors(given, {name: own[name] for name in given}, WEIGHTS_NAME)
+    if set(tensors) != set(told["changed"]):
+        differ = sorted(set(tensors) ^ set(told["changed"]))
+        raise InputError(
+            f"{str(folder / WEIGHTS_NAME)!r} and its {CONFIG_NAME} name different tensors ({differ[0]} and "
+            f"{len(differ) - 1} more). Copy the whole folder that was saved."
+        )
+    add_biases(loaded.model, tuple(told["added"]))
+    try:
+        own = dict(loaded.model.named_parameters())
+        if unknown := sorted(set(tensors) - set(own)):
+            raise InputError(f"{WEIGHTS_NAME} holds {unknown[0]!r}, which the model does not have. Use its own model.")
+        # A model loaded in another precision gets the values in that precision, as its other weights did.
+        given = {name: value.to(own[name].dtype) for name, value in tensors.items()}
+        require_tensors(given, {name: own[name] for name in given}, WEIGHTS_NAME)
+    except InputError:
+        remove_biases(loaded.model, tuple(told["added"]))
+        raise
     for name, value in given.items():
         own[name].copy_(value)
     return loaded.model

@@ -110,6 +110,27 @@ def test_verdicts(low, high, strict, expected):
     assert verdict(None, strict=strict, fair=True).startswith("undecided (fewer")
 
 
+def test_a_training_that_failed_decides_nothing():
+    found = Difference(0.03, 0.01, 0.05, 3, N)
+    assert verdict(found, strict=True, fair=True, learned=False) == (
+        "undecided (training left a side below the untrained model)"
+    )
+
+
+def test_the_page_knows_what_the_untrained_model_reached(tmp_path):
+    def verdict_of_the_page() -> str:
+        (row,) = [one for one in render(studies([tmp_path]), []).splitlines() if "| at least as good |" in one]
+        return row.split("|")[-2].strip()
+
+    run(tmp_path, "post-block", [first(150)] * 3)
+    run(tmp_path, "post-mlp", [first(100)] * 3, "mlp_out")
+    assert verdict_of_the_page() == "reproduced"
+    run(tmp_path, "none", [first(100)], None)
+    assert verdict_of_the_page() == "reproduced"  # as good as untrained
+    run(tmp_path, "none", [first(101)], None, max_new_tokens=9)
+    assert verdict_of_the_page() == "undecided (training left a side below the untrained model)"
+
+
 def test_only_equal_searches_are_fair(tmp_path):
     run(tmp_path, "post-block", [first(9)])
     run(tmp_path, "lora", [first(9)], None, tries=3)

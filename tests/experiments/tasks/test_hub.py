@@ -1,5 +1,6 @@
-"""Rows through the ``datasets`` package, which need not be there: a stand-in with the fields of the hub's sets."""
+"""Rows through the ``datasets`` package, which need not be there: folders with the fields of the hub's sets."""
 
+import json
 import sys
 import types
 
@@ -41,18 +42,40 @@ def filled(value, i):
     return value.replace("{i}", str(i)) if isinstance(value, str) else value
 
 
+def rows_of(path, config, split):
+    start = {"train": 0, "validation": 50, "test": 100}[split]
+    return [{k: filled(v, start + i) for k, v in ROWS[path, config].items()} for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory):
+    """The hub's data sets as folders, with the layout of a repository: a card that names configurations, and files."""
+    root = tmp_path_factory.mktemp("hub")
+    for path in {path for path, _ in ROWS}:
+        card = ["---", "configs:"]
+        for config in [config for other, config in ROWS if other == path]:
+            folder = root / path / (config or "data")
+            folder.mkdir(parents=True)
+            card += [f"- config_name: {config or 'default'}", "  data_files:"]
+            for split in ("train", "validation", "test"):
+                lines = "".join(json.dumps(row) + "\n" for row in rows_of(path, config, split))
+                (folder / f"{split}.jsonl").write_text(lines)
+                card += [f"  - split: {split}", f"    path: {folder.name}/{split}.jsonl"]
+        (root / path / "README.md").write_text("\n".join([*card, "---", ""]))
+    return root
+
+
 @pytest.fixture
-def hub(monkeypatch):
-    asked = []
+def hub(monkeypatch, mirror):
+    """The package ``datasets`` itself, which finds the hub's data sets on disk; what was asked of it."""
+    datasets = pytest.importorskip("datasets")
+    asked, real = [], datasets.load_dataset
 
     def load_dataset(path, config, split):
         asked.append((path, config, split))
-        start = {"train": 0, "validation": 50, "test": 100}[split]
-        return [{k: filled(v, start + i) for k, v in ROWS[path, config].items()} for i in range(40)]
+        return real(str(mirror / path), config, split=split, cache_dir=str(mirror / "cache"))
 
-    module = types.ModuleType("datasets")
-    module.load_dataset = load_dataset
-    monkeypatch.setitem(sys.modules, "datasets", module)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     return asked
 
 
@@ -72,7 +95,7 @@ def test_fields_of_the_hub(hub, name):
 
 def test_datasets_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match="pip install datasets"):
+    with pytest.raises(InputError, match=r"pip install .steerscope\[data\]"):
         get_answer_task("boolq")
     assert get_answer_task("listops").split("test", 3)  # needs nothing
     with pytest.raises(InputError, match="'listops_gen' is read from files"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,10 +14,14 @@ from steerscope.errors import InputError
 from steerscope.experiments.comparison import compare
 from steerscope.experiments.evaluation.adapters import read_adapter, with_adapter
 from steerscope.experiments.evaluation.likelihood import completion_loss
+from steerscope.experiments.tasks import get_answer_task
 from steerscope.experiments.training import engine, read_results
+from steerscope.experiments.training.data import draw_parts
 from steerscope.experiments.training.methods import METHODS as TABLE
+from steerscope.experiments.training.options import TrainOptions
 from steerscope.experiments.training.run import Run
 from steerscope.experiments.training.train import train
+from steerscope.experiments.training.trainee import build
 from steerscope.models.load import digest_of_parameters
 from tests.experiments.training.tiny_runs import METHODS, loaded, make_place, options, task_of
 
@@ -312,8 +317,61 @@ def test_long_examples_are_left_out_and_said(place, tmp_path):
         train(replace(limits, max_length=9), task, tmp_path / "none")
 
 
-def test_a_bfloat16_base_has_float32_adapters(place, tmp_path):
-    train(options(place, dtype="bfloat16"), task_of(place), tmp_path / "run")
-    weights = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
-    assert {value.dtype for value in weights.values()} == {torch.float32}
+@pytest.mark.parametrize("method", ["post-block", "nonlinear", "loreft", "vector", "lofit", "lora", "joint"])
+def test_a_bfloat16_base_has_float32_adapters(place, tmp_path, method):
+    changes = {"heads": 3} if method == "lofit" else {}
+    found = train(options(place, method, dtype="bfloat16", **changes), task_of(place), tmp_path / "run")
+    assert all(math.isfinite(loss) for _, loss in found.training["losses"])
+    files = list((tmp_path / "run" / "adapter").rglob("adapter_model.safetensors"))
+    assert len(files) == (2 if method == "joint" else 1)
+    assert {value.dtype for file in files for value in load_file(file).values()} == {torch.float32}
     assert read_results(tmp_path / "run").model["dtype"] == "bfloat16"
+
+
+def test_lofit_chooses_heads_once_at_its_own_rate_and_searches_offsets(place, tmp_path):
+    run = options(place, "lofit", heads=3, learning_rate="auto", tries=3, lr_steps=2, validation_examples=6)
+    stages: list[str] = []
+
+    def show(stage, done, total):
+        if stage not in stages:
+            stages.append(stage)
+
+    found = train(run, task_of(place), tmp_path / "run", progress=show)
+    assert stages.count("scales") == 1
+    assert stages.index("scales") < min(stages.index(one) for one in stages if one.startswith("trying"))
+    # Which heads they are does not depend on the rate of the offsets.
+    other = train(replace(run, learning_rate=0.5, tries=7, lr_steps=None), task_of(place), tmp_path / "other")
+    assert other.training["heads"] == found.training["heads"]
+
+
+@pytest.mark.parametrize("start", ["no-op", "published"])
+def test_the_start_slope_of_nonlinear_edits_is_measured_on_real_tokens(place, tmp_path, start):
+    found = train(options(place, "nonlinear", start=start), task_of(place), tmp_path / "run").training["start_slopes"]
+    assert set(found) == {"0.resid_post", "1.resid_post"}
+    for slope, share in found.values():
+        assert 0 < slope < 1.1  # of SiLU: at most 1.0998
+        assert start == "no-op" or slope == pytest.approx(0.5, abs=1e-3)
+        assert 0 < share <= 1 + 1e-9
+        assert (share > 0.999) == (start == "published")
+    assert read_results(tmp_path / "run").settings.get("start") == (None if start == "no-op" else start)
+
+
+def test_edits_start_as_published_where_asked(place):
+    usual = build(loaded(place), options(place, "loreft"), [])
+    assert torch.equal(usual.model.edit_at("0.resid_post").b, torch.zeros(2))
+    published = build(loaded(place), options(place, "loreft", start="published"), [])
+    assert float(published.model.edit_at("0.resid_post").b.detach().abs().min()) > 0
+    with pytest.raises(InputError, match="leave out --positions, --scale and --start"):
+        options(place, "lora", start="published").check()
+    with pytest.raises(InputError, match="has one start"):
+        options(place, "vector", start="published").check()
+
+
+def test_generated_examples_are_as_many_as_the_steps_need():
+    task = get_answer_task("listops_bare")
+    run = TrainOptions("listops_bare", "post-block", steps=330, batch_size=32, test_examples=2)
+    parts = draw_parts(task, run)
+    assert len({one.prompt for one in parts.train}) == 330 * 32 > 10_000
+    fewer = draw_parts(task, replace(run, steps=2))
+    assert parts.train[:64] == fewer.train
+    assert len(draw_parts(task, replace(run, train_examples=50)).train) == 50

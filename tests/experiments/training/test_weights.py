@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.adapters import read_adapter, with_adapter
@@ -90,10 +90,30 @@ def test_other_models_and_damaged_folders_are_refused(place, tmp_path):
         with_adapter(other, read_adapter(tmp_path / "out"))
     path = tmp_path / "out" / "adapter_config.json"
     told = json.loads(path.read_text())
-    path.write_text(json.dumps(told | {"format_version": 2}))
-    with pytest.raises(InputError, match="and format 2"):
+    path.write_text(json.dumps(told | {"format_version": 1}))
+    with pytest.raises(InputError, match="and format 1"):
         read_adapter(tmp_path / "out")
     with pytest.raises(InputError, match="no linear map"):
         add_biases(other.model, ("model.layers.9.bias",))
     with pytest.raises(InputError, match="cannot add"):
         add_biases(loaded(place, "gpt2").model, ("transformer.h.0.mlp.c_fc.bias",))
+
+
+@pytest.mark.parametrize("change", ["less", "more", "misshaped"])
+def test_a_file_that_lacks_tensors_or_has_others_is_refused_and_the_model_stays(place, tmp_path, change):
+    moved(WeightModel(loaded(place), "bitfit")).save_pretrained(tmp_path / "out")
+    file = tmp_path / "out" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = min(tensors)
+    if change == "less":
+        del tensors[name]
+    elif change == "more":
+        tensors["model.norm.weight"] = torch.ones(16)
+    else:
+        tensors[name] = torch.ones(3)
+    save_file(tensors, file)
+    base = loaded(place)
+    before = [name for name, _ in base.model.named_parameters()]
+    with pytest.raises(InputError, match="shape" if change == "misshaped" else "name different tensors"):
+        with_adapter(base, read_adapter(tmp_path / "out"))
+    assert [name for name, _ in base.model.named_parameters()] == before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from steerscope.experiments.tasks.answer_task import AnswerExample, AnswerForm, Row, check_count, check_part
 from steerscope.experiments.tasks.formats.fields import answer_index, content, text
@@ -77,6 +77,8 @@ class GeneratedListOps:
 
     ``n`` may be any number here; ``None`` means :data:`SIZES`. Parts are disjoint for all seeds.
     """
+
+    is_generated: ClassVar[bool] = True
 
     form: AnswerForm = FORM
     example: Callable[[str, int], AnswerExample] = _example
