@@ -21,17 +21,10 @@ from steerscope.models.hooks import Tap, tapping
 from steerscope.models.load import LoadedModel
 from steerscope.models.site_map import SiteMap, decoder_of, find_sites
 from steerscope.sites import Site, SiteKind
-from steerscope.steering import hub, merging, saving, scales
+from steerscope.steering import hub, loading, merging, saving, scales
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FAMILIES, SteeringEdit
-from steerscope.steering.identity import (
-    has_foreign_lora,
-    identify,
-    is_peft,
-    language_model,
-    own_weights,
-    require_same,
-)
+from steerscope.steering.identity import has_foreign_lora, identify, is_peft, language_model, own_weights
 from steerscope.steering.passes import Passes, passes_on
 from steerscope.steering.positions import Positions, prompt_lengths_from_labels
 
@@ -267,10 +260,11 @@ class SteeringModel(nn.Module):
         """
         saving.require_tensors(dict(state_dict), self.state_dict(), "the checkpoint")
         super().load_state_dict(state_dict, strict=False, assign=assign)
-        self._mark_ready()
+        self.mark_ready()
         return _IncompatibleKeys([], [])
 
-    def _mark_ready(self) -> None:
+    def mark_ready(self) -> None:
+        """Tell edits whose scale came with their tensors that it is known."""
         for site in self.sites:
             edit = self.edit_at(site)
             edit.is_ready = edit.scale is None or bool(torch.isfinite(edit.scale))
@@ -370,41 +364,14 @@ class SteeringModel(nn.Module):
             InputError: No adapter, a damaged or incomplete file, another model or another revision.
         """
         place = hub.local_folder(folder, revision, token)
-        adapter = saving.read(place)
-        loaded = model if isinstance(model, LoadedModel) else None
-        inner = model.model if isinstance(model, LoadedModel) else model
-        if is_peft(inner) or isinstance(inner, SteeringModel):
-            raise InputError(
-                f"an adapter is put on its base model, got {type(inner).__name__}, which has an adapter already. Give "
-                "the plain model; a LoRA that belongs to the adapter is loaded from its folder."
-            )
-        site_map = find_sites(inner, description or (loaded.site_map.description if loaded else None))
-        require_same(adapter.base, identify(inner, site_map, loaded, weights=check_weights), weights=check_weights)
-        if adapter.lora is not None:
-            inner = saving.with_lora(inner, place, adapter.lora, is_trainable)
-            site_map = find_sites(inner, site_map.description)
-        steering = cls(inner, adapter.config, site_map, loaded)
-        try:
-            if saving.equations(site_map, steering.sites) != dict(adapter.sites):
-                raise InputError(
-                    f"the adapter edits {dict(adapter.sites)}, and this model's sites of these names are "
-                    f"{saving.equations(site_map, steering.sites)}. Use the model it was trained for."
-                )
-            saving.require_tensors(adapter.tensors, steering.steering_tensors(), saving.WEIGHTS_NAME)
-        except InputError:
-            steering.unload()
-            if adapter.lora is not None:
-                inner.unload()  # type: ignore[operator]
-            raise
-        for site in steering.sites:
-            prefix = f"{site}."
-            own = {k.removeprefix(prefix): v for k, v in adapter.tensors.items() if k.startswith(prefix)}
-            steering.edit_at(site).load_state_dict(own)
-        steering._mark_ready()
-        if not is_trainable:
-            steering.requires_grad_(False)
-            steering.eval()
-        return steering
+        return loading.load_onto(
+            model,
+            place,
+            cls,
+            is_trainable=is_trainable,
+            check_weights=check_weights,
+            description=description,
+        )
 
     # --- taking it off ---
 
