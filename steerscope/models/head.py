@@ -28,7 +28,7 @@ def contiguous_head(model: nn.Module) -> Iterator[None]:
         return
 
     def side_by_side(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0].contiguous(), *args[1:])
+        return (args[0].contiguous(), *args[1:]) if args else args
 
     handle = head.register_forward_pre_hook(side_by_side)
     try:

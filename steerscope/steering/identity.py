@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -74,9 +75,13 @@ def is_peft(model: nn.Module) -> bool:
     return hasattr(model, "peft_config") and callable(getattr(model, "get_base_model", None))
 
 
-def has_foreign_lora(model: nn.Module) -> bool:
-    """Whether layers of PEFT are in a model that PEFT does not wrap."""
-    return not is_peft(model) and any(hasattr(module, "lora_A") for module in model.modules())
+def tuner_layers(model: nn.Module) -> set[nn.Module]:
+    """Return the layers that PEFT put into a model, in whatever way."""
+    if "peft" not in sys.modules:  # slow to load, and without it there are none
+        return set()
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {module for module in model.modules() if isinstance(module, BaseTunerLayer)}
 
 
 def own_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -40,10 +40,12 @@ def load_onto(
     Raises:
         InputError: No adapter, a damaged or incomplete file, another model or another revision.
     """
+    from steerscope.steering.model import SteeringModel  # which imports this file
+
     adapter = saving.read(place)
     loaded = model if isinstance(model, LoadedModel) else None
     inner = model.model if isinstance(model, LoadedModel) else model
-    if is_peft(inner) or isinstance(inner, made):
+    if is_peft(inner) or isinstance(inner, SteeringModel):
         raise InputError(
             f"an adapter is put on its base model, got {type(inner).__name__}, which has an adapter already. Give "
             "the plain model; a LoRA that belongs to the adapter is loaded from its folder."
@@ -53,16 +55,18 @@ def load_onto(
     if adapter.lora is not None:
         inner = saving.with_lora(inner, place, adapter.lora, is_trainable)
         site_map = find_sites(inner, site_map.description)
-    steering = made(inner, adapter.config, site_map, loaded)
+    steering: SteeringModel | None = None
     try:
+        steering = made(inner, adapter.config, site_map, loaded)
         if saving.equations(site_map, steering.sites) != dict(adapter.sites):
             raise InputError(
                 f"the adapter edits {dict(adapter.sites)}, and this model's sites of these names are "
                 f"{saving.equations(site_map, steering.sites)}. Use the model it was trained for."
             )
         saving.require_tensors(adapter.tensors, steering.steering_tensors(), saving.WEIGHTS_NAME)
-    except InputError:
-        steering.unload()
+    except BaseException:
+        if steering is not None:
+            steering.unload()
         if adapter.lora is not None:
             inner.unload()  # type: ignore[operator]
         raise

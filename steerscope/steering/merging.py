@@ -18,7 +18,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from steerscope.errors import InputError
 from steerscope.models.blocks import Block, is_transposed, linear_weight
 from steerscope.sites import Site, SiteKind
 from steerscope.steering.families import Affine
-from steerscope.steering.identity import is_peft
+from steerscope.steering.identity import is_peft, tuner_layers
 
 if TYPE_CHECKING:
     from steerscope.steering.model import SteeringModel
@@ -78,11 +78,38 @@ def merge(steering: SteeringModel, *, make_biases: bool = False) -> None:
             stacklevel=3,
         )
     if is_peft(steering.base_model):
+        _require_mergeable(steering.base_model)
         steering.base_model.merge_adapter()  # type: ignore[operator]
     with torch.no_grad():
         for step in steps:
             for module in step.maps:
                 (_before if step.reads else _after)(_plain(module), step.edit)
+
+
+def _require_mergeable(wrapped: nn.Module) -> None:
+    """Refuse what PEFT would refuse halfway, or merge although it does not act.
+
+    Raises:
+        InputError: The adapter underneath cannot be merged, or is switched off.
+    """
+    layers: list[Any] = list(tuner_layers(wrapped))
+    if not hasattr(wrapped, "merge_adapter") or not layers:
+        raise InputError(
+            "the PEFT adapter underneath has no part in the weights (prompt tuning, for example), so it cannot be "
+            "merged. Keep it and the edits as adapters."
+        )
+    if any(layer.disable_adapters for layer in layers):
+        raise InputError(
+            "the LoRA underneath is switched off; merged, it would act. Switch it on (enable_adapter_layers()), or "
+            "unload() the edits and PEFT's wrapper and put the edits on the plain model."
+        )
+    for layer in layers:
+        biased = any(getattr(part, "bias", None) is not None for part in getattr(layer, "lora_B", {}).values())
+        if biased and getattr(layer.get_base_layer(), "bias", None) is None:
+            raise InputError(
+                "the LoRA underneath writes a bias (lora_bias=True) where the model's linear map has none, so its "
+                "weights cannot hold it. Keep it as an adapter, or train it without lora_bias."
+            )
 
 
 def _step(steering: SteeringModel, site: Site) -> _Step:

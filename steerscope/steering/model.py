@@ -24,7 +24,7 @@ from steerscope.sites import Site, SiteKind
 from steerscope.steering import hub, loading, merging, saving, scales
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FAMILIES, SteeringEdit
-from steerscope.steering.identity import has_foreign_lora, identify, is_peft, language_model, own_weights
+from steerscope.steering.identity import identify, is_peft, language_model, own_weights, tuner_layers
 from steerscope.steering.passes import Passes, passes_on
 from steerscope.steering.positions import Positions, prompt_lengths_from_labels
 
@@ -50,6 +50,12 @@ class SteeringModel(nn.Module):
             raise InputError(
                 "this model is steered already, by an adapter that was not unloaded; call "
                 "steerscope.steering.steered_by(model).unload() first, or name all sites in one configuration."
+            )
+        self._tuner_layers = tuner_layers(base_model)
+        if self._tuner_layers and not is_peft(base_model):
+            raise InputError(
+                "this model has layers of PEFT in it but not its wrapper (transformers' add_adapter, for example), so "
+                "they could not be saved with the edits. Give the plain model, or one that peft.get_peft_model wrapped."
             )
         self.base_model = base_model
         self.steering_config, self.site_map, self._loaded = config, site_map, loaded
@@ -165,10 +171,10 @@ class SteeringModel(nn.Module):
             return self.base_model.generate(*args, **kwargs)  # type: ignore[operator]
 
     def _require_lora_beneath(self) -> None:
-        if has_foreign_lora(self.base_model):
+        if tuner_layers(self.base_model) - self._tuner_layers:
             raise InputError(
-                "PEFT put a LoRA into this model after it was steered: edits inside blocks may miss what it adds, and "
-                "save_pretrained() would not hold it. Wrap the plain model with PEFT first, then steer the result."
+                "PEFT put layers into this model after it was steered: edits inside blocks may miss what they do, and "
+                "save_pretrained() would not hold them. Wrap the plain model with PEFT first, then steer the result."
             )
 
     def _require_mask_is_used(self, steering_mask: Tensor | None) -> None:

@@ -174,6 +174,76 @@ def test_a_merge_that_is_refused_merges_no_lora():
     assert not any(getattr(module, "merged", False) for module in wrapped.modules())
 
 
+def refused(wrapped, message: str) -> None:
+    """A merge is refused, and the model is what it was."""
+    inputs = {name: BATCH[name] for name in ("input_ids", "attention_mask")}
+    before = wrapped(**inputs).logits
+    steering = get_steering_model(wrapped, SteeringConfig("mlp_in", rank=2, bias=False))
+    with pytest.raises(InputError, match=message):
+        steering.merge_and_unload(make_biases=True)
+    assert torch.equal(steering.unload()(**inputs).logits, before)
+
+
+@torch.no_grad()
+def test_what_peft_cannot_merge_or_does_not_use_is_refused():
+    off = with_lora()
+    off.base_model.disable_adapter_layers()
+    refused(off, "is switched off")
+    config = peft.LoraConfig(r=2, target_modules=TARGETS["llama"], lora_bias=True)
+    with pytest.warns(match="lora_bias"):
+        biased = peft.get_peft_model(tiny_model("llama"), config).eval()
+    refused(biased, "writes a bias")
+    prompt = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    refused(peft.get_peft_model(tiny_model("llama"), prompt).eval(), "has no part in the weights")
+
+
+@pytest.mark.filterwarnings("ignore:linear maps at . sites got a bias:UserWarning")
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_dropout": 0.5}, {"target_modules": ["up_proj"]}])
+@torch.no_grad()
+def test_other_loras_are_merged_too(options):
+    config = peft.LoraConfig(**{"r": 2, "target_modules": TARGETS["llama"], "init_lora_weights": False} | options)
+    wrapped = peft.get_peft_model(tiny_model("llama", torch.float64), config).to(torch.float64).eval()
+    with true_float64(wrapped.get_base_model()):
+        edits = SteeringConfig(("0.mlp_out", "1.mlp_in"), rank=2, dtype="float64")
+        steering = randomise(get_steering_model(wrapped, edits).eval())
+        expected = steering(**BATCH).logits
+        close(steering.merge_and_unload(make_biases=True)(**BATCH).logits, expected)
+
+
+def test_layers_of_peft_without_its_wrapper_are_refused():
+    model = tiny_model("llama")
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=TARGETS["llama"]))
+    with pytest.raises(InputError, match="layers of PEFT in it but not its wrapper"):
+        get_steering_model(model, SteeringConfig("resid_post", rank=2))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:You are trying to modify a model with PEFT:UserWarning", "ignore:Already found a `peft_config`"
+)
+@pytest.mark.parametrize("beneath", [True, False])
+def test_other_layers_put_on_after_the_edits_are_refused(tmp_path, beneath):
+    steering = get_steering_model(with_lora() if beneath else tiny_model("llama"), SteeringConfig("resid_post", rank=2))
+    more = peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
+    wrapped = peft.get_peft_model(steering, more, adapter_name="late")
+    with pytest.raises(InputError, match="Wrap the plain model with PEFT first"):
+        wrapped.train()(**BATCH)
+    with pytest.raises(InputError, match="Wrap the plain model with PEFT first"):
+        steering.save_pretrained(tmp_path / "adapter")
+
+
+@torch.no_grad()
+def test_a_load_that_is_refused_leaves_no_lora(tmp_path):
+    steering = get_steering_model(with_lora(), SteeringConfig("resid_post", rank=2))
+    steering.save_pretrained(tmp_path / "adapter")
+    model = tiny_model("llama")
+    get_steering_model(model, SteeringConfig("resid_post", rank=2))
+    before = model(**BATCH).logits
+    with pytest.raises(InputError, match="steered already"):
+        SteeringModel.from_pretrained(model, tmp_path / "adapter")
+    assert torch.equal(model(**BATCH).logits, before)
+    assert not any("lora" in name for name, _ in model.named_modules())
+
+
 def test_a_lora_put_on_after_the_edits_is_refused(tmp_path):
     steering = get_steering_model(tiny_model("llama"), SteeringConfig("attn_heads", rank=2))
     wrapped = peft.get_peft_model(steering, peft.LoraConfig(r=2, target_modules=TARGETS["llama"]))

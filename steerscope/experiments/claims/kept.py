@@ -1,13 +1,13 @@
 """Runs in one small file: what the page of claims reads of them, so that it can be written again without the folders.
 
-Per run the file holds its results without generations, which test questions it answered rightly (a bit each, the
-questions named once per test set), and what was measured for claim (f).
+Per run the file holds its results without generations, which test questions it answered rightly (a bit each, written as
+one hexadecimal number; the questions are named once per test set), and what was measured for claim (f).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +19,7 @@ from steerscope.experiments.claims.rule import rights
 from steerscope.experiments.comparison.groups import run_folders
 from steerscope.experiments.training.records import RunResults
 from steerscope.experiments.training.run_folder import GENERATIONS, RESULTS, read_json, read_results
+from steerscope.steering.saving import replace_file
 
 SCHEMA_VERSION = 1
 # Long, and read by nobody once the numbers are there.
@@ -30,7 +31,7 @@ def keep(folders: Sequence[str | Path], file: Path) -> None:
     """Write what claims are decided by, of all runs in some folders.
 
     Raises:
-        InputError: A run is damaged.
+        InputError: A run is damaged, or the file cannot be written.
     """
     questions: dict[str, list[str]] = {}
     runs = []
@@ -39,16 +40,25 @@ def keep(folders: Sequence[str | Path], file: Path) -> None:
         results = {k: v for k, v in read_json(place / RESULTS, "a run").items() if k not in _LEFT_OUT}
         results["training"] = {k: v for k, v in results["training"].items() if k not in _LEFT_OUT_OF_TRAINING}
         right = rights(str(place))
-        names = questions.setdefault(results["test_set"], sorted(right))
-        if names != sorted(right):
+        names = questions.setdefault(results["test_set"], _in_order(right))
+        if names != _in_order(right):
             raise InputError(f"{str(place)!r} answered other questions than runs of the same test set. Run it again.")
-        run: dict[str, Any] = {"results": results, "right": "".join(str(right[name]) for name in names)}
+        run: dict[str, Any] = {"results": results, "right": _to_hex([right[name] for name in names])}
         if (place / LEFTOVER).exists():
             run["leftover"] = read_json(place / LEFTOVER, "a measurement")
         runs.append(run)
     text = json.dumps({"schema_version": SCHEMA_VERSION, "questions": questions, "runs": runs}, allow_nan=False)
     # A line per run: a difference between two versions of the file then shows which runs changed.
-    file.write_text(text.replace('{"results"', '\n{"results"') + "\n", encoding="utf-8")
+    lines = text.replace('{"results"', '\n{"results"') + "\n"
+    try:  # whole or not at all: it may be one of the files that were read
+        replace_file(file, lambda aside: aside.write_text(lines, encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--keep {str(file)!r} cannot be written ({error.strerror}). Name another file.") from error
+
+
+def _in_order(right: Mapping[str, int]) -> list[str]:
+    """Return the names of questions sorted, and one that is asked several times in the order of its times."""
+    return sorted(right, key=lambda name: (name.rpartition("#")[0], int(name.rpartition("#")[2])))
 
 
 @contextmanager
@@ -74,18 +84,43 @@ def _unpack(file: Path, place: Path) -> None:
     try:
         if values["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema_version is {values['schema_version']!r}; expected {SCHEMA_VERSION}")
+        if not values["runs"]:
+            raise ValueError("no runs")
         for i, run in enumerate(values["runs"]):
-            RunResults.from_dict(run["results"], f"run {i} of {str(file)!r}")
-            names, right = values["questions"][run["results"]["test_set"]], run["right"]
-            if len(names) != len(right) or {*right} - {"0", "1"}:
-                raise ValueError(f"run {i} has {len(right)} answers to {len(names)} questions")
+            found = RunResults.from_dict(run["results"], f"run {i} of {str(file)!r}")
+            names = values["questions"][run["results"]["test_set"]]
+            right = _from_hex(run["right"], len(names))
+            if sum(right) != found.correct:
+                raise ValueError(f"run {i} has {sum(right)} right answers and says {found.correct}")
+            bits = zip(names, right, strict=True)
             folder = place / f"{i:04d}"  # names of a file that may come from anywhere are no paths
             folder.mkdir(parents=True)
-            bits = zip(names, right, strict=True)
-            rows = [{"key": name.rpartition("#")[0], "is_right": bit == "1"} for name, bit in bits]
+            rows = [{"key": name.rpartition("#")[0], "is_right": bit} for name, bit in bits]
             (folder / RESULTS).write_text(json.dumps(run["results"]), encoding="utf-8")
             (folder / GENERATIONS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             if "leftover" in run:
+                _check_leftover(run["leftover"])
                 (folder / LEFTOVER).write_text(json.dumps(run["leftover"]), encoding="utf-8")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{str(file)!r} holds no kept runs ({error!r}). Write it again with --keep.") from error
+
+
+def _check_leftover(found: Mapping[str, Any]) -> None:
+    """Ask for all that the page reads; raises what a wrong file raises."""
+    if not isinstance(found["seed"], int) or not {"task", "method", "model"} <= set(found):
+        raise TypeError(f"a measurement for claim (f) holds {sorted(found)}")
+    for row in ({"kl": found["kl_base"], "kind": "", "rank": 0}, *found["spaces"]):
+        if not isinstance(row["kl"], int | float) or not isinstance(row["rank"], int):
+            raise TypeError(f"a measurement for claim (f) holds {row}")
+
+
+def _to_hex(bits: Sequence[int]) -> str:
+    """Write bits as one number behind a leading 1, which keeps their count."""
+    return f"{int('1' + ''.join(map(str, bits)), 2):x}"
+
+
+def _from_hex(text: str, count: int) -> list[bool]:
+    bits = f"{int(text, 16):b}"[1:]
+    if len(bits) != count:
+        raise ValueError(f"{len(bits)} answers to {count} questions")
+    return [bit == "1" for bit in bits]

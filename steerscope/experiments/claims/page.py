@@ -32,8 +32,8 @@ degrees of freedom, `sd_q` the standard deviation over n questions of a question
 least as good" is *not reproduced* if the interval lies below 0, else *reproduced* if it lies above -1 point, else
 *undecided*; "better" is reproduced above 0 and not reproduced below. With fewer than three seeds in common, or learning
 rates that were not searched with the same budget on both sides (`--learning-rate auto`; by every seed for itself, or by
-the first for all) or were chosen at the edge of the search in any run, or with a side that training left below the
-untrained model, it is undecided whatever the numbers.
+the first for all) or were chosen at the edge of the search in any run, or with a second side that training left below
+the untrained model (its Wilson interval wholly below), it is undecided whatever the numbers.
 """
 NOTHING = "No runs to decide it yet.\n"
 
@@ -112,7 +112,7 @@ def _verdict(pair: Pair, among: Comparison) -> str:
         difference(pair.first, pair.second),
         strict=pair.strict,
         fair=is_fair(pair.first, pair.second),
-        learned=min(pair.first.accuracy, pair.second.accuracy) >= untrained,
+        learned=pair.second.high >= untrained,
     )
 
 

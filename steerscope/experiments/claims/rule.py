@@ -14,8 +14,9 @@ A claim "first is at least as good as second" is
 * **not reproduced** if the whole interval is below zero;
 * **reproduced** if the whole interval is above minus one point (0.01), and the first does not hold;
 * **undecided** otherwise: fewer than three seeds in common, learning rates that were not searched with the same budget
-  on both sides or of which one won at the edge of its search, a side that training left below the untrained model
-  (where that was run: what beats a training that failed has shown nothing), or an interval that allows either.
+  on both sides or of which one won at the edge of its search, a second side that training left below the untrained
+  model (Wilson's interval wholly below what that reached: what beats a training that failed has shown nothing), or an
+  interval that allows either.
 
 A claim "first is better than second" is reproduced if the whole interval is above zero, not if it is below zero.
 """
@@ -91,14 +92,14 @@ def verdict(found: Difference | None, *, strict: bool, fair: bool, learned: bool
         found: The difference.
         strict: Whether the claim is "better" rather than "at least as good".
         fair: Whether learning rates were searched alike.
-        learned: Whether both sides are at least as good as the model before training.
+        learned: Whether training did not leave the second side below the untrained model.
     """
     if found is None or found.seeds < MIN_SEEDS:
         return "undecided (fewer than three seeds in common)"
     if not fair:
         return "undecided (learning rates not searched alike, or at the edge of the search)"
     if not learned:
-        return "undecided (training left a side below the untrained model)"
+        return "undecided (training left the second below the untrained model)"
     if found.high < 0:
         return "not reproduced"
     if found.low > (0 if strict else -MARGIN):

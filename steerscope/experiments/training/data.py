@@ -18,6 +18,8 @@ from steerscope.experiments.training.options import TrainOptions
 
 # Batches of similar length are cut from pools of so many batches: padding would otherwise cost half of the time.
 POOL = 8
+# Beyond so many, generated examples are repeated like others.
+MOST_GENERATED = 10**6
 IGNORED = -100
 
 
@@ -51,7 +53,9 @@ def draw_parts(task: AnswerTask, options: TrainOptions) -> Parts:
     if options.method == "none":
         return Parts((), (), tuple(test))
     needed = options.steps * options.batch_size
-    wanted = needed if options.train_examples is None and task.is_generated else options.train_examples
+    wanted = options.train_examples
+    if wanted is None and task.is_generated:
+        wanted = min(needed, MOST_GENERATED)
     train = task.split("train", wanted, options.seed)[:needed]
     chosen_on = task.split("validation", None, 0)[: options.validation_examples] if options.searches else []
     return Parts(tuple(train), tuple(chosen_on), tuple(test))

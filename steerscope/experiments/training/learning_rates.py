@@ -48,8 +48,12 @@ def choose_within(loss_at: Callable[[float], float], start: int, tries: int) -> 
         return Choice(best, interior, dict(sorted(tried.items())))
 
 
-def read_search(options: TrainOptions) -> RunResults | None:
+def read_search(options: TrainOptions, test_set: str) -> RunResults | None:
     """Return the run whose search another run takes over, if it takes one over.
+
+    Args:
+        options: Of the run that takes it over.
+        test_set: Hash of its test questions: the same files, the same hash.
 
     Raises:
         InputError: There is no finished run, or it searched nothing, or it differs in more than the seed.
@@ -57,7 +61,7 @@ def read_search(options: TrainOptions) -> RunResults | None:
     if options.learning_rate_of is None:
         return None
     found = read_results(options.learning_rate_of)
-    own = {"task": options.task, "method": options.method, "settings": options.settings()}
+    own = {"task": options.task, "method": options.method, "settings": options.settings(), "test_set": test_set}
     _require_same(options.learning_rate_of, own, {name: getattr(found, name) for name in own})
     if not found.training.get("learning_rates_tried"):
         raise InputError(f"{options.learning_rate_of!r} holds no search for a learning rate. Name a run that searched.")
@@ -70,7 +74,11 @@ def require_same_subject(found: RunResults, config: RunConfig, folder: str) -> N
     Raises:
         InputError: Something differs.
     """
-    own, theirs = ({name: getattr(one, name) for name in ("model", "sites", "rank")} for one in (config, found))
+    own, theirs = (
+        {"model": one.model.get("sha256") or one.model.get("name"), "sites": one.sites, "rank": one.rank}
+        | {name: one.model.get(name) for name in ("dtype", "revision")}
+        for one in (config, found)
+    )
     _require_same(folder, own, theirs)
 
 

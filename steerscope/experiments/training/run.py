@@ -76,6 +76,7 @@ class Run:
             if self.options.of.trains is Trains.LOFIT:
                 self._choose_heads(sequences)
             choice = self._choose(sequences)
+            self._require_same_rate(choice.learning_rate)
             trainee, done, more = self._fit(sequences, choice.learning_rate, self.options.steps, "train", keeps=True)
             trainee.require_finite(choice.learning_rate)
             numbers, speed = trainee.parameters, done.tokens_per_second
@@ -145,6 +146,21 @@ class Run:
         self.say(f"learning rate {choice.learning_rate:g} chosen on validation among {len(choice.tried)}{note}")
         return choice
 
+    def _require_same_rate(self, learning_rate: float) -> None:
+        """Refuse to go on with checkpoints of another rate: where it comes from is not among a run's settings.
+
+        Raises:
+            InputError: The run was begun with another one.
+        """
+        kept = self.checkpoints / "rate.json"
+        begun = json.loads(kept.read_text())["learning_rate"] if kept.exists() else learning_rate
+        if begun != learning_rate:
+            raise InputError(
+                f"the run in {str(self.path)!r} began to train at learning rate {begun:g}, and {learning_rate:g} was "
+                "found now. Go on with the options it was begun with (--learning-rate-of), or name another folder."
+            )
+        replace_json(kept, {"learning_rate": learning_rate})
+
     def _validation_loss(
         self, sequences: tuple[SupervisedSequence, ...], learning_rate: float, steps: int
     ) -> float | None:
@@ -180,6 +196,12 @@ class Run:
         done = self._train(trainee, rows, learning_rate, steps, stage, self.checkpoints, keeps)
         return trainee, replace(done, seconds=done.seconds + seconds), {"heads": list(heads)}
 
+    @property
+    def _searched_by(self) -> int:
+        """The seed whose search gave the learning rate, also where it was taken over from one that took it over."""
+        found = self.searched
+        return self.options.seed if found is None else int(found.training.get("learning_rate_of_seed", found.seed))
+
     def _choose_heads(self, sequences: tuple[SupervisedSequence, ...]) -> None:
         """Train LoFiT's scales, once, and keep which heads they choose; the search is of the second stage alone."""
         if self._heads_file.exists():
@@ -193,7 +215,11 @@ class Run:
             if count > available:
                 raise InputError(f"--heads is {count}; there are {available} to choose among. Ask for fewer.")
             done = self._train(trainee, rows, SCALES_RATE, steps, "scales", self.checkpoints / "scales", True)
-            trainee.require_finite(SCALES_RATE)
+            if not trainee.is_finite:
+                raise InputError(
+                    f"the scales that choose LoFiT's heads diverged at their learning rate {SCALES_RATE:g}: numbers "
+                    "are NaN or infinite. Give fewer --steps or another --sparsity."
+                )
             heads = top_heads(trainee.model, count)
         finally:
             trainee.restore()
@@ -266,7 +292,7 @@ class Run:
             "learning_rate": choice.learning_rate,
             "learning_rates_tried": tried,
             "learning_rate_is_interior": choice.interior if tried else None,
-            "learning_rate_of_seed": self.searched.seed if self.searched else self.options.seed,
+            "learning_rate_of_seed": self._searched_by,
             "train_examples": examples,
             "train_examples_too_long": too_long,
             "train_set": self.parts.train_set,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from steerscope.analysis.stopwatch import StageProgress
 from steerscope.errors import InputError
-from steerscope.experiments.tasks.answer_task import AnswerTask
+from steerscope.experiments.tasks.answer_task import AnswerTask, fingerprint
 from steerscope.experiments.training.data import draw_parts
 from steerscope.experiments.training.learning_rates import read_search, require_same_subject
 from steerscope.experiments.training.methods import Trains
@@ -54,9 +54,9 @@ def train(
     Cost: the method's tries and its training (see :func:`~steerscope.experiments.training.engine.fit`), and the test.
     """
     options.check()
-    searched = read_search(options)
     place, show = Path(out), progress or (lambda stage, done, total: None)
     parts = draw_parts(task, options)
+    searched = read_search(options, fingerprint(parts.test))
     show("load", 0, 1)
     loaded = load_model(
         options.model,

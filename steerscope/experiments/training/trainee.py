@@ -65,13 +65,18 @@ class Trainee:
         else:
             self.model.save_pretrained(str(folder))
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether every trained number is."""
+        return all(bool(torch.isfinite(p).all()) for p in self.model.parameters() if p.requires_grad)
+
     def require_finite(self, learning_rate: float) -> None:
         """Refuse what no number can come of.
 
         Raises:
             InputError: A trained number is NaN or infinite.
         """
-        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters() if p.requires_grad):
+        if not self.is_finite:
             raise InputError(
                 f"training diverged with learning rate {learning_rate:g}: parameters are NaN or infinite. Give a "
                 "smaller --learning-rate, or auto."
@@ -190,10 +195,11 @@ def _joint(loaded: LoadedModel, options: TrainOptions, batches: Iterable[Mapping
         return found
 
     def measured() -> dict[str, Any]:
-        by_site = [asdict(one) for one in constraint.overlaps()]
+        by_site = [asdict(one) for one in constraint.overlaps()] if trainee.is_finite else []
         return {"joint": callback.history, "joint_at_the_end": by_site}
 
-    return Trainee(steered.model, restore, True, [callback], measured=measured)
+    trainee = Trainee(steered.model, restore, True, [callback], measured=measured)
+    return trainee
 
 
 def _weights(loaded: LoadedModel, method: str) -> Trainee:

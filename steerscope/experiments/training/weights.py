@@ -143,19 +143,23 @@ def add_biases(model: nn.Module, names: tuple[str, ...]) -> None:
     Raises:
         InputError: There is no such map, or it has a bias.
     """
-    for name in names:
+    found: dict[str, nn.Module] = {}
+    for name in names:  # all of them before any is added
         path, _, last = name.rpartition(".")
         try:
             module = model.get_submodule(path)
-            weight = linear_weight(module)
+            linear_weight(module)
         except AttributeError as error:
             raise InputError(
                 f"the model has no linear map {path!r} to add a bias to ({error}). Use its own."
             ) from error
-        if last != "bias" or getattr(module, "bias", None) is not None:
+        if last != "bias" or getattr(module, "bias", None) is not None or name in found:
             raise InputError(
                 f"cannot add {name!r}: the model has it, or it names no bias. Use the model it belongs to."
             )
+        found[name] = module
+    for module in found.values():
+        weight = linear_weight(module)
         zero = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
         module.register_parameter("bias", nn.Parameter(zero, requires_grad=False))
 
@@ -173,7 +177,13 @@ def read_changed(folder: Path) -> tuple[dict[str, Any], BaseIdentity]:
         InputError: It is of another version or was changed by hand.
     """
     told = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    if set(told) != _FIELDS or told["format_version"] != VERSION or not isinstance(told["base_model"], dict):
+    lists = all(isinstance(told.get(name), list) for name in ("added", "changed"))
+    if (
+        set(told) != _FIELDS
+        or told["format_version"] != VERSION
+        or not isinstance(told["base_model"], dict)
+        or not lists
+    ):
         raise InputError(
             f"{str(folder / CONFIG_NAME)!r} has fields {sorted(told)} and format {told.get('format_version')!r}; "
             f"expected {sorted(_FIELDS)} and {VERSION}. Use the steerscope that wrote it, or train again."

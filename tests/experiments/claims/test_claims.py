@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -113,7 +114,7 @@ def test_verdicts(low, high, strict, expected):
 def test_a_training_that_failed_decides_nothing():
     found = Difference(0.03, 0.01, 0.05, 3, N)
     assert verdict(found, strict=True, fair=True, learned=False) == (
-        "undecided (training left a side below the untrained model)"
+        "undecided (training left the second below the untrained model)"
     )
 
 
@@ -125,10 +126,18 @@ def test_the_page_knows_what_the_untrained_model_reached(tmp_path):
     run(tmp_path, "post-block", [first(150)] * 3)
     run(tmp_path, "post-mlp", [first(100)] * 3, "mlp_out")
     assert verdict_of_the_page() == "reproduced"
-    run(tmp_path, "none", [first(100)], None)
-    assert verdict_of_the_page() == "reproduced"  # as good as untrained
-    run(tmp_path, "none", [first(101)], None, max_new_tokens=9)
-    assert verdict_of_the_page() == "undecided (training left a side below the untrained model)"
+    run(tmp_path, "none", [first(105)], None)
+    assert verdict_of_the_page() == "reproduced"  # 100 of 200 do not differ from 105
+    run(tmp_path, "none", [first(120)], None, max_new_tokens=9)
+    assert verdict_of_the_page() == "undecided (training left the second below the untrained model)"
+
+
+def test_a_first_side_that_failed_is_not_reproduced(tmp_path):
+    run(tmp_path, "post-block", [first(50)] * 3)
+    run(tmp_path, "post-mlp", [first(100)] * 3, "mlp_out")
+    run(tmp_path, "none", [first(90)], None)
+    (row,) = [one for one in render(studies([tmp_path]), []).splitlines() if "| at least as good |" in one]
+    assert row.split("|")[-2].strip() == "not reproduced"
 
 
 def test_only_equal_searches_are_fair(tmp_path):
@@ -246,6 +255,9 @@ def test_the_page_can_be_written_from_kept_runs(tmp_path):
         lambda values: values.update(schema_version=2),
         lambda values: values["runs"][0].update(right="01"),
         lambda values: values["runs"][0].update(right="x" * N),
+        lambda values: values["runs"][0].update(right="1" + "f" * (N // 4)),
+        lambda values: values["runs"][0].update(leftover={}),
+        lambda values: values.update(runs=[]),
         lambda values: values["runs"].append(None),
         lambda values: values["runs"][0]["results"].update(test_accuracy=2.0),
     ],
@@ -260,6 +272,18 @@ def test_a_damaged_file_of_kept_runs_is_refused(tmp_path, change, capsys):
     assert main([str(kept), str(page)]) == 2
     assert str(kept) in capsys.readouterr().err
     assert page.read_text() == before
+
+
+def test_what_is_kept_is_kept_again_as_it_was(tmp_path):
+    run(tmp_path / "runs", "post-block", [first(150)])
+    path = tmp_path / "runs" / "post-block-0" / "generations.jsonl"
+    for i in range(30):  # one question, asked many times
+        path.write_text(path.read_text().replace(f'"q{i}"', '"q"'))
+    one, two, page = tmp_path / "one.json", tmp_path / "two.json", tmp_path / "page.md"
+    assert main([str(tmp_path / "runs"), str(page), "--keep", str(one)]) == 0
+    assert main([str(one), str(page), "--keep", str(two)]) == 0
+    assert json.loads(one.read_text()) == json.loads(two.read_text())
+    assert main([str(one), str(page), "--keep", str(tmp_path / "nowhere" / "kept.json")]) == 2
 
 
 def test_without_runs_the_page_says_so(tmp_path):
@@ -306,3 +330,9 @@ def test_other_runs_leave_nothing_to_measure(tmp_path):
     run(tmp_path, "post-block", [first(9)])
     with pytest.raises(InputError, match="expected sft, bitfit or lora"):
         measure_leftover(tmp_path / "post-block-0", None)
+
+
+def test_the_kept_page_is_made_from_the_kept_runs(tmp_path):
+    docs = Path(__file__).parents[3] / "docs"
+    write_claims([docs / "results" / "claims.json"], tmp_path / "claims.md")
+    assert (tmp_path / "claims.md").read_text(encoding="utf-8") == (docs / "claims.md").read_text(encoding="utf-8")

@@ -207,6 +207,25 @@ def test_a_seed_takes_over_the_search_of_another(place, tmp_path):
     assert alone.training["losses"] == second.training["losses"]
     (entry,) = compare([tmp_path / "0", tmp_path / "1"]).entries
     assert entry.seeds == (0, 1)
+    # Taken over from one that took it over, it is still the first one's.
+    third = train(replace(takes, seed=2, learning_rate_of=str(tmp_path / "1")), task, tmp_path / "2")
+    assert third.training["learning_rate_of_seed"] == 0
+
+
+def test_a_run_does_not_go_on_at_another_rate(place, tmp_path, monkeypatch):
+    task, search = task_of(place), {"learning_rate": "auto", "tries": 3, "lr_steps": 2}
+    train(options(place, **search), task, tmp_path / "0")
+    changed = json.loads((tmp_path / "0" / "results.json").read_text())
+    changed["training"]["learning_rate"] = 0.5
+    (tmp_path / "0" / "results.json").write_text(json.dumps(changed))
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_save", lambda self, trainee: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(options(place, seed=1, **search), task, tmp_path / "1")
+    other = options(place, seed=1, learning_rate_of=str(tmp_path / "0"), **search)
+    with pytest.raises(InputError, match=r"began to train at learning rate .*, and 0\.5 was found now"):
+        train(other, task, tmp_path / "1", resume=True)
+    train(options(place, seed=1, **search), task, tmp_path / "1", resume=True)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +235,7 @@ def test_a_seed_takes_over_the_search_of_another(place, tmp_path):
         ({"method": "post-mlp"}, "with other method"),
         ({"rank": 3}, "with other rank"),
         ({"model": "gpt2"}, "with other model"),
+        ({"test_examples": 5}, "with other test_examples, test_set"),
         ({"learning_rate": 0.01, "tries": 7, "lr_steps": None}, "add --learning-rate auto"),
     ],
 )

@@ -95,6 +95,13 @@ def test_other_models_and_damaged_folders_are_refused(place, tmp_path):
         read_adapter(tmp_path / "out")
     with pytest.raises(InputError, match="no linear map"):
         add_biases(other.model, ("model.layers.9.bias",))
+    before = [name for name, _ in other.model.named_parameters()]
+    with pytest.raises(InputError, match="cannot add"):
+        add_biases(other.model, ("model.layers.0.mlp.up_proj.bias",) * 2)
+    assert [name for name, _ in other.model.named_parameters()] == before
+    path.write_text(json.dumps(told | {"changed": None}))
+    with pytest.raises(InputError, match="has fields"):
+        read_adapter(tmp_path / "out")
     with pytest.raises(InputError, match="cannot add"):
         add_biases(loaded(place, "gpt2").model, ("transformer.h.0.mlp.c_fc.bias",))
 
