@@ -108,12 +108,14 @@ _KINDS = ("reproduced", "not reproduced", "undecided")
 
 def _verdict(pair: Pair, among: Comparison) -> str:
     untrained = max((entry.accuracy for entry in among.entries if entry.method == "none"), default=0.0)
-    return verdict(
+    said = verdict(
         difference(pair.first, pair.second),
         strict=pair.strict,
         fair=is_fair(pair.first, pair.second),
         learned=pair.second.high >= untrained,
     )
+    failed = said == "not reproduced" and pair.first.high < untrained
+    return f"{said} (training left the first below the untrained model)" if failed else said
 
 
 def _runs(one: Comparison) -> str:
