@@ -40,6 +40,7 @@ def measure(what: str, model: str, steps: int, batch_size: int, rank: int, dtype
     from steerscope.experiments.training.shared_prefix import with_cache
     from steerscope.experiments.training.trainee import build
     from steerscope.models import load_model
+    from steerscope.models.head import contiguous_head
 
     class Clock(TrainerCallback):
         def __init__(self) -> None:
@@ -59,7 +60,7 @@ def measure(what: str, model: str, steps: int, batch_size: int, rank: int, dtype
     if what == "floor":
         shared = shared_length(loaded.model, [row.ids for row in rows], [row.first_target for row in rows], 2)
         collate = Collator(2, True, False, shared)
-        with torch.no_grad():
+        with torch.no_grad(), contiguous_head(loaded.model):
             for start in range(0, len(rows), batch_size):
                 batch = with_cache(loaded.model, {"use_cache": False, **collate(rows[start : start + batch_size])})
                 batch.pop("labels")

@@ -28,7 +28,7 @@ class BaseIdentity:
         layers: Number of blocks.
         d_model: Width of the residual stream.
         fingerprint: SHA-256 over names and values of all weights, rounded to bfloat16, so that it is the same in
-            every data type the model can be loaded in (float32 weights loaded in float16 apart)
+            every data type the model can be loaded in (float32 weights loaded in float16 apart).
     """
 
     name: str

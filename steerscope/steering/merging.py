@@ -71,6 +71,8 @@ def merge(steering: SteeringModel, *, make_biases: bool = False) -> None:
             "make_biases=True to give it one (a saved copy loses it unless the model's configuration declares biases), "
             "or train with bias=False."
         )
+    if is_peft(steering.base_model):
+        _require_mergeable(steering.base_model)
     if lacking:
         warnings.warn(
             f"linear maps at {len(lacking)} sites got a bias that the model's configuration may not declare; a copy "
@@ -78,7 +80,6 @@ def merge(steering: SteeringModel, *, make_biases: bool = False) -> None:
             stacklevel=3,
         )
     if is_peft(steering.base_model):
-        _require_mergeable(steering.base_model)
         steering.base_model.merge_adapter()  # type: ignore[operator]
     with torch.no_grad():
         for step in steps:

@@ -19,9 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--keep", type=Path, metavar="FILE", help="also keep what the page is made from in one file")
     options = parser.parse_args(arguments)
     try:
-        write_claims(options.runs, options.page)
-        if options.keep:
-            with with_kept(options.runs) as places:
+        with with_kept(options.runs) as places:
+            write_claims(places, options.page)
+            if options.keep:
                 keep(places, options.keep)
     except InputError as error:
         print(f"claims: {error}", file=sys.stderr)

@@ -40,8 +40,9 @@ def keep(folders: Sequence[str | Path], file: Path) -> None:
         results = {k: v for k, v in read_json(place / RESULTS, "a run").items() if k not in _LEFT_OUT}
         results["training"] = {k: v for k, v in results["training"].items() if k not in _LEFT_OUT_OF_TRAINING}
         right = rights(str(place))
-        names = questions.setdefault(results["test_set"], _in_order(right))
-        if names != _in_order(right):
+        asked = _in_order(right)
+        names = questions.setdefault(results["test_set"], asked)
+        if names != asked:
             raise InputError(f"{str(place)!r} answered other questions than runs of the same test set. Run it again.")
         run: dict[str, Any] = {"results": results, "right": _to_hex([right[name] for name in names])}
         if (place / LEFTOVER).exists():
@@ -107,11 +108,16 @@ def _unpack(file: Path, place: Path) -> None:
 
 def _check_leftover(found: Mapping[str, Any]) -> None:
     """Ask for all that the page reads; raises what a wrong file raises."""
-    if not isinstance(found["seed"], int) or not {"task", "method", "model"} <= set(found):
-        raise TypeError(f"a measurement for claim (f) holds {sorted(found)}")
-    for row in ({"kl": found["kl_base"], "kind": "", "rank": 0}, *found["spaces"]):
-        if not isinstance(row["kl"], int | float) or not isinstance(row["rank"], int):
-            raise TypeError(f"a measurement for claim (f) holds {row}")
+    _check_types(found, {"task": str, "method": str, "model": dict, "seed": int, "kl_base": float, "spaces": list})
+    _check_types(found["model"], {"name": str})
+    for row in found["spaces"]:
+        _check_types(row, {"kind": str, "rank": int, "kl": float})
+
+
+def _check_types(found: Mapping[str, Any], wanted: Mapping[str, type]) -> None:
+    for name, kind in wanted.items():
+        if not isinstance(found[name], kind):
+            raise TypeError(f"{name} of a measurement for claim (f) is {found[name]!r}; expected {kind.__name__}")
 
 
 def _to_hex(bits: Sequence[int]) -> str:

@@ -115,14 +115,14 @@ def is_fair(first: Entry, second: Entry) -> bool:
     one, two = ({name: entry.settings.get(name) for name in BUDGET} for entry in (first, second))
     if one != two or one["learning_rate"] != "auto" or not all(map(_is_interior, (*first.folders, *second.folders))):
         return False
-    ours, theirs = (
-        {
-            seed: read_results(folder).training.get("learning_rate_of_seed", seed)
-            for seed, folder in _by_seed(entry).items()
-        }
-        for entry in (first, second)
-    )
+    ours, theirs = _searchers(first), _searchers(second)
     return all(ours[seed] == theirs[seed] for seed in {*ours} & {*theirs})
+
+
+def _searchers(entry: Entry) -> dict[int, int]:
+    """Return, by seed, the seed whose search gave the learning rate."""
+    found = _by_seed(entry).items()
+    return {seed: read_results(folder).training.get("learning_rate_of_seed", seed) for seed, folder in found}
 
 
 def _is_interior(folder: str) -> bool:

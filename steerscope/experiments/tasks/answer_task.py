@@ -18,6 +18,8 @@ Row = Mapping[str, Any]
 RowSource = Callable[[str], Iterable[tuple[str, Row]]]
 
 PARTS = ("train", "validation", "test")
+# Most examples of a part that a generated task makes.
+MOST_GENERATED = 10**6
 # Where a task has no official validation part, so much of train is cut off to choose settings on. The cut does not
 # depend on a run's seed: runs with different seeds choose on the same examples.
 VALIDATION_SHARE = 0.1

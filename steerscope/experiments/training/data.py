@@ -12,14 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from steerscope.experiments.tasks.answer_task import AnswerExample, AnswerTask, fingerprint
+from steerscope.experiments.tasks.answer_task import MOST_GENERATED, AnswerExample, AnswerTask, fingerprint
 from steerscope.experiments.tasks.supervised import SupervisedSequence, supervise
 from steerscope.experiments.training.options import TrainOptions
 
 # Batches of similar length are cut from pools of so many batches: padding would otherwise cost half of the time.
 POOL = 8
-# Beyond so many, generated examples are repeated like others.
-MOST_GENERATED = 10**6
 IGNORED = -100
 
 
@@ -55,7 +53,7 @@ def draw_parts(task: AnswerTask, options: TrainOptions) -> Parts:
     needed = options.steps * options.batch_size
     wanted = options.train_examples
     if wanted is None and task.is_generated:
-        wanted = min(needed, MOST_GENERATED)
+        wanted = min(needed, MOST_GENERATED)  # beyond, they are repeated like others
     train = task.split("train", wanted, options.seed)[:needed]
     chosen_on = task.split("validation", None, 0)[: options.validation_examples] if options.searches else []
     return Parts(tuple(train), tuple(chosen_on), tuple(test))

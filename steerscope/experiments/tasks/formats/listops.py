@@ -6,7 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from steerscope.experiments.tasks.answer_task import AnswerExample, AnswerForm, Row, check_count, check_part
+from steerscope.experiments.tasks.answer_task import (
+    MOST_GENERATED,
+    AnswerExample,
+    AnswerForm,
+    Row,
+    check_count,
+    check_part,
+)
 from steerscope.experiments.tasks.formats.fields import answer_index, content, text
 from steerscope.experiments.tasks.listops import ListOps
 from steerscope.experiments.tasks.parsing import leading_integer, tagged
@@ -87,7 +94,7 @@ class GeneratedListOps:
     def split(self, split: Split, n: int | None = None, seed: int = 0) -> list[AnswerExample]:
         """Return ``n`` generated examples; see :class:`~steerscope.experiments.tasks.answer_task.AnswerTask`."""
         check_part(split)
-        check_count(n, 10**6, f"{split} examples of {self.form.name}")
+        check_count(n, MOST_GENERATED, f"{split} examples of {self.form.name}")
         drawn = self.generator.split(split, SIZES[split] if n is None else n, seed)
         return [self.example(one.prompt.removesuffix(" ="), int(one.completion)) for one in drawn]
 
