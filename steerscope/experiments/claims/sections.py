@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from steerscope.experiments.comparison.groups import Entry
-from steerscope.experiments.training.methods import METHODS, Trains
+from steerscope.experiments.training.methods import METHODS
 
 # What both sides of every pair share: how long they were trained, on what, and what was asked.
 SHARED = ("steps", "batch_size", "warmup", "train_examples", "max_length", "test_examples", "max_new_tokens")
@@ -185,14 +185,4 @@ def trained_words(entry: Entry) -> str:
         parts.append(f"r{entry.rank}")
     if method is not None and method.edits and not plain(entry):
         parts.append(f"at {entry.site_words}")
-        if entry.settings.get("positions") not in (None, "all"):
-            parts.append(f"on {entry.settings['positions']}")
-    if entry.settings.get("start") == "published":
-        parts.append("published start")
-    if entry.settings.get("bias") is False:
-        parts.append("without bias")
-    if entry.settings.get("scale") == "rms":
-        parts.append("scaled")
-    if method is not None and method.trains is Trains.JOINT:
-        parts.append(f"constraint {entry.settings.get('constraint')}")
-    return " ".join(parts)
+    return " ".join([*parts, *entry.setting_words])

@@ -86,4 +86,4 @@ def _beside(entry: Entry, entries: Sequence[Entry]) -> float:
 
 def _name(entry: Entry) -> str:
     site = "" if entry.site_words in ("-", entry.method) else f" {entry.site_words}"
-    return f"{entry.method}{site}"
+    return " ".join((f"{entry.method}{site}", *entry.setting_words))

@@ -76,6 +76,23 @@ class Entry:
         shown = ", ".join(self.sites[:3])
         return f"{shown} and {len(self.sites) - 3} more" if len(self.sites) > 3 else shown or "-"
 
+    @property
+    def setting_words(self) -> tuple[str, ...]:
+        """What else tells configurations of one method apart, a few words each; empty for a method as it is."""
+        told = self.settings
+        found = []
+        if told.get("positions", "all") != "all":
+            found.append(f"on {told['positions']}")
+        if told.get("start") == "published":
+            found.append("published start")
+        if told.get("bias") is False:
+            found.append("without bias")
+        if told.get("scale") == "rms":
+            found.append("scaled")
+        if "constraint" in told:
+            found.append(f"constraint {told['constraint']}")
+        return tuple(found)
+
 
 @dataclass(frozen=True)
 class Comparison:

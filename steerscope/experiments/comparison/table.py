@@ -30,7 +30,8 @@ def comparison_table(comparison: Comparison) -> TextTable:
     columns = ("method", "site", "rank", "params", "seeds", "test", "95% interval", "sd", "memory")
     rows = []
     for entry in comparison.entries:
-        name = clean(f"{entry.method}, {entry.model}" if several else entry.method, 32)
+        method = " ".join((entry.method, *entry.setting_words))
+        name = clean(f"{method}, {entry.model}" if several else method, 48)
         rows.append((name, *_cells(entry)))
     return TextTable(
         title=f"{clean(comparison.task, 40)}: accuracy on {comparison.n:,} test questions "

@@ -16,6 +16,8 @@ from steerscope.experiments.claims.page import render, studies, write_claims
 from steerscope.experiments.claims.rule import Difference, difference, is_fair, rights, verdict
 from steerscope.experiments.claims.sections import SECTIONS, fine_tuning, joint, nonlinear, other_methods, sites
 from steerscope.experiments.comparison import compare
+from steerscope.experiments.comparison.figure import plot_comparison
+from steerscope.experiments.comparison.table import comparison_table
 from steerscope.experiments.training import RunFolder
 from steerscope.experiments.training.train import train
 from tests.experiments.training.cases import GENERATIONS, config, evaluation, results
@@ -204,6 +206,25 @@ def test_pairs_differ_in_what_the_claim_is_about(tmp_path):
     assert ("none", "joint", False) not in alone
     assert ("input", "lora", True) in alone
     assert ("none", "post-block", True) in alone
+
+
+def test_configurations_of_one_method_have_different_names(tmp_path):
+    for settings in ({}, {"positions": "last"}, {"bias": False}, {"start": "published"}, {"scale": "rms"}):
+        run(tmp_path, "post-block", [first(9)], **settings)
+    for constraint in ("none", "input"):
+        run(tmp_path, "joint", [first(9)], constraint=constraint)
+    names = [row[0] for row in comparison_table(compare([tmp_path])).rows]
+    assert sorted(names) == [
+        "joint constraint input",
+        "joint constraint none",
+        "post-block",
+        "post-block on last",
+        "post-block published start",
+        "post-block scaled",
+        "post-block without bias",
+    ]
+    legend = [text.get_text() for text in plot_comparison(compare([tmp_path])).legends[0].get_texts()]
+    assert len({label for label in legend if label.startswith(("post-block", "joint"))}) == 7
 
 
 def test_the_page_says_what_the_runs_decide(tmp_path):
