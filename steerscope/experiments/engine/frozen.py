@@ -1,0 +1,135 @@
+"""The residual stream that enters a block, computed once: nothing below the lowest edit depends on it.
+
+With frozen weights every step of every run that enters at one block can start from the kept stream. Only the order of
+rounding could differ; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steerscope.analysis.outputs import selected_positions
+from steerscope.experiments.tasks.supervised import SupervisedSequence
+from steerscope.models.site_map import SiteMap
+from steerscope.models.upper_blocks import entering_block, pass_through
+
+# Most tokens of a batch in which streams are computed.
+TOKENS = 4096
+
+
+class FrozenStreams:
+    """The stream entering one block, for sequences as they are asked for.
+
+    Memory: ``tokens x d_model`` numbers of the model's data type. Moving up a block runs the blocks in between once.
+    """
+
+    def __init__(self, model: nn.Module, site_map: SiteMap, pad: int) -> None:
+        self.model, self.site_map, self.pad = model, site_map, pad
+        self.layer = 0
+        self._kept: dict[tuple[int, ...], Tensor] = {}
+
+    def move_to(self, layer: int) -> None:
+        """Make ready for ``layer``; going down starts again from the embeddings."""
+        if layer < self.layer:
+            self.layer, self._kept = 0, {}
+        if layer > self.layer:
+            known, self._kept = list(self._kept), self._advanced(list(self._kept), self.layer, layer)
+            assert len(known) == len(self._kept)
+            self.layer = layer
+
+    def entering(self, rows: Sequence[SupervisedSequence]) -> Tensor | None:
+        """Return the stream of some rows ``(row token d_model)``, padded on the right, or None at the first block."""
+        if self.layer == 0:
+            return None
+        missing = list(dict.fromkeys(row.ids for row in rows if row.ids not in self._kept))
+        self._kept |= self._advanced(missing, 0, self.layer)
+        width = max(len(row.ids) for row in rows)
+        first = self._kept[rows[0].ids]
+        stream = first.new_zeros(len(rows), width, first.shape[-1])
+        for place, row in enumerate(rows):
+            stream[place, : len(row.ids)] = self._kept[row.ids]
+        return stream
+
+    def _advanced(self, keys: list[tuple[int, ...]], start: int, stop: int) -> dict[tuple[int, ...], Tensor]:
+        """Return the streams entering block ``stop``, from the kept ones that enter block ``start``."""
+        found: dict[tuple[int, ...], Tensor] = {}
+        keys = sorted(keys, key=len)
+        while keys:
+            size = max(1, TOKENS // len(keys[min(len(keys), TOKENS) - 1]))
+            batch, keys = keys[:size], keys[size:]
+            entered = None
+            if start:
+                first = self._kept[batch[0]]
+                entered = first.new_zeros(len(batch), max(map(len, batch)), first.shape[-1])
+                for place, key in enumerate(batch):
+                    entered[place, : len(key)] = self._kept[key]
+            stream = self._run(batch, start, stop, entered)
+            found |= {key: stream[place, : len(key)].clone() for place, key in enumerate(batch)}
+        return found
+
+    def _run(self, keys: list[tuple[int, ...]], start: int, stop: int, entered: Tensor | None) -> Tensor:
+        device = next(self.model.parameters()).device
+        ids, mask = padded(keys, self.pad, device), padded([[1] * len(key) for key in keys], 0, device)
+        nowhere = torch.zeros(1, dtype=torch.long, device=device)
+        seen: list[Tensor] = []
+        with (
+            torch.no_grad(),
+            _stopping_at(self.site_map, stop, seen),
+            entering(self.site_map, start, entered),
+            selected_positions(self.model, nowhere, nowhere),  # no logits are needed
+        ):
+            run(self.model, ids, mask)
+        return seen[0]
+
+
+@contextmanager
+def _stopping_at(site_map: SiteMap, layer: int, seen: list[Tensor]) -> Iterator[None]:
+    """Keep what enters a block, and compute nothing from there on."""
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+
+    above = [block.module for block in site_map.blocks[layer:]]
+    handle = above[0].register_forward_pre_hook(keep, with_kwargs=True)
+    for module in above:
+        module.forward = pass_through
+    try:
+        yield
+    finally:
+        handle.remove()
+        for module in above:
+            del module.forward
+
+
+@contextmanager
+def entering(site_map: SiteMap, layer: int, stream: Tensor | None) -> Iterator[None]:
+    """Run the blocks from ``layer`` on with a kept stream, or all of them where there is none."""
+    if stream is None:
+        yield
+        return
+    with entering_block(site_map, layer, stream):
+        yield
+
+
+def padded(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
+    """Return rows filled up with a value on the right, ``(row column)``."""
+    width = max(map(len, rows))
+    return torch.tensor([list(row) + [value] * (width - len(row)) for row in rows], device=device)
+
+
+def run(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """Run a model without a cache on rows padded on the right; return its logits.
+
+    Args:
+        model: A causal language model or a wrapper of one.
+        ids: ``(row token)``.
+        mask: ``(row token)``, 0 on padding.
+    """
+    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    logits: Tensor = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    return logits

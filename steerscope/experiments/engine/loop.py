@@ -1,0 +1,170 @@
+"""Train the runs of a pack: a stock optimizer with a group per run, gradients clipped per run, exact resuming."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steerscope.errors import InputError
+from steerscope.experiments.engine.pack import EditPack
+from steerscope.experiments.engine.spec import Schedule
+from steerscope.experiments.tasks.supervised import SupervisedSequence
+
+# A run whose last quarter of steps has more than this multiple of the first quarter's loss has diverged, as has one
+# whose loss is infinite or NaN. Single steps say nothing: batches of short and of long prompts differ by as much.
+DIVERGED = 2.0
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a run came to.
+
+    Attributes:
+        tensors: What was trained, by ``site.name``.
+        losses: Of every step, in nats; they end where the run diverged.
+        diverged: Whether its losses ended far above where they began, or stopped being numbers.
+    """
+
+    tensors: dict[str, Tensor]
+    losses: tuple[float, ...]
+    diverged: bool
+
+
+@dataclass
+class Progress:
+    """Where a pack's training is: what a checkpoint holds, and what goes on from it.
+
+    Attributes:
+        step: Steps done.
+        losses: Of every run, step by step.
+        optimizer: State of the optimizer.
+        tensors: What is trained, run by run.
+    """
+
+    step: int = 0
+    losses: list[list[float]] = field(default_factory=list)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    tensors: list[dict[str, Tensor]] = field(default_factory=list)
+
+
+def train_pack(
+    pack: EditPack,
+    data: Mapping[int, Sequence[SupervisedSequence]],
+    schedule: Schedule,
+    *,
+    start: Progress | None = None,
+    keep: Callable[[Progress], object] | None = None,
+    keep_every: int = 0,
+    show: Callable[[int, int], None] | None = None,
+) -> list[TrainedRun]:
+    """Train all runs of a pack for the steps of a schedule.
+
+    What a run comes to does not depend on the others in the pack, up to rounding. A run whose loss stops being a number
+    is left where it was, and its rows are not computed further.
+
+    Args:
+        pack: The runs. Dropout of the frozen model is off.
+        data: Per seed ``steps * batch_size`` sequences in the order of training
+            (:func:`~steerscope.experiments.training.data.training_rows`).
+        schedule: Steps, batch size, warm-up, clipping.
+        start: Where an interrupted training was; it goes on to the same bits.
+        keep: Called with the progress every ``keep_every`` steps, to be written down.
+        keep_every: 0 for never.
+        show: Called with steps done and in all.
+
+    Returns:
+        One result per run, in the order of the pack.
+
+    Raises:
+        InputError: A seed without data, or with too few sequences.
+
+    Cost: ``steps`` passes forward and backward through the blocks from the lowest edit on, with ``runs * batch_size``
+    rows.
+    """
+    size, steps = schedule.batch_size, schedule.steps
+    for seed in {spec.seed for spec in pack.specs}:
+        if len(data.get(seed, ())) < steps * size:
+            raise InputError(
+                f"seed {seed} has {len(data.get(seed, ()))} training sequences; {steps} steps of {size} need "
+                f"{steps * size}. Repeat examples, or train fewer steps."
+            )
+    numbers = range(len(pack.specs))
+    optimizer = torch.optim.AdamW(
+        [{"params": pack.edits.parameters_of(run), "lr": pack.specs[run].learning_rate} for run in numbers],
+        weight_decay=0.0,
+    )
+    now = start or Progress()
+    if start is None:
+        now.losses = [[] for _ in numbers]
+    else:
+        optimizer.load_state_dict(start.optimizer)
+        _put(pack, start.tensors)
+    if show is not None:
+        show(now.step, steps)
+    while now.step < steps:
+        alive = [run for run in numbers if _is_alive(now.losses[run])]
+        if not alive:
+            break
+        cut = slice(now.step * size, (now.step + 1) * size)
+        batches = {seed: data[seed][cut] for seed in {pack.specs[run].seed for run in alive}}
+        losses = pack.losses(alive, [batches[pack.specs[run].seed] for run in alive])
+        values = losses.detach().tolist()
+        for run, value in zip(alive, values, strict=True):
+            now.losses[run].append(value)
+        kept = [place for place, value in enumerate(values) if math.isfinite(value)]
+        optimizer.zero_grad(set_to_none=True)
+        if kept:
+            losses[kept].sum().backward()
+        for place, run in enumerate(alive):
+            parameters = pack.edits.parameters_of(run)
+            if place in kept:
+                torch.nn.utils.clip_grad_norm_(parameters, schedule.clip)
+            else:  # zero times infinity: what backward left here are no gradients
+                for parameter in parameters:
+                    parameter.grad = None
+        for run in numbers:
+            optimizer.param_groups[run]["lr"] = pack.specs[run].learning_rate * schedule.factor(now.step)
+        optimizer.step()  # parameters without a gradient, those of runs that ended, are passed over
+        now.step += 1
+        if show is not None:
+            show(now.step, steps)
+        if keep is not None and keep_every and now.step % keep_every == 0 and now.step < steps:
+            now.optimizer = optimizer.state_dict()
+            now.tensors = [_copied(pack, run) for run in numbers]
+            keep(now)
+    return [
+        TrainedRun(
+            _copied(pack, run),
+            tuple(now.losses[run]),
+            has_diverged(now.losses[run]),
+        )
+        for run in numbers
+    ]
+
+
+def has_diverged(losses: Sequence[float]) -> bool:
+    """Say whether a run's losses, step by step, ended far above where they began."""
+    quarter = max(1, len(losses) // 4)
+    first, last = sum(losses[:quarter]) / quarter, sum(losses[-quarter:]) / quarter
+    return not math.isfinite(losses[-1]) or last > DIVERGED * max(first, 1.0)
+
+
+def _is_alive(losses: Sequence[float]) -> bool:
+    return not losses or math.isfinite(losses[-1])
+
+
+def _copied(pack: EditPack, run: int) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in pack.edits.tensors_of(run).items()}
+
+
+def _put(pack: EditPack, tensors: Sequence[Mapping[str, Tensor]]) -> None:
+    for run, own in enumerate(tensors):
+        held = pack.edits.tensors_of(run)
+        with torch.no_grad():
+            for name, value in held.items():
+                value.copy_(own[name])

@@ -1,0 +1,204 @@
+"""Packs of runs: equal to the stock Trainer, to each run alone, in any order, and after an interruption."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from steerscope import SteeringConfig, get_steering_model, wrap_model
+from steerscope.errors import InputError
+from steerscope.experiments.engine import EditPack, RunSpec, train_pack
+from steerscope.experiments.engine.frozen import FrozenStreams
+from steerscope.experiments.engine.spec import Schedule
+from steerscope.experiments.tasks.supervised import SupervisedSequence
+from steerscope.experiments.training.data import Collator, supervised_loss, training_rows
+from tests.steering.cases import SETTINGS
+from tests.tiny import VOCAB, tiny_model, tiny_tokenizer
+
+STEPS, SIZE = 6, 4
+SCHEDULE = Schedule(steps=STEPS, batch_size=SIZE, warmup=0.34, clip=0.5)
+
+
+def loaded_model(family="llama"):
+    return wrap_model(tiny_model(family, torch.float64), tiny_tokenizer())
+
+
+def sequences(count=20):
+    generator = torch.Generator().manual_seed(3)
+    found = []
+    for i in range(count):
+        length = 4 + i % 5
+        ids = torch.randint(3, VOCAB, (length,), generator=generator).tolist()
+        found.append(SupervisedSequence(tuple(ids), length - 1 - i % 2))
+    return found
+
+
+def data_of(*seeds):
+    return {seed: training_rows(sequences(), STEPS, SIZE, seed) for seed in seeds}
+
+
+def spec(sites="1.resid_post", rate=0.01, seed=0, **config):
+    fixed = {"family": "linear", "rank": 2, "dtype": "float64", "seed": seed}
+    return RunSpec(SteeringConfig(sites=sites, **(fixed | config)), rate, seed)
+
+
+def many(parallel=False):
+    """Runs that differ in site, rate, seed, rank, family, positions and number of sites."""
+    return [
+        spec("1.resid_post"),
+        spec("1.resid_post", 0.03),
+        spec("1.mlp_out", 0.03, seed=1),
+        spec("0.attn_out" if parallel else "0.resid_mid", rank=3),
+        spec("1.resid_post", seed=1, positions="last"),
+        spec("1.resid_post", positions="completion"),
+        spec(("0.attn_heads.1", "1.mlp_in"), 0.02, positions="first:2"),
+        spec("1.resid_post", family="loreft", start="published"),
+        spec("1.resid_post", family="loreft"),
+        spec("0.attn_heads", family="lofit_offset", rank=None),
+        spec("1.mlp_hidden", family="nonlinear"),
+        spec("1.resid_post", bias=False),
+    ]
+
+
+def trained(loaded, specs, **more):
+    return train_pack(EditPack(loaded, specs), data_of(0, 1), SCHEDULE, **more)
+
+
+def close(found, expected, tolerance=1e-10):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox"])
+def test_a_run_in_a_pack_equals_the_run_alone(family):
+    loaded = loaded_model(family)
+    specs = many(parallel=family == "gpt_neox")
+    together = trained(loaded, specs)
+    backwards = trained(loaded, specs[::-1])[::-1]
+    start = EditPack(loaded, specs)
+    for index, one in enumerate(specs):
+        alone = trained(loaded, [one])[0]
+        moved = [(alone.tensors[name] - value).abs().max() for name, value in start.edits.tensors_of(index).items()]
+        assert max(moved) > 1e-3, "a run that does not train would equal anything"
+        for other in (together[index], backwards[index]):
+            close(other.tensors, alone.tensors)
+            assert other.losses == pytest.approx(alone.losses, abs=1e-10, rel=0)
+
+
+@pytest.mark.parametrize(("family", "sites"), [(f, s["sites"]) for f, s in SETTINGS.items() if f != "lofit_scale"])
+def test_a_pack_of_one_equals_the_stock_trainer(family, sites, tmp_path):
+    loaded = loaded_model()
+    one = spec(sites, 0.02, family=family, rank=SETTINGS[family].get("rank"), positions="last:2")
+    model = get_steering_model(loaded, one.config)
+    seen = []
+
+    def loss(outputs, labels, num_items_in_batch=None):
+        value = supervised_loss(outputs, labels, num_items_in_batch)
+        seen.append(float(value.detach()))
+        return value
+
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=STEPS,
+        per_device_train_batch_size=SIZE,
+        learning_rate=one.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=round(SCHEDULE.warmup * STEPS),
+        weight_decay=0.0,
+        max_grad_norm=SCHEDULE.clip,
+        optim="adamw_torch",
+        train_sampling_strategy="sequential",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=True,
+    )
+    rows = data_of(0)[0]
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=Collator(2, True, True),
+        compute_loss_func=loss,
+    )
+    trainer.train()
+    expected = {name: value.clone() for name, value in model.steering_tensors().items()}
+    model.unload()
+    found = trained(loaded, [one])[0]
+    assert found.losses == pytest.approx(seen, abs=1e-9, rel=0)
+    assert abs(seen[0] - seen[-1]) > 1e-3
+    close(found.tensors, expected, 1e-9)
+
+
+def test_a_training_that_was_interrupted_goes_on_to_the_same_bits():
+    loaded, specs = loaded_model(), many()
+    whole = trained(loaded, specs)
+    for stop in (1, 4):
+        kept = []
+
+        def keep(now, stop=stop, kept=kept):
+            if now.step == stop:
+                kept.append(copy.deepcopy(now))
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            trained(loaded, specs, keep=keep, keep_every=1)
+        rest = trained(loaded, specs, start=kept[0])
+        for found, expected in zip(rest, whole, strict=True):
+            assert found.losses == expected.losses
+            close(found.tensors, expected.tensors, 0.0)
+
+
+def test_a_run_that_diverges_changes_no_other():
+    loaded = loaded_model()
+    wild = spec("1.resid_post", 1e200)
+    found = trained(loaded, [spec(rate=0.01), wild, spec(rate=0.03)])
+    assert [one.diverged for one in found] == [False, True, False]
+    assert len(found[1].losses) < STEPS
+    for one, rate in ((found[0], 0.01), (found[2], 0.03)):
+        close(one.tensors, trained(loaded, [spec(rate=rate)])[0].tensors)
+
+
+def test_kept_streams_give_the_losses_of_whole_passes():
+    loaded = loaded_model()
+    pack, data = EditPack(loaded, [spec("1.mlp_out"), spec("1.resid_post", seed=1)]), data_of(0, 1)
+    batches = [data[0][:SIZE], data[1][:SIZE]]
+    with torch.no_grad():
+        for edits in pack.edits.by_run:
+            for edit in edits.values():
+                edit.U.normal_(generator=torch.Generator().manual_seed(0))
+    kept = pack.losses([0, 1], batches)
+    assert pack.streams.layer == 1
+    whole = EditPack(loaded, pack.specs)
+    whole.edits = pack.edits
+    whole.streams.move_to = lambda layer: None
+    torch.testing.assert_close(whole.losses([0, 1], batches), kept, rtol=1e-12, atol=0)
+    # Moving up from block to block gives what starting from the embeddings gives.
+    stepwise = FrozenStreams(loaded.model, loaded.site_map, 2)
+    stepwise.layer = 0
+    rows = sequences()
+    assert stepwise.entering(rows) is None
+    direct = FrozenStreams(loaded.model, loaded.site_map, 2)
+    direct.move_to(1)
+    assert direct.entering(rows).shape[:2] == (len(rows), max(len(row.ids) for row in rows))
+
+
+def test_what_cannot_be_trained_is_refused():
+    loaded = loaded_model()
+    with pytest.raises(InputError, match="at least one run"):
+        EditPack(loaded, [])
+    with pytest.raises(InputError, match="seed 7 has 0 training sequences; 6 steps of 4 need 24"):
+        train_pack(EditPack(loaded, [spec(seed=7)]), data_of(0), SCHEDULE)
+    with pytest.raises(InputError, match="pass scales"):
+        EditPack(loaded, [spec(scale="rms")])
+    with pytest.raises(InputError, match="positions 'mask'"):
+        spec(positions="mask")
+    with pytest.raises(InputError, match="learning_rate is -1"):
+        spec(rate=-1)
