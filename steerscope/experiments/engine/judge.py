@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from steerscope.experiments.engine.pack import EditPack
+from steerscope.errors import InputError
+from steerscope.experiments.engine.pack import EditPack, per_target
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 
 
@@ -18,7 +20,8 @@ class Judged:
 
     Attributes:
         losses: Negative log-likelihood of every example's completion, summed over its tokens, in nats ``(example)``.
-        correct: Whether every token of its completion is the most likely one ``(example)``.
+        correct: Whether every token of its completion is the most likely one, of all tokens or of those that were
+            compared ``(example)``.
     """
 
     losses: Tensor
@@ -31,24 +34,36 @@ class Judged:
 
     @property
     def accuracy(self) -> float:
-        """Share of examples that greedy decoding would complete as expected."""
+        """Share of examples that are right."""
         return float(self.correct.double().mean())
 
 
 @torch.no_grad()
-def judge_pack(pack: EditPack, sequences: Sequence[SupervisedSequence], batch_size: int = 32) -> list[Judged]:
+def judge_pack(
+    pack: EditPack,
+    sequences: Sequence[SupervisedSequence],
+    choices: Sequence[Sequence[int]] | None = None,
+    batch_size: int = 32,
+) -> list[Judged]:
     """Test all runs of a pack on the same examples.
 
     Args:
         pack: The runs, as they are trained by now.
         sequences: Held-out examples.
+        choices: Per example the tokens that its answer, one token, is compared with; without them all tokens are.
         batch_size: Examples per pass, each once per run.
 
     Returns:
-        One result per run, in float64, in the order of ``sequences``.
+        One result per run, losses in float64, in the order of ``sequences``.
+
+    Raises:
+        InputError: Choices are given, and an example supervises more than one token.
 
     Cost: one pass of all runs over the examples, through the blocks from the lowest edit on.
     """
+    longest = max(len(one.ids) - one.first_target for one in sequences)
+    if choices is not None and longest > 1:
+        raise InputError(f"choices of one token each were given, and an example has {longest} supervised tokens.")
     runs = list(range(len(pack.specs)))
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
     losses = torch.zeros(len(runs), len(sequences), dtype=torch.float64)
@@ -56,8 +71,20 @@ def judge_pack(pack: EditPack, sequences: Sequence[SupervisedSequence], batch_si
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = [sequences[i] for i in chosen]
-        likelihoods, right, rows = pack.log_likelihoods(runs, [batch] * len(runs))
-        wanted = (rows.targets >= 0).reshape(right.shape)
-        losses[:, chosen] = -likelihoods.double().sum(-1).cpu()
-        correct[:, chosen] = (right | ~wanted).all(-1).cpu()
+        logits, rows = pack.logits(runs, [batch] * len(runs))
+        negative = per_target(rows, F.cross_entropy(logits, rows.wanted, reduction="none"))
+        losses[:, chosen] = negative.double().sum(-1).unflatten(0, (len(runs), -1)).cpu()
+        if choices is not None:
+            logits = _only(logits, [choices[i] for i in chosen] * len(runs))
+        wrong = per_target(rows, (logits.argmax(-1) != rows.wanted).to(logits.dtype))
+        correct[:, chosen] = (wrong.sum(-1) == 0).unflatten(0, (len(runs), -1)).cpu()
     return [Judged(losses[run], correct[run]) for run in runs]
+
+
+def _only(logits: Tensor, tokens: Sequence[Sequence[int]]) -> Tensor:
+    """Return logits ``(row vocab)`` with all but each row's tokens at minus infinity."""
+    row = torch.tensor([i for i, own in enumerate(tokens) for _ in own], device=logits.device)
+    column = torch.tensor([token for own in tokens for token in own], device=logits.device)
+    found = torch.full_like(logits, -torch.inf)
+    found[row, column] = logits[row, column]
+    return found

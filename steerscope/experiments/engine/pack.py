@@ -52,9 +52,19 @@ class Rows:
         """Return the rows at some places, each as often as it is named."""
         return Rows(*(values[places] for values in (self.ids, self.mask, self.prompts, self.targets)))
 
+    @property
+    def is_target(self) -> Tensor:
+        """Where ``targets`` holds a token, ``(row target)``."""
+        return self.targets != IGNORED
+
+    @property
+    def wanted(self) -> Tensor:
+        """The supervised tokens, row by row, ``(supervised)``."""
+        return self.targets[self.is_target]
+
     def predicting(self) -> tuple[Tensor, Tensor]:
         """Return row and column of every token that predicts a supervised one, ``(supervised)`` each."""
-        row, target = (self.targets != IGNORED).nonzero(as_tuple=True)
+        row, target = self.is_target.nonzero(as_tuple=True)
         return row, self.prompts[row] - 1 + target
 
 
@@ -100,9 +110,7 @@ class EditPack(nn.Module):
         """Use the kept streams of an earlier pack on the same model."""
         self.streams = streams
 
-    def log_likelihoods(
-        self, runs: Sequence[int], batches: Sequence[Sequence[SupervisedSequence]]
-    ) -> tuple[Tensor, Tensor, Rows]:
+    def logits(self, runs: Sequence[int], batches: Sequence[Sequence[SupervisedSequence]]) -> tuple[Tensor, Rows]:
         """Run some runs of the pack, each on its own batch; batches that are one object are computed once below.
 
         Args:
@@ -110,8 +118,8 @@ class EditPack(nn.Module):
             batches: Per run its sequences, the same number for all.
 
         Returns:
-            Log-likelihoods of the supervised tokens ``(run batch target)``, 0 where there is none; whether each was the
-            most likely token, same shape; and the rows of all runs, in the order of ``runs``.
+            Logits of the tokens that predict supervised ones ``(supervised vocab)``, row by row, in float32 at least;
+            and the rows of all runs, in the order of ``runs``.
 
         Cost: one pass through the blocks from the pack's lowest on, for all rows.
         """
@@ -119,33 +127,28 @@ class EditPack(nn.Module):
         size = len(different[0])
         unique = [sequence for batch in different for sequence in batch]
         place = {id(batch): size * index for index, batch in enumerate(different)}
-        device = self.loaded.device
-        rows = Rows.of(unique, self.pad, device)
+        device, model = self.loaded.device, self.loaded.model
         take = torch.tensor([place[id(batch)] + row for batch in batches for row in range(size)], device=device)
+        rows = Rows.of(unique, self.pad, device).take(take)
         self.streams.move_to(self.edits.lowest_block)
         stream = self.streams.entering(unique)
-        if stream is not None:
-            stream = stream[take]
-        rows = rows.take(take)
-        model = self.loaded.model
         with (
-            entering(self.loaded.site_map, self.streams.layer, stream),
+            entering(self.loaded.site_map, self.streams.layer, None if stream is None else stream[take]),
             self.edits.acting(runs, rows.mask, rows.prompts, rows.ids.shape[1]),
             selected_positions(model, *rows.predicting()),
         ):
             logits = run(model, rows.ids, rows.mask)[0]
         # In single precision at least: sums over a vocabulary in half precision are worthless.
-        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-        supervised = rows.targets != IGNORED
-        wanted = rows.targets[supervised]
-        likelihoods = logits.new_zeros(rows.targets.shape)
-        likelihoods = likelihoods.masked_scatter(supervised, -F.cross_entropy(logits, wanted, reduction="none"))
-        right = torch.zeros_like(supervised).masked_scatter(supervised, logits.detach().argmax(-1) == wanted)
-        shape = (len(runs), size, rows.targets.shape[1])
-        return likelihoods.reshape(shape), right.reshape(shape), rows
+        return (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits), rows
 
     def losses(self, runs: Sequence[int], batches: Sequence[Sequence[SupervisedSequence]]) -> Tensor:
         """Return the mean negative log-likelihood of each run's supervised tokens ``(run)``, in nats."""
-        likelihoods, _, rows = self.log_likelihoods(runs, batches)
-        counts = (rows.targets != IGNORED).sum(-1).unflatten(0, (len(runs), -1)).sum(-1)
-        return -likelihoods.sum((1, 2)) / counts
+        logits, rows = self.logits(runs, batches)
+        negative = per_target(rows, F.cross_entropy(logits, rows.wanted, reduction="none"))
+        counts = rows.is_target.sum(-1).unflatten(0, (len(runs), -1)).sum(-1)
+        return negative.unflatten(0, (len(runs), -1)).sum((1, 2)) / counts
+
+
+def per_target(rows: Rows, values: Tensor) -> Tensor:
+    """Return values of supervised tokens in the places of these, ``(row target)``, 0 elsewhere."""
+    return values.new_zeros(rows.targets.shape).masked_scatter(rows.is_target, values)
