@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.analysis.outputs import selected_positions
+from steerscope.experiments.engine.rows import padded, run
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.models.site_map import SiteMap
 from steerscope.models.upper_blocks import entering_block, pass_through
@@ -114,22 +115,3 @@ def entering(site_map: SiteMap, layer: int, stream: Tensor | None) -> Iterator[N
         return
     with entering_block(site_map, layer, stream):
         yield
-
-
-def padded(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
-    """Return rows filled up with a value on the right, ``(row column)``."""
-    width = max(map(len, rows))
-    return torch.tensor([list(row) + [value] * (width - len(row)) for row in rows], device=device)
-
-
-def run(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
-    """Run a model without a cache on rows padded on the right; return its logits.
-
-    Args:
-        model: A causal language model or a wrapper of one.
-        ids: ``(row token)``.
-        mask: ``(row token)``, 0 on padding.
-    """
-    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    logits: Tensor = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
-    return logits

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from steerscope.errors import InputError
-from steerscope.experiments.engine.pack import EditPack, per_target
+from steerscope.experiments.engine.pack import Pack
+from steerscope.experiments.engine.rows import per_target
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 
 
@@ -40,7 +41,7 @@ class Judged:
 
 @torch.no_grad()
 def judge_pack(
-    pack: EditPack,
+    pack: Pack,
     sequences: Sequence[SupervisedSequence],
     choices: Sequence[Sequence[int]] | None = None,
     batch_size: int = 32,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steerscope.errors import InputError
-from steerscope.experiments.engine.pack import EditPack
+from steerscope.experiments.engine.pack import Pack
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 
@@ -53,7 +53,7 @@ class Progress:
 
 
 def train_pack(
-    pack: EditPack,
+    pack: Pack,
     data: Mapping[int, Sequence[SupervisedSequence]],
     schedule: Schedule,
     *,
@@ -95,12 +95,13 @@ def train_pack(
             )
     numbers = range(len(pack.specs))
     optimizer = torch.optim.AdamW(
-        [{"params": pack.edits.parameters_of(run), "lr": pack.specs[run].learning_rate} for run in numbers],
+        [{"params": pack.parameters_of(run), "lr": pack.specs[run].learning_rate} for run in numbers],
         weight_decay=0.0,
     )
     now = start or Progress()
     if start is None:
         now.losses = [[] for _ in numbers]
+        pack.begin(optimizer)
     else:
         optimizer.load_state_dict(start.optimizer)
         _put(pack, start.tensors)
@@ -121,7 +122,7 @@ def train_pack(
         if kept:
             losses[kept].sum().backward()
         for place, run in enumerate(alive):
-            parameters = pack.edits.parameters_of(run)
+            parameters = pack.parameters_of(run)
             if place in kept:
                 torch.nn.utils.clip_grad_norm_(parameters, schedule.clip)
             else:  # zero times infinity: what backward left here are no gradients
@@ -129,7 +130,9 @@ def train_pack(
                     parameter.grad = None
         for run in numbers:
             optimizer.param_groups[run]["lr"] = pack.specs[run].learning_rate * schedule.factor(now.step)
+        pack.before_step()
         optimizer.step()  # parameters without a gradient, those of runs that ended, are passed over
+        pack.after_step(optimizer)
         now.step += 1
         if show is not None:
             show(now.step, steps)
@@ -158,13 +161,13 @@ def _is_alive(losses: Sequence[float]) -> bool:
     return not losses or math.isfinite(losses[-1])
 
 
-def _copied(pack: EditPack, run: int) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in pack.edits.tensors_of(run).items()}
+def _copied(pack: Pack, run: int) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in pack.tensors_of(run).items()}
 
 
-def _put(pack: EditPack, tensors: Sequence[Mapping[str, Tensor]]) -> None:
+def _put(pack: Pack, tensors: Sequence[Mapping[str, Tensor]]) -> None:
     for run, own in enumerate(tensors):
-        held = pack.edits.tensors_of(run)
+        held = pack.tensors_of(run)
         with torch.no_grad():
             for name, value in held.items():
                 value.copy_(own[name])

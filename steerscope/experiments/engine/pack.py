@@ -1,74 +1,73 @@
-"""Runs trained together: their edits on their own rows of one batch, on one frozen model."""
+"""Runs trained together: each on its own rows of one batch, on one frozen model."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from steerscope.analysis.outputs import selected_positions
 from steerscope.errors import InputError
 from steerscope.experiments.engine.edits import PackedEdits
-from steerscope.experiments.engine.frozen import FrozenStreams, entering, padded, run
+from steerscope.experiments.engine.frozen import FrozenStreams, entering
+from steerscope.experiments.engine.rows import Rows, per_target, run, single_precision
 from steerscope.experiments.engine.spec import RunSpec
 from steerscope.experiments.tasks.supervised import SupervisedSequence, pad_token
 from steerscope.models.load import LoadedModel
 
-IGNORED = -100
 
-
-@dataclass(frozen=True)
-class Rows:
-    """A padded batch of sequences.
-
-    Padding is on the right: a token of padding then sees real tokens before it, where one on the left sees nothing, of
-    which some implementations of attention make NaN.
+class Pack(ABC):
+    """What the loop trains: one run, or many.
 
     Attributes:
-        ids: ``(row token)``.
-        mask: ``(row token)``, 0 on padding.
-        prompts: Tokens of every row's prompt ``(row)``.
-        targets: ``(row target)``: the supervised tokens, -100 behind the last.
+        specs: The runs.
     """
 
-    ids: Tensor
-    mask: Tensor
-    prompts: Tensor
-    targets: Tensor
+    specs: tuple[RunSpec, ...]
 
-    @classmethod
-    def of(cls, sequences: Sequence[SupervisedSequence], pad: int, device: torch.device) -> Rows:
-        """Pad sequences to one length."""
-        ids = padded([row.ids for row in sequences], pad, device)
-        mask = padded([[1] * len(row.ids) for row in sequences], 0, device)
-        prompts = torch.tensor([row.first_target for row in sequences], device=device)
-        targets = padded([row.ids[row.first_target :] for row in sequences], IGNORED, device)
-        return cls(ids, mask, prompts, targets)
+    @abstractmethod
+    def parameters_of(self, run: int) -> list[nn.Parameter]:
+        """Return what one run trains."""
 
-    def take(self, places: Tensor) -> Rows:
-        """Return the rows at some places, each as often as it is named."""
-        return Rows(*(values[places] for values in (self.ids, self.mask, self.prompts, self.targets)))
+    @abstractmethod
+    def tensors_of(self, run: int) -> dict[str, Tensor]:
+        """Return what one run trains by name; the tensors themselves, so that they can be written to."""
 
-    @property
-    def is_target(self) -> Tensor:
-        """Where ``targets`` holds a token, ``(row target)``."""
-        return self.targets != IGNORED
+    @abstractmethod
+    def logits(self, runs: Sequence[int], batches: Sequence[Sequence[SupervisedSequence]]) -> tuple[Tensor, Rows]:
+        """Run some runs, each on its own batch.
 
-    @property
-    def wanted(self) -> Tensor:
-        """The supervised tokens, row by row, ``(supervised)``."""
-        return self.targets[self.is_target]
+        Args:
+            runs: Which runs.
+            batches: Per run its sequences, the same number for all. Batches that are one object hold the same rows.
 
-    def predicting(self) -> tuple[Tensor, Tensor]:
-        """Return row and column of every token that predicts a supervised one, ``(supervised)`` each."""
-        row, target = self.is_target.nonzero(as_tuple=True)
-        return row, self.prompts[row] - 1 + target
+        Returns:
+            Logits of the tokens that predict supervised ones ``(supervised vocab)``, row by row, in float32 at least;
+            and the rows of all runs, in the order of ``runs``.
+        """
+
+    def losses(self, runs: Sequence[int], batches: Sequence[Sequence[SupervisedSequence]]) -> Tensor:
+        """Return the mean negative log-likelihood of each run's supervised tokens ``(run)``, in nats."""
+        logits, rows = self.logits(runs, batches)
+        negative = per_target(rows, F.cross_entropy(logits, rows.wanted, reduction="none"))
+        counts = rows.is_target.sum(-1).unflatten(0, (len(runs), -1)).sum(-1)
+        return negative.unflatten(0, (len(runs), -1)).sum((1, 2)) / counts
+
+    def begin(self, optimizer: Optimizer) -> None:  # noqa: B027  most packs have nothing to do here
+        """Called before the first step of a training that does not go on from an earlier one."""
+
+    def before_step(self) -> None:  # noqa: B027
+        """Called when gradients are there and clipped."""
+
+    def after_step(self, optimizer: Optimizer) -> None:  # noqa: B027
+        """Called when parameters have moved."""
 
 
-class EditPack(nn.Module):
+class EditPack(Pack):
     """Runs of edits on one frozen model, each on its own rows.
 
     Attributes:
@@ -90,7 +89,6 @@ class EditPack(nn.Module):
         Raises:
             InputError: No run, a site that the model lacks, or a scale that was not given.
         """
-        super().__init__()
         if not specs:
             raise InputError("a pack needs at least one run, got none.")
         self.loaded, self.specs = loaded, tuple(specs)
@@ -109,6 +107,14 @@ class EditPack(nn.Module):
     def share(self, streams: FrozenStreams) -> None:
         """Use the kept streams of an earlier pack on the same model."""
         self.streams = streams
+
+    def parameters_of(self, run: int) -> list[nn.Parameter]:
+        """Return what one run trains."""
+        return self.edits.parameters_of(run)
+
+    def tensors_of(self, run: int) -> dict[str, Tensor]:
+        """Return one run's tensors by ``site.name``, as adapters are saved."""
+        return self.edits.tensors_of(run)
 
     def logits(self, runs: Sequence[int], batches: Sequence[Sequence[SupervisedSequence]]) -> tuple[Tensor, Rows]:
         """Run some runs of the pack, each on its own batch; batches that are one object are computed once below.
@@ -137,18 +143,4 @@ class EditPack(nn.Module):
             self.edits.acting(runs, rows.mask, rows.prompts, rows.ids.shape[1]),
             selected_positions(model, *rows.predicting()),
         ):
-            logits = run(model, rows.ids, rows.mask)[0]
-        # In single precision at least: sums over a vocabulary in half precision are worthless.
-        return (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits), rows
-
-    def losses(self, runs: Sequence[int], batches: Sequence[Sequence[SupervisedSequence]]) -> Tensor:
-        """Return the mean negative log-likelihood of each run's supervised tokens ``(run)``, in nats."""
-        logits, rows = self.logits(runs, batches)
-        negative = per_target(rows, F.cross_entropy(logits, rows.wanted, reduction="none"))
-        counts = rows.is_target.sum(-1).unflatten(0, (len(runs), -1)).sum(-1)
-        return negative.unflatten(0, (len(runs), -1)).sum((1, 2)) / counts
-
-
-def per_target(rows: Rows, values: Tensor) -> Tensor:
-    """Return values of supervised tokens in the places of these, ``(row target)``, 0 elsewhere."""
-    return values.new_zeros(rows.targets.shape).masked_scatter(rows.is_target, values)
+            return single_precision(run(model, rows.ids, rows.mask)[0]), rows

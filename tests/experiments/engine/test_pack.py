@@ -6,15 +6,18 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
 from steerscope import SteeringConfig, get_steering_model, wrap_model
 from steerscope.errors import InputError
 from steerscope.experiments.engine import EditPack, RunSpec, train_pack
 from steerscope.experiments.engine.frozen import FrozenStreams
+from steerscope.experiments.engine.model_pack import ModelPack
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.experiments.training.data import Collator, supervised_loss, training_rows
+from steerscope.steering.joint import JointConstraint
 from tests.steering.cases import SETTINGS
 from tests.tiny import VOCAB, tiny_model, tiny_tokenizer
 
@@ -91,11 +94,8 @@ def test_a_run_in_a_pack_equals_the_run_alone(family):
             assert other.losses == pytest.approx(alone.losses, abs=1e-10, rel=0)
 
 
-@pytest.mark.parametrize(("family", "sites"), [(f, s["sites"]) for f, s in SETTINGS.items() if f != "lofit_scale"])
-def test_a_pack_of_one_equals_the_stock_trainer(family, sites, tmp_path):
-    loaded = loaded_model()
-    one = spec(sites, 0.02, family=family, rank=SETTINGS[family].get("rank"), positions="last:2")
-    model = get_steering_model(loaded, one.config)
+def stock_losses(model, folder, rate, told, callbacks=()):
+    """Train with transformers' Trainer on the same rows; return the losses of its steps."""
     seen = []
 
     def loss(outputs, labels, num_items_in_batch=None):
@@ -104,10 +104,10 @@ def test_a_pack_of_one_equals_the_stock_trainer(family, sites, tmp_path):
         return value
 
     arguments = TrainingArguments(
-        output_dir=str(tmp_path),
+        output_dir=str(folder),
         max_steps=STEPS,
         per_device_train_batch_size=SIZE,
-        learning_rate=one.learning_rate,
+        learning_rate=rate,
         lr_scheduler_type="linear",
         warmup_steps=round(SCHEDULE.warmup * STEPS),
         weight_decay=0.0,
@@ -120,21 +120,61 @@ def test_a_pack_of_one_equals_the_stock_trainer(family, sites, tmp_path):
         remove_unused_columns=False,
         use_cpu=True,
     )
-    rows = data_of(0)[0]
+    collate = Collator(2, True, told)
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=rows,
-        data_collator=Collator(2, True, True),
+        train_dataset=data_of(0)[0],
+        data_collator=collate,
         compute_loss_func=loss,
+        callbacks=list(callbacks),
     )
     trainer.train()
+    assert abs(seen[0] - seen[-1]) > 1e-3
+    return seen
+
+
+@pytest.mark.parametrize(("family", "sites"), [(f, s["sites"]) for f, s in SETTINGS.items() if f != "lofit_scale"])
+def test_a_pack_of_one_equals_the_stock_trainer(family, sites, tmp_path):
+    loaded = loaded_model()
+    one = spec(sites, 0.02, family=family, rank=SETTINGS[family].get("rank"), positions="last:2")
+    model = get_steering_model(loaded, one.config)
+    seen = stock_losses(model, tmp_path, one.learning_rate, True)
     expected = {name: value.clone() for name, value in model.steering_tensors().items()}
     model.unload()
     found = trained(loaded, [one])[0]
     assert found.losses == pytest.approx(seen, abs=1e-9, rel=0)
-    assert abs(seen[0] - seen[-1]) > 1e-3
     close(found.tensors, expected, 1e-9)
+
+
+def lora_of(model):
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["down_proj", "o_proj", "q_proj"], task_type="CAUSAL_LM")
+    return get_peft_model(model, config).to(torch.float64)
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "joint none", "joint output"])
+def test_other_methods_equal_the_stock_trainer(method, tmp_path):
+    results = []
+    for engine in (True, False):
+        base, constraint, rate = tiny_model("llama", torch.float64), None, 0.02
+        model = base if method == "full" else lora_of(base)
+        if method == "full":
+            rate = 0.002
+        if method.startswith("joint"):
+            model = get_steering_model(model, spec("1.resid_post").config)
+            constraint = JointConstraint(model, method.split()[1])
+        if engine:
+            pack = ModelPack(model.eval(), RunSpec(spec().config, rate), 2, constraint)
+            found = train_pack(pack, data_of(0), SCHEDULE)[0]
+            results.append((list(found.losses), found.tensors))
+        else:
+            callbacks = () if constraint is None else (constraint.callback(),)
+            losses = stock_losses(model, tmp_path, rate, method.startswith("joint"), callbacks)
+            results.append((losses, {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}))
+    assert results[0][0] == pytest.approx(results[1][0], abs=1e-9, rel=0)
+    # Adam divides by the size of gradients: where these are rounding errors alone, so is the direction.
+    close(results[0][1], results[1][1], 1e-7)
 
 
 def test_a_training_that_was_interrupted_goes_on_to_the_same_bits():

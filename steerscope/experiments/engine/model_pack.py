@@ -1,0 +1,61 @@
+"""A pack of one: a model with something to train in it, LoRA, all weights, biases, or edits and LoRA together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from steerscope.analysis.outputs import selected_positions
+from steerscope.experiments.engine.pack import Pack
+from steerscope.experiments.engine.rows import Rows, run, single_precision
+from steerscope.experiments.engine.spec import RunSpec
+from steerscope.experiments.tasks.supervised import SupervisedSequence
+from steerscope.steering import SteeringModel
+from steerscope.steering.identity import language_model
+from steerscope.steering.joint import JointConstraint
+
+
+class ModelPack(Pack):
+    """One run of whatever has gradients in a model.
+
+    Args:
+        model: A model ready to train: plain, wrapped by PEFT, or steered.
+        spec: The run; only its learning rate and seed are used.
+        pad: Any token to fill with.
+        constraint: What keeps a LoRA and edits apart, if anything.
+    """
+
+    def __init__(self, model: nn.Module, spec: RunSpec, pad: int, constraint: JointConstraint | None = None) -> None:
+        self.model, self.specs, self.pad, self.constraint = model, (spec,), pad, constraint
+
+    def parameters_of(self, run: int) -> list[nn.Parameter]:
+        """Return what is trained."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def tensors_of(self, run: int) -> dict[str, Tensor]:
+        """Return what is trained by its name in the model."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def logits(self, runs: Sequence[int], batches: Sequence[Sequence[SupervisedSequence]]) -> tuple[Tensor, Rows]:
+        """Run the model on its batch; see :meth:`Pack.logits`."""
+        rows = Rows.of(batches[0], self.pad, next(self.model.parameters()).device)
+        told = {"prompt_lengths": rows.prompts} if isinstance(self.model, SteeringModel) else {}
+        with selected_positions(language_model(self.model), *rows.predicting()):
+            return single_precision(run(self.model, rows.ids, rows.mask, **told)[0]), rows
+
+    def begin(self, optimizer: Optimizer) -> None:
+        """Start within the constraint."""
+        if self.constraint is not None:
+            self.constraint.project(optimizer)
+
+    def before_step(self) -> None:
+        """Keep gradients within the constraint."""
+        if self.constraint is not None:
+            self.constraint.project_gradients()
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Keep parameters and moments within the constraint."""
+        if self.constraint is not None:
+            self.constraint.project(optimizer)

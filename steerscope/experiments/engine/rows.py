@@ -1,0 +1,92 @@
+"""A padded batch of supervised sequences, and where in it the logits are that matter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from steerscope.experiments.tasks.supervised import SupervisedSequence
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A padded batch of sequences.
+
+    Padding is on the right: a token of padding then sees real tokens before it, where one on the left sees nothing, of
+    which some implementations of attention make NaN.
+
+    Attributes:
+        ids: ``(row token)``.
+        mask: ``(row token)``, 0 on padding.
+        prompts: Tokens of every row's prompt ``(row)``.
+        targets: ``(row target)``: the supervised tokens, -100 behind the last.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    prompts: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of(cls, sequences: Sequence[SupervisedSequence], pad: int, device: torch.device) -> Rows:
+        """Pad sequences to one length."""
+        ids = padded([row.ids for row in sequences], pad, device)
+        mask = padded([[1] * len(row.ids) for row in sequences], 0, device)
+        prompts = torch.tensor([row.first_target for row in sequences], device=device)
+        targets = padded([row.ids[row.first_target :] for row in sequences], IGNORED, device)
+        return cls(ids, mask, prompts, targets)
+
+    def take(self, places: Tensor) -> Rows:
+        """Return the rows at some places, each as often as it is named."""
+        return Rows(*(values[places] for values in (self.ids, self.mask, self.prompts, self.targets)))
+
+    @property
+    def is_target(self) -> Tensor:
+        """Where ``targets`` holds a token, ``(row target)``."""
+        return self.targets != IGNORED
+
+    @property
+    def wanted(self) -> Tensor:
+        """The supervised tokens, row by row, ``(supervised)``."""
+        return self.targets[self.is_target]
+
+    def predicting(self) -> tuple[Tensor, Tensor]:
+        """Return row and column of every token that predicts a supervised one, ``(supervised)`` each."""
+        row, target = self.is_target.nonzero(as_tuple=True)
+        return row, self.prompts[row] - 1 + target
+
+
+def padded(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
+    """Return rows filled up with a value on the right, ``(row column)``."""
+    width = max(map(len, rows))
+    return torch.tensor([list(row) + [value] * (width - len(row)) for row in rows], device=device)
+
+
+def per_target(rows: Rows, values: Tensor) -> Tensor:
+    """Return values of supervised tokens in the places of these, ``(row target)``, 0 elsewhere."""
+    return values.new_zeros(rows.targets.shape).masked_scatter(rows.is_target, values)
+
+
+def run(model: nn.Module, ids: Tensor, mask: Tensor, **more: Tensor) -> Tensor:
+    """Run a model without a cache on rows padded on the right; return its logits.
+
+    Args:
+        model: A causal language model or a wrapper of one.
+        ids: ``(row token)``.
+        mask: ``(row token)``, 0 on padding.
+        more: What else the wrapper takes.
+    """
+    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "use_cache": False, **more}
+    logits: Tensor = model(**given).logits
+    return logits
+
+
+def single_precision(logits: Tensor) -> Tensor:
+    """Return logits in float32 at least: sums over a vocabulary in half precision are worthless."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
