@@ -4,8 +4,8 @@
 
 Trains a linear edit of rank 8 at single sites of the bundled model on ListOps, with and without a bias on the write,
 with what is read divided by its root mean square or not, each at several learning rates; reports the held-out loss of
-the best rate. One pack per site, variant and seed holds all rates. The file is written after every pack, and a second call
-goes on with what is missing.
+the best rate. One pack per site, variant and seed holds all rates. The file is written after every pack, and a second
+call goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -81,9 +81,7 @@ def main() -> None:
         first = [{"input_ids": torch.tensor([row.ids])} for row in data[seed][:64]]
         rms = {str(s): v for s, v in measure_scales(loaded.model, loaded.site_map, (place,), first).items()}
         config = SteeringConfig(sites=site, rank=8, bias=bias, scale=scale, seed=seed)
-        pack = EditPack(loaded, [RunSpec(config, rate, seed) for rate in RATES[scale]], rms)
-        if streams is not None and streams.layer == pack.edits.lowest_block:
-            pack.share(streams)
+        pack = EditPack(loaded, [RunSpec(config, rate, seed) for rate in RATES[scale]], rms, streams)
         streams = pack.streams
         since = time.perf_counter()
         trained = train_pack(pack, {seed: data[seed]}, schedule)

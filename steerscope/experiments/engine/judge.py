@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from steerscope.errors import InputError
 from steerscope.experiments.engine.pack import Pack
 from steerscope.experiments.engine.rows import per_target
 from steerscope.experiments.tasks.supervised import SupervisedSequence
@@ -51,20 +50,15 @@ def judge_pack(
     Args:
         pack: The runs, as they are trained by now.
         sequences: Held-out examples.
-        choices: Per example the tokens that its answer, one token, is compared with; without them all tokens are.
+        choices: Per example the tokens that the last one of its completion is compared with; it then is right if that
+            one wins. Without them every token of the completion has to be the most likely of all.
         batch_size: Examples per pass, each once per run.
 
     Returns:
         One result per run, losses in float64, in the order of ``sequences``.
 
-    Raises:
-        InputError: Choices are given, and an example supervises more than one token.
-
     Cost: one pass of all runs over the examples, through the blocks from the lowest edit on.
     """
-    longest = max(len(one.ids) - one.first_target for one in sequences)
-    if choices is not None and longest > 1:
-        raise InputError(f"choices of one token each were given, and an example has {longest} supervised tokens.")
     runs = list(range(len(pack.specs)))
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
     losses = torch.zeros(len(runs), len(sequences), dtype=torch.float64)
@@ -75,10 +69,13 @@ def judge_pack(
         logits, rows = pack.logits(runs, [batch] * len(runs))
         negative = per_target(rows, F.cross_entropy(logits, rows.wanted, reduction="none"))
         losses[:, chosen] = negative.double().sum(-1).unflatten(0, (len(runs), -1)).cpu()
-        if choices is not None:
-            logits = _only(logits, [choices[i] for i in chosen] * len(runs))
-        wrong = per_target(rows, (logits.argmax(-1) != rows.wanted).to(logits.dtype))
-        correct[:, chosen] = (wrong.sum(-1) == 0).unflatten(0, (len(runs), -1)).cpu()
+        if choices is None:
+            wrong = per_target(rows, (logits.argmax(-1) != rows.wanted).to(logits.dtype))
+            right = wrong.sum(-1) == 0
+        else:
+            last = rows.is_target.sum(-1).cumsum(0) - 1
+            right = _only(logits[last], [choices[i] for i in chosen] * len(runs)).argmax(-1) == rows.wanted[last]
+        correct[:, chosen] = right.unflatten(0, (len(runs), -1)).cpu()
     return [Judged(losses[run], correct[run]) for run in runs]
 
 

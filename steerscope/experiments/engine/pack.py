@@ -35,7 +35,7 @@ class Pack(ABC):
 
     @abstractmethod
     def tensors_of(self, run: int) -> dict[str, Tensor]:
-        """Return what one run trains by name; the tensors themselves, so that they can be written to."""
+        """Return what one run trains, and what belongs to it, by name; the tensors themselves, to be written to."""
 
     @abstractmethod
     def logits(self, runs: Sequence[int], batches: Sequence[Sequence[SupervisedSequence]]) -> tuple[Tensor, Rows]:
@@ -76,7 +76,11 @@ class EditPack(Pack):
     """
 
     def __init__(
-        self, loaded: LoadedModel, specs: Sequence[RunSpec], scales: Mapping[str, float] | None = None
+        self,
+        loaded: LoadedModel,
+        specs: Sequence[RunSpec],
+        scales: Mapping[str, float] | None = None,
+        streams: FrozenStreams | None = None,
     ) -> None:
         """Build the edits as they start.
 
@@ -85,6 +89,7 @@ class EditPack(Pack):
             specs: The runs; any sites, rates, seeds and families together.
             scales: Root mean square of what each site reads, by the site's name, for configurations with
                 ``scale="rms"``.
+            streams: Kept streams of an earlier pack on the same model, to go on from.
 
         Raises:
             InputError: No run, a site that the model lacks, or a scale that was not given.
@@ -93,20 +98,19 @@ class EditPack(Pack):
             raise InputError("a pack needs at least one run, got none.")
         self.loaded, self.specs = loaded, tuple(specs)
         self.edits = PackedEdits([spec.config for spec in specs], loaded.site_map, loaded.device)
-        for edits in self.edits.by_run:
-            for site, edit in edits.items():
-                if not edit.is_ready:
-                    if str(site) not in (scales or {}):
-                        raise InputError(
-                            f"the edit at '{site}' reads with scale='rms'; pass scales={{'{site}': value}}."
-                        )
-                    edit.set_scale((scales or {})[str(site)])
+        unscaled = [item for edits in self.edits.by_run for item in edits.items() if not item[1].is_ready]
+        for site, edit in unscaled:
+            if str(site) not in (scales or {}):
+                raise InputError(f"the edit at '{site}' reads with scale='rms'; pass scales={{'{site}': value}}.")
+            edit.set_scale((scales or {})[str(site)])
         self.pad = pad_token(loaded.tokenizer)
-        self.streams = FrozenStreams(loaded.model, loaded.site_map, self.pad)
+        self.streams = streams or FrozenStreams(loaded.model, loaded.site_map, self.pad)
 
-    def share(self, streams: FrozenStreams) -> None:
-        """Use the kept streams of an earlier pack on the same model."""
-        self.streams = streams
+    @torch.no_grad()
+    def load(self, run: int, tensors: Mapping[str, Tensor]) -> None:
+        """Put trained tensors, by ``site.name``, in the place of a run's own."""
+        for name, value in self.tensors_of(run).items():
+            value.copy_(tensors[name])
 
     def parameters_of(self, run: int) -> list[nn.Parameter]:
         """Return what one run trains."""

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from steerscope import get_steering_model
-from steerscope.errors import InputError
 from steerscope.experiments.engine import EditPack
 from steerscope.experiments.engine.judge import judge_pack
 from steerscope.experiments.tasks.supervised import SupervisedSequence
@@ -55,5 +54,9 @@ def test_choices_are_compared_with_each_other_alone():
     assert [one.accuracy for one in alone] == [1.0, 1.0]
     assert all(0 < a.accuracy < 1 and a.accuracy > b.accuracy for a, b in zip(two, all_tokens, strict=True))
     assert all(torch.equal(a.losses, b.losses) for a, b in zip(two, all_tokens, strict=True))
-    with pytest.raises(InputError, match="choices of one token each"):
-        judge_pack(pack, sequences(8), others)
+    # A completion of several tokens is judged by its last: the others are the same for all choices.
+    longer = [SupervisedSequence((*row.ids[:-1], 5, row.ids[-1]), len(row.ids) - 1) for row in held]
+    short = [SupervisedSequence(row.ids, len(row.ids) - 1) for row in longer]
+    assert [j.correct.tolist() for j in judge_pack(pack, longer, others)] == [
+        j.correct.tolist() for j in judge_pack(pack, short, others)
+    ]

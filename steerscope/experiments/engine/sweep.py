@@ -1,0 +1,303 @@
+"""Train many candidates, each at a learning rate of its own and with several seeds; every run is kept as it ends.
+
+The rate is chosen with the first seed, on selection examples, and kept for the other seeds; test examples are judged
+with the chosen rate only. Runs that enter at one block train together. The order of work changes no result, and what a
+store already has is not computed again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from steerscope.experiments.engine.frozen import FrozenStreams
+from steerscope.experiments.engine.held_out import HeldOut
+from steerscope.experiments.engine.judge import Judged, judge_pack
+from steerscope.experiments.engine.loop import TrainedRun, train_pack
+from steerscope.experiments.engine.pack import EditPack, Pack
+from steerscope.experiments.engine.rate_grid import Choice, choice_among, next_places, rate
+from steerscope.experiments.engine.spec import RunSpec, Schedule
+from steerscope.experiments.tasks.supervised import SupervisedSequence, pad_token
+from steerscope.models.load import LoadedModel
+from steerscope.sites import parse_site
+from steerscope.steering.config import SteeringConfig
+
+# Called with what is being done, runs done and runs in all (an estimate: searches for a rate vary in length).
+SweepProgress = Callable[[str, int, int], None]
+JUDGE_BATCH = 32
+
+
+class Store(Protocol):
+    """Where runs are kept, by everything that decides their result."""
+
+    def get(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return what is kept of a run, or None."""
+
+    def put(self, config: Mapping[str, Any], record: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        """Keep a run."""
+
+    def weights(self, config: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the tensors that were kept with a run."""
+
+
+class SweepData(Protocol):
+    """The examples of a sweep."""
+
+    def rows(self, seed: int) -> Sequence[SupervisedSequence]:
+        """Return a seed's training sequences in the order of training, ``steps * batch_size`` of them."""
+
+    def held_out(self, part: str) -> HeldOut:
+        """Return the examples of ``selection`` or ``test``."""
+
+    def fingerprint(self, part: str, seed: int = 0) -> str:
+        """Return a hash of the examples of a part (``train`` of a seed, ``selection``, ``test``)."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something to train: edits, or a method that trains weights.
+
+    Attributes:
+        name: What it is called in results.
+        config: Its edits; their seed is replaced by each run's.
+        start: Place on the grid of learning rates where the search begins.
+        group: Candidates of one group tend to want one rate: the next search begins where the last one ended.
+        build: Makes a pack of one, for a method that is no edit; and what takes it off the model again.
+    """
+
+    name: str
+    config: SteeringConfig | None
+    start: int
+    group: str
+    build: Callable[[float, int], tuple[Pack, Callable[[], object]]] | None = None
+
+    @property
+    def lowest_block(self) -> int:
+        """The block at which its runs enter."""
+        return -1 if self.config is None else min(parse_site(name).layer for name in self.config.sites)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training a candidate came to.
+
+    Attributes:
+        method: Its name.
+        learning_rate: The chosen rate; ``interior`` whether both neighbours on the grid were tried and are worse.
+        tried: Selection loss by learning rate.
+        losses: Test loss per seed, in nats; infinite where the run diverged.
+        accuracies: Test accuracy per seed.
+        seconds: Training time of every run, searches included; of a pack its share.
+    """
+
+    method: str
+    learning_rate: float
+    interior: bool
+    tried: dict[str, float]
+    losses: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON-able values; an infinite loss is written as ``None``."""
+        found = asdict(self)
+        found["losses"] = [v if math.isfinite(v) else None for v in self.losses]
+        found["tried"] = {k: v if math.isfinite(v) else None for k, v in self.tried.items()}
+        return found
+
+
+@dataclass
+class Sweep:
+    """The training of many candidates.
+
+    Attributes:
+        loaded: The model.
+        data: Training, selection and test examples.
+        schedule: How every run is trained.
+        store: Where runs are kept.
+        scales: Root mean square of what sites read, by name, for edits with ``scale="rms"``.
+        pack_size: Most runs in one pack.
+        progress: Called as work goes on.
+    """
+
+    loaded: LoadedModel
+    data: SweepData
+    schedule: Schedule
+    store: Store
+    scales: Mapping[str, float]
+    pack_size: int = 4
+    progress: SweepProgress | None = None
+    _near: dict[str, int] = field(default_factory=dict)
+    _streams: FrozenStreams | None = None
+    _done: int = 0
+    _total: int = 0
+
+    def run(self, candidates: Sequence[Candidate], seeds: Sequence[int]) -> list[Outcome]:
+        """Train every candidate with every seed; return outcomes in the order of the candidates.
+
+        Cost: at least three runs per candidate with the first seed, one with every other.
+        """
+        floors: dict[int, list[Candidate]] = {}
+        for one in sorted(candidates, key=lambda one: one.lowest_block):
+            floors.setdefault(one.lowest_block, []).append(one)
+        self._done, self._total = 0, len(candidates) * (3 + len(seeds) - 1)
+        choices: dict[str, Choice] = {}
+        for floor in floors.values():
+            choices |= self._choose(floor, seeds[0])
+        for seed in seeds[1:]:
+            for floor in floors.values():
+                self._train([(one, choices[one.name].learning_rate, seed) for one in floor])
+        for floor in floors.values():
+            self._test([(one, choices[one.name].learning_rate, seed) for one in floor for seed in seeds])
+        return [self._outcome(one, choices[one.name], seeds) for one in candidates]
+
+    def untrained(self) -> Judged:
+        """Judge the model as it is on the test examples."""
+        held = self.data.held_out("test")
+        start = SteeringConfig(sites=(f"{len(self.loaded.site_map.blocks) - 1}.resid_post",), family="vector")
+        return judge_pack(self._pack([(start, 1.0, 0)]), held.sequences, held.choices, JUDGE_BATCH)[0]
+
+    def _choose(self, floor: Sequence[Candidate], seed: int) -> dict[str, Choice]:
+        """Search the learning rates of candidates that enter at one block, together."""
+        tried: dict[str, dict[int, float]] = {one.name: {} for one in floor}
+        starts = {one.name: self._near.get(one.group, one.start) for one in floor}
+        while True:
+            wanted = [
+                (one, place) for one in floor for place in next_places(tried[one.name], starts[one.name])
+            ]  # for those whose best rate has both neighbours there is none
+            if not wanted:
+                break
+            records = self._train([(one, rate(place), seed) for one, place in wanted])
+            for (one, place), record in zip(wanted, records, strict=True):
+                tried[one.name][place] = float(record["selection_loss"])
+        for one in floor:
+            self._near[one.group] = min(sorted(tried[one.name]), key=lambda place, own=tried[one.name]: own[place])  # type: ignore[misc]
+        return {one.name: choice_among(tried[one.name]) for one in floor}
+
+    def _train(self, runs: Sequence[tuple[Candidate, float, int]]) -> list[dict[str, Any]]:
+        """Return the records of runs that enter at one block, from the store or made now."""
+        missing = [run for run in runs if self.store.get(self._config(*run)) is None]
+        self._tell("", len(runs) - len(missing))
+        edits = [run for run in missing if run[0].config is not None]
+        for start in range(0, len(edits), self.pack_size):
+            chosen = edits[start : start + self.pack_size]
+            pack = self._pack([(one.config, rate_, seed) for one, rate_, seed in chosen if one.config is not None])
+            self._keep(chosen, pack)
+        for one, rate_, seed in missing:
+            if one.build is not None:
+                pack_of_one, restore = one.build(rate_, seed)
+                try:
+                    self._keep([(one, rate_, seed)], pack_of_one)
+                finally:
+                    restore()
+        found = [self.store.get(self._config(*run)) for run in runs]
+        return [record for record in found if record is not None]
+
+    def _keep(self, chosen: Sequence[tuple[Candidate, float, int]], pack: Pack) -> None:
+        """Train a pack, judge its runs on the selection examples, and keep them."""
+        names = ", ".join(dict.fromkeys(one.name for one, _, _ in chosen))
+        self._tell(names, 0)
+        since = time.perf_counter()
+        trained = train_pack(pack, {seed: self.data.rows(seed) for _, _, seed in chosen}, self.schedule)
+        seconds = (time.perf_counter() - since) / len(chosen)
+        judged = self._judged(pack, "selection")
+        tested = self._judged(pack, "test") if chosen[0][0].config is None else None
+        for run, (key, result, one) in enumerate(zip(chosen, trained, judged, strict=True)):
+            if tested is not None:
+                # Changed weights are not kept (hundreds of megabytes a run), so they are tested at once.
+                self.store.put(self._test_config(*key), _tested(tested[run], result.diverged), {})
+            tensors = result.tensors if key[0].config is not None else {}
+            self.store.put(self._config(*key), _record(result, one, seconds), tensors)
+            self._tell(names, 1)
+
+    def _test(self, runs: Sequence[tuple[Candidate, float, int]]) -> None:
+        """Judge on the test examples what was not judged there before."""
+        missing = [run for run in runs if self.store.get(self._test_config(*run)) is None]
+        for start in range(0, len(missing), self.pack_size):
+            chosen = missing[start : start + self.pack_size]
+            pack = self._pack([(one.config, rate_, seed) for one, rate_, seed in chosen if one.config is not None])
+            for run, key in enumerate(chosen):
+                pack.load(run, self.store.weights(self._config(*key)))
+            for key, judged in zip(chosen, self._judged(pack, "test"), strict=True):
+                diverged = bool((self.store.get(self._config(*key)) or {})["diverged"])
+                self.store.put(self._test_config(*key), _tested(judged, diverged), {})
+
+    def _outcome(self, one: Candidate, choice: Choice, seeds: Sequence[int]) -> Outcome:
+        chosen = choice.learning_rate
+        tested = [self.store.get(self._test_config(one, chosen, seed)) or {} for seed in seeds]
+        runs = [(one, tried, seeds[0]) for tried in choice.tried] + [(one, chosen, seed) for seed in seeds[1:]]
+        return Outcome(
+            method=one.name,
+            learning_rate=chosen,
+            interior=choice.interior,
+            tried={f"{tried:g}": loss for tried, loss in choice.tried.items()},
+            losses=tuple(float(record["loss"]) for record in tested),
+            accuracies=tuple(float(record["accuracy"]) for record in tested),
+            seconds=sum(float((self.store.get(self._config(*run)) or {})["seconds"]) for run in runs),
+        )
+
+    # --- packs ---
+
+    def _pack(self, runs: Sequence[tuple[SteeringConfig, float, int]]) -> EditPack:
+        if self._streams is None:
+            self._streams = FrozenStreams(self.loaded.model, self.loaded.site_map, pad_token(self.loaded.tokenizer))
+        return EditPack(self.loaded, [spec_of(*run) for run in runs], self.scales, self._streams)
+
+    def _judged(self, pack: Pack, part: str) -> list[Judged]:
+        held = self.data.held_out(part)
+        return judge_pack(pack, held.sequences, held.choices, JUDGE_BATCH)
+
+    # --- names of runs ---
+
+    def _config(self, one: Candidate, learning_rate: float, seed: int) -> dict[str, Any]:
+        """Return everything that decides the result of a run."""
+        identity = self.loaded.identity
+        config = None if one.config is None else spec_of(one.config, learning_rate, seed).config
+        sites = () if config is None else config.sites
+        return {
+            "model": identity.sha256,
+            "dtype": identity.dtype,
+            "train": self.data.fingerprint("train", seed),
+            "selection": self.data.fingerprint("selection"),
+            "scales": {} if config is None or config.scale == "none" else {name: self.scales[name] for name in sites},
+            "method": one.name,
+            "config": None if config is None else config.to_dict(),
+            "learning_rate": learning_rate,
+            "seed": seed,
+            **asdict(self.schedule),
+        }
+
+    def _test_config(self, one: Candidate, learning_rate: float, seed: int) -> dict[str, Any]:
+        return {**self._config(one, learning_rate, seed), "test": self.data.fingerprint("test")}
+
+    def _tell(self, what: str, step: int) -> None:
+        self._done = min(self._done + step, self._total)
+        if self.progress is not None:
+            self.progress(what, self._done, self._total)
+
+
+def spec_of(config: SteeringConfig, learning_rate: float, seed: int) -> RunSpec:
+    """Return the run of a configuration with a seed: of its start and of its training examples."""
+    return RunSpec(SteeringConfig.from_dict({**config.to_dict(), "seed": seed}), learning_rate, seed)
+
+
+def _record(run: TrainedRun, judged: Judged, seconds: float) -> dict[str, Any]:
+    return {
+        "selection_loss": math.inf if run.diverged or not math.isfinite(judged.loss) else judged.loss,
+        "selection_accuracy": judged.accuracy,
+        "diverged": run.diverged,
+        "train_losses": [round(loss, 5) if math.isfinite(loss) else None for loss in run.losses],
+        "seconds": seconds,
+    }
+
+
+def _tested(judged: Judged, diverged: bool) -> dict[str, Any]:
+    return {
+        "loss": math.inf if diverged or not math.isfinite(judged.loss) else judged.loss,
+        "accuracy": judged.accuracy,
+    }
