@@ -26,7 +26,7 @@ from steerscope.analysis.intervals import spearman
 from steerscope.analysis.kernels import Kernel, Rows
 from steerscope.analysis.outputs import make_probes
 from steerscope.analysis.problem import Problem
-from steerscope.analysis.scores.by_kernel import quick_share
+from steerscope.analysis.scores.learnable_share import quick_share
 
 BLOCKS, ALL = 32, 9
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from steerscope.analysis.ranking import rank_sites
     from steerscope.analysis.report import write_report
     from steerscope.analysis.results import Ranking
+    from steerscope.analysis.scores import register_score
     from steerscope.equivalence.remainder import remainder_slope
     from steerscope.equivalence.shifts import first_order_shift
     from steerscope.errors import InputError, SteerscopeError, UnsupportedModelError
@@ -52,6 +53,7 @@ _HOMES = {
     "RankOptions": "analysis.options",
     "rank_sites": "analysis.ranking",
     "Ranking": "analysis.results",
+    "register_score": "analysis.scores",
     "write_report": "analysis.report",
     # Steering adapters
     "SteeringConfig": "steering.config",
@@ -96,6 +98,7 @@ __all__ = [
     "rank_sites",
     "read_jsonl",
     "reading",
+    "register_score",
     "remainder_slope",
     "true_float64",
     "wrap_model",

@@ -10,7 +10,7 @@ from torch import Tensor
 from steerscope.analysis.intervals import jackknife_interval
 from steerscope.analysis.problem import Problem
 from steerscope.analysis.results import GreedyStep
-from steerscope.analysis.scores.by_kernel import learnable_share, quick_share
+from steerscope.analysis.scores.learnable_share import quick_share, share_of
 from steerscope.sites import Site
 
 
@@ -64,7 +64,7 @@ def grow_set(
         total = kernels[site] if total is None else total + kernels[site]
         members.append(site)
         spent += num_params[site]
-        value, low, high = jackknife_interval(learnable_share(total, problem))
+        value, low, high = jackknife_interval(share_of(total, problem))
         steps.append(GreedyStep(step, site.layer, site.kind.value, "linear", value, low, high, spent))
         if progress is not None:
             progress(step, max_sites)

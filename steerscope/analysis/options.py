@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from steerscope.analysis.features import SketchPlan
-from steerscope.analysis.scores import DEFAULT_SCORE, SCORES
+from steerscope.analysis.scores import DEFAULT_SCORE, ranking_scores
 from steerscope.errors import InputError
 from steerscope.models.site_map import unknown_name
 
@@ -56,8 +56,8 @@ class RankOptions:
         Raises:
             InputError: Unknown score, or a number out of range.
         """
-        if self.score not in SCORES:
-            raise unknown_name(self.score, list(SCORES), "score")
+        if self.score not in ranking_scores():
+            raise unknown_name(self.score, list(ranking_scores()), "score")
         least = {"num_probes": 1, "rank": 1, "num_groups": 2, "max_sites": 1, "batch_size": 1}
         for name, minimum in {**least, "max_examples": MIN_EXAMPLES}.items():
             if getattr(self, name) < minimum:

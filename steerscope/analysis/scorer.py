@@ -13,8 +13,16 @@ from steerscope.analysis.kernels import Kernel, Rows
 from steerscope.analysis.options import RankOptions
 from steerscope.analysis.problem import Problem
 from steerscope.analysis.results import KindScore, SiteScore
-from steerscope.analysis.scores import DEFAULT_SCORE, KERNEL_SCORES, kernel_scores, place_scores
-from steerscope.analysis.scores.by_kernel import quick_share, relative_length
+from steerscope.analysis.scores import (
+    DEFAULT_SCORE,
+    Candidate,
+    Needs,
+    Place,
+    compute_scores,
+    get_score,
+    relative_length,
+)
+from steerscope.analysis.scores.learnable_share import quick_share
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site, SiteKind
 
@@ -34,7 +42,8 @@ class Scorer:
         self.loaded, self.features, self.rows, self.target = loaded, features, rows, target
         self.problem, self.options = problem, options
         self.linear_kernels: dict[Site, Tensor] = {}
-        self._vector_scores: dict[Site, dict[str, Tensor]] = {}
+        # Sites that write at one point share their vector, whose kernel scores are computed once.
+        self._vectors: dict[Site, tuple[Kernel, Tensor, dict[str, Tensor]]] = {}
         self._scores: dict[tuple[Site, str], dict[str, Tensor]] = {}
         self._kind_kernels: dict[tuple[SiteKind, str], Kernel] = {}
         self._kind_lengths: dict[tuple[SiteKind, str], Tensor] = {}
@@ -50,24 +59,25 @@ class Scorer:
         kernel = Kernel.of([self.features.linear.pop(site)], self.features, self.rows, cross=False)
         held = self.features.held_length[site.write]
         length = relative_length(kernel.probe, self.features.read_length[site], held)
-        self._record(site, "linear", kernel, length, self._evaluate(kernel, length))
+        self._record(site, "linear", kernel, length, compute_scores(self._candidate(kernel, length, "linear", site)))
         self.linear_kernels[site] = (kernel.probe / max(kernel.scale, 1e-300)).float()
-        vector = Kernel.of([self.features.vector[site.write]], self.features, self.rows, cross=False)
-        length = relative_length(vector.probe, 1.0, held)
-        if site.write not in self._vector_scores:  # sites that write at one point share their vector
-            self._vector_scores[site.write] = self._evaluate(vector, length)
-        self._record(site, "vector", vector, length, self._vector_scores[site.write])
+        if site.write not in self._vectors:
+            vector = Kernel.of([self.features.vector[site.write]], self.features, self.rows, cross=False)
+            length = relative_length(vector.probe, 1.0, held)
+            own = compute_scores(self._candidate(vector, length, "vector", None))
+            self._vectors[site.write] = vector, length, own
+        vector, length, own = self._vectors[site.write]
+        at_place = compute_scores(self._candidate(vector, length, "vector", site), Needs.PLACE)
+        self._record(site, "vector", vector, length, own | at_place)
 
-    def _evaluate(self, kernel: Kernel, length: Tensor) -> dict[str, Tensor]:
-        return kernel_scores(kernel, self.target, self.problem, self.rows, self.features.curvature, length)
+    def _candidate(self, kernel: Kernel, length: Tensor, family: str, site: Site | None) -> Candidate:
+        blocks = len(self.loaded.site_map.blocks)
+        place = None if site is None else Place(site, blocks, self.features.read_rms[site])
+        curvature, seed = self.features.curvature, self.options.seed
+        return Candidate(family, place, kernel, self.target, self.problem, self.rows, curvature, length, seed)
 
     def _record(self, site: Site, family: str, kernel: Kernel, length: Tensor, scores: dict[str, Tensor]) -> None:
-        place = place_scores(
-            site, family, len(self.loaded.site_map.blocks), self.features.read_rms[site], self.options.seed
-        )
-        columns = 1 + self.problem.num_groups
-        constant = {name: torch.full((columns,), value, dtype=torch.float64) for name, value in place.items()}
-        self._scores[site, family] = scores | constant
+        self._scores[site, family] = scores
         unit = max(kernel.scale, 1e-300)
         scaled = Kernel(kernel.probe / unit, kernel.cross / unit, kernel.loss / unit)
         key = (site.kind, family)
@@ -109,14 +119,14 @@ class Scorer:
 
     def kind_scores(self) -> tuple[KindScore, ...]:
         """Return each kind steered at all layers at once, best first."""
-        by = self.options.score if self.options.score in KERNEL_SCORES else DEFAULT_SCORE
+        by = self.options.score if get_score(self.options.score).needs is Needs.KERNEL else DEFAULT_SCORE
         out = []
         for (kind, family), kernel in self._kind_kernels.items():
             sites = self._kind_sites[kind, family]
             # Each of n sites makes the n-th part of the regression's change; its edit is that much shorter. The
             # length of the whole is the root mean square over sites.
             length = self._kind_lengths[kind, family] / len(sites) ** 3
-            value, low, high = jackknife_interval(self._evaluate(kernel, length)[by])
+            value, low, high = jackknife_interval(compute_scores(self._candidate(kernel, length, family, None))[by])
             count = sum(self.num_params(site, family) for site in sites)
             out.append(KindScore(kind.value, family, value, low, high, count, len(sites)))
         return tuple(sorted(out, key=lambda k: (-k.score, k.kind, k.family)))

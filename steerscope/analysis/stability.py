@@ -11,7 +11,7 @@ from steerscope.analysis.intervals import spearman
 from steerscope.analysis.kernels import Kernel, Rows
 from steerscope.analysis.problem import Problem
 from steerscope.analysis.results import Stability
-from steerscope.analysis.scores.by_kernel import quick_share
+from steerscope.analysis.scores.learnable_share import quick_share
 from steerscope.sites import Site
 
 THRESHOLD = 0.5

@@ -53,8 +53,7 @@ class RidgeFit:
             torch.linalg.LinAlgError: The kernel plus ridge is not positive definite (it held NaN).
         Cost: about ``train^3`` multiplications, once for any number of targets.
         """
-        shifted = kernel + ridge * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
-        return cls(torch.cholesky_inverse(torch.linalg.cholesky(shifted)))
+        return cls(torch.cholesky_inverse(_factor(kernel, ridge)))
 
     def weights(self, targets: Tensor) -> Tensor:
         """Return the dual weights ``train target`` of targets ``train target``."""
@@ -79,6 +78,26 @@ class RidgeFit:
             block[rows] = 0
             full[:, columns] = block
         return full
+
+
+def ridge_weights(kernel: Tensor, targets: Tensor, ridge: float) -> Tensor:
+    """Return the dual weights ``train target`` of kernel ridge regression, where no rows are to be left out.
+
+    Args:
+        kernel: ``train train``, unit scale.
+        targets: ``train target``.
+        ridge: Added to the diagonal.
+
+    Raises:
+        torch.linalg.LinAlgError: The kernel plus ridge is not positive definite (it held NaN).
+
+    Cost: about ``train^3 / 3`` multiplications, a third of :class:`RidgeFit`.
+    """
+    return torch.cholesky_solve(targets, _factor(kernel, ridge))
+
+
+def _factor(kernel: Tensor, ridge: float) -> Tensor:
+    return torch.linalg.cholesky(kernel + ridge * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device))
 
 
 def alignment(first: Tensor, second: Tensor) -> float:

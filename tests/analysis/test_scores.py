@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,16 +23,32 @@ from steerscope.analysis.kernels import Kernel, Rows
 from steerscope.analysis.options import RankOptions
 from steerscope.analysis.outputs import make_probes
 from steerscope.analysis.problem import Problem
+from steerscope.analysis.ranking import rank_sites
 from steerscope.analysis.scorer import Scorer
-from steerscope.analysis.scores import KERNEL_SCORES, PLACE_SCORES, kernel_scores, place_scores
-from steerscope.analysis.scores.by_kernel import LONGEST_EDIT, learnable_share, quick_share, relative_length
+from steerscope.analysis.scores import (
+    Candidate,
+    Needs,
+    Place,
+    all_scores,
+    compute_scores,
+    get_score,
+    ranking_scores,
+    register_score,
+    relative_length,
+    unregister_score,
+)
+from steerscope.analysis.scores.learnable_share import quick_share, share_of
+from steerscope.analysis.scores.predicted_loss_bounded import LONGEST_EDIT
+from steerscope.analysis.scores.table import scores_table
 from steerscope.analysis.stability import learning_curve, stability_of_halves
 from steerscope.equivalence.kernels import RidgeFit, alignment, gram, mean_diagonal
 from steerscope.equivalence.tangents import combine, linear_tangent, random_projection, vector_tangent
+from steerscope.errors import InputError
 from steerscope.models.load import LoadedModel, wrap_model
 from steerscope.sites import Site, SiteKind
 from tests.tiny import VOCAB, tiny_model, tiny_tokenizer
 
+KERNEL_SCORES, PLACE_SCORES = ranking_scores(Needs.KERNEL), ranking_scores(Needs.PLACE)
 EXACT = 1e-8  # float64 regressions with condition numbers of a few hundred
 NUM_GROUPS = 4
 
@@ -74,7 +91,10 @@ class Case:
     def scores(self, kernel: Kernel | None = None, held_length: float = 1.0) -> dict[str, Tensor]:
         kernel = kernel or self.kernel
         length = relative_length(kernel.probe, READ_LENGTH, held_length)
-        return kernel_scores(kernel, self.target, self.problem(), self.rows, self.curvature, length)
+        return compute_scores(self.candidate(kernel, length))
+
+    def candidate(self, kernel: Kernel, length: Tensor) -> Candidate:
+        return Candidate("linear", None, kernel, self.target, self.problem(), self.rows, self.curvature, length)
 
 
 def case_of(seed: int = 0, num_examples: int = 22, width: int = 8, most: int = 3) -> Case:
@@ -269,7 +289,7 @@ def test_three_roads_to_the_learnable_share(ridge):
     case = case_of(3)
     problem, kernel = case.problem(ridge=ridge), case.kernel.probe
     expected = plain_scores(case, kernel.numpy(), ridge=ridge)["learnable_share"]
-    assert float(learnable_share(kernel, problem)[0]) == pytest.approx(expected, abs=EXACT)
+    assert float(share_of(kernel, problem)[0]) == pytest.approx(expected, abs=EXACT)
     assert quick_share(kernel, problem) == pytest.approx(expected, abs=EXACT)
     assert quick_share(7.5 * kernel, problem) == pytest.approx(expected, abs=EXACT), "the scale is divided out"
     assert quick_share(kernel.float(), problem) == pytest.approx(expected, abs=1e-5)
@@ -351,7 +371,7 @@ def test_a_kernel_orthogonal_to_the_update_learns_nothing():
         u = torch.zeros(len(features), dtype=torch.float64)
         u[side.train] = torch.from_numpy(side.centred[side.train])
         features -= torch.outer(u, u @ features) / (u @ u)
-    assert float(learnable_share(features @ features.T, case.problem())[0]) == pytest.approx(0, abs=1e-10)
+    assert float(share_of(features @ features.T, case.problem())[0]) == pytest.approx(0, abs=1e-10)
     assert quick_share(features @ features.T, case.problem()) == pytest.approx(0, abs=1e-10)
 
 
@@ -383,7 +403,7 @@ def test_a_kernel_of_zero_scores_zero():
     assert all(torch.equal(v, torch.zeros(1 + NUM_GROUPS, dtype=torch.float64)) for v in scores.values())
 
 
-@pytest.mark.parametrize("share", [quick_share, lambda k, p: float(learnable_share(k, p)[0])])
+@pytest.mark.parametrize("share", [quick_share, lambda k, p: float(share_of(k, p)[0])])
 def test_a_kernel_of_zero_has_no_share(share):
     case = case_of()
     assert share(torch.zeros_like(case.kernel.probe), case.problem()) == 0
@@ -406,7 +426,16 @@ def test_a_probe_that_only_the_other_half_has(counts):
 
 def test_place_scores():
     sites = [Site(layer, SiteKind.MLP_OUT) for layer in range(5)]
-    found = [place_scores(site, "linear", 5, 2.5, 0) for site in sites]
+    case = case_of()
+
+    def place_scores(site: Site, seed: int, family: str = "linear") -> dict[str, float]:
+        kernel = case.kernel
+        candidate = case.candidate(kernel, relative_length(kernel.probe, 1.0, 1.0))
+        scores = compute_scores(replace(candidate, place=Place(site, 5, 2.5), seed=seed, family=family), Needs.PLACE)
+        assert all(len(set(values.tolist())) == 1 for values in scores.values()), "places have no sampling error"
+        return {name: float(values[0]) for name, values in scores.items()}
+
+    found = [place_scores(site, 0) for site in sites]
     assert set(found[0]) == set(PLACE_SCORES)
 
     def best(name: str) -> int:
@@ -416,9 +445,9 @@ def test_place_scores():
     assert all(f["activation_norm"] == 2.5 for f in found)
     assert all(0 <= f["random"] < 1 for f in found)
     assert len({f["random"] for f in found}) == 5
-    assert place_scores(sites[0], "linear", 5, 2.5, 0) == found[0]
-    assert place_scores(sites[0], "linear", 5, 2.5, 1)["random"] != found[0]["random"]
-    assert place_scores(sites[0], "vector", 5, 2.5, 0)["random"] != found[0]["random"]
+    assert place_scores(sites[0], 0) == found[0]
+    assert place_scores(sites[0], 1)["random"] != found[0]["random"]
+    assert place_scores(sites[0], 0, "vector")["random"] != found[0]["random"]
 
 
 # --- sets ---
@@ -456,7 +485,7 @@ def test_greedy_takes_what_brute_force_takes():
     assert [s.n_params for s in steps] == [10, 20, 30]
     for size, step in enumerate(steps, start=1):
         total = sum(kernels[s] for s in sites_of(steps)[:size])
-        assert (step.score, step.ci_low, step.ci_high) == jackknife_interval(learnable_share(total, problem))
+        assert (step.score, step.ci_low, step.ci_high) == jackknife_interval(share_of(total, problem))
 
 
 def test_greedy_keeps_to_the_budget():
@@ -721,3 +750,54 @@ def test_learning_curves_rise_and_end_at_the_share():
         error += ((side.centred[side.test] - predicted) ** 2).sum()
         size += (side.centred[side.test] ** 2).sum()
     assert shares[1] == pytest.approx(1 - error / size, abs=EXACT)
+
+
+# --- the list of scores ---
+
+
+@pytest.fixture
+def own_score():
+    @register_score(label="kernel scale", meaning="how far a unit step of the edit moves the outputs")
+    def kernel_scale(candidate: Candidate) -> float:
+        """Mean of the kernel's diagonal."""
+        return candidate.kernel.scale
+
+    yield "kernel_scale"
+    unregister_score("kernel_scale")
+
+
+def test_a_score_of_ones_own_orders_the_sites(own_score):
+    loaded = wrap_model(tiny_model("llama"), tiny_tokenizer())
+    examples = [Example(f"[ MAX {i} {i * 7 % 40} ] =", f" {i}", (f" {i}", f" {i + 1}"), 0) for i in range(24)]
+    ranking = rank_sites(loaded, examples, RankOptions(score=own_score, kinds=("mlp_out", "resid_post")))
+    values = [site.scores[own_score] for site in ranking.sites]
+    assert values == sorted(values, reverse=True)
+    assert [site.score for site in ranking.sites] == values
+    assert values[0] > values[-1] > 0
+    assert get_score(own_score).formula == "Mean of the kernel's diagonal."
+
+
+def test_names_of_scores_are_taken_once_and_unknown_ones_refused(own_score):
+    with pytest.raises(InputError, match="there is a score 'kernel_scale' already"):
+        register_score(label="", meaning="")(get_score(own_score).compute)
+    unregister_score(own_score)
+    with pytest.raises(InputError, match="no score 'kernel_scal'"):
+        get_score("kernel_scal")
+
+
+def test_every_score_says_what_it_is():
+    for score in all_scores():
+        assert score.formula, score.name
+        assert score.label, score.name
+        assert score.meaning, score.name
+        assert not score.meaning.endswith("."), score.name
+    assert [name for name in ranking_scores() if get_score(name).is_share] == [
+        "learnable_share",
+        "learnable_share_with_mean",
+        "in_sample_share",
+    ]
+
+
+def test_the_docs_list_the_scores_as_they_are_registered():
+    page = (Path(__file__).parents[2] / "docs/scores.md").read_text(encoding="utf-8")
+    assert scores_table() in page, "write scores_table() into docs/scores.md"

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from steerscope.analysis.scores import all_scores
 from steerscope.sites import MEANINGS, SiteKind
 
 KIND_ORDER: tuple[str, ...] = tuple(kind.value for kind in SiteKind)
@@ -26,46 +27,12 @@ class ScoreWords:
     is_share: bool = False
 
 
-_SCORES: dict[str, ScoreWords] = {
-    "learnable_share": ScoreWords(
-        "learnable share",
-        "the share of fine-tuning's first-order update that the edit learns from one half of the prompts, "
-        "measured on the other half, without the shift that all prompts have in common",
-        is_share=True,
-    ),
-    "learnable_share_with_mean": ScoreWords(
-        "share with mean",
-        "the learnable share with the shift that all prompts have in common left in",
-        is_share=True,
-    ),
-    "in_sample_share": ScoreWords(
-        "in-sample share",
-        "the share fitted on the very prompts it is measured on (optimistic)",
-        is_share=True,
-    ),
-    "own_direction": ScoreWords(
-        "own direction", "how well the edit's own gradient step points along fine-tuning's update"
-    ),
-    "alignment": ScoreWords("alignment", "how alike the edit's tangent kernel and fine-tuning's are"),
-    "predicted_loss": ScoreWords("predicted loss", "what the linearised model says the edit does to the loss"),
-    "predicted_loss_bounded": ScoreWords(
-        "bounded predicted loss",
-        "what the linearised model says an edit does to the loss that is at most half as long as what it is added to",
-    ),
-    "gradient_capture": ScoreWords("gradient capture", "how much of the loss gradient the edit can follow"),
-    "gradient_norm": ScoreWords("gradient norm", "how large the loss gradient is at the site"),
-    "activation_norm": ScoreWords("activation norm", "how large the activations are at the site"),
-    "depth": ScoreWords("depth", "the layer's index alone"),
-    "depth_and_kind": ScoreWords("depth and kind", "the layer and the kind, weighed as training elsewhere suggests"),
-    "middle_layer": ScoreWords("middle layer", "how close the layer is to the middle"),
-    "last_layer": ScoreWords("last layer", "how close the layer is to the last"),
-    "random": ScoreWords("random", "an order drawn at random"),
-}
-
-
 def score_words(name: str) -> ScoreWords:
-    """Return the plain words of a score; an unknown score is described by its own name."""
-    return _SCORES.get(name) or ScoreWords(clean(name).replace("_", " "), "no description of this score is known")
+    """Return the words of a score; one that is unknown here (of a file from elsewhere) is described by its name."""
+    known = {score.name: score for score in all_scores()}
+    if name not in known:
+        return ScoreWords(clean(name).replace("_", " "), "no description of this score is known")
+    return ScoreWords(known[name].label, known[name].meaning, known[name].is_share)
 
 
 def kind_meaning(kind: str) -> str:

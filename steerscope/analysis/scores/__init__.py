@@ -1,24 +1,74 @@
 """Scores of a site, one file per idea; higher is always better.
 
-==========================  ====================================================================================
-``learnable_share``         default: part of fine-tuning's update (without its mean) learnable from half the prompts
-``learnable_share_with_mean``  the same with the mean update over prompts, which one shift common to all can make
-``in_sample_share``         the same judged on the prompts it was fitted on: reach rather than learning
-``own_direction``           cosine of the site's own regression on the loss residual with the held-out residual
-``predicted_loss``          loss drop per held-out prompt of that regression, to second order
-``predicted_loss_bounded``  the same of the edit shortened until it is at most half as long as what it is added to
-``alignment``               cosine of the site's kernel with fine-tuning's
-``gradient_capture``        held-out loss decrease of a unit gradient step here, over fine-tuning's
-``gradient_norm``           norm of the loss gradient with respect to the edit
-``activation_norm``         root mean square of what the site reads
-``depth`` and others        where the site is: earlier is better, nearest the middle, last, seeded random
-==========================  ====================================================================================
+``score`` says what a score is and lists all; ``candidate`` is what they are computed from. A new score is one file with
+one function, named in :data:`FILES`.
 """
 
-from steerscope.analysis.scores.by_kernel import KERNEL_SCORES, kernel_scores
-from steerscope.analysis.scores.by_place import PLACE_SCORES, place_scores
+from __future__ import annotations
+
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from steerscope.analysis.scores.candidate import Candidate, Place, relative_length
+from steerscope.analysis.scores.score import (
+    Needs,
+    Score,
+    Unit,
+    all_scores,
+    get_score,
+    ranking_scores,
+    register_score,
+    unregister_score,
+)
 
 DEFAULT_SCORE = "learnable_share"
-SCORES = (*KERNEL_SCORES, *PLACE_SCORES)
+# Importing a file registers its scores; tables list them in this order.
+FILES = (
+    "learnable_share",
+    "learnable_share_with_mean",
+    "in_sample_share",
+    "own_direction",
+    "predicted_loss",
+    "predicted_loss_bounded",
+    "alignment",
+    "gradient_capture",
+    "gradient_norm",
+    "places",
+)
+for _file in FILES:
+    import_module(f"{__name__}.{_file}")
 
-__all__ = ["DEFAULT_SCORE", "KERNEL_SCORES", "PLACE_SCORES", "SCORES", "kernel_scores", "place_scores"]
+__all__ = [
+    "DEFAULT_SCORE",
+    "Candidate",
+    "Needs",
+    "Place",
+    "Score",
+    "Unit",
+    "all_scores",
+    "compute_scores",
+    "get_score",
+    "ranking_scores",
+    "register_score",
+    "relative_length",
+    "unregister_score",
+]
+
+
+def compute_scores(candidate: Candidate, *needs: Needs) -> dict[str, Tensor]:
+    """Return the scores of a candidate ``column``, in float64: all, or those of some needs.
+
+    Scores of a place are left out where it has none. A kernel of zero (an edit that moves no output) scores zero.
+    """
+    found: dict[str, Tensor] = {}
+    for score in map(get_score, ranking_scores(*needs)):
+        if score.needs is Needs.PLACE and candidate.place is None:
+            continue
+        if score.needs is Needs.KERNEL and not candidate.kernel.scale > 0:
+            found[score.name] = candidate.zeros()
+            continue
+        value = torch.as_tensor(score.compute(candidate), dtype=torch.float64)
+        found[score.name] = value if value.dim() else value.expand(candidate.num_columns)
+    return found

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from steerscope.analysis.options import RankOptions
 from steerscope.analysis.ranking import rank_sites
 from steerscope.analysis.results import Ranking
-from steerscope.analysis.scores import DEFAULT_SCORE, KERNEL_SCORES
+from steerscope.analysis.scores import DEFAULT_SCORE, Needs, ranking_scores
 from steerscope.experiments.validation.agreement import agreements, ceiling
 from steerscope.experiments.validation.data import DataSplits, majority_rate
 from steerscope.experiments.validation.depth_and_kind import depth_and_kind, known_studies
@@ -196,7 +196,7 @@ def _ranked(
             and found.seed == options.seed
             and found.settings.get("rank") == options.rank
             and found.settings.get("asked_examples") == options.num_ranking
-            and set(KERNEL_SCORES) <= set(found.sites[0].scores)
+            and set(ranking_scores(Needs.KERNEL)) <= set(found.sites[0].scores)
         )
         if same:
             return found
