@@ -48,20 +48,18 @@ def require_kept(model: nn.Module) -> None:
 
     Cost: no numbers are read.
     """
-    if not is_peft(model):
-        return
-    from peft import PeftModel
-
-    if not isinstance(model, PeftModel):
+    layers: list[Any] = list(tuner_layers(model))
+    if layers and type(model).__name__ == "PeftMixedModel":
         raise InputError(
-            f"{type(model).__name__} cannot be saved by PEFT, so neither could edits on it. Wrap the plain model with "
+            "PeftMixedModel cannot be saved by PEFT, so neither could edits on it. Wrap the plain model with "
             "peft.get_peft_model(model, config), without mixed=True."
         )
-    for config in model.peft_config.values():
+    if not is_peft(model):
+        return
+    for config in model.peft_config.values():  # type: ignore[operator]
         require_supported(config)
     name = active_adapter(model)
     assert name is not None
-    layers: list[Any] = list(tuner_layers(model))
     if any(getattr(layer, "merged", False) for layer in layers):
         raise InputError(
             "PEFT's adapter is merged into the weights, which are then not those of the base model. Call "
@@ -112,7 +110,8 @@ def kept_with_trained(model: nn.Module) -> set[int]:
     assert name is not None
     kept = {value.data_ptr() for value in saved_tensors(model, name).values()}
     if type_name(model.peft_config[name]) in PROMPT_TYPES:  # type: ignore[index]
-        kept |= {p.data_ptr() for p in model.prompt_encoder[name].parameters()}  # type: ignore[index]
+        encoders: Any = model.prompt_encoder
+        kept |= {p.data_ptr() for p in encoders[name].parameters()}
     return kept
 
 
@@ -241,7 +240,7 @@ def restore(model: nn.Module, values: dict[str, Tensor]) -> None:
 
 
 def name_base(place: Path, name: str) -> str:
-    """Return PEFT's configuration with the base model named as the adapter names it: PEFT writes where it was loaded."""
+    """Return PEFT's configuration naming the base model as the adapter does: PEFT writes where it was loaded from."""
     told = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
     return json.dumps(told | {"base_model_name_or_path": name}, indent=2) + "\n"
 

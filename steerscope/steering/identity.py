@@ -113,11 +113,11 @@ def _without_tuner(module: nn.Module) -> nn.Module | None:
     found: Any = module
     while True:
         if isinstance(found, BaseTunerLayer):
-            found = found._modules.get("base_layer")
+            found = getattr(found, "base_layer", None)
         elif isinstance(found, AuxiliaryTrainingWrapper):
             found = found.original_module
         else:
-            return found  # type: ignore[no-any-return]
+            return found
 
 
 @torch.no_grad()

@@ -101,8 +101,8 @@ def _require_mergeable(wrapped: Any) -> None:
     if (kind := type_name(config)) in UNMERGED or getattr(config, "alora_invocation_tokens", None):
         kind = "aLoRA" if kind == "LORA" else kind
         raise InputError(
-            f"the model's weights cannot hold the PEFT adapter underneath ({kind}), so it cannot be merged. Keep it and "
-            "the edits as adapters."
+            f"the model's weights cannot hold the PEFT adapter underneath ({kind}), so it cannot be merged. Keep it "
+            "and the edits as adapters."
         )
     layers: list[Any] = list(tuner_layers(wrapped))
     if any(layer.disable_adapters for layer in layers):
@@ -119,13 +119,13 @@ def _require_mergeable(wrapped: Any) -> None:
             )
     model: Any = language_model(wrapped)
     tied = [get() for get in (model.get_input_embeddings, model.get_output_embeddings)]
-    if None not in tied and linear_weight(_plain(tied[0])) is linear_weight(_plain(tied[1])):
-        # A layer of PEFT that trains tokens replaces the rows of both; one that adds to a map would add to the other.
-        if any(hasattr(one, "merge") and not hasattr(one, "trainable_tokens_delta") for one in tied):
-            raise InputError(
-                "the adapter underneath changes the embeddings, whose weights also make the logits; merged, it would "
-                "change both. Keep it as an adapter."
-            )
+    are_tied = None not in tied and linear_weight(_plain(tied[0])) is linear_weight(_plain(tied[1]))
+    # A layer of PEFT that trains tokens replaces the rows of both; one that adds to a map would add to the other.
+    if are_tied and any(hasattr(one, "merge") and not hasattr(one, "trainable_tokens_delta") for one in tied):
+        raise InputError(
+            "the adapter underneath changes the embeddings, whose weights also make the logits; merged, it would "
+            "change both. Keep it as an adapter."
+        )
 
 
 def _step(steering: SteeringModel, site: Site) -> _Step:

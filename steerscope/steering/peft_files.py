@@ -67,13 +67,11 @@ def instead_of_adapter(folder: Path) -> str:
         return " It looks like a checkpoint of a Trainer: resume from it, then call save_pretrained()."
     within = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_NAME}"))
     if within:
-        return f" Its subfolder{'s' if len(within) > 1 else ''} {', '.join(within[:4])} {_HAVE[len(within) > 1]} one: give that."
+        have = "subfolders {} have one each" if len(within) > 1 else "subfolder {} has one"
+        return f" Its {have.format(', '.join(within[:4]))}: give that."
     if any((folder / name).exists() for name in _WHOLE_MODEL):
         return " It holds the weights of a whole model: give it as the model, without an adapter."
     return ""
-
-
-_HAVE = {False: "has", True: "have"}
 
 
 def read_peft_config(folder: Path) -> dict[str, Any]:

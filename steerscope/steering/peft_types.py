@@ -14,11 +14,12 @@ from typing import Any
 from steerscope.errors import InputError
 
 PROMPT_TYPES = frozenset({"CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"})
-SUPPORTED = PROMPT_TYPES | frozenset(
-    "LORA ADALORA BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LILY LN_TUNING LOHA LOKR MISS OFT "
-    "OSF PEANUT POLY PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TINYLORA TRAINABLE_TOKENS UNILORA VBLORA VERA "
-    "WAVEFT".split()
-)
+_OTHERS = """
+    ADALORA BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LILY LN_TUNING LOHA LOKR LORA MISS
+    OFT OSF PEANUT POLY PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TINYLORA TRAINABLE_TOKENS UNILORA VBLORA VERA
+    WAVEFT
+"""
+SUPPORTED = PROMPT_TYPES | frozenset(_OTHERS.split())
 REFUSED: Mapping[str, str] = {
     "ADAMSS": "it needs scikit-learn, and was not tried",
     "ADAPTION_PROMPT": "it puts modules of its own in place of attention, in which sites are not found",
@@ -91,26 +92,31 @@ OPTIONS: tuple[RefusedOption, ...] = (
         _FILES,
     ),
     RefusedOption(
-        PROMPT_TYPES, "modules_to_save", bool, "any", "PEFT passes by the copies with virtual tokens, or cannot switch them off"
+        PROMPT_TYPES,
+        "modules_to_save",
+        bool,
+        "any",
+        "PEFT passes by the copies with virtual tokens, or cannot switch them off",
     ),
     RefusedOption(
         frozenset({"SHIRA"}), "mask_type", lambda value: value != "random", "own masks", "no file holds the function"
     ),
 )
 # Every other option of the supported types was tried. Those of a later PEFT were not.
-_KNOWN = frozenset(
-    """ab_svd_init act_fn alora_invocation_tokens alpha alpha_pattern apply_GS arrow_config auto_mapping
-    base_model_name_or_path beta1 beta2 bias block_share block_size block_size_pattern boft_block_num boft_block_size
-    boft_dropout boft_n_butterfly_factor cayley_neumann_eps coft config_A_B config_C config_D_E corda_config cpt_mask
-    cpt_token_ids cpt_tokens_type_mask d_initial decompose_both decompose_factor decomposition_method deft_dropout
-    delora_lambda deltaT depth effective_rank encoder_hidden_size ensure_weight_tying eps eva_config exclude_modules
-    fan_in_fan_out feedforward_modules frod_dropout generator_seed gralora_dropout gralora_k group_size hira_dropout
-    hybrid_r inference_mode init_ia3_weights init_logits_std init_lora_weights init_r init_scale init_theta_d_bound
-    init_v_bound init_vector_bank_bound init_weights kasa_config lambda_pattern layer_replication layers_pattern
-    layers_to_transform loftq_config lora_alpha lora_bias lora_dropout lora_ga_config mask_type megatron_config
-    megatron_core mini_r miss_dropout module_dropout modules_to_save monteclora_config n_frequency n_frequency_pattern
-    n_skills n_splits n_tasks num_B num_attention_heads num_cayley_neumann_terms num_frozen_tokens num_layers num_ranks
-    num_tasks num_transformer_submodules num_vectors num_virtual_tokens oft_block_size opt_loss_decay_factor
+_NAMES = """
+    ab_svd_init act_fn alora_invocation_tokens alpha alpha_pattern apply_GS arrow_config auto_mapping
+    base_model_name_or_path beta1 beta2 bias block_share block_size block_size_pattern boft_block_num
+    boft_block_size boft_dropout boft_n_butterfly_factor cayley_neumann_eps coft config_A_B config_C config_D_E
+    corda_config cpt_mask cpt_token_ids cpt_tokens_type_mask d_initial decompose_both decompose_factor
+    decomposition_method deft_dropout delora_lambda deltaT depth effective_rank encoder_hidden_size
+    ensure_weight_tying eps eva_config exclude_modules fan_in_fan_out feedforward_modules frod_dropout
+    generator_seed gralora_dropout gralora_k group_size hira_dropout hybrid_r inference_mode init_ia3_weights
+    init_logits_std init_lora_weights init_r init_scale init_theta_d_bound init_v_bound init_vector_bank_bound
+    init_weights kasa_config lambda_pattern layer_replication layers_pattern layers_to_transform loftq_config
+    lora_alpha lora_bias lora_dropout lora_ga_config mask_type megatron_config megatron_core mini_r miss_dropout
+    module_dropout modules_to_save monteclora_config n_frequency n_frequency_pattern n_skills n_splits n_tasks
+    num_B num_attention_heads num_cayley_neumann_terms num_frozen_tokens num_layers num_ranks num_tasks
+    num_transformer_submodules num_vectors num_virtual_tokens oft_block_size opt_loss_decay_factor
     opt_projection_epsilon opt_projection_format_epsilon opt_weighted_loss_type orth_reg_weight para peft_type
     peft_version poly_type prefix_projection progressbar proj_seed projection_prng_key projection_seed
     prompt_tuning_init prompt_tuning_init_state_dict_path prompt_tuning_init_task prompt_tuning_init_text
@@ -118,12 +124,13 @@ _KNOWN = frozenset(
     psoft_svd_lowrank_niter pvera_dropout qalora_group_size r randlora_alpha randlora_dropout random_loc_seed
     random_seed rank_dropout rank_dropout_scale rank_pattern regularization_alpha revision runtime_config
     runtime_offload_base_weight sample_at_inference save_indices save_only_topk_weights save_precomputed_indices
-    save_projection scaling select_top sparse sparse_rate sparsity stride_A target_modules target_parameters target_r
-    target_svd_config task_type tfinal theta_d_length tinit tinylora_dropout token_dim token_indices tokenizer_kwargs
-    tokenizer_name_or_path topk total_step trainable_token_indices u unilora_dropout use_bdlora use_cayley_neumann
-    use_dora use_effective_conv2d use_idwt use_qalora use_rslora variant vblora_dropout vector_length velora_config
-    vera_dropout very_sparse wavelet_family weight_tying""".split()
-)
+    save_projection scaling select_top sparse sparse_rate sparsity stride_A target_modules target_parameters
+    target_r target_svd_config task_type tfinal theta_d_length tinit tinylora_dropout token_dim token_indices
+    tokenizer_kwargs tokenizer_name_or_path topk total_step trainable_token_indices u unilora_dropout use_bdlora
+    use_cayley_neumann use_dora use_effective_conv2d use_idwt use_qalora use_rslora variant vblora_dropout
+    vector_length velora_config vera_dropout very_sparse wavelet_family weight_tying
+"""
+_KNOWN = frozenset(_NAMES.split())
 
 
 def type_name(config: Any) -> str:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from steerscope.errors import InputError
 from steerscope.models.site_map import SiteMap
 from steerscope.sites import Site
-from steerscope.steering.config import SteeringConfig
 from steerscope.steering.beneath import lora_place, name_base, some, write_beneath
+from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FAMILIES
 from steerscope.steering.identity import BaseIdentity
 from steerscope.steering.peft_files import CONFIG_NAME, WEIGHTS_NAME, instead_of_adapter, stored_names

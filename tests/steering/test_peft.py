@@ -102,10 +102,10 @@ def test_the_lora_is_part_of_the_file(tmp_path):
     with pytest.raises(InputError, match=f"lacks {re.escape(gone)} and has unknown nothing"):
         SteeringModel.from_pretrained(tiny_model("llama"), tmp_path)
     weights.write_bytes(whole[:-5])
-    with pytest.raises(InputError, match="lora/adapter_model.safetensors' is no whole safetensors file"):
+    with pytest.raises(InputError, match=r"lora/adapter_model.safetensors' is no whole safetensors file"):
         SteeringModel.from_pretrained(tiny_model("llama"), tmp_path)
     weights.unlink()
-    with pytest.raises(InputError, match="has no adapter_model.safetensors; copy the whole folder"):
+    with pytest.raises(InputError, match=r"has no adapter_model.safetensors; copy the whole folder"):
         SteeringModel.from_pretrained(tiny_model("llama"), tmp_path)
 
 

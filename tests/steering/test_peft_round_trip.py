@@ -1,11 +1,10 @@
-"""Whatever PEFT trains under an edit stays trained, whatever is saved loads again bit-equal, or it is refused at first."""
+"""What PEFT trains under edits stays trained, and what is saved loads again bit-equal; or it is refused at the door."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import peft
@@ -14,11 +13,10 @@ import torch
 from torch import nn
 
 from steerscope.errors import InputError
-from steerscope.models import true_float64
 from steerscope.steering import SteeringConfig, SteeringModel, get_steering_model
 from steerscope.steering.peft_types import PROMPT_TYPES, REFUSED, SUPPORTED, UNMERGED
 from tests.steering.cases import close, hooks_of, randomise
-from tests.steering.peft_cases import TYPES, Case, options_of, special
+from tests.steering.peft_cases import NOT_TRAINED, TYPES, Case, options_of, special
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "steering.md"
@@ -85,16 +83,19 @@ def require_refusal(case: Case, message: str) -> None:
     assert re.search(r"under edits.*(Take|Leave) .* or put the edits on the plain model\.$", message), message
 
 
-def there_and_back(case: Case, model: nn.Module, folder: Path) -> SteeringModel:
-    """Train under edits, save, load onto a fresh model and save again; return what was trained."""
+def there_and_back(case: Case, model: nn.Module, folder: Path, twice: bool = True) -> SteeringModel:
+    """Train under edits, save, load onto a fresh model and perhaps save again; return what was trained."""
     theirs = {f"base_model.{name}" for name in trained_in(model)}
     steering = randomise(get_steering_model(model, EDITS), size=0.1)
     assert set(trained_in(steering)) == theirs | {name for name, _ in steering.named_parameters() if "edits." in name}
-    assert not train(steering, case), "some of what is trainable is not trained"
+    unmoved = train(steering, case) if case.name not in NOT_TRAINED else set()
+    steering.eval()
+    assert not unmoved, unmoved
     steering.save_pretrained(folder / "first")
     again = SteeringModel.from_pretrained(case.model(), folder / "first")
-    again.save_pretrained(folder / "second")
-    assert files(folder / "first") == files(folder / "second")
+    if twice:
+        again.save_pretrained(folder / "second")
+        assert files(folder / "first") == files(folder / "second")
     assert torch.equal(logits(again, case), logits(steering, case))
     return steering
 
@@ -141,7 +142,7 @@ def test_every_option_comes_back_or_is_refused(kind, tmp_path):
             assert f"PEFT's {kind} with" in message or "PEFT does not save them" in message, (case.name, message)
         else:
             try:
-                there_and_back(case, model, tmp_path / str(number))
+                there_and_back(case, model, tmp_path / str(number), twice=False)
             except AssertionError as error:
                 raise AssertionError(case.name) from error
     assert tried
@@ -169,7 +170,7 @@ def test_an_option_of_tomorrow_is_refused():
         model = peft.get_peft_model(Case("", "LORA").model(), Later(target_modules=["q_proj"], thicken=value))
         message = refusal(model)
         assert (message is None) == (value == 0)
-    assert message is not None and "PEFT's LORA with thicken=1 was not tried under edits" in message
+    assert "PEFT's LORA with thicken=1 was not tried under edits" in str(message)
 
 
 IN_ANOTHER_PROCESS = """
@@ -197,35 +198,32 @@ def test_another_process_gets_the_same_logits(tmp_path):
         assert torch.equal(torch.load(tmp_path / kind / "logits.pt"), found), kind
 
 
-MERGED = [case for case in CASES if case.kind in SUPPORTED and "on-embeddings" not in case.name]
+MERGED = [case for case in CASES if case.kind in SUPPORTED]
 
 
 @pytest.mark.parametrize("case", MERGED, ids=lambda case: case.name)
 def test_merged_or_refused_with_nothing_changed(case):
-    model = wrapped_or_skip(case).to(torch.float64).eval()
+    model = wrapped_or_skip(case).eval()
     if refusal(model) is not None:
         pytest.skip("refused at the door, see above")
     generator = torch.Generator().manual_seed(0)
     for parameter in trained_in(model).values():
-        parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    edits = SteeringConfig(("0.mlp_out", "1.attn_heads"), rank=2, dtype="float64")
+        parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     base = model.get_base_model()
-    with true_float64(base):
-        steering = randomise(get_steering_model(model, edits).eval())
-        expected = logits(steering, case)
-        values = {name: value.clone() for name, value in base.state_dict().items()}
-        try:
-            merged = steering.merge_and_unload(make_biases=True)
-        except InputError as error:
-            assert case.kind in UNMERGED or case.name in ("alora", "tied-on-head"), error
-            assert all(torch.equal(value, values[name]) for name, value in base.state_dict().items())
-            assert torch.equal(logits(steering, case), expected)
-            return
-        assert merged is base
-        assert hooks_of(merged) == 0
-        assert not isinstance(merged, peft.PeftModel)
-        # C3A and DEFT compute their change in float32.
-        close(logits(merged, case), expected, 1e-4 if case.kind in ("C3A", "DEFT") else 1e-9)
+    steering = randomise(get_steering_model(model, SteeringConfig(("0.mlp_out", "1.attn_heads"), rank=2)).eval())
+    expected = logits(steering, case)
+    values = {name: value.clone() for name, value in base.state_dict().items()}
+    if case.kind in UNMERGED or case.name in ("alora", "tied-on-head", "tied-on-embeddings"):
+        with pytest.raises(InputError, match=r"Keep it (and the edits )?as (an )?adapter"):
+            steering.merge_and_unload(make_biases=True)
+        assert all(torch.equal(value, values[name]) for name, value in base.state_dict().items())
+        assert torch.equal(logits(steering, case), expected)
+        return
+    merged = steering.merge_and_unload(make_biases=True)
+    assert merged is base
+    assert hooks_of(merged) == 0
+    assert not [name for name, _ in merged.named_modules() if "base_layer" in name or "modules_to_save" in name]
+    close(logits(merged, case), expected, 1e-4)  # sums in another order, in float32
 
 
 def test_the_page_lists_every_type():
