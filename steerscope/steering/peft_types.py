@@ -75,6 +75,9 @@ OPTIONS: tuple[RefusedOption, ...] = (
     RefusedOption(_LORA, "megatron_config", _is_given, "any", "its layers were not tried, and load a module by name"),
     RefusedOption(frozenset({"PVERA"}), "sample_at_inference", bool, "True", "no two passes then agree"),
     RefusedOption(
+        frozenset({"TINYLORA"}), "init_weights", lambda value: value is False, "False", "PEFT leaves its numbers unset"
+    ),
+    RefusedOption(
         frozenset({"VBLORA"}), "save_only_topk_weights", bool, "True", "PEFT's file leaves out some of what is trained"
     ),
     RefusedOption(

@@ -45,8 +45,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 # With its own start, two equal vectors per pair, HRA's Gram-Schmidt divides zero by zero.
 WITH: dict[tuple[str, str], dict[str, Any]] = {("HRA", "apply_GS"): {"init_weights": False}}
-# So large a random start that attention saturates: gradients below it vanish or overflow, with PEFT alone too.
-NOT_TRAINED = {"TINYLORA-init_weights=False"}
 ARGUMENTS: dict[str, dict[str, torch.Tensor]] = {
     "POLY": {"task_ids": torch.tensor([0, 1, 0])},
     "MULTITASK_PROMPT_TUNING": {"task_ids": torch.tensor([0, 0, 0])},

@@ -195,7 +195,10 @@ def test_what_peft_cannot_merge_or_does_not_use_is_refused():
         biased = peft.get_peft_model(tiny_model("llama"), config).eval()
     refused(biased, "writes a bias")
     prompt = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    refused(peft.get_peft_model(tiny_model("llama"), prompt).eval(), "has no part in the weights")
+    refused(
+        peft.get_peft_model(tiny_model("llama"), prompt).eval(),
+        "cannot hold the PEFT adapter underneath .PROMPT_TUNING.",
+    )
 
 
 @pytest.mark.filterwarnings("ignore:linear maps at . sites got a bias:UserWarning")
