@@ -12,7 +12,8 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from steerscope.errors import InputError
-from steerscope.steering.saving import CONFIG_NAME, LORA_FOLDER, WEIGHTS_NAME
+from steerscope.steering.beneath import LORA_FOLDER
+from steerscope.steering.peft_files import CONFIG_NAME, WEIGHTS_NAME
 
 # No other file of a repository is fetched: nothing pickled, no code.
 FILES = (CONFIG_NAME, WEIGHTS_NAME, f"{LORA_FOLDER}/*.json", f"{LORA_FOLDER}/*.safetensors")

@@ -85,25 +85,61 @@ def tuner_layers(model: nn.Module) -> set[nn.Module]:
 
 
 def own_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights of the language model itself by the names they have without PEFT."""
-    tuner = str(getattr(getattr(model, "base_model", None), "prefix", "")) if is_peft(model) else ""
-    for name, parameter in language_model(model).named_parameters():
-        if (tuner and tuner in name) or ".modules_to_save." in name:
-            continue
-        yield name.replace(".base_layer.", ".").replace(".original_module.", "."), parameter
+    """Yield the weights of the language model itself by the names they have without PEFT, in its own order."""
+    seen: set[int] = set()
+
+    def below(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+        own = _without_tuner(module)
+        if own is None or id(own) in seen:
+            return
+        seen.add(id(own))
+        for name, parameter in own._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield prefix + name, parameter
+        for name, child in own.named_children():
+            yield from below(child, f"{prefix}{name}.")
+
+    yield from below(language_model(model), "")
+
+
+def _without_tuner(module: nn.Module) -> nn.Module | None:
+    """Return the module that PEFT put another one around, or the module itself."""
+    if "peft" not in sys.modules:
+        return module
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    found: Any = module
+    while True:
+        if isinstance(found, BaseTunerLayer):
+            found = getattr(found, "base_layer", None)
+        elif isinstance(found, AuxiliaryTrainingWrapper):
+            found = found.original_module
+        else:
+            return found
 
 
 @torch.no_grad()
-def fingerprint_of(model: nn.Module) -> str:
+def fingerprint_of(model: nn.Module, without: frozenset[str] = frozenset()) -> str:
     """Return the fingerprint of a model's own weights.
 
     Changes of single weights below bfloat16's resolution (one part in 256) are not seen; a fine-tuned copy, in which
     millions of weights move a little, is.
 
+    Args:
+        model: The model; what PEFT added to it is left out.
+        without: Names of weights to leave out: those that an adapter brings along.
+
+    Returns:
+        The SHA-256 in hexadecimal.
+
     Cost: reads every weight once, about a second per gigabyte.
     """
     digest = hashlib.sha256()
     for name, parameter in own_weights(model):
+        if name in without:
+            continue
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         rounded = parameter.detach().to(torch.bfloat16).cpu().contiguous()
         digest.update(rounded.view(torch.uint8).numpy().tobytes())
@@ -111,9 +147,24 @@ def fingerprint_of(model: nn.Module) -> str:
 
 
 def identify(
-    model: nn.Module, site_map: SiteMap, loaded: LoadedModel | None = None, *, weights: bool = True
+    model: nn.Module,
+    site_map: SiteMap,
+    loaded: LoadedModel | None = None,
+    *,
+    weights: bool = True,
+    without: frozenset[str] = frozenset(),
 ) -> BaseIdentity:
     """Say which model this is; names and revisions of its loader come first.
+
+    Args:
+        model: The model, with PEFT's adapter or without.
+        site_map: Its sites.
+        loaded: What its loader says of it.
+        weights: Whether they are read for the fingerprint.
+        without: Names of weights that the fingerprint leaves out.
+
+    Returns:
+        The identity.
 
     Cost: :func:`fingerprint_of`, unless ``weights`` are left out.
     """
@@ -129,7 +180,7 @@ def identify(
         layout=site_map.description.layout,
         layers=len(site_map.blocks),
         d_model=site_map.d_model,
-        fingerprint=fingerprint_of(model) if weights else "",
+        fingerprint=fingerprint_of(model, without) if weights else "",
     )
 
 

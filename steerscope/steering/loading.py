@@ -11,7 +11,7 @@ from steerscope.errors import InputError
 from steerscope.models.blocks import BlockDescription
 from steerscope.models.load import LoadedModel
 from steerscope.models.site_map import find_sites
-from steerscope.steering import saving
+from steerscope.steering import beneath, saving
 from steerscope.steering.identity import identify, is_peft, require_same
 
 if TYPE_CHECKING:
@@ -51,9 +51,14 @@ def load_onto(
             "the plain model; a LoRA that belongs to the adapter is loaded from its folder."
         )
     site_map = find_sites(inner, description or (loaded.site_map.description if loaded else None))
-    require_same(adapter.base, identify(inner, site_map, loaded, weights=check_weights), weights=check_weights)
+    brought = beneath.overwritten_by(inner, place, adapter.lora) if adapter.lora is not None else frozenset()
+    found = identify(inner, site_map, loaded, weights=check_weights, without=brought)
+    if brought and found.fingerprint != adapter.base.fingerprint:  # saved when such biases stayed as they were
+        found = identify(inner, site_map, loaded, weights=check_weights)
+    require_same(adapter.base, found, weights=check_weights)
+    plain, before = inner, beneath.copies(inner, brought)
     if adapter.lora is not None:
-        inner = saving.with_lora(inner, place, adapter.lora, is_trainable)
+        inner = beneath.put_beneath(inner, place, adapter.lora, is_trainable)
         site_map = find_sites(inner, site_map.description)
     steering: SteeringModel | None = None
     try:
@@ -68,7 +73,8 @@ def load_onto(
         if steering is not None:
             steering.unload()
         if adapter.lora is not None:
-            inner.unload()  # type: ignore[operator]
+            beneath.take_away(inner)
+            beneath.restore(plain, before)
         raise
     for site in steering.sites:
         prefix = f"{site}."

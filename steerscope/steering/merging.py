@@ -26,8 +26,10 @@ from torch import Tensor, nn
 from steerscope.errors import InputError
 from steerscope.models.blocks import Block, is_transposed, linear_weight
 from steerscope.sites import Site, SiteKind
+from steerscope.steering.beneath import active_adapter
 from steerscope.steering.families import Affine
-from steerscope.steering.identity import is_peft, tuner_layers
+from steerscope.steering.identity import is_peft, language_model, tuner_layers
+from steerscope.steering.peft_types import UNMERGED, type_name
 
 if TYPE_CHECKING:
     from steerscope.steering.model import SteeringModel
@@ -80,25 +82,29 @@ def merge(steering: SteeringModel, *, make_biases: bool = False) -> None:
             stacklevel=3,
         )
     if is_peft(steering.base_model):
-        steering.base_model.merge_adapter()  # type: ignore[operator]
+        # Not merge_adapter() and unload(): that drops trained copies of modules and puts the originals back.
+        steering.base_model.merge_and_unload()  # type: ignore[operator]
     with torch.no_grad():
         for step in steps:
             for module in step.maps:
                 (_before if step.reads else _after)(_plain(module), step.edit)
 
 
-def _require_mergeable(wrapped: nn.Module) -> None:
-    """Refuse what PEFT would refuse halfway, or merge although it does not act.
+def _require_mergeable(wrapped: Any) -> None:
+    """Refuse what PEFT would refuse halfway, merge falsely, or merge although it does not act.
 
     Raises:
         InputError: The adapter underneath cannot be merged, or is switched off.
     """
-    layers: list[Any] = list(tuner_layers(wrapped))
-    if not hasattr(wrapped, "merge_adapter") or not layers:
+    name = active_adapter(wrapped)
+    config = wrapped.peft_config[name]
+    if (kind := type_name(config)) in UNMERGED or getattr(config, "alora_invocation_tokens", None):
+        kind = "aLoRA" if kind == "LORA" else kind
         raise InputError(
-            "the PEFT adapter underneath has no part in the weights (prompt tuning, for example), so it cannot be "
-            "merged. Keep it and the edits as adapters."
+            f"the model's weights cannot hold the PEFT adapter underneath ({kind}), so it cannot be merged. Keep it "
+            "and the edits as adapters."
         )
+    layers: list[Any] = list(tuner_layers(wrapped))
     if any(layer.disable_adapters for layer in layers):
         raise InputError(
             "the LoRA underneath is switched off; merged, it would act. Switch it on (enable_adapter_layers()), or "
@@ -111,6 +117,15 @@ def _require_mergeable(wrapped: nn.Module) -> None:
                 "the LoRA underneath writes a bias (lora_bias=True) where the model's linear map has none, so its "
                 "weights cannot hold it. Keep it as an adapter, or train it without lora_bias."
             )
+    model: Any = language_model(wrapped)
+    tied = [get() for get in (model.get_input_embeddings, model.get_output_embeddings)]
+    are_tied = None not in tied and linear_weight(_plain(tied[0])) is linear_weight(_plain(tied[1]))
+    # A layer of PEFT that trains tokens replaces the rows of both; one that adds to a map would add to the other.
+    if are_tied and any(hasattr(one, "merge") and not hasattr(one, "trainable_tokens_delta") for one in tied):
+        raise InputError(
+            "the adapter underneath changes the embeddings, whose weights also make the logits; merged, it would "
+            "change both. Keep it as an adapter."
+        )
 
 
 def _step(steering: SteeringModel, site: Site) -> _Step:
@@ -179,7 +194,10 @@ def _require(vector: Tensor | None) -> Tensor:
 
 
 def _plain(module: nn.Module) -> nn.Module:
-    """Return the linear map inside PEFT's wrapper of it, or the map itself."""
+    """Return the linear map inside PEFT's wrapper of it (its trained copy, if it has one), or the map itself."""
+    copies = module._modules.get("modules_to_save")
+    if isinstance(copies, nn.ModuleDict):
+        return copies[module.active_adapter]  # type: ignore[index]
     unwrap = getattr(module, "get_base_layer", None)
     found = unwrap() if callable(unwrap) else module
     assert isinstance(found, nn.Module)

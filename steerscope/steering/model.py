@@ -21,10 +21,10 @@ from steerscope.models.hooks import Tap, tapping
 from steerscope.models.load import LoadedModel
 from steerscope.models.site_map import SiteMap, decoder_of, find_sites
 from steerscope.sites import Site, SiteKind
-from steerscope.steering import hub, loading, merging, saving, scales
+from steerscope.steering import beneath, hub, loading, merging, saving, scales
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FAMILIES, SteeringEdit
-from steerscope.steering.identity import identify, is_peft, language_model, own_weights, tuner_layers
+from steerscope.steering.identity import identify, is_peft, language_model, tuner_layers
 from steerscope.steering.passes import Passes, passes_on
 from steerscope.steering.positions import Positions, prompt_lengths_from_labels
 
@@ -60,7 +60,7 @@ class SteeringModel(nn.Module):
         self.base_model = base_model
         self.steering_config, self.site_map, self._loaded = config, site_map, loaded
         self.sites = config.resolve(site_map)
-        self._were_trainable = [p for p in language_model(base_model).parameters() if p.requires_grad]
+        self._were_trainable = [p for p in base_model.parameters() if p.requires_grad]
         self.edits = nn.ModuleDict()
         generator = torch.Generator().manual_seed(config.seed)
         for site in self.sites:
@@ -245,18 +245,29 @@ class SteeringModel(nn.Module):
     # --- saving: the one place that decides what a checkpoint holds ---
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what training changes: the edits, and parameters underneath that are trained (a LoRA's).
+        """Return what training changes: the edits, and what is trained underneath, with the rest of its adapter.
 
         transformers' Trainer saves the state of a wrapper it does not know as one file: with the base model in it,
         checkpoints would be as large as the model, and tied weights make the writer raise.
         """
         prefix = str(kwargs.get("prefix", args[1] if len(args) > 1 else ""))
         full = super().state_dict(*args, **kwargs)
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        trained = self._trained_names()
+        kept = beneath.kept_with_trained(self.base_model)
         for name in [name for name in full if name.startswith(f"{prefix}base_model.")]:
-            if name.removeprefix(prefix) not in trained:
+            if name.removeprefix(prefix) in trained:
+                kept.discard(full[name].data_ptr())
+        for name in [name for name in full if name.startswith(f"{prefix}base_model.")]:
+            if name.removeprefix(prefix) in trained:
+                continue
+            if full[name].data_ptr() in kept:  # under its first name: what is shared is written once
+                kept.discard(full[name].data_ptr())
+            else:
                 del full[name]
         return full
+
+    def _trained_names(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what :meth:`state_dict` returned; strict whatever ``strict`` says, since nothing may be missing.
@@ -264,7 +275,10 @@ class SteeringModel(nn.Module):
         Raises:
             InputError: Tensors are missing, unknown or of another shape.
         """
-        saving.require_tensors(dict(state_dict), self.state_dict(), "the checkpoint")
+        own, trained = self.state_dict(), self._trained_names()
+        # Earlier checkpoints lack what PEFT adds and does not train.
+        expected = {n: v for n, v in own.items() if n in state_dict or n in trained or n.startswith("edits.")}
+        saving.require_tensors(dict(state_dict), expected, "the checkpoint")
         super().load_state_dict(state_dict, strict=False, assign=assign)
         self.mark_ready()
         return _IncompatibleKeys([], [])
@@ -296,12 +310,14 @@ class SteeringModel(nn.Module):
         if push_to_hub:
             raise InputError("save_pretrained() writes a folder; call push_to_hub('owner/name') to upload the adapter.")
         self._require_lora_beneath()
-        lora = saving.lora_underneath(self.base_model)
+        beneath.require_kept(self.base_model)
         adapter = saving.AdapterFile(
             config=self.steering_config,
-            base=identify(self.base_model, self.site_map, self._loaded),
+            base=identify(
+                self.base_model, self.site_map, self._loaded, without=beneath.overwritten_in(self.base_model)
+            ),
             sites=saving.equations(self.site_map, self.sites),
-            lora=lora,
+            lora=beneath.active_adapter(self.base_model),
             tensors=self.steering_tensors(),
         )
         saving.write(Path(folder), adapter, self.base_model)
@@ -398,9 +414,10 @@ class SteeringModel(nn.Module):
         Raises:
             InputError: An edit cannot be held by the model's weights; the message says why. Nothing was changed.
         """
+        plain = language_model(self.base_model)
         merging.merge(self, make_biases=make_biases)
-        found = self.unload()
-        return found.unload() if is_peft(found) else found  # type: ignore[operator]
+        self.unload()
+        return plain
 
     def __deepcopy__(self, memo: Any) -> SteeringModel:
         """Refuse: the copy's hooks would use the edits of the original."""
@@ -438,6 +455,7 @@ def get_steering_model(
     inner = model.model if isinstance(model, LoadedModel) else model
     if isinstance(inner, SteeringModel):
         raise InputError("this model is steered already; call unload() first, or name all sites in one configuration.")
+    beneath.require_kept(inner)
     site_map = loaded.site_map if loaded is not None and description is None else find_sites(inner, description)
     return SteeringModel(inner, config, site_map, loaded)
 
@@ -455,6 +473,6 @@ def _key(site: Site) -> str:
 
 
 def _freeze(model: nn.Module) -> None:
-    """Freeze the language model's own weights; what PEFT added keeps its flags."""
-    for _, parameter in own_weights(model):
-        parameter.requires_grad_(False)
+    """Freeze a plain model. PEFT has frozen what it does not train, and what it trains (biases too) goes on."""
+    if not is_peft(model):
+        model.requires_grad_(False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -16,20 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from steerscope.errors import InputError
 from steerscope.models.site_map import SiteMap
 from steerscope.sites import Site
+from steerscope.steering.beneath import lora_place, name_base, some, write_beneath
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FAMILIES
-from steerscope.steering.identity import BaseIdentity, is_peft
+from steerscope.steering.identity import BaseIdentity
+from steerscope.steering.peft_files import CONFIG_NAME, WEIGHTS_NAME, instead_of_adapter, stored_names
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
-LORA_FOLDER = "lora"
 FORMAT = "steerscope steering"
 VERSION = 1
 _FIELDS = {"format", "format_version", "steerscope_version", "equation", "steering", "base_model", "sites", "lora"}
@@ -68,8 +65,10 @@ def write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_NAME).unlink(missing_ok=True)  # of an earlier save, whose numbers are about to go
     if adapter.lora is not None:
-        model.save_pretrained(str(folder / LORA_FOLDER), selected_adapters=[adapter.lora])  # type: ignore[operator]
-        _name_base(lora_place(folder, adapter.lora), adapter.base.name)
+        write_beneath(model, folder, adapter.lora)
+        place = lora_place(folder, adapter.lora)
+        named = name_base(place, adapter.base.name)
+        replace_file(place / CONFIG_NAME, lambda path: path.write_text(named, encoding="utf-8"))
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in adapter.tensors.items()}
     replace_file(folder / WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     told = {
@@ -86,18 +85,6 @@ def write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
     replace_file(folder / CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _name_base(lora: Path, name: str) -> None:
-    """Name the base model as the adapter does: PEFT writes where it was loaded from, which may be a path of ours."""
-    path = lora / CONFIG_NAME
-    told = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": name}
-    replace_file(path, lambda new: new.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8"))
-
-
-def lora_place(folder: Path, name: str) -> Path:
-    """Return where an adapter's LoRA is: PEFT gives all but ``default`` a folder of their own."""
-    return folder / LORA_FOLDER if name == "default" else folder / LORA_FOLDER / name
-
-
 def replace_file(path: Path, write_to: Callable[[Path], object]) -> None:
     """Write a file so that it appears whole, or stays what it was."""
     unfinished = path.with_name(f"{path.name}.unfinished")
@@ -112,15 +99,8 @@ def read(folder: Path) -> AdapterFile:
         InputError: There is none, or a file is damaged, incomplete or of another format.
     """
     told = _read_config(folder)
-    path = folder / WEIGHTS_NAME
-    if not path.is_file():
-        raise InputError(f"folder {str(folder)!r} has no {WEIGHTS_NAME}; copy the whole folder that was saved.")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{str(path)!r} is no whole safetensors file ({error}); it was cut off or damaged. Copy it again."
-        ) from error
+    stored_names(folder)
+    tensors = load_file(folder / WEIGHTS_NAME)
     config = SteeringConfig.from_dict(told["steering"])
     if told["equation"] != FAMILIES[config.family].equation:
         raise InputError(
@@ -139,10 +119,9 @@ def read(folder: Path) -> AdapterFile:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
     if not path.is_file():
-        trained = " It looks like a checkpoint of a Trainer: resume from it, then call save_pretrained()."
         raise InputError(
             f"there is no adapter in {str(folder)!r}: {CONFIG_NAME} is missing. Give a folder that save_pretrained() "
-            f"wrote.{trained if (folder / 'trainer_state.json').is_file() else ''}"
+            f"wrote.{instead_of_adapter(folder)}"
         )
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
@@ -175,7 +154,7 @@ def require_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor],
     missing, unknown = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
     if missing or unknown:
         raise InputError(
-            f"{where} lacks {_some(missing)} and has unknown {_some(unknown)}; expected the tensors of this adapter's "
+            f"{where} lacks {some(missing)} and has unknown {some(unknown)}; expected the tensors of this adapter's "
             "sites and family. Use the folder that belongs to this configuration."
         )
     for name, value in given.items():
@@ -187,59 +166,3 @@ def require_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor],
             )
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"{where} holds NaN or infinite numbers in {name!r}; the training diverged. Train again.")
-
-
-def _some(names: list[str]) -> str:
-    return "nothing" if not names else ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def lora_underneath(model: nn.Module) -> str | None:
-    """Return the name of the one LoRA that is active in a model.
-
-    Raises:
-        InputError: Several adapters are active.
-    """
-    if not is_peft(model):
-        return None
-    active = list(model.active_adapters)  # type: ignore[arg-type]
-    if len(active) != 1:
-        raise InputError(f"PEFT has the adapters {active} active; expected one, to be saved along. Set one active.")
-    return str(active[0])
-
-
-def with_lora(model: nn.Module, folder: Path, name: str, is_trainable: bool) -> nn.Module:
-    """Return the model with the LoRA of an adapter's folder in it.
-
-    Raises:
-        InputError: Its files are missing or damaged.
-    """
-    from peft import PeftModel  # slow to load
-
-    place = lora_place(folder, name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT warns of keys that do not fit; they are refused below
-            wrapped = PeftModel.from_pretrained(model, str(place), adapter_name=name, is_trainable=is_trainable)
-        missing, unknown = lora_differences(wrapped, name, set(load_file(place / WEIGHTS_NAME)))
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"cannot load the LoRA in {str(place)!r} ({reason}). Copy the whole folder again.") from error
-    if missing or unknown:
-        wrapped.unload()
-        raise InputError(
-            f"the LoRA in {str(place)!r} lacks {_some(missing)} and has unknown {_some(unknown)}. Copy the whole "
-            "folder that was saved."
-        )
-    return wrapped
-
-
-def lora_differences(wrapped: nn.Module, name: str, stored: set[str]) -> tuple[list[str], list[str]]:
-    """Return which tensors of a PEFT adapter a file lacks, and which of the file's have no place in it."""
-    from peft import get_peft_model_state_dict
-
-    differ: list[tuple[list[str], list[str]]] = []
-    # With embeddings or without, as the file was saved; left to itself PEFT would ask the hub which.
-    for embeddings in (False, True):
-        expected = set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=embeddings))
-        differ.append((sorted(expected - stored), sorted(stored - expected)))
-    return min(differ, key=lambda two: len(two[0]) + len(two[1]))

@@ -9,16 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from steerscope.errors import InputError
 from steerscope.experiments.training import weights
 from steerscope.models.load import LoadedModel
 from steerscope.steering import SteeringModel, saving
-from steerscope.steering.saving import CONFIG_NAME as CONFIG
-from steerscope.steering.saving import WEIGHTS_NAME as WEIGHTS
-from steerscope.steering.saving import lora_differences
+from steerscope.steering.peft_files import CONFIG_NAME as CONFIG
+from steerscope.steering.peft_files import differences, instead_of_adapter, require_readable, stored_names
 
 # Where a run's folder has it.
 ADAPTER = "adapter"
@@ -65,13 +63,15 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     except FileNotFoundError as error:
         raise InputError(
             f"{str(folder)!r} holds no adapter: {CONFIG} is missing. Give a folder that save_pretrained() wrote."
+            f"{instead_of_adapter(place)}"
         ) from error
     except (OSError, ValueError) as error:
         raise InputError(f"{str(place / CONFIG)!r} cannot be read ({error}). Copy the adapter again.") from error
     if not isinstance(config, dict):
         raise InputError(f"{str(place / CONFIG)!r} holds no JSON object. Copy the adapter again.")
-    _stored_names(place)
+    stored_names(place)
     if "peft_type" in config:
+        require_readable(config, place / CONFIG)
         base = {k: config.get(k) for k in ("base_model_name_or_path", "target_modules", "lora_alpha", "bias")}
         rank = config.get("r")
         return SavedAdapter(
@@ -110,7 +110,7 @@ def with_adapter(loaded: LoadedModel, adapter: SavedAdapter) -> nn.Module:
         except Exception as error:  # shapes, target modules, formats: no common type
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"the adapter in {str(adapter.folder)!r} {other}: {reason}") from error
-    missing, unknown = lora_differences(model, "default", _stored_names(adapter.folder))
+    missing, unknown = differences(model, "default", stored_names(adapter.folder))
     if missing or unknown:
         raise InputError(
             f"the adapter in {str(adapter.folder)!r} {other}: {len(missing)} tensors that this model needs "
@@ -118,14 +118,3 @@ def with_adapter(loaded: LoadedModel, adapter: SavedAdapter) -> nn.Module:
         )
     found: nn.Module = model.eval()
     return found
-
-
-def _stored_names(folder: Path) -> set[str]:
-    path = folder / WEIGHTS
-    try:
-        with safe_open(path, framework="pt") as file:
-            return set(file.keys())
-    except FileNotFoundError as error:
-        raise InputError(f"{str(folder)!r} has no {WEIGHTS}; copy the whole folder that was saved.") from error
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{str(path)!r} is no whole safetensors file ({error}). Copy it again.") from error
