@@ -22,6 +22,7 @@ from steerscope.analysis.outputs import Probes, batch_outputs, selected_position
 from steerscope.analysis.recorder import Recorder, at_least_float32
 from steerscope.models.hooks import Tap, tapping
 from steerscope.models.load import LoadedModel
+from steerscope.models.tokens import pad_token
 from steerscope.sites import Site
 
 # Called with (passes done, passes in all) as work goes on.
@@ -72,7 +73,11 @@ def read_stats(loaded: LoadedModel, encoded: Encoded, *, batch_size: int, max_ex
     chosen = range(min(max_examples, encoded.num_examples))
     with torch.no_grad(), tapping(loaded.site_map, {site: measure(site) for site in loaded.site_map.sites()}):
         for batch in batches(
-            encoded, batch_size=batch_size, pad_id=_pad_id(loaded), device=loaded.device, examples=chosen
+            encoded,
+            batch_size=batch_size,
+            pad_id=pad_token(loaded.tokenizer, loaded.model),
+            device=loaded.device,
+            examples=chosen,
         ):
             real = batch.mask.flatten().to(dtype)
             columns = batch.offset[:, None] + torch.stack([batch.length // 2, batch.length - 1], dim=1)
@@ -129,7 +134,11 @@ def capture(
     stats = read_stats(loaded, encoded, batch_size=batch_size, max_examples=scale_examples)
     recorder = Recorder(loaded, encoded, probes, plan, stats.scales, seed)
     shortest_first = batches(
-        encoded, batch_size=batch_size, pad_id=_pad_id(loaded), device=loaded.device, padding_side=padding_side
+        encoded,
+        batch_size=batch_size,
+        pad_id=pad_token(loaded.tokenizer, loaded.model),
+        device=loaded.device,
+        padding_side=padding_side,
     )
     # The graph is largest while the fewest features are filled: the two peaks of memory do not add.
     total_batches = list(shortest_first)[::-1]
@@ -169,11 +178,6 @@ def _return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
-
-
-def _pad_id(loaded: LoadedModel) -> int:
-    found = loaded.tokenizer.pad_token_id
-    return int(found) if isinstance(found, int) else 0
 
 
 __all__ = ["Features", "Progress", "ReadStats", "SketchPlan", "capture", "feature_bytes", "read_scales", "read_stats"]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from steerscope.analysis.capture import capture
-from steerscope.analysis.encoding import Encoded, encode
+from steerscope.analysis.encoding import Encoded, encode_for
 from steerscope.analysis.evidence import known_evidence
 from steerscope.analysis.examples import Example, check_examples, content_order
 from steerscope.analysis.features import Features, SketchPlan, feature_bytes
@@ -67,8 +67,7 @@ def rank_sites(
             "group of the jackknife holds some of each half."
         )
     kinds = _kinds(loaded, options)
-    encoded = encode(kept, loaded.tokenizer, loaded.max_length)
-    _check_vocabulary(encoded, vocab_size(loaded.model))
+    encoded = encode_for(loaded, kept)
     dtype = torch.float64 if loaded.identity.dtype == "float64" else torch.float32
     probes = make_probes(encoded, options.num_probes, vocab_size(loaded.model), options.seed, dtype)
     plan = _plan(loaded, encoded, probes, options)
@@ -146,16 +145,6 @@ def rank_sites(
         warnings=tuple(warnings + _warnings(loaded, stability)),
         evidence=known_evidence(options.score),
     )
-
-
-def _check_vocabulary(encoded: Encoded, vocab: int) -> None:
-    tokens = [token for sequence in encoded.sequences for token in sequence.ids]
-    largest = max(tokens + [token for choices in encoded.choice_tokens for token in choices])
-    if largest >= vocab:
-        raise InputError(
-            f"the tokenizer makes token {largest} of an example; the model knows tokens 0 to {vocab - 1}. "
-            "Load the model with the tokenizer that belongs to it."
-        )
 
 
 def _kinds(loaded: LoadedModel, options: RankOptions) -> tuple[SiteKind, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from steerscope.analysis.capture import read_scales
-from steerscope.analysis.encoding import encode
+from steerscope.analysis.encoding import encode_for
 from steerscope.analysis.examples import Example
 from steerscope.experiments.validation.data import DataSplits, fingerprint
 from steerscope.experiments.validation.learning_rates import Choice, choose
@@ -30,6 +30,7 @@ from steerscope.experiments.validation.training import (
     train_edits,
     train_weights,
 )
+from steerscope.models.lengths import require_one_side
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site, SiteKind, parse_site
 
@@ -105,6 +106,18 @@ class Sweep:
     _near: dict[SiteKind | str, int] = field(default_factory=dict)
     _done: int = 0
     _total: int = 0
+
+    def check(self) -> None:
+        """Refuse, before anything is computed, examples that the model cannot read or that cannot share batches.
+
+        Raises:
+            InputError: There are such.
+        """
+        for part in ("selection", "test"):
+            self._held_out(part)
+        for index in range(self.options.seeds):
+            self._train_data(self.options.seed + index)
+        self._train.clear()
 
     def before(self) -> Judged:
         """Return the untrained model's loss and accuracy on the test examples."""
@@ -213,7 +226,12 @@ class Sweep:
 
     def _train_data(self, seed: int) -> PrefixCache:
         if seed not in self._train:
-            self._train[seed] = self._cache(self._train_examples(seed))
+            data = self._cache(self._train_examples(seed))
+            if self.options.batch_size > 1:
+                lengths = [len(sequence.ids) for sequence in data.encoded.sequences]
+                advice = "Give examples on one side of it, or --batch-size 1."
+                require_one_side(lengths, data.encoded.switch, "training examples", advice)
+            self._train[seed] = data
         return self._train[seed]
 
     def _train_examples(self, seed: int) -> list[Example]:
@@ -236,14 +254,12 @@ class Sweep:
         return self._held[part]
 
     def _cache(self, examples: list[Example]) -> PrefixCache:
-        return PrefixCache(self.loaded, encode(examples, self.loaded.tokenizer, self.loaded.max_length))
+        return PrefixCache(self.loaded, encode_for(self.loaded, examples))
 
     def _scales_of(self, sites: Sequence[Site]) -> dict[Site, float]:
         if not self._scales:
             # The first seed's examples, whatever seed is trained: an edit means the same for all of them.
-            encoded = encode(
-                self._train_examples(self.options.seed)[:64], self.loaded.tokenizer, self.loaded.max_length
-            )
+            encoded = encode_for(self.loaded, self._train_examples(self.options.seed)[:64])
             found = read_scales(self.loaded, encoded, batch_size=JUDGE_BATCH, max_examples=64)
             self._scales = {site: _root_mean_square(scale) for site, scale in found.items()}
         return {site: self._scales[site] for site in sites}

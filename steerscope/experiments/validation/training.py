@@ -19,6 +19,7 @@ from steerscope.equivalence.edits import FAMILIES
 from steerscope.experiments.validation.prefix import PrefixCache
 from steerscope.models.blocks import is_transposed
 from steerscope.models.hooks import edited
+from steerscope.models.lengths import batches_within
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site
 
@@ -263,8 +264,8 @@ def _judge(model: nn.Module, data: PrefixCache, batch_size: int, context: Abstra
     losses = torch.zeros(len(order), dtype=torch.float64)
     correct = torch.zeros(len(order), dtype=torch.float64)
     with torch.no_grad(), context:
-        for start in range(0, len(order), batch_size):
-            batch = data.batch(order[start : start + batch_size])
+        for chosen in batches_within(order, length.__getitem__, batch_size, data.encoded.switch):
+            batch = data.batch(chosen)
             with data.entered(batch):
                 outputs = batch_outputs(model, batch, data.encoded, probes)
             losses[outputs.examples.cpu()] = -outputs.log_likelihood.double().cpu()

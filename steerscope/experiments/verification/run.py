@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerscope.analysis.encoding import encode
+from steerscope.analysis.encoding import encode_for
 from steerscope.analysis.stopwatch import StageProgress, Stopwatch
 from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import (
@@ -134,7 +134,7 @@ def verify_model(
     watch.stage("load")
     exact = load("float64")
     task = get_task("listops")
-    encoded = encode(task.split("validation", options.pool, options.seed), exact.tokenizer, exact.max_length)
+    encoded = encode_for(exact, task.split("validation", options.pool, options.seed))
     rows = rows_of_one_length(encoded, options.rows)
     watch.stage("propositions")
     # Short: some checks build dense matrices over tokens.
