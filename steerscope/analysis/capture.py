@@ -20,6 +20,7 @@ from steerscope.analysis.encoding import Encoded, batches
 from steerscope.analysis.features import Features, SketchPlan, feature_bytes
 from steerscope.analysis.outputs import Probes, batch_outputs, selected_positions
 from steerscope.analysis.recorder import Recorder, at_least_float32
+from steerscope.finite import require_finite
 from steerscope.models.hooks import Tap, tapping
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
@@ -54,6 +55,9 @@ def read_stats(loaded: LoadedModel, encoded: Encoded, *, batch_size: int, max_ex
 
     Channels that never vary from zero get the smallest positive scale, so that dividing by it is safe. Memory: two
     tokens of every sequence at every site, until the pass ends.
+
+    Raises:
+        InputError: What a site reads is NaN or infinite.
     """
     sums: dict[Site, Tensor] = {}
     samples: dict[Site, list[Tensor]] = {}
@@ -90,6 +94,7 @@ def read_stats(loaded: LoadedModel, encoded: Encoded, *, batch_size: int, max_ex
     scales, lengths = {}, {}
     for site, total in sums.items():
         rms = (total / count).sqrt()
+        require_finite(f"what the site '{site}' reads", rms)
         scales[site] = rms.clamp_min(max(1e-6 * float(rms.max()), 1e-30))
         sample = torch.cat(samples.pop(site))
         lengths[site] = (_median_length(sample), _median_length(sample / scales[site]))
@@ -128,6 +133,9 @@ def capture(
     Returns:
         The features, rows in the order of ``encoded``'s examples.
 
+    Raises:
+        InputError: What a site reads, or a loss, is NaN or infinite.
+
     Cost: one forward pass and ``probes.num_backward`` backward passes to activations, plus the projections
     (about a quarter of that on a 135M model), plus the forward pass for the scales.
     """
@@ -156,6 +164,7 @@ def capture(
             outputs = batch_outputs(loaded.model, batch, encoded, probes)
             tick()
             index = outputs.examples.cpu()
+            require_finite("the loss of an example", outputs.log_likelihood.detach(), outputs.residual)
             recorder.residual[index] = outputs.residual.to(recorder.residual)
             recorder.curvature[index] = outputs.curvature.to(recorder.curvature)
             recorder.loss[index] = -outputs.log_likelihood.detach().to(recorder.loss)

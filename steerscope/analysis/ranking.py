@@ -51,7 +51,8 @@ def rank_sites(
         The ranking, with intervals, baselines, kinds, greedy sets and stability.
 
     Raises:
-        InputError: Too few or useless examples, a text longer than the context, bad options.
+        InputError: Too few or useless examples, a text longer than the context or with a token that the model does not
+            have, bad options, a model whose activations or derivatives are NaN or infinite.
 
     Cost: one forward pass and a backward pass per probe (and one for the loss) over the examples, a quarter more
     for the projections, then a few seconds of linear algebra per hundred sites at the default size.
@@ -86,7 +87,7 @@ def rank_sites(
     rows = Rows.of(features)
     # Content decided the order, so the first half is a random half whatever the file's order was.
     halves = (range(len(kept) // 2), range(len(kept) // 2, len(kept)))
-    target = Kernel.of(features.weights, features, rows)
+    target = Kernel.of(features.weights, features, rows, what="the weights")
     problem = Problem.of(target, rows, halves, num_groups=options.num_groups, ridge=options.ridge)
 
     watch.stage("score")

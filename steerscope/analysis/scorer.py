@@ -15,6 +15,7 @@ from steerscope.analysis.problem import Problem
 from steerscope.analysis.results import KindScore, SiteScore
 from steerscope.analysis.scores import DEFAULT_SCORE, KERNEL_SCORES, kernel_scores, place_scores
 from steerscope.analysis.scores.by_kernel import quick_share, relative_length
+from steerscope.finite import require_finite
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site, SiteKind
 
@@ -47,12 +48,20 @@ class Scorer:
 
     def add(self, site: Site) -> None:
         """Score one site, both families."""
-        kernel = Kernel.of([self.features.linear.pop(site)], self.features, self.rows, cross=False)
+        kernel = Kernel.of(
+            [self.features.linear.pop(site)], self.features, self.rows, cross=False, what=f"an edit of '{site}'"
+        )
         held = self.features.held_length[site.write]
         length = relative_length(kernel.probe, self.features.read_length[site], held)
         self._record(site, "linear", kernel, length, self._evaluate(kernel, length))
         self.linear_kernels[site] = (kernel.probe / max(kernel.scale, 1e-300)).float()
-        vector = Kernel.of([self.features.vector[site.write]], self.features, self.rows, cross=False)
+        vector = Kernel.of(
+            [self.features.vector[site.write]],
+            self.features,
+            self.rows,
+            cross=False,
+            what=f"a vector at '{site.write}'",
+        )
         length = relative_length(vector.probe, 1.0, held)
         if site.write not in self._vector_scores:  # sites that write at one point share their vector
             self._vector_scores[site.write] = self._evaluate(vector, length)
@@ -68,6 +77,8 @@ class Scorer:
         columns = 1 + self.problem.num_groups
         constant = {name: torch.full((columns,), value, dtype=torch.float64) for name, value in place.items()}
         self._scores[site, family] = scores | constant
+        for name, values in self._scores[site, family].items():
+            require_finite(f"the score {name!r} of '{site}' ({family})", values)
         unit = max(kernel.scale, 1e-300)
         scaled = Kernel(kernel.probe / unit, kernel.cross / unit, kernel.loss / unit)
         key = (site.kind, family)
@@ -116,7 +127,9 @@ class Scorer:
             # Each of n sites makes the n-th part of the regression's change; its edit is that much shorter. The
             # length of the whole is the root mean square over sites.
             length = self._kind_lengths[kind, family] / len(sites) ** 3
-            value, low, high = jackknife_interval(self._evaluate(kernel, length)[by])
+            scores = self._evaluate(kernel, length)[by]
+            require_finite(f"the score {by!r} of all sites of kind '{kind}' ({family})", scores)
+            value, low, high = jackknife_interval(scores)
             count = sum(self.num_params(site, family) for site in sites)
             out.append(KindScore(kind.value, family, value, low, high, count, len(sites)))
         return tuple(sorted(out, key=lambda k: (-k.score, k.kind, k.family)))
@@ -132,7 +145,8 @@ class Scorer:
             feature = self.features.linear[site]
             parts = feature.unflatten(-1, (plan.blocks, -1)).chunk(2, dim=2)
             first, second = (
-                Kernel.of([part.flatten(2)], self.features, self.rows, cross=False).probe for part in parts
+                Kernel.of([part.flatten(2)], self.features, self.rows, cross=False, what=f"an edit of '{site}'").probe
+                for part in parts
             )
             relative.append(float((first - second).norm() / (first + second).norm().clamp_min(1e-300)))
             shares.append([quick_share(kernel, self.problem) for kernel in (first, second)])

@@ -12,6 +12,7 @@ from steerscope.analysis.examples import Example
 from steerscope.analysis.outputs import batch_outputs, make_probes
 from steerscope.analysis.theory.common import weight_names
 from steerscope.errors import InputError
+from steerscope.finite import OVERFLOW, require_finite
 from steerscope.models.load import LoadedModel
 from steerscope.models.selfcheck import vocab_size
 from steerscope.models.tokens import pad_token
@@ -85,15 +86,17 @@ def short_finetune(
                     loss = -outputs.log_likelihood.sum() / len(chosen)
                     loss.backward()
                 total += float(loss.detach())
-            if not total < float("inf"):
-                raise InputError(
-                    f"the loss of step {step + 1} is {total}; expected a finite number. Use a smaller learning rate "
-                    f"than {learning_rate}."
-                )
+            advice = f"Use a smaller learning rate than {learning_rate}." if step else OVERFLOW
+            require_finite(f"the loss of step {step + 1}", total, advice=advice)
             optimizer.step()
             if progress is not None:
                 progress(step + 1, steps, total)
-        return {name: (weight.detach() - before[name]).clone() for name, weight in weights.items()}
+        update = {name: (weight.detach() - before[name]).clone() for name, weight in weights.items()}
+        for name, change in update.items():
+            require_finite(
+                f"the change of {name!r}", change, advice=f"Use a smaller learning rate than {learning_rate}."
+            )
+        return update
     finally:
         with torch.no_grad():
             for name, weight in weights.items():
@@ -112,6 +115,7 @@ def mean_loss(loaded: LoadedModel, examples: Sequence[Example], batch_size: int 
     ):
         with torch.no_grad():
             total -= float(batch_outputs(loaded.model, batch, encoded, probes).log_likelihood.sum())
+    require_finite("the loss", total)
     return total / len(examples)
 
 

@@ -82,7 +82,7 @@ def write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
         "sites": dict(adapter.sites),
         "lora": adapter.lora,
     }
-    text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     replace_file(folder / CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
 
 
@@ -90,7 +90,7 @@ def _name_base(lora: Path, name: str) -> None:
     """Name the base model as the adapter does: PEFT writes where it was loaded from, which may be a path of ours."""
     path = lora / CONFIG_NAME
     told = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": name}
-    replace_file(path, lambda new: new.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8"))
+    replace_file(path, lambda new: new.write_text(json.dumps(told, indent=2, allow_nan=False) + "\n", encoding="utf-8"))
 
 
 def lora_place(folder: Path, name: str) -> Path:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steerscope.analysis.kernels import Kernel, Rows
 from steerscope.analysis.problem import Predictions, Problem, predict
+from steerscope.finite import require_finite
 
 KERNEL_SCORES = (
     "learnable_share",
@@ -54,7 +55,7 @@ def kernel_scores(
     Cost: two factorisations of half the rows.
     """
     columns = 1 + problem.num_groups
-    if not kernel.scale > 0:
+    if _is_zero(kernel.probe):
         return {name: torch.zeros(columns, dtype=torch.float64) for name in KERNEL_SCORES}
     unit = kernel.probe / kernel.scale
     predictions = [predict(unit, direction, problem.ridge) for direction in problem.directions]
@@ -73,7 +74,7 @@ def learnable_share(kernel: Tensor, problem: Problem) -> Tensor:
     than none. First-order in both the weights and the edit; it says what is learnable from so many prompts, not
     what is reachable. Source: issue table in docs/scores.md; theory.md 3(f).
     """
-    if not kernel.diagonal().mean() > 0:
+    if _is_zero(kernel):
         return torch.zeros(1 + problem.num_groups, dtype=torch.float64)
     unit = kernel / kernel.diagonal().mean()
     predictions = [predict(unit, direction, problem.ridge) for direction in problem.directions]
@@ -89,7 +90,7 @@ def quick_share(kernel: Tensor, problem: Problem, learn_from: tuple[int, Rows] |
         learn_from: ``(n, rows)``: fit on the first n prompts of each half only; the update to learn stays
             that of the whole half.
     """
-    if not kernel.diagonal().mean() > 0:
+    if _is_zero(kernel):
         return 0.0
     unit = kernel / kernel.diagonal().mean()
     error = size = 0.0
@@ -106,6 +107,16 @@ def quick_share(kernel: Tensor, problem: Problem, learn_from: tuple[int, Rows] |
         error += float((truth - unit[direction.test, train] @ weights).pow(2).sum())
         size += float(truth.pow(2).sum())
     return 1 - error / max(size, 1e-300)
+
+
+def _is_zero(kernel: Tensor) -> bool:
+    """Whether a kernel ``row row`` is zero.
+
+    Raises:
+        InputError: It is NaN or infinite.
+    """
+    require_finite("a kernel", kernel.diagonal())
+    return float(kernel.diagonal().mean()) <= 0
 
 
 def _shares(predictions: list[Predictions], problem: Problem) -> dict[str, Tensor]:
@@ -137,9 +148,9 @@ def relative_length(kernel: Tensor, read_length: float, held_length: float) -> T
         read_length: Typical length of what the edit reads, as its features are scaled; 1 for a fixed vector.
         held_length: Typical length of what the edit is added to.
     """
-    scale = float(kernel.diagonal().mean())
-    if not scale > 0:
+    if _is_zero(kernel):
         return torch.zeros_like(kernel)
+    scale = float(kernel.diagonal().mean())
     return kernel / scale * (read_length / max(held_length, 1e-30)) ** 2 / scale
 
 

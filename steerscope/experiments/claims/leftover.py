@@ -107,7 +107,7 @@ def main() -> int:
     except InputError as error:
         print(f"leftover: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(found, indent=1))
+    print(json.dumps(found, indent=1, allow_nan=False))
     return 0
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from steerscope.errors import InputError
 from steerscope.experiments.shared_prefix import Prefix, in_evaluation_mode
 from steerscope.experiments.tasks.supervised import end_token
+from steerscope.finite import require_finite
 from steerscope.models.head import contiguous_head
 from steerscope.models.lengths import is_beyond, readable_length, sides, switch_length
 from steerscope.models.tokens import pad_token, require_known_tokens, text_tokens
@@ -68,7 +69,7 @@ def generate(
 
     Raises:
         InputError: No prompts, sizes below 1, no end token, a prompt without tokens or with one that the model does not
-            have, or none that fits.
+            have, or none that fits; logits that are NaN or infinite.
 
     Cost: ``max_new_tokens`` steps per batch at most; keys and values of one batch in memory. What all prompts begin
     with is computed once.
@@ -102,12 +103,47 @@ def generate(
                 chosen = part[start : start + size]
                 rest, mask = left_padded([ids[i][prefix.length :] for i in chosen], pad, device_of(model))
                 inputs = torch.cat([prefix.ids.expand(len(chosen), -1), rest], 1)
-                out = model.generate(input_ids=inputs, generation_config=config, **prefix.before(mask))  # type: ignore[operator]
+                watch = _Watch()
+                out = model.generate(  # type: ignore[operator]
+                    input_ids=inputs,
+                    generation_config=config,
+                    logits_processor=LogitsProcessorList([watch]),
+                    **prefix.before(mask),
+                )
                 for i, row in zip(chosen, out[:, inputs.shape[1] :].tolist(), strict=True):
                     found[i] = _read(row, ends, tokenizer)
+                watch.require_finite([_require(found[i]).num_tokens for i in chosen])
                 done += len(chosen)
                 if progress is not None:
                     progress(done, len(order))
+    return found
+
+
+class _Watch(LogitsProcessor):
+    """Keeps the largest logit of every step and row: of logits that are NaN, greedy decoding would take token 0."""
+
+    def __init__(self) -> None:
+        self.largest: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return ``scores (row vocab)`` as they are."""
+        self.largest.append(scores.amax(-1))
+        return scores
+
+    def require_finite(self, lengths: Sequence[int]) -> None:
+        """Refuse what was chosen by a logit that is no number, among the first ``lengths`` tokens of the rows.
+
+        Raises:
+            InputError: There is such a token.
+        """
+        if self.largest:
+            steps = torch.stack(self.largest, 1).cpu()
+            kept = torch.arange(steps.shape[1])[None] < torch.tensor(lengths)[:, None]
+            require_finite("the largest logit of a token to be generated", steps[kept])
+
+
+def _require(found: Generated | None) -> Generated:
+    assert found is not None
     return found
 
 

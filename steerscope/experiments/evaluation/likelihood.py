@@ -16,6 +16,7 @@ from steerscope.experiments.evaluation.shared_prompt import continuation_log_lik
 from steerscope.experiments.shared_prefix import Prefix
 from steerscope.experiments.tasks.answer_task import AnswerExample
 from steerscope.experiments.tasks.supervised import completion_tokens, supervise
+from steerscope.finite import require_finite
 from steerscope.models.lengths import is_beyond, readable_length, sides, switch_length
 from steerscope.models.tokens import pad_token, require_known_tokens
 
@@ -39,6 +40,9 @@ def sequence_log_likelihoods(
         pad: Any token to fill with.
         batch_size: Rows per batch.
         progress: Called with rows done and in all.
+
+    Raises:
+        InputError: A log-likelihood is NaN or infinite.
 
     Cost: one forward pass over all rows, what they all begin with counted once. Logits are computed for the last tokens
     alone where the model can.
@@ -71,6 +75,7 @@ def sequence_log_likelihoods(
             columns = torch.arange(kept - 1, 0, -1, device=ids.device)  # distance from the end, 1 for the last
             wanted = columns[None] <= torch.tensor(lengths, device=ids.device)[:, None]
             total[chosen] = torch.where(wanted, scores.double(), 0.0).sum(-1).cpu()
+            require_finite("the log-likelihood of a text", total[chosen])
             done += len(chosen)
             if progress is not None:
                 progress(done, len(order))
@@ -112,7 +117,8 @@ def choice_log_likelihoods(
         ``None`` for an example whose prompt does not fit with its longest choice.
 
     Raises:
-        InputError: An example without choices or with a token that the model does not have, or none that fits.
+        InputError: An example without choices or with a token that the model does not have, or none that fits; a
+            log-likelihood that is NaN or infinite.
 
     Cost: a pass over the prompts and one over the choices; without a cache, a pass over both for every choice.
     """
@@ -164,7 +170,7 @@ def completion_loss(
     Examples that do not fit are left out, as in training.
 
     Raises:
-        InputError: No example fits, or one has a token that the model does not have.
+        InputError: No example fits, or one has a token that the model does not have; or the loss is NaN or infinite.
     """
     found = supervise(examples, tokenizer, readable_length(model, max_length), model)
     rows = [(one.ids, one.first_target) for one in found.sequences]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from steerscope.experiments.evaluation.generation import device_of, evaluating, left_padded
 from steerscope.experiments.shared_prefix import Prefix
+from steerscope.finite import require_finite
 from steerscope.models.lengths import sides, switch_length
 
 # A prompt's tokens, and the tokens of every continuation of it.
@@ -37,6 +38,9 @@ def continuation_log_likelihoods(
         pad: Any token to fill with.
         batch_size: Continuations per batch; those of one prompt stay together.
         progress: Called with prompts done and in all.
+
+    Raises:
+        InputError: A log-likelihood is NaN or infinite.
 
     Cost: a pass over every prompt and one over every continuation, instead of a pass over both for each continuation.
     """
@@ -95,6 +99,7 @@ def _batch(model: nn.Module, asked: Sequence[Asked], pad: int, told: bool, prefi
     )
     scores = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
     sums: list[float] = torch.where(counted == 1, scores.double(), 0.0).sum(-1).tolist()
+    require_finite("the log-likelihood of a text", *sums)
     return sums
 
 

@@ -32,6 +32,7 @@ from steerscope.experiments.training.run_folder import RunFolder, replace_json
 from steerscope.experiments.training.surroundings import package_versions, peak_memory
 from steerscope.experiments.training.trainee import Trainee, build
 from steerscope.experiments.validation.learning_rates import Choice
+from steerscope.finite import NotFiniteError
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token, require_known_tokens, text_tokens
 from steerscope.steering.lofit import top_heads
@@ -168,18 +169,22 @@ class Run:
     ) -> float | None:
         """Return the loss, or ``None`` where there is no finite one."""
         stage = f"trying learning rate {learning_rate:g}"
-        trainee, _, _ = self._fit(sequences, learning_rate, steps, stage, keeps=False)
         try:
-            loss = completion_loss(
+            trainee, _, _ = self._fit(sequences, learning_rate, steps, stage, keeps=False)
+        except NotFiniteError:
+            return None
+        try:
+            return completion_loss(
                 trainee.model,
                 self.loaded.tokenizer,
                 self.parts.validation,
                 batch_size=self.options.eval_batch_size,
                 max_length=self.loaded.max_length,
             )
+        except NotFiniteError:
+            return None
         finally:
             trainee.restore()
-        return loss if math.isfinite(loss) else None
 
     def _fit(
         self, sequences: tuple[SupervisedSequence, ...], learning_rate: float, steps: int, stage: str, *, keeps: bool

@@ -120,10 +120,18 @@ class Sweep:
         self._train.clear()
 
     def before(self) -> Judged:
-        """Return the untrained model's loss and accuracy on the test examples."""
-        held = self._held_out("test")
-        held.move_to(0)
-        return judge_edits(self.loaded, {}, {}, held, JUDGE_BATCH)
+        """Return the untrained model's loss and accuracy on the test examples.
+
+        Raises:
+            InputError: There, or on the selection examples, it has a loss that is NaN or infinite: it would be taken
+                for that of trainings that diverged.
+        """
+        found = {}
+        for part in ("selection", "test"):
+            held = self._held_out(part)
+            held.move_to(0)
+            found[part] = judge_edits(self.loaded, {}, {}, held, JUDGE_BATCH)
+        return found["test"]
 
     def run(self, methods: Sequence[Method], seeds: int | None = None) -> list[Outcome]:
         """Train every method with every seed (or the first ``seeds``); return outcomes in the order of ``methods``."""
@@ -196,7 +204,7 @@ class Sweep:
             )
             judged = judge_edits(self.loaded, done.weights, scales, self._held_out("selection"), JUDGE_BATCH)
         record = {
-            "selection_loss": math.inf if done.diverged else judged.loss,
+            "selection_loss": _outcome(judged, done.diverged),
             "selection_accuracy": judged.accuracy,
             "diverged": done.diverged,
             "train_losses": [round(v, 5) if math.isfinite(v) else None for v in done.train_losses],
@@ -218,7 +226,7 @@ class Sweep:
             return known
         weights = self.store.weights(self._config(method, rate, seed))
         judged = judge_edits(self.loaded, weights, self._scales_of(method.sites), self._held_out("test"), JUDGE_BATCH)
-        record = {"loss": math.inf if run["diverged"] else judged.loss, "accuracy": judged.accuracy}
+        record = {"loss": _outcome(judged, run["diverged"]), "accuracy": judged.accuracy}
         self.store.put(config, record, {})
         return record
 
@@ -289,7 +297,12 @@ class Sweep:
 
 
 def _record_of(judged: Judged, done: Trained) -> dict[str, Any]:
-    return {"loss": math.inf if done.diverged else judged.loss, "accuracy": judged.accuracy}
+    return {"loss": _outcome(judged, done.diverged), "accuracy": judged.accuracy}
+
+
+def _outcome(judged: Judged, diverged: bool) -> float:
+    """Return the loss of a training, infinite where it diverged; the untrained model had one (:meth:`Sweep.before`)."""
+    return judged.loss if math.isfinite(judged.loss) and not diverged else math.inf
 
 
 def _root_mean_square(scale: Tensor) -> float:

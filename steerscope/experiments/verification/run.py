@@ -37,6 +37,7 @@ from steerscope.errors import InputError
 from steerscope.experiments.finetune import mean_loss, short_finetune
 from steerscope.experiments.tasks import get_task
 from steerscope.experiments.verification.results import PropositionResult, Verification, plain
+from steerscope.finite import require_finite
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.load import LoadedModel, load_model
 from steerscope.models.precision import true_float64
@@ -126,7 +127,7 @@ def verify_model(
         progress: Called with the stage's name, steps done and steps in all.
 
     Raises:
-        InputError: The model cannot be loaded or has too short a context.
+        InputError: The model cannot be loaded, has too short a context, or its numbers are NaN or infinite.
     """
     options = options or VerifyOptions()
     options.check()
@@ -141,6 +142,9 @@ def verify_model(
     subject = subject_of(
         exact.model, name=exact.identity.name, seed=options.seed, input_ids=rows.ids[:2, :7].contiguous()
     )
+    with torch.no_grad():
+        logits: Tensor = exact.model(input_ids=rows.ids, use_cache=False).logits
+    require_finite("a logit of this model", logits.masked_fill(logits == -torch.inf, 0.0))
     results = try_propositions(subject, propositions, watch.tick)
     if options.quick:
         watch.stage(None)
