@@ -149,7 +149,7 @@ def test_a_rate_whose_training_diverges_is_an_outcome_of_the_search(tmp_path):
     assert found._validation_loss(sequences, 1e30, 4) is None
     assert found._validation_loss(sequences, 1e-3, 4) > 0
     with pytest.raises(
-        NotFiniteError, match=r"the loss of step \d is .*Training diverged: give a smaller --learning-rate"
+        NotFiniteError, match=r"the loss of step \d is .*diverged with learning rate 1e\+30: give a smaller"
     ):
         found._fit(sequences, 1e30, 4, "train", keeps=False)
     with torch.no_grad():

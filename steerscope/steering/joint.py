@@ -38,7 +38,6 @@ from steerscope.steering.identity import is_peft
 from steerscope.steering.model import SteeringModel
 from steerscope.steering.saving import replace_file
 
-DIVERGED = "Training diverged: give a smaller learning rate."
 CONSTRAINTS = ("none", "input", "output")
 # Beside the checkpoints of a Trainer.
 _HISTORY = "joint_history.json"
@@ -283,7 +282,8 @@ class JointCallback(TrainerCallback):
         }
         if self.batch is not None:
             entry["largest_interaction"] = max(self.constraint.interaction(self.batch).values())
-        require_finite_record("the overlap of LoRA and edits", entry, DIVERGED)
+        advice = f"Training diverged with learning rate {args.learning_rate:g}: give a smaller one."
+        require_finite_record("the overlap of LoRA and edits", entry, advice)
         self.history.append(entry)
 
 

@@ -221,12 +221,14 @@ class Run:
             count = self.options.heads or max(1, round(available / 10))
             if count > available:
                 raise InputError(f"--heads is {count}; there are {available} to choose among. Ask for fewer.")
-            done = self._train(trainee, rows, SCALES_RATE, steps, "scales", self.checkpoints / "scales", True)
-            if not trainee.is_finite:
+            try:
+                done = self._train(trainee, rows, SCALES_RATE, steps, "scales", self.checkpoints / "scales", True)
+                trainee.require_finite(SCALES_RATE)
+            except NotFiniteError as error:
                 raise InputError(
-                    f"the scales that choose LoFiT's heads diverged at their learning rate {SCALES_RATE:g}: numbers "
-                    "are NaN or infinite. Give fewer --steps or another --sparsity."
-                )
+                    f"the scales that choose LoFiT's heads have no learning rate to choose, and {error} Give fewer "
+                    "--steps or another --sparsity."
+                ) from error
             heads = top_heads(trainee.model, count)
         finally:
             trainee.restore()

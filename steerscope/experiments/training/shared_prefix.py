@@ -28,9 +28,14 @@ class SharedPrefixTrainer(Trainer):
         loss = found[0] if isinstance(found, tuple) else found
         if self.state.global_step == 0:  # nothing has been learned yet: this is the model itself
             require_finite("the loss of the first step", loss.detach())
-        advice = "Training diverged: give a smaller --learning-rate, or auto."
+        advice = diverged(self.args.learning_rate)
         require_finite(f"the loss of step {self.state.global_step + 1}", loss.detach(), advice=advice)
         return found
+
+
+def diverged(learning_rate: float) -> str:
+    """Return what to say of a training whose numbers are none any more."""
+    return f"Training diverged with learning rate {learning_rate:g}: give a smaller --learning-rate, or auto."
 
 
 def with_cache(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
