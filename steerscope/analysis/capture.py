@@ -20,8 +20,10 @@ from steerscope.analysis.encoding import Encoded, batches
 from steerscope.analysis.features import Features, SketchPlan, feature_bytes
 from steerscope.analysis.outputs import Probes, batch_outputs, selected_positions
 from steerscope.analysis.recorder import Recorder, at_least_float32
+from steerscope.finite import require_finite
 from steerscope.models.hooks import Tap, tapping
 from steerscope.models.load import LoadedModel
+from steerscope.models.tokens import pad_token
 from steerscope.sites import Site
 
 # Called with (passes done, passes in all) as work goes on.
@@ -53,6 +55,9 @@ def read_stats(loaded: LoadedModel, encoded: Encoded, *, batch_size: int, max_ex
 
     Channels that never vary from zero get the smallest positive scale, so that dividing by it is safe. Memory: two
     tokens of every sequence at every site, until the pass ends.
+
+    Raises:
+        InputError: What a site reads is NaN or infinite.
     """
     sums: dict[Site, Tensor] = {}
     samples: dict[Site, list[Tensor]] = {}
@@ -72,7 +77,11 @@ def read_stats(loaded: LoadedModel, encoded: Encoded, *, batch_size: int, max_ex
     chosen = range(min(max_examples, encoded.num_examples))
     with torch.no_grad(), tapping(loaded.site_map, {site: measure(site) for site in loaded.site_map.sites()}):
         for batch in batches(
-            encoded, batch_size=batch_size, pad_id=_pad_id(loaded), device=loaded.device, examples=chosen
+            encoded,
+            batch_size=batch_size,
+            pad_id=pad_token(loaded.tokenizer, loaded.model),
+            device=loaded.device,
+            examples=chosen,
         ):
             real = batch.mask.flatten().to(dtype)
             columns = batch.offset[:, None] + torch.stack([batch.length // 2, batch.length - 1], dim=1)
@@ -85,6 +94,7 @@ def read_stats(loaded: LoadedModel, encoded: Encoded, *, batch_size: int, max_ex
     scales, lengths = {}, {}
     for site, total in sums.items():
         rms = (total / count).sqrt()
+        require_finite(f"what the site '{site}' reads", rms)
         scales[site] = rms.clamp_min(max(1e-6 * float(rms.max()), 1e-30))
         sample = torch.cat(samples.pop(site))
         lengths[site] = (_median_length(sample), _median_length(sample / scales[site]))
@@ -123,13 +133,20 @@ def capture(
     Returns:
         The features, rows in the order of ``encoded``'s examples.
 
+    Raises:
+        InputError: What a site reads, or a loss, is NaN or infinite.
+
     Cost: one forward pass and ``probes.num_backward`` backward passes to activations, plus the projections
     (about a quarter of that on a 135M model), plus the forward pass for the scales.
     """
     stats = read_stats(loaded, encoded, batch_size=batch_size, max_examples=scale_examples)
     recorder = Recorder(loaded, encoded, probes, plan, stats.scales, seed)
     shortest_first = batches(
-        encoded, batch_size=batch_size, pad_id=_pad_id(loaded), device=loaded.device, padding_side=padding_side
+        encoded,
+        batch_size=batch_size,
+        pad_id=pad_token(loaded.tokenizer, loaded.model),
+        device=loaded.device,
+        padding_side=padding_side,
     )
     # The graph is largest while the fewest features are filled: the two peaks of memory do not add.
     total_batches = list(shortest_first)[::-1]
@@ -147,6 +164,7 @@ def capture(
             outputs = batch_outputs(loaded.model, batch, encoded, probes)
             tick()
             index = outputs.examples.cpu()
+            require_finite("the loss of an example", outputs.log_likelihood.detach(), outputs.residual)
             recorder.residual[index] = outputs.residual.to(recorder.residual)
             recorder.curvature[index] = outputs.curvature.to(recorder.curvature)
             recorder.loss[index] = -outputs.log_likelihood.detach().to(recorder.loss)
@@ -169,11 +187,6 @@ def _return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
-
-
-def _pad_id(loaded: LoadedModel) -> int:
-    found = loaded.tokenizer.pad_token_id
-    return int(found) if isinstance(found, int) else 0
 
 
 __all__ = ["Features", "Progress", "ReadStats", "SketchPlan", "capture", "feature_bytes", "read_scales", "read_stats"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
@@ -12,6 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from steerscope.analysis.examples import Example
 from steerscope.errors import InputError
+from steerscope.models.lengths import is_beyond, require_one_side, switch_length
+from steerscope.models.load import LoadedModel
+from steerscope.models.tokens import require_known_tokens, text_tokens
 
 
 class OutputMode(StrEnum):
@@ -53,6 +56,8 @@ class Encoded:
         choice_tokens: Per example the token of every choice (mode ``choice_logits`` only, else empty).
         answers: Per example the index of the right choice (0 in mode ``completion``).
         num_choices: Per example the number of choices (0 in mode ``completion``).
+        switch: Length on both sides of which rows must not share a batch, if there is one
+            (:func:`~steerscope.models.lengths.switch_length`).
     """
 
     mode: OutputMode
@@ -60,6 +65,7 @@ class Encoded:
     choice_tokens: tuple[tuple[int, ...], ...]
     answers: tuple[int, ...]
     num_choices: tuple[int, ...]
+    switch: int | None = None
 
     @property
     def num_examples(self) -> int:
@@ -96,6 +102,28 @@ class Batch:
     def last(self) -> Tensor:
         """Return the position of each row's last real token."""
         return self.offset + self.length - 1
+
+
+def encode_for(loaded: LoadedModel, examples: Sequence[Example]) -> Encoded:
+    """Tokenise examples for a model: as :func:`encode`, and checked against what the model can read.
+
+    Args:
+        loaded: The model.
+        examples: All with choices, or all without.
+
+    Raises:
+        InputError: As :func:`encode`; a token that the model has no embedding for; choices of one example on both sides
+            of the length where its rotary embedding switches.
+    """
+    encoded = encode(examples, loaded.tokenizer, loaded.max_length)
+    every = [sequence.ids for sequence in encoded.sequences]
+    require_known_tokens([*every, *encoded.choice_tokens], loaded.tokenizer, loaded.model)
+    switch = switch_length(loaded.model)
+    if switch is not None:
+        for example in range(encoded.num_examples):
+            own = [len(sequence.ids) for sequence in encoded.sequences if sequence.example == example]
+            require_one_side(own, switch, f"choices of example {example + 1}", "Shorten its prompt or drop it.")
+    return replace(encoded, switch=switch)
 
 
 def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Encoded:
@@ -150,8 +178,8 @@ def batches(
     """Yield padded batches of at most ``batch_size`` sequences, examples of similar length together.
 
     All sequences of one example share a batch (an example with more sequences than ``batch_size`` has a batch
-    of its own). Position ids count real tokens only, so that left padding changes no number (GPT-2's learned
-    positions).
+    of its own), and no batch has sequences on both sides of ``encoded.switch``. Position ids count real tokens only, so
+    that left padding changes no number (GPT-2's learned positions).
     """
     grouped: dict[int, list[TokenSequence]] = {}
     for sequence in encoded.sequences:
@@ -160,7 +188,9 @@ def batches(
     chosen.sort(key=lambda e: (max(len(s.ids) for s in grouped[e]), e))
     groups: list[list[TokenSequence]] = []
     for example in chosen:
-        if not groups or len(groups[-1]) + len(grouped[example]) > batch_size:
+        beyond = is_beyond(len(grouped[example][0].ids), encoded.switch)
+        full = not groups or len(groups[-1]) + len(grouped[example]) > batch_size
+        if full or beyond != is_beyond(len(groups[-1][0].ids), encoded.switch):
             groups.append([])
         groups[-1] += grouped[example]
     for rows in groups:
@@ -185,23 +215,6 @@ def batches(
             example=column([row.example for row in rows]),
             choice=column([row.choice for row in rows]),
         )
-
-
-def text_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return a text's tokens: special tokens at the start kept, an end token that the tokenizer adds taken off."""
-    ids = list(tokenizer(text)["input_ids"])
-    end = tokenizer.eos_token_id
-    if len(ids) > 1 and ids[-1] == end:
-        written = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        # Some tokenizers close every text, but the model is asked to go on; ends that the text spells stay.
-        if _trailing(ids, end) > _trailing(written, end):
-            ids.pop()
-    return ids
-
-
-def _trailing(ids: list[int], token: int) -> int:
-    """Return how many times ``token`` stands at the end."""
-    return next((i for i, found in enumerate(reversed(ids)) if found != token), len(ids))
 
 
 def _common(first: list[int], second: list[int]) -> int:

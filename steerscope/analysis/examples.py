@@ -59,7 +59,7 @@ class Example:
 
     def content_hash(self, seed: int = 0) -> str:
         """Return a hash of the content and ``seed``: what decides splits, whatever the order of a file."""
-        key = json.dumps([seed, self.prompt, self.completion, self.choices])
+        key = json.dumps([seed, self.prompt, self.completion, self.choices], allow_nan=False)
         return hashlib.sha256(key.encode("utf-8")).hexdigest()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from scipy import stats
 from torch import Tensor
 
+from steerscope.finite import require_finite
+
 
 def jackknife_interval(replicates: Tensor) -> tuple[float, float, float]:
     """Return value and 95% interval from a delete-group jackknife (entry 0 is the whole, then each left out).
@@ -19,7 +21,12 @@ def jackknife_interval(replicates: Tensor) -> tuple[float, float, float]:
 
 
 def spearman(first: Tensor, second: Tensor) -> float:
-    """Return Spearman's rank correlation, 0 where one side is constant."""
+    """Return Spearman's rank correlation, 0 where one side is constant.
+
+    Raises:
+        InputError: A value is NaN or infinite.
+    """
+    require_finite("a value to be ranked", first, second)
     if len(first) < 2 or bool((first == first[0]).all()) or bool((second == second[0]).all()):
         return 0.0
     return float(stats.spearmanr(first.numpy(), second.numpy()).statistic)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steerscope.analysis.features import Features
 from steerscope.equivalence.kernels import gram, widened
+from steerscope.finite import require_finite
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,26 @@ class Kernel:
     loss: Tensor
 
     @classmethod
-    def of(cls, feature_sets: Iterable[Tensor], features: Features, rows: Rows, *, cross: bool = True) -> Kernel:
+    def of(
+        cls,
+        feature_sets: Iterable[Tensor],
+        features: Features,
+        rows: Rows,
+        *,
+        cross: bool = True,
+        what: str = "what is changed",
+    ) -> Kernel:
         """Return the kernel of one or several feature tensors ``example slot feature`` (their kernels add).
 
-        Without ``cross`` that part stays empty: fine-tuning's kernel needs it, a candidate's does not.
+        Args:
+            feature_sets: The features.
+            features: What was captured with them.
+            rows: What the kernel's rows are.
+            cross: Without it that part stays empty: fine-tuning's kernel needs it, a candidate's does not.
+            what: Whose kernel, for a message.
+
+        Raises:
+            InputError: A derivative is NaN or infinite.
         """
         total: Kernel | None = None
         for one in feature_sets:
@@ -77,6 +94,8 @@ class Kernel:
             part = cls(gram(probes).cpu(), between.cpu(), gram(loss).cpu())
             total = part if total is None else total + part
         assert total is not None
+        # Sums of squares: a number that is not finite, anywhere in the features, shows there.
+        require_finite(f"a derivative of the outputs by {what}", total.probe.diagonal(), total.loss.diagonal())
         return total
 
     def __add__(self, other: Kernel) -> Kernel:

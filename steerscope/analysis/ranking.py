@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from steerscope.analysis.capture import capture
-from steerscope.analysis.encoding import Encoded, encode
+from steerscope.analysis.encoding import Encoded, encode_for
 from steerscope.analysis.evidence import known_evidence
 from steerscope.analysis.examples import Example, check_examples, content_order
 from steerscope.analysis.features import Features, SketchPlan, feature_bytes
@@ -51,7 +51,8 @@ def rank_sites(
         The ranking, with intervals, baselines, kinds, greedy sets and stability.
 
     Raises:
-        InputError: Too few or useless examples, a text longer than the context, bad options.
+        InputError: Too few or useless examples, a text longer than the context or with a token that the model does not
+            have, bad options, a model whose activations or derivatives are NaN or infinite.
 
     Cost: one forward pass and a backward pass per probe (and one for the loss) over the examples, a quarter more
     for the projections, then a few seconds of linear algebra per hundred sites at the default size.
@@ -67,8 +68,7 @@ def rank_sites(
             "group of the jackknife holds some of each half."
         )
     kinds = _kinds(loaded, options)
-    encoded = encode(kept, loaded.tokenizer, loaded.max_length)
-    _check_vocabulary(encoded, vocab_size(loaded.model))
+    encoded = encode_for(loaded, kept)
     dtype = torch.float64 if loaded.identity.dtype == "float64" else torch.float32
     probes = make_probes(encoded, options.num_probes, vocab_size(loaded.model), options.seed, dtype)
     plan = _plan(loaded, encoded, probes, options)
@@ -87,7 +87,7 @@ def rank_sites(
     rows = Rows.of(features)
     # Content decided the order, so the first half is a random half whatever the file's order was.
     halves = (range(len(kept) // 2), range(len(kept) // 2, len(kept)))
-    target = Kernel.of(features.weights, features, rows)
+    target = Kernel.of(features.weights, features, rows, what="the weights")
     problem = Problem.of(target, rows, halves, num_groups=options.num_groups, ridge=options.ridge)
 
     watch.stage("score")
@@ -146,16 +146,6 @@ def rank_sites(
         warnings=tuple(warnings + _warnings(loaded, stability)),
         evidence=known_evidence(options.score),
     )
-
-
-def _check_vocabulary(encoded: Encoded, vocab: int) -> None:
-    tokens = [token for sequence in encoded.sequences for token in sequence.ids]
-    largest = max(tokens + [token for choices in encoded.choice_tokens for token in choices])
-    if largest >= vocab:
-        raise InputError(
-            f"the tokenizer makes token {largest} of an example; the model knows tokens 0 to {vocab - 1}. "
-            "Load the model with the tokenizer that belongs to it."
-        )
 
 
 def _kinds(loaded: LoadedModel, options: RankOptions) -> tuple[SiteKind, ...]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from steerscope.errors import InputError
+from steerscope.finite import parse_json, require_finite_record
 
 SCHEMA_VERSION = 1
 
@@ -143,6 +144,15 @@ class Ranking:
     evidence: dict[str, Any] | None = None
     schema_version: int = field(default=SCHEMA_VERSION)
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that are none: where a value is not known, it is ``None``.
+
+        Raises:
+            InputError: A number, anywhere in it, is NaN or infinite.
+        """
+        advice = "Rank again, in float32 or bfloat16 (--dtype) if activations are beyond what float16 holds."
+        require_finite_record("the ranking", self, advice)
+
     def best(self, family: str = "linear") -> SiteScore:
         """Return the best candidate of one family."""
         for site in self.sites:
@@ -166,7 +176,7 @@ class Ranking:
             InputError: The text is not JSON, or of another schema version.
         """
         try:
-            data = json.loads(text)
+            data = parse_json(text)
         except json.JSONDecodeError as error:
             raise InputError(f"not a ranking: invalid JSON at line {error.lineno} ({error.msg}).") from error
         if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:

@@ -23,6 +23,7 @@ from steerscope.analysis.scores import (
     relative_length,
 )
 from steerscope.analysis.scores.learnable_share import quick_share
+from steerscope.finite import require_finite
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site, SiteKind
 
@@ -56,13 +57,21 @@ class Scorer:
 
     def add(self, site: Site) -> None:
         """Score one site, both families."""
-        kernel = Kernel.of([self.features.linear.pop(site)], self.features, self.rows, cross=False)
+        kernel = Kernel.of(
+            [self.features.linear.pop(site)], self.features, self.rows, cross=False, what=f"an edit of '{site}'"
+        )
         held = self.features.held_length[site.write]
         length = relative_length(kernel.probe, self.features.read_length[site], held)
         self._record(site, "linear", kernel, length, compute_scores(self._candidate(kernel, length, "linear", site)))
         self.linear_kernels[site] = (kernel.probe / max(kernel.scale, 1e-300)).float()
         if site.write not in self._vectors:
-            vector = Kernel.of([self.features.vector[site.write]], self.features, self.rows, cross=False)
+            vector = Kernel.of(
+                [self.features.vector[site.write]],
+                self.features,
+                self.rows,
+                cross=False,
+                what=f"a vector at '{site.write}'",
+            )
             length = relative_length(vector.probe, 1.0, held)
             own = compute_scores(self._candidate(vector, length, "vector", None))
             self._vectors[site.write] = vector, length, own
@@ -78,6 +87,8 @@ class Scorer:
 
     def _record(self, site: Site, family: str, kernel: Kernel, length: Tensor, scores: dict[str, Tensor]) -> None:
         self._scores[site, family] = scores
+        for name, values in scores.items():
+            require_finite(f"the score {name!r} of '{site}' ({family})", values)
         unit = max(kernel.scale, 1e-300)
         scaled = Kernel(kernel.probe / unit, kernel.cross / unit, kernel.loss / unit)
         key = (site.kind, family)
@@ -126,7 +137,9 @@ class Scorer:
             # Each of n sites makes the n-th part of the regression's change; its edit is that much shorter. The
             # length of the whole is the root mean square over sites.
             length = self._kind_lengths[kind, family] / len(sites) ** 3
-            value, low, high = jackknife_interval(compute_scores(self._candidate(kernel, length, family, None))[by])
+            scores = compute_scores(self._candidate(kernel, length, family, None))[by]
+            require_finite(f"the score {by!r} of all sites of kind '{kind}' ({family})", scores)
+            value, low, high = jackknife_interval(scores)
             count = sum(self.num_params(site, family) for site in sites)
             out.append(KindScore(kind.value, family, value, low, high, count, len(sites)))
         return tuple(sorted(out, key=lambda k: (-k.score, k.kind, k.family)))
@@ -142,7 +155,8 @@ class Scorer:
             feature = self.features.linear[site]
             parts = feature.unflatten(-1, (plan.blocks, -1)).chunk(2, dim=2)
             first, second = (
-                Kernel.of([part.flatten(2)], self.features, self.rows, cross=False).probe for part in parts
+                Kernel.of([part.flatten(2)], self.features, self.rows, cross=False, what=f"an edit of '{site}'").probe
+                for part in parts
             )
             relative.append(float((first - second).norm() / (first + second).norm().clamp_min(1e-300)))
             shares.append([quick_share(kernel, self.problem) for kernel in (first, second)])

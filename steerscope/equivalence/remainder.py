@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from steerscope.equivalence.shifts import LOGITS, first_order_shift, measured_shift
 from steerscope.errors import InputError
+from steerscope.finite import require_finite
 from steerscope.models.load import LoadedModel
 
 DEFAULT_SCALES = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -60,15 +61,17 @@ def fit_remainder(measured: Callable[[float], Tensor], linear: Tensor, scales: S
     """Compare ``measured(t)`` with ``t * linear`` at every scale and fit the slope.
 
     Raises:
-        InputError: Fewer than two positive scales, or a prediction that is zero.
+        InputError: Fewer than two positive scales, or a prediction that is zero, NaN or infinite.
     """
     if len(scales) < 2 or min(scales) <= 0:
         raise InputError(f"scales are {tuple(scales)}; expected at least two positive factors.")
     size = float(linear.norm())
+    require_finite("the size of the predicted shift", size)
     if size == 0:
         raise InputError(
             "the predicted shift is zero: a slope would mean nothing. Choose a site above the updated weight."
         )
     left = [float((measured(t) - t * linear).norm()) for t in scales]
+    require_finite("what the prediction leaves over", *left)
     slope = float(np.polyfit(np.log(scales), np.log(np.maximum(left, 1e-300)), 1)[0])
     return Remainder(tuple(scales), tuple(r / (t * size) for r, t in zip(left, scales, strict=True)), slope)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, jacrev, jvp
 
 from steerscope.errors import InputError, did_you_mean
+from steerscope.finite import require_finite
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.hooks import reading
 from steerscope.models.load import LoadedModel
@@ -50,7 +51,8 @@ def first_order_shift(
         padding (where ``attention_mask`` is 0).
 
     Raises:
-        InputError: An unknown parameter name, a wrong shape, a model in training mode, an unknown site.
+        InputError: An unknown parameter name, a wrong shape, a model in training mode, an unknown site, or a shift that
+            is NaN or infinite.
         UnsupportedModelError: The attention backend has no forward derivative and cannot be switched.
 
     Cost: about three forward passes; the attention runs in its eager form during the call.
@@ -61,6 +63,8 @@ def first_order_shift(
     names = _resolved(site_map, at)
     with forward_differentiable_attention(inner):
         shift: tuple[Tensor, ...] = jvp(_tensors_at(inner, site_map, inputs, names), (weights,), (update,))[1]
+    for name, value in zip(at, shift, strict=True):
+        require_finite(f"the predicted shift of '{name}'", value.detach())
     return {name: value.detach() for name, value in zip(at, shift, strict=True)}
 
 
@@ -102,7 +106,10 @@ def measured_shifts(
     before = at_scale(0.0)
     for scale in scales:
         after = at_scale(scale)
-        yield {name: new - old for name, new, old in zip(at, after, before, strict=True)}
+        shift = {name: new - old for name, new, old in zip(at, after, before, strict=True)}
+        for name, value in shift.items():
+            require_finite(f"the shift of '{name}'", value)
+        yield shift
 
 
 def shift_jacobian(
@@ -137,7 +144,9 @@ def shift_jacobian(
         )
     transform = jacfwd if inputs_count < outputs else jacrev
     with forward_differentiable_attention(inner):
-        return transform(lambda w: run({weight_name: w})[0])(weights[weight_name]).detach()
+        found: Tensor = transform(lambda w: run({weight_name: w})[0])(weights[weight_name]).detach()
+    require_finite(f"the Jacobian of '{at}' by {weight_name!r}", found)
+    return found
 
 
 def _model_of(model: LoadedModel | nn.Module) -> tuple[nn.Module, SiteMap]:

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from steerscope.analysis.encoding import batches, encode
+from steerscope.analysis.encoding import batches, encode_for
 from steerscope.analysis.examples import Example
 from steerscope.analysis.outputs import batch_outputs, make_probes
 from steerscope.analysis.theory.common import weight_names
 from steerscope.errors import InputError
+from steerscope.finite import OVERFLOW, require_finite
 from steerscope.models.load import LoadedModel
 from steerscope.models.selfcheck import vocab_size
+from steerscope.models.tokens import pad_token
 
 # Told steps done, steps in all and the loss of the last step (nan before the first).
 Progress = Callable[[int, int, float], None]
@@ -59,10 +61,9 @@ def short_finetune(
     weights = {name: named[name] for name in weight_names(loaded).values()}
     if odd := {str(w.dtype) for w in weights.values()} - {"torch.float32", "torch.float64"}:
         raise InputError(f"the weights are {', '.join(sorted(odd))}; expected float32. Load the model in float32.")
-    encoded = encode(examples, loaded.tokenizer, loaded.max_length)
+    encoded = encode_for(loaded, examples)
     probes = make_probes(encoded, 1, vocab_size(loaded.model), seed, torch.float32)
     order = _shuffled_batches(len(examples), batch_size, seed)
-    pad_id = loaded.tokenizer.pad_token_id
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     flags = {name: weight.requires_grad for name, weight in weights.items()}
     try:
@@ -76,7 +77,7 @@ def short_finetune(
             for batch in batches(
                 encoded,
                 batch_size=max(len(chosen), max(encoded.num_choices)),
-                pad_id=0 if pad_id is None else int(pad_id),
+                pad_id=pad_token(loaded.tokenizer, loaded.model),
                 device=loaded.device,
                 examples=chosen,
             ):
@@ -85,15 +86,17 @@ def short_finetune(
                     loss = -outputs.log_likelihood.sum() / len(chosen)
                     loss.backward()
                 total += float(loss.detach())
-            if not total < float("inf"):
-                raise InputError(
-                    f"the loss of step {step + 1} is {total}; expected a finite number. Use a smaller learning rate "
-                    f"than {learning_rate}."
-                )
+            advice = f"Use a smaller learning rate than {learning_rate}." if step else OVERFLOW
+            require_finite(f"the loss of step {step + 1}", total, advice=advice)
             optimizer.step()
             if progress is not None:
                 progress(step + 1, steps, total)
-        return {name: (weight.detach() - before[name]).clone() for name, weight in weights.items()}
+        update = {name: (weight.detach() - before[name]).clone() for name, weight in weights.items()}
+        for name, change in update.items():
+            require_finite(
+                f"the change of {name!r}", change, advice=f"Use a smaller learning rate than {learning_rate}."
+            )
+        return update
     finally:
         with torch.no_grad():
             for name, weight in weights.items():
@@ -104,15 +107,15 @@ def short_finetune(
 
 def mean_loss(loaded: LoadedModel, examples: Sequence[Example], batch_size: int = 8) -> float:
     """Return the loss that :func:`short_finetune` trains on, mean over examples. Cost: a forward pass over them."""
-    encoded = encode(examples, loaded.tokenizer, loaded.max_length)
+    encoded = encode_for(loaded, examples)
     probes = make_probes(encoded, 1, vocab_size(loaded.model), 0, torch.float32)
-    pad_id = loaded.tokenizer.pad_token_id
     total = 0.0
     for batch in batches(
-        encoded, batch_size=batch_size, pad_id=0 if pad_id is None else int(pad_id), device=loaded.device
+        encoded, batch_size=batch_size, pad_id=pad_token(loaded.tokenizer, loaded.model), device=loaded.device
     ):
         with torch.no_grad():
             total -= float(batch_outputs(loaded.model, batch, encoded, probes).log_likelihood.sum())
+    require_finite("the loss", total)
     return total / len(examples)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steerscope.models.lengths import is_beyond, switch_length
 from steerscope.steering import SteeringModel
 from steerscope.steering.positions import Positions
 
@@ -53,6 +54,8 @@ def shared_length(model: nn.Module, rows: Sequence[Sequence[int]], prompts: Sequ
     if length < SHORTEST or _drops(model):
         return 0
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    if is_beyond(len(rows[order[-1]]), switch_length(model)):
+        return 0  # keys of the prefix alone are rotated by other factors
     chosen = [order[0], order[-1]]
     return length if _is_right(model, [rows[i] for i in chosen], [prompts[i] for i in chosen], pad, length) else 0
 
@@ -92,6 +95,11 @@ class Prefix:
         if not length:
             return cls(ids, None)
         return cls(ids, cache_of(model, ids, 1, _told(model, [min(prompts)], ids.device)))
+
+    @classmethod
+    def none(cls, model: nn.Module) -> Prefix:
+        """Return a prefix without tokens."""
+        return cls(torch.empty(1, 0, dtype=torch.long, device=next(model.parameters()).device), None)
 
     @property
     def length(self) -> int:

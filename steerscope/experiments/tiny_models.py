@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 
 from steerscope.errors import InputError
 from steerscope.experiments.tasks.listops import ListOps
+from steerscope.models.tokens import text_tokens
 
 _WORDS = ["<bos>", "<eos>", "<pad>", "<unk>", "[", "]", "=", "MIN", "MAX", "MED", "SM", *"0123456789"]
 WIDTH, LAYERS = 96, 8
@@ -71,7 +72,7 @@ def train_tiny(family: str, folder: Path, *, steps: int = 2000, batch_size: int 
     tokenizer = listops_tokenizer()
     # Longer lists than those of the task, so that enough flat ones are different.
     examples = ListOps(max_depth=1, max_args=6).split("train", min(steps * batch_size, 30_000), seed)
-    texts = [tokenizer(e.prompt + e.completion)["input_ids"] for e in examples]
+    texts = [text_tokens(e.prompt + e.completion, tokenizer) for e in examples]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
     generator = torch.Generator().manual_seed(seed)
@@ -96,7 +97,7 @@ def train_tiny(family: str, folder: Path, *, steps: int = 2000, batch_size: int 
             )
     model.eval()
     held = ListOps(max_depth=1, max_args=6).split("test", 500, seed)
-    ids, mask = _padded([tokenizer(e.prompt + e.completion)["input_ids"] for e in held])
+    ids, mask = _padded([text_tokens(e.prompt + e.completion, tokenizer) for e in held])
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     rows, last = torch.arange(len(held)), mask.sum(1) - 1

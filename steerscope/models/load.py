@@ -24,8 +24,9 @@ from steerscope.models.bundled import (
     sha256_of,
 )
 from steerscope.models.layouts import description_for
+from steerscope.models.lengths import context_of
 from steerscope.models.selfcheck import check_sites
-from steerscope.models.site_map import SiteMap, decoder_of, find_sites
+from steerscope.models.site_map import SiteMap, find_sites
 
 DTYPES = {
     "float32": torch.float32,
@@ -83,8 +84,7 @@ class LoadedModel:
     @property
     def max_length(self) -> int | None:
         """The longest input in tokens, or ``None`` if the configuration does not say."""
-        limit = getattr(decoder_of(self.model).config, "max_position_embeddings", None)
-        return None if limit is None else int(limit)
+        return context_of(self.model)
 
 
 def load_model(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.errors import UnsupportedModelError
+from steerscope.finite import require_finite
 from steerscope.models.blocks import Block, linear_weight
 from steerscope.models.hooks import Edit, edited, reading
 from steerscope.models.site_map import SiteMap
@@ -32,6 +33,7 @@ def check_sites(model: nn.Module, site_map: SiteMap, num_tokens: int = 6) -> Non
 
     Raises:
         UnsupportedModelError: A tensor or an edit disagrees with its equation; the message names the first.
+        InputError: The logits are NaN or infinite.
 
     Cost: about ten forward passes over ``2 x num_tokens`` tokens.
     """
@@ -43,6 +45,8 @@ def check_sites(model: nn.Module, site_map: SiteMap, num_tokens: int = 6) -> Non
         return model(input_ids=ids, use_cache=False).logits
 
     plain = run()
+    # A model may rule out tokens with minus infinity; nothing else is a logit.
+    require_finite("a logit of this model, of six random tokens,", plain.masked_fill(plain == -torch.inf, 0.0))
     zero: dict[Site, Edit] = dict.fromkeys(site_map.sites(), torch.zeros_like)
     with edited(model, site_map, zero):
         if not torch.equal(run(), plain):

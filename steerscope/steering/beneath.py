@@ -242,7 +242,7 @@ def restore(model: nn.Module, values: dict[str, Tensor]) -> None:
 def name_base(place: Path, name: str) -> str:
     """Return PEFT's configuration naming the base model as the adapter does: PEFT writes where it was loaded from."""
     told = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
-    return json.dumps(told | {"base_model_name_or_path": name}, indent=2) + "\n"
+    return json.dumps(told | {"base_model_name_or_path": name}, indent=2, allow_nan=False) + "\n"
 
 
 def some(names: list[str]) -> str:

@@ -30,6 +30,7 @@ from transformers import TrainerCallback
 
 from steerscope.equivalence.propositions.joint import columns_of
 from steerscope.errors import InputError, did_you_mean
+from steerscope.finite import require_finite_record
 from steerscope.models.hooks import reading
 from steerscope.sites import Site, SiteKind
 from steerscope.steering.families.low_rank import LinearAdapter
@@ -256,7 +257,7 @@ class JointCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the history for a run that goes on."""
-        text = json.dumps(self.history)
+        text = json.dumps(self.history, allow_nan=False)
         replace_file(Path(args.output_dir) / _HISTORY, lambda path: path.write_text(text, encoding="utf-8"))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -281,6 +282,8 @@ class JointCallback(TrainerCallback):
         }
         if self.batch is not None:
             entry["largest_interaction"] = max(self.constraint.interaction(self.batch).values())
+        advice = f"Training diverged with learning rate {args.learning_rate:g}: give a smaller one."
+        require_finite_record("the overlap of LoRA and edits", entry, advice)
         self.history.append(entry)
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.errors import InputError
+from steerscope.finite import require_finite
 from steerscope.models.blocks import Block, is_transposed, linear_weight
 from steerscope.sites import Site, SiteKind
 from steerscope.steering.beneath import active_adapter
@@ -73,6 +74,11 @@ def merge(steering: SteeringModel, *, make_biases: bool = False) -> None:
             "make_biases=True to give it one (a saved copy loses it unless the model's configuration declares biases), "
             "or train with bias=False."
         )
+    for step in steps:
+        for part in (step.edit.matrix, step.edit.vector):
+            if part is not None:
+                advice = "Its training diverged, or its file is damaged: train it again."
+                require_finite(f"the edit at '{step.site}'", part, advice=advice)
     if is_peft(steering.base_model):
         _require_mergeable(steering.base_model)
     if lacking:

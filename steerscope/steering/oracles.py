@@ -31,6 +31,7 @@ from steerscope.equivalence.propositions.oracles import (
     reduced_rank_map,
 )
 from steerscope.errors import InputError, did_you_mean
+from steerscope.finite import require_finite
 from steerscope.models.blocks import BlockDescription
 from steerscope.models.hooks import Edit, edited, reading
 from steerscope.models.site_map import find_sites
@@ -64,13 +65,14 @@ class OracleKL:
 class LinearMap:
     """``x -> U D x + b``: ``up`` is U ``(width rank)``, ``down`` D ``(rank width)``, ``vector`` b ``(width)``.
 
-    ``fitted`` is the part of the shift's energy around its mean that it explains, on the tokens it was fitted on.
+    ``fitted`` is the part of the shift's energy around its mean that it explains, on the tokens it was fitted on;
+    ``None`` where the shift has none.
     """
 
     up: Tensor
     down: Tensor
     vector: Tensor
-    fitted: float
+    fitted: float | None
 
 
 class Oracles:
@@ -155,6 +157,7 @@ class Oracles:
             number = int(counted.sum())
             total += float(divergence(logits[counted].double(), target[counted].double())) * number if number else 0.0
             tokens += number
+            require_finite(f"the divergence from the fine-tuned model ({kind})", total)
         if tokens == 0:
             raise InputError("got no token to compare; give batches with tokens that are not padding.")
         return OracleKL(kind, tuple(map(str, sites)), total / tokens, tokens)
@@ -237,6 +240,7 @@ def fitted_map(read: Tensor, shift: Tensor, rank: int, ridge: float) -> LinearMa
     Least squares on centred data, with ``ridge`` times the mean square per channel as penalty: it enters as rows of
     data that say "no shift", so that the reduced rank is the best one for the penalised error too.
     """
+    require_finite("what a map is to be fitted on", read, shift)
     centre, mean = read.mean(0), shift.mean(0)
     x, y = read - centre, shift - mean
     width = x.shape[1]
@@ -248,7 +252,7 @@ def fitted_map(read: Tensor, shift: Tensor, rank: int, ridge: float) -> LinearMa
     up, down = left[:, :rank] * values[:rank], right[:rank]
     energy = float(y.square().sum())
     missed = float((y - x @ down.T @ up.T).square().sum())
-    return LinearMap(up, down, mean - up @ (down @ centre), 1 - missed / energy if energy else float("nan"))
+    return LinearMap(up, down, mean - up @ (down @ centre), 1 - missed / energy if energy else None)
 
 
 @torch.no_grad()

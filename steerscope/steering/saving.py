@@ -81,7 +81,7 @@ def write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
         "sites": dict(adapter.sites),
         "lora": adapter.lora,
     }
-    text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     replace_file(folder / CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
 
 

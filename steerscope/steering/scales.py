@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.errors import InputError
+from steerscope.finite import require_finite
 from steerscope.models.hooks import Tap, tapping
 from steerscope.models.site_map import SiteMap
 from steerscope.sites import Site
@@ -30,7 +31,7 @@ def measure_scales(
             (``attention_mask``) is not counted.
 
     Raises:
-        InputError: No batch, or a site that reads only zeros.
+        InputError: No batch, or a site that reads only zeros, NaN or infinity.
 
     Cost: one forward pass per batch.
     """
@@ -58,6 +59,7 @@ def measure_scales(
     finally:
         model.train(was_training)
     for site in sites:
+        require_finite(f"what the site '{site}' reads", sums[site])
         if counts[site] == 0 or sums[site] == 0:
             why = "no batch was given" if counts[site] == 0 else "all it read was zero"
             raise InputError(f"cannot measure the scale of '{site}': {why}. Give batches of your training data.")

@@ -11,7 +11,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from steerscope.analysis.scores.candidate import Candidate, Place, relative_length
+from steerscope.analysis.scores.candidate import Candidate, Place, is_zero, relative_length
 from steerscope.analysis.scores.score import (
     Needs,
     Score,
@@ -66,7 +66,7 @@ def compute_scores(candidate: Candidate, *needs: Needs) -> dict[str, Tensor]:
     for score in map(get_score, ranking_scores(*needs)):
         if score.needs is Needs.PLACE and candidate.place is None:
             continue
-        if score.needs is Needs.KERNEL and not candidate.kernel.scale > 0:
+        if score.needs is Needs.KERNEL and is_zero(candidate.kernel.probe):
             found[score.name] = candidate.zeros()
             continue
         value = torch.as_tensor(score.compute(candidate), dtype=torch.float64)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steerscope.analysis.kernels import Kernel, Rows
 from steerscope.analysis.problem import Direction, Predictions, Problem, predict
+from steerscope.finite import require_finite
 from steerscope.sites import Site
 
 
@@ -96,6 +97,16 @@ def r_squared(parts: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     return 1 - error / size.clamp_min(1e-300)
 
 
+def is_zero(kernel: Tensor) -> bool:
+    """Whether a kernel ``row row`` is zero: an edit that moves no output.
+
+    Raises:
+        InputError: It is NaN or infinite.
+    """
+    require_finite("a kernel", kernel.diagonal())
+    return float(kernel.diagonal().mean()) <= 0
+
+
 def relative_length(kernel: Tensor, read_length: float, held_length: float) -> Tensor:
     """Return the ``squared_length`` of an edit whose kernel ``row row`` this is.
 
@@ -107,7 +118,7 @@ def relative_length(kernel: Tensor, read_length: float, held_length: float) -> T
         read_length: Typical length of what the edit reads, as its features are scaled; 1 for a fixed vector.
         held_length: Typical length of what the edit is added to.
     """
-    scale = float(kernel.diagonal().mean())
-    if not scale > 0:
+    if is_zero(kernel):
         return torch.zeros_like(kernel)
+    scale = float(kernel.diagonal().mean())
     return kernel / scale * (read_length / max(held_length, 1e-30)) ** 2 / scale

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from steerscope.analysis.kernels import Rows
 from steerscope.analysis.problem import Problem, predict
-from steerscope.analysis.scores.candidate import Candidate, r_squared
+from steerscope.analysis.scores.candidate import Candidate, is_zero, r_squared
 from steerscope.analysis.scores.score import Unit, register_score
 from steerscope.equivalence.kernels import ridge_weights
 
@@ -35,10 +35,9 @@ def learnable_share(candidate: Candidate) -> Tensor:
 
 def share_of(kernel: Tensor, problem: Problem) -> Tensor:
     """Return the learnable share of any kernel ``row row``, with replicates ``column``; 0 of a zero kernel."""
-    scale = kernel.diagonal().mean()
-    if not scale > 0:
+    if is_zero(kernel):
         return torch.zeros(1 + problem.num_groups, dtype=torch.float64)
-    parts = []
+    parts, scale = [], kernel.diagonal().mean()
     for way in problem.directions:
         parts.append((predict(kernel / scale, way, problem.ridge).update, way.update[1], way.test_in))
     return r_squared(parts)
@@ -53,10 +52,9 @@ def quick_share(kernel: Tensor, problem: Problem, learn_from: tuple[int, Rows] |
         learn_from: ``(n, rows)``: fit on the first n prompts of each half only; the update to learn stays
             that of the whole half.
     """
-    scale = kernel.diagonal().mean()
-    if not scale > 0:
+    if is_zero(kernel):
         return 0.0
-    unit = kernel / scale
+    unit = kernel / kernel.diagonal().mean()
     error = size = 0.0
     for way in problem.directions:
         train, update = way.train, way.update[0][:, 0].to(kernel)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steerscope.analysis.encoding import Encoded
 from steerscope.errors import InputError
+from steerscope.finite import require_finite
 from steerscope.models.blocks import linear_weight
 from steerscope.models.hooks import reading
 from steerscope.models.load import LoadedModel
@@ -79,6 +80,7 @@ def relative_size(loaded: LoadedModel, update: Update) -> float:
     named = dict(loaded.model.named_parameters())
     change = sum(float(value.double().square().sum()) for value in update.values())
     weights = sum(float(named[name].double().square().sum()) for name in update)
+    require_finite("the size of the update", change)
     return (change / weights) ** 0.5
 
 
@@ -108,6 +110,7 @@ def spread(num_layers: int, count: int) -> tuple[int, ...]:
 
 def explained(measured: Tensor, predicted: Tensor) -> float:
     """Return ``1 - |measured - predicted|^2 / |measured|^2``; nan where nothing moved."""
+    require_finite("a shift", measured, predicted)
     whole = float(measured.double().square().sum())
     left = float((measured.double() - predicted.double()).square().sum())
     return 1 - left / whole if whole > 0 else float("nan")
@@ -118,6 +121,7 @@ def explained_per_token(measured: Tensor, predicted: Tensor) -> float:
 
     Taken as one vector, all tokens together would say what the few with the longest streams do.
     """
+    require_finite("a shift", measured, predicted)
     whole = measured.double().square().sum(-1)
     left = (measured.double() - predicted.double()).square().sum(-1)
     moved = whole > 0
@@ -149,6 +153,7 @@ def block_tensors(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> di
         decoder_of(loaded.model)(input_ids=ids, use_cache=False)
     tensors: dict[int, dict[SiteKind, Tensor]] = {layer: {} for layer in layers}
     for (layer, kind), site in wanted.items():
+        require_finite(f"what the site '{site}' reads", found[site])
         tensors[layer][kind] = found[site]
     return tensors
 
@@ -158,6 +163,8 @@ def streams(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> dict[int
     sites = [Site(layer, SiteKind.RESID_POST) for layer in layers]
     with torch.no_grad(), reading(loaded.site_map, sites) as found:
         decoder_of(loaded.model)(input_ids=ids, use_cache=False)
+    for site, value in found.items():
+        require_finite(f"what the site '{site}' reads", value)
     return {site.layer: value for site, value in found.items()}
 
 

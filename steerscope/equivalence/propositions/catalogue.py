@@ -29,6 +29,7 @@ from steerscope.equivalence.propositions import (
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Verdict, verdict_of
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.errors import InputError, did_you_mean
+from steerscope.finite import NotFiniteError
 
 _GROUPS = (
     gated_mlp,
@@ -158,12 +159,15 @@ def run(
     """Try propositions on a subject, in their order.
 
     A check that raises counts as failed, with the exception's text as a note: a statement that could not be
-    checked has not been shown.
+    checked has not been shown. Numbers of the subject that are NaN or infinite end the run.
 
     Args:
         subject: What to try them on.
         propositions: Which.
         progress: Called with every result as soon as it is there.
+
+    Raises:
+        InputError: The subject's numbers are NaN or infinite.
     """
     results = []
     with subject.ready():
@@ -180,6 +184,8 @@ def _tried(subject: Subject, proposition: Proposition) -> Result:
     try:
         evidence = proposition.check(subject)
         verdict = verdict_of(evidence)
+    except NotFiniteError:
+        raise  # nothing about the statement: the subject has no numbers to try it on
     except Exception as error:
         evidence = Evidence(notes=(f"the check raised {type(error).__name__}: {error}",))
         verdict = Verdict.FAILS

@@ -97,11 +97,13 @@ def _unpack(file: Path, place: Path) -> None:
             folder = place / f"{i:04d}"  # names of a file that may come from anywhere are no paths
             folder.mkdir(parents=True)
             rows = [{"key": name.rpartition("#")[0], "is_right": bit} for name, bit in bits]
-            (folder / RESULTS).write_text(json.dumps(run["results"]), encoding="utf-8")
-            (folder / GENERATIONS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            (folder / RESULTS).write_text(json.dumps(run["results"], allow_nan=False), encoding="utf-8")
+            (folder / GENERATIONS).write_text(
+                "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8"
+            )
             if "leftover" in run:
                 _check_leftover(run["leftover"])
-                (folder / LEFTOVER).write_text(json.dumps(run["leftover"]), encoding="utf-8")
+                (folder / LEFTOVER).write_text(json.dumps(run["leftover"], allow_nan=False), encoding="utf-8")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{str(file)!r} holds no kept runs ({error!r}). Write it again with --keep.") from error
 

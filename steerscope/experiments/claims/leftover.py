@@ -20,10 +20,12 @@ from steerscope.errors import InputError
 from steerscope.experiments.evaluation.adapters import read_adapter, with_adapter
 from steerscope.experiments.tasks import get_answer_task
 from steerscope.experiments.tasks.answer_task import AnswerTask
-from steerscope.experiments.tasks.supervised import pad_token, supervise
+from steerscope.experiments.tasks.supervised import supervise
 from steerscope.experiments.training.data import Collator
 from steerscope.experiments.training.run_folder import read_results
 from steerscope.models import load_model
+from steerscope.models.lengths import batches_within, switch_length
+from steerscope.models.tokens import pad_token
 from steerscope.sites import SiteKind
 from steerscope.steering.identity import is_peft
 from steerscope.steering.oracles import Oracles
@@ -55,13 +57,16 @@ def measure_leftover(
     name, dtype = str(results.model["name"]), str(results.model["dtype"])
     loaded = load_model(name, dtype=dtype, revision=results.model.get("revision"))
     tuned: nn.Module = with_adapter(loaded, read_adapter(run))
-    sequences = supervise(task.split("validation", None, 0)[:examples], loaded.tokenizer, loaded.max_length).sequences
+    asked = task.split("validation", None, 0)[:examples]
+    sequences = supervise(asked, loaded.tokenizer, loaded.max_length, loaded.model).sequences
     if len(sequences) < 2:
         raise InputError(f"got {len(sequences)} examples that fit; expected at least 2. Ask for more.")
-    collate, half = Collator(pad_token(loaded.tokenizer), False, False), len(sequences) // 2
+    collate, half = Collator(pad_token(loaded.tokenizer, loaded.model), False, False), len(sequences) // 2
+    switch = switch_length(loaded.model)
 
     def batches(some: Sequence[Any]) -> list[dict[str, Tensor]]:
-        return [collate(some[i : i + batch_size]) for i in range(0, len(some), batch_size)]
+        cut = batches_within(range(len(some)), lambda i: len(some[i].ids), batch_size, switch)
+        return [collate([some[i] for i in rows]) for rows in cut]
 
     to_fit, to_measure = batches(sequences[:half]), batches(sequences[half:])
     if is_peft(tuned):
@@ -102,7 +107,7 @@ def main() -> int:
     except InputError as error:
         print(f"leftover: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(found, indent=1))
+    print(json.dumps(found, indent=1, allow_nan=False))
     return 0
 
 

@@ -23,7 +23,6 @@ A claim "first is better than second" is reproduced if the whole interval is abo
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from scipy.stats import t as student
 from steerscope.errors import InputError
 from steerscope.experiments.comparison.groups import Entry
 from steerscope.experiments.training.run_folder import GENERATIONS, read_results
+from steerscope.finite import parse_json
 
 MIN_SEEDS = 3
 MARGIN = 0.01
@@ -142,7 +142,7 @@ def rights(folder: str) -> Mapping[str, int]:
         for line in (Path(folder) / GENERATIONS).read_text(encoding="utf-8").split("\n"):
             if not line:
                 continue
-            row = json.loads(line)
+            row = parse_json(line)
             times = sum(key.rpartition("#")[0] == row["key"] for key in found) if f"{row['key']}#0" in found else 0
             found[f"{row['key']}#{times}"] = int(row["is_right"])
     except (OSError, ValueError, KeyError, TypeError) as error:

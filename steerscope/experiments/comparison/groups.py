@@ -184,7 +184,7 @@ def _configuration(run: RunResults) -> str:
     """Return what runs of one configuration share: everything but the seed."""
     model = run.model.get("sha256") or run.model.get("name")
     key = (run.method, run.sites, run.rank, model, run.model.get("dtype"), run.trainable_parameters, run.settings)
-    return json.dumps(key, sort_keys=True)
+    return json.dumps(key, sort_keys=True, allow_nan=False)
 
 
 def _entry(members: list[tuple[Path, RunResults]]) -> Entry:

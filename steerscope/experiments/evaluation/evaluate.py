@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -56,7 +55,7 @@ def evaluate(
         The result, and one generation per example in their order.
 
     Raises:
-        InputError: No examples, sizes out of range, or nothing fits into the context.
+        InputError: No examples, sizes out of range, nothing fits into the context, or logits are NaN or infinite.
 
     Cost: generation dominates; likelihoods add a forward pass per choice.
     """
@@ -102,8 +101,7 @@ def evaluate(
         ended=sum(one.ended for one in generations) / n,
         too_long=sum(one is None for one in written),
         gold_cut=_gold_cut(form, examples, tokenizer, limit),
-        # JSON has no infinity, and a loss that is not finite says no more than that there is none.
-        loss=loss if loss is not None and math.isfinite(loss) else None,
+        loss=loss,
         choice_sum=_by_likelihood(examples, compared, normalised=False),
         choice_mean=_by_likelihood(examples, compared, normalised=True),
         max_new_tokens=limit,

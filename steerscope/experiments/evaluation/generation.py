@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
-from steerscope.analysis.encoding import text_tokens
 from steerscope.errors import InputError
 from steerscope.experiments.shared_prefix import Prefix, in_evaluation_mode
-from steerscope.experiments.tasks.supervised import end_token, pad_token
+from steerscope.experiments.tasks.supervised import end_token
+from steerscope.finite import require_finite
 from steerscope.models.head import contiguous_head
+from steerscope.models.lengths import is_beyond, readable_length, sides, switch_length
+from steerscope.models.tokens import pad_token, require_known_tokens, text_tokens
 from steerscope.steering.identity import language_model
 
 
@@ -57,7 +59,8 @@ def generate(
         prompts: What to continue, as they stand; no chat template is applied.
         max_new_tokens: Longest continuation.
         batch_size: Prompts per batch.
-        max_length: The model's context; a prompt that leaves no room for ``max_new_tokens`` is not run.
+        max_length: Longest sequence, at most (and by default) the model's context; a prompt that leaves no room for
+            ``max_new_tokens`` is not run.
         progress: Called with prompts done and in all.
 
     Returns:
@@ -65,7 +68,8 @@ def generate(
         another question.
 
     Raises:
-        InputError: No prompts, sizes below 1, no end token, a prompt without tokens, or none that fits.
+        InputError: No prompts, sizes below 1, no end token, a prompt without tokens or with one that the model does not
+            have, or none that fits; logits that are NaN or infinite.
 
     Cost: ``max_new_tokens`` steps per batch at most; keys and values of one batch in memory. What all prompts begin
     with is computed once.
@@ -76,8 +80,9 @@ def generate(
             "least 1 of each."
         )
     ids = [text_tokens(prompt, tokenizer) for prompt in prompts]
-    fitting = fitting_prompts(ids, max_new_tokens, max_length)
-    ends, pad = _ends(model, tokenizer), pad_token(tokenizer)
+    fitting = fitting_prompts(ids, max_new_tokens, readable_length(model, max_length))
+    require_known_tokens([ids[i] for i in fitting], tokenizer, model)
+    ends, pad = _ends(model, tokenizer), pad_token(tokenizer, model)
     config = GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -90,18 +95,70 @@ def generate(
     found: list[Generated | None] = [None] * len(ids)
     order = sorted(fitting, key=lambda i: (len(ids[i]), i))
     with evaluating(model), _own_settings_put_aside(model):
-        rows = [ids[i] for i in order]
-        prefix = Prefix.of(model, rows, [len(row) for row in rows], pad)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            rest, mask = left_padded([ids[i][prefix.length :] for i in chosen], pad, device_of(model))
-            inputs = torch.cat([prefix.ids.expand(len(chosen), -1), rest], 1)
-            out = model.generate(input_ids=inputs, generation_config=config, **prefix.before(mask))  # type: ignore[operator]
-            for i, row in zip(chosen, out[:, inputs.shape[1] :].tolist(), strict=True):
-                found[i] = _read(row, ends, tokenizer)
-            if progress is not None:
-                progress(start + len(chosen), len(order))
+        done = 0
+        for part, size in _together(order, ids, max_new_tokens, batch_size, switch_length(model)):
+            rows = [ids[i] for i in part]
+            prefix = Prefix.of(model, rows, [len(row) for row in rows], pad) if size > 1 else Prefix.none(model)
+            for start in range(0, len(part), size):
+                chosen = part[start : start + size]
+                rest, mask = left_padded([ids[i][prefix.length :] for i in chosen], pad, device_of(model))
+                inputs = torch.cat([prefix.ids.expand(len(chosen), -1), rest], 1)
+                watch = _Watch()
+                out = model.generate(  # type: ignore[operator]
+                    input_ids=inputs,
+                    generation_config=config,
+                    logits_processor=LogitsProcessorList([watch]),
+                    **prefix.before(mask),
+                )
+                for i, row in zip(chosen, out[:, inputs.shape[1] :].tolist(), strict=True):
+                    found[i] = _read(row, ends, tokenizer)
+                watch.require_finite([_require(found[i]).num_tokens for i in chosen])
+                done += len(chosen)
+                if progress is not None:
+                    progress(done, len(order))
     return found
+
+
+class _Watch(LogitsProcessor):
+    """Keeps the largest logit of every step and row: of logits that are NaN, greedy decoding would take token 0."""
+
+    def __init__(self) -> None:
+        self.largest: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return ``scores (row vocab)`` as they are."""
+        self.largest.append(scores.amax(-1))
+        return scores
+
+    def require_finite(self, lengths: Sequence[int]) -> None:
+        """Refuse what was chosen by a logit that is no number, among the first ``lengths`` tokens of the rows.
+
+        Raises:
+            InputError: There is such a token.
+        """
+        if self.largest:
+            steps = torch.stack(self.largest, 1).cpu()
+            kept = torch.arange(steps.shape[1])[None] < torch.tensor(lengths)[:, None]
+            require_finite("the largest logit of a token to be generated", steps[kept])
+
+
+def _require(found: Generated | None) -> Generated:
+    assert found is not None
+    return found
+
+
+def _together(
+    order: Sequence[int], ids: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int, switch: int | None
+) -> list[tuple[list[int], int]]:
+    """Return prompts that may share batches, each with its batch size; a prompt that may not is alone in its batches.
+
+    Where the rotary embedding of the model switches at some length, that is a prompt whose answer may cross it.
+    """
+    last = {i: len(ids[i]) + max_new_tokens - 1 for i in order}  # the last token written is not read
+    crossing = [i for i in order if is_beyond(last[i], switch) and not is_beyond(len(ids[i]), switch)]
+    others = [i for i in order if i not in set(crossing)]
+    parts = [(part, batch_size) for part in sides(others, lambda i: len(ids[i]), switch)]
+    return parts + ([(crossing, 1)] if crossing else [])
 
 
 def fitting_prompts(ids: Sequence[Sequence[int]], max_new_tokens: int, max_length: int | None) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,10 @@ from steerscope.experiments.evaluation.generation import device_of, evaluating, 
 from steerscope.experiments.evaluation.shared_prompt import continuation_log_likelihoods
 from steerscope.experiments.shared_prefix import Prefix
 from steerscope.experiments.tasks.answer_task import AnswerExample
-from steerscope.experiments.tasks.supervised import completion_tokens, pad_token, supervise
+from steerscope.experiments.tasks.supervised import completion_tokens, supervise
+from steerscope.finite import require_finite
+from steerscope.models.lengths import is_beyond, readable_length, sides, switch_length
+from steerscope.models.tokens import pad_token, require_known_tokens
 
 # A continuation: token ids, and where those to be scored begin.
 Scored = tuple[Sequence[int], int]
@@ -38,6 +41,9 @@ def sequence_log_likelihoods(
         batch_size: Rows per batch.
         progress: Called with rows done and in all.
 
+    Raises:
+        InputError: A log-likelihood is NaN or infinite.
+
     Cost: one forward pass over all rows, what they all begin with counted once. Logits are computed for the last tokens
     alone where the model can.
     """
@@ -45,10 +51,16 @@ def sequence_log_likelihoods(
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i][0]), i))
     # A steered model edits prompt and completion differently for some positions, so it is told where prompts end.
     told = "prompt_lengths" in inspect.signature(model.forward).parameters
+    done = 0
+
+    def batches() -> Iterator[tuple[Prefix, list[int]]]:
+        for part in sides(order, lambda i: len(rows[i][0]), switch_length(model)):
+            prefix = Prefix.of(model, [rows[i][0] for i in part], [rows[i][1] for i in part], pad)
+            for start in range(0, len(part), batch_size):
+                yield prefix, part[start : start + batch_size]
+
     with evaluating(model):
-        prefix = Prefix.of(model, [ids for ids, _ in rows], [first for _, first in rows], pad)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        for prefix, chosen in batches():
             ids, mask = left_padded([rows[i][0][prefix.length :] for i in chosen], pad, device_of(model))
             lengths = [len(rows[i][0]) - rows[i][1] for i in chosen]
             kept = max(lengths) + 1
@@ -63,8 +75,10 @@ def sequence_log_likelihoods(
             columns = torch.arange(kept - 1, 0, -1, device=ids.device)  # distance from the end, 1 for the last
             wanted = columns[None] <= torch.tensor(lengths, device=ids.device)[:, None]
             total[chosen] = torch.where(wanted, scores.double(), 0.0).sum(-1).cpu()
+            require_finite("the log-likelihood of a text", total[chosen])
+            done += len(chosen)
             if progress is not None:
-                progress(start + len(chosen), len(order))
+                progress(done, len(order))
     return total
 
 
@@ -103,30 +117,43 @@ def choice_log_likelihoods(
         ``None`` for an example whose prompt does not fit with its longest choice.
 
     Raises:
-        InputError: An example without choices, or none that fits.
+        InputError: An example without choices or with a token that the model does not have, or none that fits; a
+            log-likelihood that is NaN or infinite.
 
     Cost: a pass over the prompts and one over the choices; without a cache, a pass over both for every choice.
     """
+    limit, switch, pad = readable_length(model, max_length), switch_length(model), pad_token(tokenizer, model)
     rows: list[Scored] = []
     spans: list[range | None] = []
     for example in examples:
         if example.choices is None:
             raise InputError("an example has no choices whose likelihoods could be compared.")
         own = [completion_tokens(example.prompt, choice, tokenizer) for choice in example.choices]
-        if max_length is not None and max(len(before) + len(after) for before, after in own) > max_length:
+        if limit is not None and max(len(before) + len(after) for before, after in own) > limit:
             spans.append(None)
             continue
         spans.append(range(len(rows), len(rows) + len(own)))
         rows += [((*before, *after), len(before)) for before, after in own]
     if not rows:
-        raise InputError(f"no example fits with its choices into the model's context of {max_length} tokens.")
+        raise InputError(f"no example fits with its choices into the model's context of {limit} tokens.")
+    require_known_tokens([ids for ids, _ in rows], tokenizer, model)
     fitting = [span for span in spans if span is not None]
     asked = [(rows[span[0]][0][: rows[span[0]][1]], [rows[k][0][rows[k][1] :] for k in span]) for span in fitting]
-    shared = continuation_log_likelihoods(model, asked, pad_token(tokenizer), batch_size=batch_size, progress=progress)
+    # Keys cached before a switch of the rotary embedding cannot be gone on with behind it.
+    longest = [len(prompt) + max(map(len, many)) for prompt, many in asked]
+    whole = [i for i, (prompt, _) in enumerate(asked) if is_beyond(longest[i], switch) > is_beyond(len(prompt), switch)]
+    cached = [i for i in range(len(asked)) if i not in set(whole)]
+    shared = continuation_log_likelihoods(
+        model, [asked[i] for i in cached], pad, batch_size=batch_size, progress=progress
+    )
     if shared is None:
-        sums = sequence_log_likelihoods(model, rows, pad_token(tokenizer), batch_size=batch_size, progress=progress)
-        shared = [[float(sums[k]) for k in span] for span in fitting]
-    following = iter(shared)
+        whole, cached, shared = list(range(len(asked))), [], []
+    found = dict(zip(cached, shared, strict=True))
+    if whole:
+        own_rows = [rows[k] for i in whole for k in fitting[i]]
+        sums = iter(sequence_log_likelihoods(model, own_rows, pad, batch_size=batch_size, progress=progress).tolist())
+        found |= {i: [next(sums) for _ in fitting[i]] for i in whole}
+    following = (found[i] for i in range(len(asked)))
     return [None if span is None else (next(following), [len(rows[k][0]) - rows[k][1] for k in span]) for span in spans]
 
 
@@ -143,9 +170,9 @@ def completion_loss(
     Examples that do not fit are left out, as in training.
 
     Raises:
-        InputError: No example fits.
+        InputError: No example fits, or one has a token that the model does not have; or the loss is NaN or infinite.
     """
-    found = supervise(examples, tokenizer, max_length)
+    found = supervise(examples, tokenizer, readable_length(model, max_length), model)
     rows = [(one.ids, one.first_target) for one in found.sequences]
-    sums = sequence_log_likelihoods(model, rows, pad_token(tokenizer), batch_size=batch_size)
+    sums = sequence_log_likelihoods(model, rows, pad_token(tokenizer, model), batch_size=batch_size)
     return float(-sums.sum() / sum(len(ids) - start for ids, start in rows))

@@ -9,6 +9,7 @@ from typing import Any
 
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.accuracy import Accuracy
+from steerscope.finite import parse_json, require_finite_record
 
 SCHEMA_VERSION = 1
 
@@ -34,7 +35,7 @@ class Generation:
 
     def to_line(self) -> str:
         """Return the generation as one line of JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,14 @@ class Evaluation:
     seconds: float
     test_set: str
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are NaN or infinite.
+
+        Raises:
+            InputError: There is one.
+        """
+        require_finite_record("the evaluation", self, "Evaluate again; where a value is not known, it is None.")
 
     @property
     def accuracy(self) -> Accuracy:
@@ -159,7 +168,7 @@ class Evaluation:
             InputError: No such file, or no evaluation in it.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = parse_json(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read the evaluation {str(path)!r} ({error}). Check the path.") from error
         return cls.from_dict(values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from steerscope.experiments.evaluation.generation import device_of, evaluating, left_padded
 from steerscope.experiments.shared_prefix import Prefix
+from steerscope.finite import require_finite
+from steerscope.models.lengths import sides, switch_length
 
 # A prompt's tokens, and the tokens of every continuation of it.
 Asked = tuple[Sequence[int], Sequence[Sequence[int]]]
@@ -31,10 +33,14 @@ def continuation_log_likelihoods(
 
     Args:
         model: A causal language model or a wrapper of one.
-        asked: Prompts with their continuations, none empty.
+        asked: Prompts with their continuations, none empty, and none that crosses the length where the model's rotary
+            embedding switches.
         pad: Any token to fill with.
         batch_size: Continuations per batch; those of one prompt stay together.
         progress: Called with prompts done and in all.
+
+    Raises:
+        InputError: A log-likelihood is NaN or infinite.
 
     Cost: a pass over every prompt and one over every continuation, instead of a pass over both for each continuation.
     """
@@ -43,23 +49,31 @@ def continuation_log_likelihoods(
     told = "prompt_lengths" in inspect.signature(model.forward).parameters
     done = 0
     with evaluating(model):
-        prompts = [asked[i][0] for i in order]
-        prefix = Prefix.of(model, prompts, [len(prompt) for prompt in prompts], pad)
-        while done < len(order):
-            chosen = [order[done]]
-            for i in order[done + 1 :]:
-                if sum(len(asked[k][1]) for k in [*chosen, i]) > batch_size:
-                    break
-                chosen.append(i)
-            sums = _batch(model, [asked[i] for i in chosen], pad, told, prefix)
-            if sums is None:
-                return None
-            for i in chosen:
-                found[i], sums = sums[: len(asked[i][1])], sums[len(asked[i][1]) :]
-            done += len(chosen)
-            if progress is not None:
-                progress(done, len(order))
+        for part in sides(order, lambda i: len(asked[i][0]), switch_length(model)):
+            prompts = [asked[i][0] for i in part]
+            prefix = Prefix.of(model, prompts, [len(prompt) for prompt in prompts], pad)
+            for chosen in _cut(part, [len(many) for _, many in asked], batch_size):
+                sums = _batch(model, [asked[i] for i in chosen], pad, told, prefix)
+                if sums is None:
+                    return None
+                for i in chosen:
+                    found[i], sums = sums[: len(asked[i][1])], sums[len(asked[i][1]) :]
+                done += len(chosen)
+                if progress is not None:
+                    progress(done, len(order))
     return found
+
+
+def _cut(order: Sequence[int], continuations: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Cut prompts into batches of at most so many continuations, and of one prompt at least."""
+    chosen: list[int] = []
+    for i in order:
+        if chosen and sum(continuations[k] for k in [*chosen, i]) > batch_size:
+            yield chosen
+            chosen = []
+        chosen.append(i)
+    if chosen:
+        yield chosen
 
 
 def _batch(model: nn.Module, asked: Sequence[Asked], pad: int, told: bool, prefix: Prefix) -> list[float] | None:
@@ -85,6 +99,7 @@ def _batch(model: nn.Module, asked: Sequence[Asked], pad: int, told: bool, prefi
     )
     scores = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
     sums: list[float] = torch.where(counted == 1, scores.double(), 0.0).sum(-1).tolist()
+    require_finite("the log-likelihood of a text", *sums)
     return sums
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from steerscope.analysis.encoding import text_tokens
 from steerscope.errors import InputError
 from steerscope.experiments.tasks.answer_task import AnswerExample
+from steerscope.models.tokens import own_tokens, require_known_tokens, text_tokens
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,6 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return any token to fill with: the mask hides it, so it may even be the end token."""
-    own = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return int(next(token for token in own if token is not None))
-
-
 def completion_tokens(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Return the tokens of a prompt and of what follows it.
 
@@ -68,11 +63,14 @@ def completion_tokens(prompt: str, completion: str, tokenizer: PreTrainedTokeniz
     before, whole = text_tokens(prompt, tokenizer), text_tokens(prompt + completion, tokenizer)
     if whole[: len(before)] == before:
         return before, whole[len(before) :]
-    return before, list(tokenizer(completion, add_special_tokens=False)["input_ids"])
+    return before, own_tokens(completion, tokenizer)
 
 
 def supervise(
-    examples: Sequence[AnswerExample], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+    examples: Sequence[AnswerExample],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    model: nn.Module | None = None,
 ) -> SupervisedExamples:
     """Tokenise examples for training.
 
@@ -80,9 +78,10 @@ def supervise(
         examples: What to learn.
         tokenizer: The model's.
         max_length: Longest sequence, end token included; ``None`` for no limit.
+        model: What is to learn them; without it tokens that it may not have are not looked for.
 
     Raises:
-        InputError: No example fits, or a prompt has no token.
+        InputError: No example fits, a prompt has no token, or a token is none of the model's.
     """
     end = end_token(tokenizer)
     sequences, kept, too_long = [], [], []
@@ -90,7 +89,8 @@ def supervise(
         before, after = completion_tokens(example.prompt, example.completion, tokenizer)
         if not before:
             raise InputError(f"the prompt {example.prompt[:40]!r} has no token. Give one that has.")
-        ids = (*before, *after, end)
+        # A completion may spell its end itself; two would teach that the end goes on.
+        ids = (*before, *after) if after and after[-1] == end else (*before, *after, end)
         if max_length is not None and len(ids) > max_length:
             too_long.append(index)
             continue
@@ -101,4 +101,6 @@ def supervise(
             f"none of {len(examples)} examples fits into {max_length} tokens with its answer. Raise the limit: an "
             "example that is cut would lose its answer."
         )
+    if model is not None:
+        require_known_tokens([one.ids for one in sequences], tokenizer, model)
     return SupervisedExamples(tuple(sequences), tuple(kept), tuple(too_long))

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
 
 from steerscope.experiments.tasks.answer_task import MOST_GENERATED, AnswerExample, AnswerTask, fingerprint
 from steerscope.experiments.tasks.supervised import SupervisedSequence, supervise
 from steerscope.experiments.training.options import TrainOptions
+from steerscope.models.lengths import require_one_side, switch_length
+from steerscope.models.load import LoadedModel
 
 # Batches of similar length are cut from pools of so many batches: padding would otherwise cost half of the time.
 POOL = 8
@@ -59,16 +60,19 @@ def draw_parts(task: AnswerTask, options: TrainOptions) -> Parts:
     return Parts(tuple(train), tuple(chosen_on), tuple(test))
 
 
-def supervised(
-    parts: Parts, tokenizer: PreTrainedTokenizerBase, options: TrainOptions, context: int | None
-) -> tuple[tuple[SupervisedSequence, ...], int]:
+def supervised(parts: Parts, loaded: LoadedModel, options: TrainOptions) -> tuple[tuple[SupervisedSequence, ...], int]:
     """Return the training sequences that fit, and how many do not.
 
     Raises:
-        InputError: None fits.
+        InputError: None fits, one has a token that is none of the model's, or they lie on both sides of the length
+            where its rotary embedding switches.
     """
-    limits = [limit for limit in (options.max_length, context) if limit is not None]
-    found = supervise(parts.train, tokenizer, min(limits) if limits else None)
+    limits = [limit for limit in (options.max_length, loaded.max_length) if limit is not None]
+    found = supervise(parts.train, loaded.tokenizer, min(limits) if limits else None, loaded.model)
+    switch = switch_length(loaded.model)
+    if options.batch_size > 1:
+        lengths = [len(one.ids) for one in found.sequences]
+        require_one_side(lengths, switch, "training examples", f"Give --max-length {switch}, or --batch-size 1.")
     return found.sequences, len(found.too_long)
 
 

@@ -108,6 +108,9 @@ def fit(
         keeps: Whether checkpoints are written (and looked for).
         show: Called with steps done and in all.
 
+    Raises:
+        InputError: A loss is NaN or infinite.
+
     Cost: ``rows``, forward and backward. A checkpoint is three times what is trained.
     """
     trainer = trainer_of(trainee, rows, options, folder, pad=pad, steps=steps, learning_rate=learning_rate, keeps=keeps)
@@ -153,6 +156,8 @@ def trainer_of(
         save_total_limit=2,
         logging_strategy="steps",
         logging_steps=_logged_every(steps),
+        # A loss that is no number ends the run; the Trainer would log the mean of the others in its place.
+        logging_nan_inf_filter=False,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,

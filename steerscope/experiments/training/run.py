@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from steerscope.analysis.encoding import text_tokens
 from steerscope.analysis.stopwatch import StageProgress
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.adapters import ADAPTER
@@ -22,7 +21,7 @@ from steerscope.experiments.evaluation.generation import fitting_prompts
 from steerscope.experiments.evaluation.likelihood import completion_loss
 from steerscope.experiments.evaluation.result import Evaluation
 from steerscope.experiments.tasks.answer_task import AnswerForm
-from steerscope.experiments.tasks.supervised import SupervisedSequence, pad_token, supervise
+from steerscope.experiments.tasks.supervised import SupervisedSequence, supervise
 from steerscope.experiments.training.data import Collator, Parts, supervised, training_rows
 from steerscope.experiments.training.engine import Trained, fit
 from steerscope.experiments.training.learning_rates import choice_of, choose_within
@@ -33,7 +32,9 @@ from steerscope.experiments.training.run_folder import RunFolder, replace_json
 from steerscope.experiments.training.surroundings import package_versions, peak_memory
 from steerscope.experiments.training.trainee import Trainee, build
 from steerscope.experiments.validation.learning_rates import Choice
+from steerscope.finite import NotFiniteError
 from steerscope.models.load import LoadedModel
+from steerscope.models.tokens import pad_token, require_known_tokens, text_tokens
 from steerscope.steering.lofit import top_heads
 
 CHECKPOINTS = "checkpoints"
@@ -70,7 +71,7 @@ class Run:
             speed = found.generated_tokens / found.seconds if found.seconds else None
         else:
             self._check_room(form)
-            sequences, too_long = supervised(self.parts, self.loaded.tokenizer, self.options, self.loaded.max_length)
+            sequences, too_long = supervised(self.parts, self.loaded, self.options)
             if too_long:
                 self.say(f"{too_long} of {len(self.parts.train)} training examples are too long and were left out")
             if self.options.of.trains is Trains.LOFIT:
@@ -103,13 +104,15 @@ class Run:
         """Refuse, before anything is trained, what validation and test would refuse after it.
 
         Raises:
-            InputError: No test prompt leaves room for its answer, or no validation example fits.
+            InputError: No test prompt leaves room for its answer, no validation example fits, or one has a token that
+                is none of the model's.
         """
         tokenizer, limit = self.loaded.tokenizer, self.loaded.max_length
         prompts = [text_tokens(one.prompt, tokenizer) for one in self.parts.test]
+        require_known_tokens(prompts, tokenizer, self.loaded.model)
         fitting_prompts(prompts, self.options.max_new_tokens or form.max_new_tokens, limit)
         if self.parts.validation:
-            supervise(self.parts.validation, tokenizer, limit)
+            supervise(self.parts.validation, tokenizer, limit, self.loaded.model)
 
     def _choose(self, sequences: tuple[SupervisedSequence, ...]) -> Choice:
         options = self.options
@@ -166,18 +169,22 @@ class Run:
     ) -> float | None:
         """Return the loss, or ``None`` where there is no finite one."""
         stage = f"trying learning rate {learning_rate:g}"
-        trainee, _, _ = self._fit(sequences, learning_rate, steps, stage, keeps=False)
         try:
-            loss = completion_loss(
+            trainee, _, _ = self._fit(sequences, learning_rate, steps, stage, keeps=False)
+        except NotFiniteError:
+            return None
+        try:
+            return completion_loss(
                 trainee.model,
                 self.loaded.tokenizer,
                 self.parts.validation,
                 batch_size=self.options.eval_batch_size,
                 max_length=self.loaded.max_length,
             )
+        except NotFiniteError:
+            return None
         finally:
             trainee.restore()
-        return loss if math.isfinite(loss) else None
 
     def _fit(
         self, sequences: tuple[SupervisedSequence, ...], learning_rate: float, steps: int, stage: str, *, keeps: bool
@@ -214,12 +221,14 @@ class Run:
             count = self.options.heads or max(1, round(available / 10))
             if count > available:
                 raise InputError(f"--heads is {count}; there are {available} to choose among. Ask for fewer.")
-            done = self._train(trainee, rows, SCALES_RATE, steps, "scales", self.checkpoints / "scales", True)
-            if not trainee.is_finite:
+            try:
+                done = self._train(trainee, rows, SCALES_RATE, steps, "scales", self.checkpoints / "scales", True)
+                trainee.require_finite(SCALES_RATE)
+            except NotFiniteError as error:
                 raise InputError(
-                    f"the scales that choose LoFiT's heads diverged at their learning rate {SCALES_RATE:g}: numbers "
-                    "are NaN or infinite. Give fewer --steps or another --sparsity."
-                )
+                    f"the scales that choose LoFiT's heads have no learning rate to choose, and {error} Give fewer "
+                    "--steps or another --sparsity."
+                ) from error
             heads = top_heads(trainee.model, count)
         finally:
             trainee.restore()
@@ -236,7 +245,7 @@ class Run:
 
     def _build(self, rows: list[SupervisedSequence], **changes: Any) -> Trainee:
         size, device = self.options.batch_size, self.loaded.device
-        collate = Collator(pad_token(self.loaded.tokenizer), False, False)
+        collate = Collator(pad_token(self.loaded.tokenizer, self.loaded.model), False, False)
         starts = range(0, min(len(rows), SCALE_BATCHES * size), size)
         batches = ({k: v.to(device) for k, v in collate(rows[i : i + size]).items()} for i in starts)
         return build(self.loaded, self.options, batches, **changes)
@@ -257,7 +266,7 @@ class Run:
                 rows,
                 self.options,
                 place,
-                pad=pad_token(self.loaded.tokenizer),
+                pad=pad_token(self.loaded.tokenizer, self.loaded.model),
                 steps=steps,
                 learning_rate=learning_rate,
                 keeps=keeps,

@@ -23,6 +23,7 @@ from typing import Any
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.result import Generation
 from steerscope.experiments.training.records import RunConfig, RunResults
+from steerscope.finite import parse_json
 from steerscope.steering.saving import replace_file
 
 CONFIG, RESULTS, GENERATIONS = "config.json", "results.json", "generations.jsonl"
@@ -118,7 +119,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{str(path.parent)!r} is no folder of {what}: it has no {path.name}. Check the path.")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}). It was cut off or damaged.") from error
     if not isinstance(values, dict):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from steerscope.experiments.shared_prefix import cache_of
+from steerscope.finite import require_finite
 from steerscope.models.head import contiguous_head
 
 PREFIX = "prefix_ids"
@@ -17,9 +18,24 @@ class SharedPrefixTrainer(Trainer):
     """A Trainer whose batches may come with :data:`PREFIX`, what stands before every row."""
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Compute the loss of a batch from the cache of its prefix."""
+        """Compute the loss of a batch from the cache of its prefix.
+
+        Raises:
+            InputError: It is NaN or infinite.
+        """
         with contiguous_head(model):
-            return super().compute_loss(model, with_cache(model, inputs), *args, **kwargs)
+            found = super().compute_loss(model, with_cache(model, inputs), *args, **kwargs)
+        loss = found[0] if isinstance(found, tuple) else found
+        if self.state.global_step == 0:  # nothing has been learned yet: this is the model itself
+            require_finite("the loss of the first step", loss.detach())
+        advice = diverged(self.args.learning_rate)
+        require_finite(f"the loss of step {self.state.global_step + 1}", loss.detach(), advice=advice)
+        return found
+
+
+def diverged(learning_rate: float) -> str:
+    """Return what to say of a training whose numbers are none any more."""
+    return f"Training diverged with learning rate {learning_rate:g}: give a smaller --learning-rate, or auto."
 
 
 def with_cache(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from steerscope.errors import InputError
 from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import DEFAULT_RANK, TrainOptions
 from steerscope.experiments.training.weights import WeightModel
+from steerscope.finite import NotFiniteError
 from steerscope.models.blocks import is_transposed
 from steerscope.models.hooks import reading
 from steerscope.models.load import LoadedModel
@@ -77,7 +78,7 @@ class Trainee:
             InputError: A trained number is NaN or infinite.
         """
         if not self.is_finite:
-            raise InputError(
+            raise NotFiniteError(
                 f"training diverged with learning rate {learning_rate:g}: parameters are NaN or infinite. Give a "
                 "smaller --learning-rate, or auto."
             )

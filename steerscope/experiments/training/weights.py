@@ -113,7 +113,7 @@ class WeightModel(nn.Module):
             "changed": sorted(tensors),
             "numbers": self.get_nb_trainable_parameters()[0],
         }
-        text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         # Last: a folder with a configuration is complete.
         replace_file(place / CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
 

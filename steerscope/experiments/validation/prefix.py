@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from steerscope.analysis.encoding import Batch, Encoded, batches
 from steerscope.analysis.outputs import selected_positions
 from steerscope.models.load import LoadedModel
+from steerscope.models.tokens import pad_token
 from steerscope.models.upper_blocks import entering_block, pass_through
 
 
@@ -45,7 +46,10 @@ class PrefixCache:
             module.forward = pass_through
         try:
             for batch in batches(
-                self.encoded, batch_size=self.batch_size, pad_id=pad_id(self.loaded), device=self.loaded.device
+                self.encoded,
+                batch_size=self.batch_size,
+                pad_id=pad_token(self.loaded.tokenizer, self.loaded.model),
+                device=self.loaded.device,
             ):
                 seen.clear()
                 nowhere = torch.zeros(1, dtype=torch.long, device=self.loaded.device)
@@ -73,16 +77,15 @@ class PrefixCache:
             yield
 
     def batch(self, examples: Sequence[int]) -> Batch:
-        """Return all sequences of ``examples`` as one batch."""
-        return next(
-            batches(
-                self.encoded,
-                batch_size=len(self.encoded.sequences),
-                pad_id=pad_id(self.loaded),
-                device=self.loaded.device,
-                examples=examples,
-            )
+        """Return all sequences of ``examples`` as one batch, which they must be able to share (``Encoded.switch``)."""
+        (found,) = batches(
+            self.encoded,
+            batch_size=len(self.encoded.sequences),
+            pad_id=pad_token(self.loaded.tokenizer, self.loaded.model),
+            device=self.loaded.device,
+            examples=examples,
         )
+        return found
 
 
 def _keys(batch: Batch) -> list[tuple[int, int]]:
@@ -102,9 +105,3 @@ def run(loaded: LoadedModel, batch: Batch) -> Tensor:
         input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.position_ids, use_cache=False
     ).logits
     return logits
-
-
-def pad_id(loaded: LoadedModel) -> int:
-    """Return a token to pad with."""
-    found = loaded.tokenizer.pad_token_id
-    return int(found) if isinstance(found, int) else 0

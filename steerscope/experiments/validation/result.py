@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerscope.errors import InputError
+from steerscope.finite import parse_json, require_finite_record
 
 SCHEMA_VERSION = 1
 
@@ -82,6 +83,14 @@ class Validation:
     command: str = ""
     schema_version: int = field(default=SCHEMA_VERSION)
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that are NaN or infinite: the loss of a training that diverged is ``None``.
+
+        Raises:
+            InputError: There is one.
+        """
+        require_finite_record("the validation", self, "Validate again; where a value is not known, it is None.")
+
     @property
     def study(self) -> str:
         """Model and task, the name under which constants of a study are kept."""
@@ -110,7 +119,7 @@ class Validation:
             InputError: No such file, not JSON, or another schema version.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = parse_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"cannot read the validation at {path}: {error.strerror}.") from error
         except ValueError as error:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from steerscope.errors import InputError
+from steerscope.finite import parse_json
 
 # Raised when a change of code makes old runs incomparable.
 RECIPE = 1
@@ -26,7 +27,7 @@ RECIPE = 1
 
 def key_of(config: Mapping[str, Any]) -> str:
     """Return the hash that names a run of this configuration (keys in any order)."""
-    text = json.dumps({**config, "recipe": RECIPE}, sort_keys=True)
+    text = json.dumps({**config, "recipe": RECIPE}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
@@ -46,7 +47,7 @@ class RunStore:
         if not path.exists():
             return None
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(
                 f"the stored run {path} cannot be read ({error}). Delete that file; it will be made again."
@@ -60,7 +61,9 @@ class RunStore:
             aside = self._path(config, f"safetensors.{os.getpid()}")
             save_file({name: value.cpu().contiguous() for name, value in weights.items()}, aside)
             aside.replace(self._path(config, "safetensors"))
-        text = json.dumps({**{k: _plain(v) for k, v in record.items()}, "config": dict(config)}, indent=1)
+        text = json.dumps(
+            {**{k: _plain(v) for k, v in record.items()}, "config": dict(config)}, indent=1, allow_nan=False
+        )
         aside = self._path(config, f"json.{os.getpid()}")
         aside.write_text(text + "\n", encoding="utf-8")
         aside.replace(self._path(config, "json"))

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from steerscope.analysis.capture import read_scales
-from steerscope.analysis.encoding import encode
+from steerscope.analysis.encoding import encode_for
 from steerscope.analysis.examples import Example
 from steerscope.experiments.validation.data import DataSplits, fingerprint
 from steerscope.experiments.validation.learning_rates import Choice, choose
@@ -30,6 +30,7 @@ from steerscope.experiments.validation.training import (
     train_edits,
     train_weights,
 )
+from steerscope.models.lengths import require_one_side
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site, SiteKind, parse_site
 
@@ -106,11 +107,31 @@ class Sweep:
     _done: int = 0
     _total: int = 0
 
+    def check(self) -> None:
+        """Refuse, before anything is computed, examples that the model cannot read or that cannot share batches.
+
+        Raises:
+            InputError: There are such.
+        """
+        for part in ("selection", "test"):
+            self._held_out(part)
+        for index in range(self.options.seeds):
+            self._train_data(self.options.seed + index)
+        self._train.clear()
+
     def before(self) -> Judged:
-        """Return the untrained model's loss and accuracy on the test examples."""
-        held = self._held_out("test")
-        held.move_to(0)
-        return judge_edits(self.loaded, {}, {}, held, JUDGE_BATCH)
+        """Return the untrained model's loss and accuracy on the test examples.
+
+        Raises:
+            InputError: There, or on the selection examples, it has a loss that is NaN or infinite: it would be taken
+                for that of trainings that diverged.
+        """
+        found = {}
+        for part in ("selection", "test"):
+            held = self._held_out(part)
+            held.move_to(0)
+            found[part] = judge_edits(self.loaded, {}, {}, held, JUDGE_BATCH)
+        return found["test"]
 
     def run(self, methods: Sequence[Method], seeds: int | None = None) -> list[Outcome]:
         """Train every method with every seed (or the first ``seeds``); return outcomes in the order of ``methods``."""
@@ -183,7 +204,7 @@ class Sweep:
             )
             judged = judge_edits(self.loaded, done.weights, scales, self._held_out("selection"), JUDGE_BATCH)
         record = {
-            "selection_loss": math.inf if done.diverged else judged.loss,
+            "selection_loss": _outcome(judged, done.diverged),
             "selection_accuracy": judged.accuracy,
             "diverged": done.diverged,
             "train_losses": [round(v, 5) if math.isfinite(v) else None for v in done.train_losses],
@@ -205,7 +226,7 @@ class Sweep:
             return known
         weights = self.store.weights(self._config(method, rate, seed))
         judged = judge_edits(self.loaded, weights, self._scales_of(method.sites), self._held_out("test"), JUDGE_BATCH)
-        record = {"loss": math.inf if run["diverged"] else judged.loss, "accuracy": judged.accuracy}
+        record = {"loss": _outcome(judged, run["diverged"]), "accuracy": judged.accuracy}
         self.store.put(config, record, {})
         return record
 
@@ -213,7 +234,12 @@ class Sweep:
 
     def _train_data(self, seed: int) -> PrefixCache:
         if seed not in self._train:
-            self._train[seed] = self._cache(self._train_examples(seed))
+            data = self._cache(self._train_examples(seed))
+            if self.options.batch_size > 1:
+                lengths = [len(sequence.ids) for sequence in data.encoded.sequences]
+                advice = "Give examples on one side of it, or --batch-size 1."
+                require_one_side(lengths, data.encoded.switch, "training examples", advice)
+            self._train[seed] = data
         return self._train[seed]
 
     def _train_examples(self, seed: int) -> list[Example]:
@@ -236,14 +262,12 @@ class Sweep:
         return self._held[part]
 
     def _cache(self, examples: list[Example]) -> PrefixCache:
-        return PrefixCache(self.loaded, encode(examples, self.loaded.tokenizer, self.loaded.max_length))
+        return PrefixCache(self.loaded, encode_for(self.loaded, examples))
 
     def _scales_of(self, sites: Sequence[Site]) -> dict[Site, float]:
         if not self._scales:
             # The first seed's examples, whatever seed is trained: an edit means the same for all of them.
-            encoded = encode(
-                self._train_examples(self.options.seed)[:64], self.loaded.tokenizer, self.loaded.max_length
-            )
+            encoded = encode_for(self.loaded, self._train_examples(self.options.seed)[:64])
             found = read_scales(self.loaded, encoded, batch_size=JUDGE_BATCH, max_examples=64)
             self._scales = {site: _root_mean_square(scale) for site, scale in found.items()}
         return {site: self._scales[site] for site in sites}
@@ -273,7 +297,12 @@ class Sweep:
 
 
 def _record_of(judged: Judged, done: Trained) -> dict[str, Any]:
-    return {"loss": math.inf if done.diverged else judged.loss, "accuracy": judged.accuracy}
+    return {"loss": _outcome(judged, done.diverged), "accuracy": judged.accuracy}
+
+
+def _outcome(judged: Judged, diverged: bool) -> float:
+    """Return the loss of a training, infinite where it diverged; the untrained model had one (:meth:`Sweep.before`)."""
+    return judged.loss if math.isfinite(judged.loss) and not diverged else math.inf
 
 
 def _root_mean_square(scale: Tensor) -> float:

@@ -17,8 +17,10 @@ from steerscope.analysis.encoding import Batch
 from steerscope.analysis.outputs import Probes, batch_outputs, make_probes
 from steerscope.equivalence.edits import FAMILIES
 from steerscope.experiments.validation.prefix import PrefixCache
+from steerscope.finite import require_finite
 from steerscope.models.blocks import is_transposed
 from steerscope.models.hooks import edited
+from steerscope.models.lengths import batches_within
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site
 
@@ -96,6 +98,9 @@ def train_edits(
         learning_rate: Peak learning rate of AdamW (no weight decay).
         seed: Seed of ``D`` and of the order of examples.
 
+    Raises:
+        InputError: The loss is NaN or infinite before anything was trained.
+
     Cost: ``steps * batch_size`` examples, forward and backward through the blocks from the lowest site up.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -132,12 +137,19 @@ def applied(
 def judge_edits(
     loaded: LoadedModel, weights: Mapping[str, Tensor], scales: Mapping[Site, float], data: PrefixCache, batch_size: int
 ) -> Judged:
-    """Return loss and accuracy of the model with trained edits on ``data``; without edits if there are none."""
+    """Return loss and accuracy of the model with trained edits on ``data``; without edits if there are none.
+
+    Raises:
+        InputError: There are no edits, and the loss is NaN or infinite.
+    """
     sites = [loaded.site_map.resolve(name.rpartition(".")[0]) for name in weights]
     if sites:
         data.move_to(min(site.layer for site in sites))
     context = applied(loaded, weights, scales) if weights else nullcontext()
-    return _judge(loaded.model, data, batch_size, context)
+    judged = _judge(loaded.model, data, batch_size, context)
+    if not weights:  # an edit may have diverged, which is an outcome
+        require_finite("the loss of an example, without training,", *judged.losses)
+    return judged
 
 
 @dataclass(frozen=True)
@@ -219,6 +231,8 @@ def _optimise(
     for chosen in training_order(data, settings, seed):
         loss = loss_of(data.batch(chosen))
         losses.append(float(loss.detach()))
+        if len(losses) == 1:  # nothing has been learned yet: this is the model itself
+            require_finite("the loss of the first step", losses[0])
         if not math.isfinite(losses[-1]):
             break
         optimizer.zero_grad(set_to_none=True)
@@ -263,8 +277,8 @@ def _judge(model: nn.Module, data: PrefixCache, batch_size: int, context: Abstra
     losses = torch.zeros(len(order), dtype=torch.float64)
     correct = torch.zeros(len(order), dtype=torch.float64)
     with torch.no_grad(), context:
-        for start in range(0, len(order), batch_size):
-            batch = data.batch(order[start : start + batch_size])
+        for chosen in batches_within(order, length.__getitem__, batch_size, data.encoded.switch):
+            batch = data.batch(chosen)
             with data.entered(batch):
                 outputs = batch_outputs(model, batch, data.encoded, probes)
             losses[outputs.examples.cpu()] = -outputs.log_likelihood.double().cpu()

@@ -70,13 +70,14 @@ def validate_ranking(
     """
     options.check()
     chosen = choose_sites(loaded.site_map, options.sites)
-    ranking = _ranked(loaded, splits, options, folder / "ranking.json", progress)
 
     def tell(what: str, done: int, total: int) -> None:
         if progress is not None:
             progress(f"train: {what}", done, total)
 
     sweep = Sweep(loaded, splits, options, RunStore(folder / "runs"), tell)
+    sweep.check()
+    ranking = _ranked(loaded, splits, options, folder / "ranking.json", progress)
     before = sweep.before()
     methods = [Method((site,)) for site in chosen]
     extra = _references(ranking) if options.references else []

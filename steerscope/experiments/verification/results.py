@@ -18,6 +18,7 @@ from typing import Any
 from steerscope.equivalence.propositions.base import Measurement, Verdict
 from steerscope.equivalence.propositions.catalogue import Result
 from steerscope.errors import InputError
+from steerscope.finite import parse_json
 
 SCHEMA_VERSION = 1
 MEASUREMENTS = (
@@ -179,7 +180,7 @@ class Verification:
             InputError: The text is not JSON, or of another schema version.
         """
         try:
-            data = json.loads(text)
+            data = parse_json(text)
         except json.JSONDecodeError as error:
             raise InputError(f"not a verification: invalid JSON at line {error.lineno} ({error.msg}).") from error
         if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION or "propositions" not in data:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerscope.analysis.encoding import encode
+from steerscope.analysis.encoding import encode_for
 from steerscope.analysis.stopwatch import StageProgress, Stopwatch
 from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import (
@@ -37,6 +37,7 @@ from steerscope.errors import InputError
 from steerscope.experiments.finetune import mean_loss, short_finetune
 from steerscope.experiments.tasks import get_task
 from steerscope.experiments.verification.results import PropositionResult, Verification, plain
+from steerscope.finite import require_finite
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.load import LoadedModel, load_model
 from steerscope.models.precision import true_float64
@@ -126,7 +127,7 @@ def verify_model(
         progress: Called with the stage's name, steps done and steps in all.
 
     Raises:
-        InputError: The model cannot be loaded or has too short a context.
+        InputError: The model cannot be loaded, has too short a context, or its numbers are NaN or infinite.
     """
     options = options or VerifyOptions()
     options.check()
@@ -134,13 +135,16 @@ def verify_model(
     watch.stage("load")
     exact = load("float64")
     task = get_task("listops")
-    encoded = encode(task.split("validation", options.pool, options.seed), exact.tokenizer, exact.max_length)
+    encoded = encode_for(exact, task.split("validation", options.pool, options.seed))
     rows = rows_of_one_length(encoded, options.rows)
     watch.stage("propositions")
     # Short: some checks build dense matrices over tokens.
     subject = subject_of(
         exact.model, name=exact.identity.name, seed=options.seed, input_ids=rows.ids[:2, :7].contiguous()
     )
+    with torch.no_grad():
+        logits: Tensor = exact.model(input_ids=rows.ids, use_cache=False).logits
+    require_finite("a logit of this model", logits.masked_fill(logits == -torch.inf, 0.0))
     results = try_propositions(subject, propositions, watch.tick)
     if options.quick:
         watch.stage(None)

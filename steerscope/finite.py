@@ -1,0 +1,101 @@
+"""No number is reported that was made from a NaN or an infinity: the first one ends the work with one sentence.
+
+Wherever a forward pass, a gradient or a regression becomes a number, it is checked here under the name of what it is.
+Where a quantity is undefined (the share of a shift that is zero, a correlation of constants), records hold ``None``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steerscope.errors import InputError
+
+OVERFLOW = (
+    "Numbers beyond what the data type holds are the usual cause (float16 ends at 65504): load the model in float32 or "
+    "bfloat16 (--dtype)."
+)
+
+
+class NotFiniteError(InputError):
+    """A number that others would be made from is NaN or infinite."""
+
+
+def require_finite(what: str, *values: Tensor | float, advice: str = OVERFLOW) -> None:
+    """Refuse values that are NaN or infinite.
+
+    Args:
+        what: Their name, with its article: ``"the loss of example 3"``.
+        values: Tensors of any shape, or numbers.
+        advice: What to do, a sentence.
+
+    Raises:
+        NotFiniteError: One is.
+
+    Cost: reads every tensor once, and waits for its device.
+    """
+    for value in values:
+        if isinstance(value, Tensor):
+            if bool(torch.isfinite(value).all()):
+                continue
+            shown = "NaN" if bool(torch.isnan(value).any()) else "infinite"
+        elif math.isfinite(value):
+            continue
+        else:
+            shown = "NaN" if math.isnan(value) else "infinite"
+        raise NotFiniteError(f"{what} is {shown}; expected a finite number, and nothing is made from it. {advice}")
+
+
+def require_finite_record(what: str, record: Any, advice: str) -> None:
+    """Refuse a record (dataclasses, dictionaries, lists and what they hold) with a number that is NaN or infinite.
+
+    Args:
+        what: Its name: ``"the ranking"``.
+        record: What to look through.
+        advice: What to do, a sentence.
+
+    Raises:
+        NotFiniteError: There is one; the message says where.
+    """
+    place = _first_not_finite(record, "")
+    if place is not None:
+        raise NotFiniteError(
+            f"{what} holds a number that is NaN or infinite ({place.lstrip('.') or 'itself'}); expected finite ones. "
+            f"{advice}"
+        )
+
+
+def parse_json(text: str) -> Any:
+    """Return what a JSON text holds; a NaN or an infinity in it, which Python would read, is an error of its syntax.
+
+    Raises:
+        json.JSONDecodeError: The text is no JSON.
+    """
+
+    def number(spelled: str) -> float:
+        value = float(spelled)
+        if not math.isfinite(value):
+            raise json.JSONDecodeError(f"{spelled} is no finite number", text, max(text.find(spelled), 0))
+        return value
+
+    return json.loads(text, parse_constant=number, parse_float=number)
+
+
+def _first_not_finite(value: Any, place: str) -> str | None:
+    if isinstance(value, float):
+        return None if math.isfinite(value) else place
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        parts = [(f".{key}", entry) for key, entry in value.items()]
+    elif isinstance(value, list | tuple):
+        parts = [(f"[{index}]", entry) for index, entry in enumerate(value)]
+    else:
+        return None
+    return next((found for name, entry in parts if (found := _first_not_finite(entry, place + name)) is not None), None)
