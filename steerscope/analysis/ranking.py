@@ -63,7 +63,7 @@ def rank_sites(
     kept = [kept[i] for i in content_order(kept, options.seed)[: options.max_examples]]
     if options.num_groups > len(kept) // 2:
         raise InputError(
-            f"num_groups is {options.num_groups}; expected at most half the {len(kept)} examples, so that every "
+            f"[[num_groups]] is {options.num_groups}; expected at most half the {len(kept)} examples, so that every "
             "group of the jackknife holds some of each half."
         )
     kinds = _kinds(loaded, options)

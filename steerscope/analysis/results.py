@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from steerscope.errors import InputError
+from steerscope.files import read_text
+from steerscope.folders import write_result
 
 SCHEMA_VERSION = 1
 
@@ -155,8 +157,12 @@ class Ranking:
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, allow_nan=False)
 
     def save(self, path: str | Path) -> None:
-        """Write ``ranking.json`` to ``path``."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        """Write ``ranking.json`` to ``path``, whole or not at all.
+
+        Raises:
+            InputError: Something else is there, or it cannot be written.
+        """
+        write_result(path, self.to_json(), "kernels")
 
     @classmethod
     def from_json(cls, text: str) -> Ranking:
@@ -192,9 +198,9 @@ class Ranking:
 
     @classmethod
     def load(cls, path: str | Path) -> Ranking:
-        """Read a ranking that :meth:`save` wrote."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot read the ranking at {path}: {error.strerror}.") from error
-        return cls.from_json(text)
+        """Read a ranking that :meth:`save` wrote.
+
+        Raises:
+            InputError: The file cannot be read, or is no ranking.
+        """
+        return cls.from_json(read_text(Path(path), "the ranking"))

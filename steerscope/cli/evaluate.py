@@ -48,14 +48,15 @@ def evaluate(
     from steerscope.experiments.evaluation.command import EvaluateOptions, evaluate_model
     from steerscope.experiments.tasks import get_answer_task
     from steerscope.experiments.tasks.answer_task import check_part
+    from steerscope.folders import Kind
 
     # Everything that can be refused is refused here, before a model is loaded.
-    for name, value in (("batch-size", batch_size), ("max-new-tokens", max_new_tokens), ("max-examples", max_examples)):
+    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("max_examples", max_examples)):
         if value is not None and value < 1:
-            raise InputError(f"--{name} is {value}; expected at least 1.")
+            raise InputError(f"[[{name}]] is {value}; expected at least 1.")
     check_part(split)
     if out is not None:
-        check_folder(out, overwrite=False, advice="")
+        check_folder(out, Kind.RUN, overwrite=False, advice="")
     chosen = get_answer_task(task, data_dir)
     saved = None if adapter is None else read_adapter(adapter)
     options = EvaluateOptions(

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from steerscope.errors import InputError, did_you_mean
+from steerscope.files import told
 from steerscope.models.blocks import BlockDescription
 from steerscope.models.bundled import (
     BUNDLED_NAME,
@@ -117,7 +118,8 @@ def load_model(
     name = str(name_or_path)
     chosen_dtype = _dtype(dtype)
     chosen_device = _device(device)
-    source, quantised, digest = _locate(name)
+    with told(f"read the model {name!r}"):
+        source, quantised, digest = _locate(name)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if source.exists():
         options["local_files_only"] = True
@@ -268,7 +270,7 @@ def _not_loaded(name: str, source: Path, error: Exception) -> InputError:
     if "trust_remote_code" in str(error):
         return InputError(
             f"model {name!r} comes with code of its own, which is not run unless asked for; expected a model that "
-            "transformers knows. Read its .py files, then add --trust-remote-code (trust_remote_code=True in Python)."
+            "transformers knows. Read its .py files, then add [[trust_remote_code=True]]."
         )
     if "weights only load failed" in str(error).lower():
         return InputError(

@@ -7,9 +7,8 @@ the model. Reading is strict: what does not fit is refused with what was expecte
 from __future__ import annotations
 
 import json
-import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,16 +20,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from steerscope.errors import InputError
+from steerscope.files import write_text, written_aside
+from steerscope.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, STEERING_FORMAT, Kind, require_folder_for
 from steerscope.models.site_map import SiteMap
 from steerscope.sites import Site
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FAMILIES
 from steerscope.steering.identity import BaseIdentity, is_peft
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
+CONFIG_NAME, WEIGHTS_NAME = ADAPTER_CONFIG, ADAPTER_WEIGHTS
 LORA_FOLDER = "lora"
-FORMAT = "steerscope steering"
+FORMAT = STEERING_FORMAT
 VERSION = 1
 _FIELDS = {"format", "format_version", "steerscope_version", "equation", "steering", "base_model", "sites", "lora"}
 
@@ -63,15 +63,23 @@ def equations(site_map: SiteMap, sites: tuple[Site, ...]) -> dict[str, str]:
 def write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
     """Write an adapter; ``model`` is the base model, whose LoRA goes along.
 
-    Weights come first and each file appears whole: a folder with a configuration is complete.
+    All files are written aside before an earlier adapter is touched, and a folder with a configuration is complete.
+
+    Raises:
+        InputError: The folder holds something else than an adapter of this sort, or cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_NAME).unlink(missing_ok=True)  # of an earlier save, whose numbers are about to go
+    require_folder_for(folder, Kind.STEERING)
+    require_folder_for(folder / LORA_FOLDER, Kind.PEFT)
+    with written_aside(folder, "the adapter", last=(CONFIG_NAME,)) as aside:
+        _write(aside, adapter, model)
+
+
+def _write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
     if adapter.lora is not None:
         model.save_pretrained(str(folder / LORA_FOLDER), selected_adapters=[adapter.lora])  # type: ignore[operator]
         _name_base(lora_place(folder, adapter.lora), adapter.base.name)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in adapter.tensors.items()}
-    replace_file(folder / WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     told = {
         "format": FORMAT,
         "format_version": VERSION,
@@ -83,26 +91,19 @@ def write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
         "lora": adapter.lora,
     }
     text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
-    replace_file(folder / CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(folder / CONFIG_NAME, text)
 
 
 def _name_base(lora: Path, name: str) -> None:
     """Name the base model as the adapter does: PEFT writes where it was loaded from, which may be a path of ours."""
     path = lora / CONFIG_NAME
     told = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": name}
-    replace_file(path, lambda new: new.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8"))
+    write_text(path, json.dumps(told, indent=2) + "\n")
 
 
 def lora_place(folder: Path, name: str) -> Path:
     """Return where an adapter's LoRA is: PEFT gives all but ``default`` a folder of their own."""
     return folder / LORA_FOLDER if name == "default" else folder / LORA_FOLDER / name
-
-
-def replace_file(path: Path, write_to: Callable[[Path], object]) -> None:
-    """Write a file so that it appears whole, or stays what it was."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    write_to(unfinished)
-    os.replace(unfinished, path)
 
 
 def read(folder: Path) -> AdapterFile:

@@ -14,6 +14,7 @@ from steerscope.experiments.claims.sections import SECTIONS, Pair, Section, trai
 from steerscope.experiments.comparison.groups import Comparison, Entry, compare, run_folders
 from steerscope.experiments.tiny_models import LAYERS, WIDTH
 from steerscope.experiments.training.run_folder import read_json, read_results
+from steerscope.files import write_page
 
 HEAD = f"""# The paper's claims, tried
 
@@ -46,10 +47,10 @@ def write_claims(folders: Sequence[str | Path], page: Path) -> None:
         page: The Markdown file.
 
     Raises:
-        InputError: A folder is missing or holds no run, or a run is damaged.
+        InputError: A folder is missing or holds no run, a run is damaged, or the file is another page.
     """
     with with_kept(folders) as places:
-        page.write_text(render(studies(places), leftovers(places)), encoding="utf-8")
+        write_page(page, HEAD, render(studies(places), leftovers(places)))
 
 
 def studies(folders: Sequence[str | Path]) -> list[Comparison]:

@@ -165,7 +165,7 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
                 raise InputError(
                     f"runs answered different questions: {what} is {getattr(first, what)!r} in {str(places[0])!r} and "
                     f"{getattr(run, what)!r} in {str(place)!r}. Compare runs of one task on one test set (the same "
-                    "--max-examples and data)."
+                    "number of examples and data)."
                 )
     groups: dict[str, list[tuple[Path, RunResults]]] = {}
     for place, run in zip(places, runs, strict=True):

@@ -16,6 +16,7 @@ from steerscope.experiments.tasks.answer_task import AnswerExample, AnswerForm
 from steerscope.experiments.training.records import RunConfig, RunResults
 from steerscope.experiments.training.run_folder import GENERATIONS, RunFolder
 from steerscope.experiments.training.surroundings import package_versions, peak_memory
+from steerscope.files import written_aside
 from steerscope.models import load_model
 
 
@@ -102,9 +103,9 @@ def evaluate_model(
         )
         folder.finish(results, generations)
     elif out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / GENERATIONS).write_text("".join(f"{one.to_line()}\n" for one in generations), encoding="utf-8")
-        found.save(out / "evaluation.json")
+        with written_aside(out, "the evaluation", last=("evaluation.json",)) as aside:
+            (aside / GENERATIONS).write_text("".join(f"{one.to_line()}\n" for one in generations), encoding="utf-8")
+            found.save(aside / "evaluation.json")
     return found
 
 

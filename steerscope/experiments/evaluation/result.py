@@ -9,6 +9,8 @@ from typing import Any
 
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.accuracy import Accuracy
+from steerscope.files import read_text
+from steerscope.folders import write_result
 
 SCHEMA_VERSION = 1
 
@@ -112,7 +114,7 @@ class Evaluation:
         if self.gold_cut:
             found.append(
                 f"the limit of {self.max_new_tokens} tokens alone makes {self.gold_cut:.1%} of right completions score "
-                "as wrong; raise --max-new-tokens"
+                "as wrong; allow more"
             )
         return found
 
@@ -148,8 +150,12 @@ class Evaluation:
         return cls(**own)
 
     def save(self, path: str | Path) -> None:
-        """Write the evaluation as JSON."""
-        Path(path).write_text(json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        """Write the evaluation as JSON, whole or not at all.
+
+        Raises:
+            InputError: Something else is there, or it cannot be written.
+        """
+        write_result(path, json.dumps(self.as_dict(), indent=1, allow_nan=False), "majority_answer")
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
@@ -158,8 +164,9 @@ class Evaluation:
         Raises:
             InputError: No such file, or no evaluation in it.
         """
+        text = read_text(Path(path), "the evaluation")
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            values = json.loads(text)
+        except ValueError as error:
             raise InputError(f"cannot read the evaluation {str(path)!r} ({error}). Check the path.") from error
         return cls.from_dict(values)

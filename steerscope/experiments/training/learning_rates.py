@@ -93,7 +93,8 @@ def _require_same(folder: str, wanted: Mapping[str, Any], found: Mapping[str, An
     flat = [{**one, **one.get("settings", {})} for one in (wanted, found)]
     differ = sorted(k for k in {*flat[0], *flat[1]} - {"settings"} if flat[0].get(k) != flat[1].get(k))
     if differ:
+        names = ", ".join(f"[[{name}]]" for name in differ)
         raise InputError(
-            f"the run in {folder!r} searched its learning rate with other {', '.join(differ)}; only the seed may "
+            f"the run in {folder!r} searched its learning rate with other {names}; only the seed may "
             "differ. Give the same options, or let this run search for itself."
         )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.result import Generation
 from steerscope.experiments.training.records import RunConfig, RunResults
-from steerscope.steering.saving import replace_file
+from steerscope.files import read_text, told, write_text
 
 CONFIG, RESULTS, GENERATIONS = "config.json", "results.json", "generations.jsonl"
 
@@ -42,15 +43,13 @@ class RunFolder:
             InputError: There is something in it, or it cannot be made.
         """
         folder = Path(path)
-        try:
+        with told(f"write a run to {str(folder)!r}"):
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
                 raise InputError(
                     f"folder {str(folder)!r} is not empty; a run is never written over another. Name another folder."
                 )
             _write_new(folder / CONFIG, _json(asdict(config)))
-        except OSError as error:
-            raise InputError(f"cannot write a run to {str(folder)!r} ({error.strerror}). Name another.") from error
         return cls(folder, config)
 
     @classmethod
@@ -93,9 +92,10 @@ class RunFolder:
         if self.is_finished:
             raise InputError(f"{str(self.path / RESULTS)!r} is there already; a run is never written over another.")
         # Generations of a run that was cut off between the two files may be there; only results make them final.
-        (self.path / GENERATIONS).unlink(missing_ok=True)
-        _write_new(self.path / GENERATIONS, "".join(f"{one.to_line()}\n" for one in generations))
-        _write_new(self.path / RESULTS, _json(asdict(results)))
+        lines = "".join(f"{one.to_line()}\n" for one in generations)
+        with told(f"write the results of the run in {str(self.path)!r}"):
+            write_text(self.path / GENERATIONS, lines)
+            _write_new(self.path / RESULTS, _json(asdict(results)))
 
 
 def read_results(folder: str | Path) -> RunResults:
@@ -117,9 +117,10 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(f"{str(path.parent)!r} is no folder of {what}: it has no {path.name}. Check the path.")
+    text = read_text(path, what)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}). It was cut off or damaged.") from error
     if not isinstance(values, dict):
         raise InputError(f"{str(path)!r} holds a {type(values).__name__}; expected a JSON object.")
@@ -135,9 +136,10 @@ def _json(values: Any) -> str:
 
 def replace_json(path: Path, values: Any) -> None:
     """Write what an interrupted run will want to know; unlike results it may be replaced, and never is half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = _json(values)
-    replace_file(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    with told(f"write {str(path)!r}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
 
 
 def _write_new(path: Path, text: str) -> None:
@@ -146,16 +148,21 @@ def _write_new(path: Path, text: str) -> None:
     Raises:
         InputError: It is there already.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    aside = path.with_name(f".unfinished-{secrets.token_hex(6)}")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        _publish(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _publish(aside: Path, path: Path) -> None:
     try:
         os.link(aside, path)  # unlike a rename, fails where the file exists
     except FileExistsError as error:
         raise InputError(f"{str(path)!r} is there already; a run is never written over another.") from error
     except OSError:  # a file system without links
         os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from steerscope.experiments.training.options import TrainOptions
 from steerscope.experiments.training.records import RunConfig, RunResults
 from steerscope.experiments.training.run import Run
 from steerscope.experiments.training.run_folder import CONFIG, RunFolder, read_results
+from steerscope.files import alone_in
 from steerscope.models import load_model
 from steerscope.models.load import LoadedModel
 
@@ -76,12 +77,13 @@ def train(
     else:
         folder = RunFolder.create(place, config)
     run = Run(loaded, options, parts, folder.path, show, say or (lambda sentence: None), searched)
-    try:
-        results = run.whole(task.form, config, command, folder)
-    except InputError:
-        if not run.checkpoints.exists():
-            folder.withdraw()
-        raise
+    with alone_in(folder.path, "train"):
+        try:
+            results = run.whole(task.form, config, command, folder)
+        except InputError:
+            if not run.checkpoints.exists():
+                folder.withdraw()
+            raise
     if not options.keep_checkpoints:
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     return results

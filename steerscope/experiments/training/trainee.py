@@ -79,7 +79,7 @@ class Trainee:
         if not self.is_finite:
             raise InputError(
                 f"training diverged with learning rate {learning_rate:g}: parameters are NaN or infinite. Give a "
-                "smaller --learning-rate, or auto."
+                "smaller [[learning_rate]], or 'auto'."
             )
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerscope.errors import InputError
+from steerscope.files import read_text
+from steerscope.folders import write_result
 
 SCHEMA_VERSION = 1
 
@@ -96,11 +98,12 @@ class Validation:
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, allow_nan=False)
 
     def save(self, path: str | Path) -> None:
-        """Write ``validation.json``; an earlier file is replaced only when the new one is whole."""
-        target = Path(path)
-        aside = target.with_name(f".{target.name}.unfinished")
-        aside.write_text(self.to_json() + "\n", encoding="utf-8")
-        aside.replace(target)
+        """Write ``validation.json``; an earlier file is replaced only when the new one is whole.
+
+        Raises:
+            InputError: Something else is there, or it cannot be written.
+        """
+        write_result(path, self.to_json(), "agreements")
 
     @classmethod
     def load(cls, path: str | Path) -> Validation:
@@ -109,10 +112,9 @@ class Validation:
         Raises:
             InputError: No such file, not JSON, or another schema version.
         """
+        text = read_text(Path(path), "the validation")
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot read the validation at {path}: {error.strerror}.") from error
+            data = json.loads(text)
         except ValueError as error:
             raise InputError(f"{path} is no validation: invalid JSON ({error}).") from error
         if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:

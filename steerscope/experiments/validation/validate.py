@@ -22,6 +22,7 @@ from steerscope.experiments.validation.options import ValidateOptions, choose_si
 from steerscope.experiments.validation.result import TrainedSite, Validation
 from steerscope.experiments.validation.store import RunStore
 from steerscope.experiments.validation.sweep import Method, Outcome, Sweep
+from steerscope.files import told
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site
 
@@ -203,10 +204,9 @@ def _ranked(
     examples = splits.ranking(options.num_ranking, options.seed)
     ranking = rank_sites(loaded, examples, wanted, task=splits.name, progress=progress)
     ranking = replace(ranking, settings={**ranking.settings, "asked_examples": options.num_ranking})
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    aside = kept.with_name(".ranking.unfinished")
-    ranking.save(aside)
-    aside.replace(kept)
+    with told(f"make the folder {str(kept.parent)!r}"):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+    ranking.save(kept)
     return ranking
 
 

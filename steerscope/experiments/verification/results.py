@@ -18,6 +18,8 @@ from typing import Any
 from steerscope.equivalence.propositions.base import Measurement, Verdict
 from steerscope.equivalence.propositions.catalogue import Result
 from steerscope.errors import InputError
+from steerscope.files import read_text
+from steerscope.folders import write_result
 
 SCHEMA_VERSION = 1
 MEASUREMENTS = (
@@ -168,8 +170,12 @@ class Verification:
         return json.dumps(plain(self), indent=1, sort_keys=True, allow_nan=False)
 
     def save(self, path: str | Path) -> None:
-        """Write ``verify.json``."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        """Write ``verify.json``, whole or not at all.
+
+        Raises:
+            InputError: Something else is there, or it cannot be written.
+        """
+        write_result(path, self.to_json(), "propositions")
 
     @classmethod
     def from_json(cls, text: str) -> Verification:
@@ -205,11 +211,7 @@ class Verification:
         Raises:
             InputError: The file cannot be read, or is no verification.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read {path}: {error}. Name a verify.json.") from error
-        return cls.from_json(text)
+        return cls.from_json(read_text(Path(path), "the verification"))
 
 
 def plain(value: Any) -> Any:

@@ -83,12 +83,12 @@ class VerifyOptions:
     def check(self) -> None:
         """Raise :class:`InputError` for a number out of range."""
         if self.seed < 0:
-            raise InputError(f"seed is {self.seed}; expected at least 0.")
+            raise InputError(f"[[seed]] is {self.seed}; expected at least 0.")
         for name in ("steps", "batch_size", "few_rows", "layers", "few_layers", "positions"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1.")
+                raise InputError(f"[[{name}]] is {getattr(self, name)}; expected at least 1.")
         if self.rows < 8:
-            raise InputError(f"rows is {self.rows}; expected at least 8, of which a quarter is held out.")
+            raise InputError(f"[[rows]] is {self.rows}; expected at least 8, of which a quarter is held out.")
 
 
 def verify_random(

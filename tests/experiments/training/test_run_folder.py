@@ -117,7 +117,12 @@ def test_malformed_results(tmp_path, change, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "cannot be read"), ("[]", "holds a list"), ("", "cannot be read"), ("\xff", "cannot be read")],
+    [
+        ("{", "cannot be read"),
+        ("[]", "holds a list"),
+        ("", "cannot be read"),
+        ("\xff", "cannot read .*byte 0 is not UTF-8"),
+    ],
 )
 def test_damaged_results(tmp_path, text, message):
     path = finished(tmp_path / "run")
