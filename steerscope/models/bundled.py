@@ -92,12 +92,12 @@ def converted_gguf(path: Path) -> Path:
         InputError: The file is no GGUF that transformers can read, or the cache cannot be written to.
     """
     target = cache_folder() / f"gguf-{sha256_of(path)[:24]}"
-    if (target / "config.json").exists():
-        return target
     with told(
         f"keep the converted copy of {path.name} in {str(target.parent)!r}",
         "Set the environment variable STEERSCOPE_CACHE to a folder that can be written to and has room for it",
     ):
+        if (target / "config.json").exists():
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix="converting-", dir=target.parent))
         try:
