@@ -82,6 +82,24 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+# What decides a model's outputs beside its weights.
+_SETUP = ("config.json", "generation_config.json", "tokenizer*", "vocab.*", "merges.txt", "added_tokens.json",
+          "special_tokens_map.json", "spiece.model", "*.py")  # fmt: skip
+
+
+def setup_of(folder: Path) -> str:
+    """Return a hash of the files of a model's folder that decide its outputs beside the weights, "" if there are none.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    if not folder.is_dir():
+        return ""
+    files = sorted({path for pattern in _SETUP for path in folder.glob(pattern) if path.is_file()})
+    texts = [f"{path.name} {sha256_of(path)}" for path in files]
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest() if texts else ""
+
+
 def converted_gguf(path: Path) -> Path:
     """Return a folder with the GGUF file's model in safetensors form, converting it the first time.
 

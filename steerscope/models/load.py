@@ -22,6 +22,7 @@ from steerscope.models.bundled import (
     converted_gguf,
     incomplete,
     quiet_transformers,
+    setup_of,
     sha256_of,
 )
 from steerscope.models.layouts import description_for
@@ -50,6 +51,8 @@ class ModelIdentity:
         d_model: Width of the residual stream.
         n_params: Number of parameters.
         dtype: Data type of the computation.
+        setup: Hash of what else decides its outputs: configuration, tokenizer and code beside the weights, or the
+            commit on the hub. Empty for a GGUF file, whose own hash covers them, and for a model made in memory.
     """
 
     name: str
@@ -61,6 +64,7 @@ class ModelIdentity:
     d_model: int
     n_params: int
     dtype: str
+    setup: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary."""
@@ -155,6 +159,7 @@ def load_model(
         sha256=digest,
         quantised=quantised,
         description=chosen,
+        setup=(setup_of(source) or getattr(config, "_commit_hash", None) or "") if quantised is None else "",
     )
 
 
@@ -167,6 +172,7 @@ def wrap_model(
     sha256: str | None = None,
     quantised: str | None = None,
     description: BlockDescription | None = None,
+    setup: str = "",
 ) -> LoadedModel:
     """Make a model that is already in memory (PEFT-wrapped or not) ready to be analysed.
 
@@ -198,6 +204,7 @@ def wrap_model(
         d_model=site_map.d_model,
         n_params=sum(p.numel() for p in model.parameters()),
         dtype=str(dtype).removeprefix("torch."),
+        setup=setup,
     )
     return LoadedModel(model, tokenizer, site_map, identity)
 

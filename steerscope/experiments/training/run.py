@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from steerscope.analysis.encoding import text_tokens
+from steerscope.analysis.provenance import package_versions
 from steerscope.analysis.stopwatch import StageProgress
 from steerscope.errors import InputError, words
 from steerscope.experiments.evaluation.adapters import ADAPTER
@@ -29,7 +30,7 @@ from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import SCALES_RATE, TrainOptions
 from steerscope.experiments.training.records import RunConfig, RunResults
 from steerscope.experiments.training.run_folder import RunFolder, read_json, replace_json
-from steerscope.experiments.training.surroundings import package_versions, peak_memory
+from steerscope.experiments.training.surroundings import peak_memory
 from steerscope.experiments.training.trainee import Trainee, build
 from steerscope.experiments.validation.learning_rates import Choice
 from steerscope.files import told

@@ -21,6 +21,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from steerscope.analysis.provenance import changed_versions, differing, knows_data, package_versions
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.result import Generation
 from steerscope.experiments.training.records import RunConfig, RunResults
@@ -30,10 +31,16 @@ CONFIG, RESULTS, GENERATIONS = "config.json", "results.json", "generations.jsonl
 
 
 class RunFolder:
-    """The folder of one run; made by :meth:`create` or :meth:`reopen`."""
+    """The folder of one run; made by :meth:`create` or :meth:`reopen`.
 
-    def __init__(self, path: Path, config: RunConfig) -> None:
-        self.path, self.config = path, config
+    Attributes:
+        path: Where it is.
+        config: What decides the run's outcome.
+        note: What a user who goes on with it should know, a sentence without its full stop, or nothing.
+    """
+
+    def __init__(self, path: Path, config: RunConfig, note: str = "") -> None:
+        self.path, self.config, self.note = path, config, note
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig) -> RunFolder:
@@ -49,7 +56,7 @@ class RunFolder:
                 raise InputError(
                     f"folder {str(folder)!r} is not empty; a run is never written over another. Name another folder."
                 )
-            _write_new(folder / CONFIG, _json(asdict(config)))
+            _write_new(folder / CONFIG, _json(asdict(config) | {"versions": package_versions()}))
         return cls(folder, config)
 
     @classmethod
@@ -62,13 +69,28 @@ class RunFolder:
         folder = Path(path)
         begun = read_json(folder / CONFIG, "a run that could go on")
         wanted = json.loads(_json(asdict(config)))
-        if begun != wanted:
-            differ = sorted(name for name in {*begun, *wanted} if begun.get(name) != wanted.get(name))
+        is_finished, note = (folder / RESULTS).exists(), ""
+        settings = begun.get("settings")
+        if knows_data(wanted["settings"]) and isinstance(settings, dict) and not knows_data(settings):
+            # Written before runs said so: what is done can be read, what is not must not go on with other data.
+            if not is_finished:
+                raise InputError(
+                    f"the run in {str(folder)!r} does not say on which data it was begun: an earlier steerscope wrote "
+                    "it. Finish it with that version, or name another folder."
+                )
+            note = f"the run in {str(folder)!r} does not say which data it used: an earlier steerscope wrote it"
+            unknown = {name: wanted["settings"][name] for name in ("data", "recipe") if name in wanted["settings"]}
+            begun = begun | {"settings": settings | unknown}
+            begun["model"] = begun.get("model", {}) | {"setup": wanted["model"].get("setup", "")}
+        if differ := differing(begun, wanted):
             raise InputError(
-                f"the run in {str(folder)!r} was begun with other {', '.join(differ)}. Give the same options, or name "
-                "another folder."
+                f"the run in {str(folder)!r} was begun with other {', '.join(differ)}. Give the same options and data, "
+                "or name another folder."
             )
-        return cls(folder, config)
+        changed = changed_versions(begun.get("versions", {}), package_versions())
+        if changed and not is_finished:
+            note = f"the run was begun with other versions ({changed}); its last bits may differ from a whole run's"
+        return cls(folder, config, note)
 
     def withdraw(self) -> None:
         """Take the configuration back, of a run that was refused before it did anything, so that another may begin."""

@@ -67,6 +67,8 @@ class Validation:
         cost: ``ranking`` and ``training`` in seconds, and ``sweep``: training at every layer and kind with the
             learning-rate search, one seed, scaled from the runs made; ``ratio`` of ranking to sweep.
         command: What the user typed, where known.
+        data: Hashes of the examples it was made from: ``ranking``, ``train`` (of the first seed), ``selection``,
+            ``test``; empty for those of earlier versions.
     """
 
     model: dict[str, Any]
@@ -82,6 +84,7 @@ class Validation:
     ceiling: dict[str, Any]
     cost: dict[str, float]
     command: str = ""
+    data: dict[str, str] = field(default_factory=dict)
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property

@@ -213,10 +213,11 @@ class Sweep:
 
     def _train_data(self, seed: int) -> PrefixCache:
         if seed not in self._train:
-            self._train[seed] = self._cache(self._train_examples(seed))
+            self._train[seed] = self._cache(self.train_examples(seed))
         return self._train[seed]
 
-    def _train_examples(self, seed: int) -> list[Example]:
+    def train_examples(self, seed: int) -> list[Example]:
+        """Return the training examples of one seed, in their order."""
         key = f"train {seed}"
         if key not in self._examples:
             wanted = self.options.steps * self.options.batch_size
@@ -241,9 +242,7 @@ class Sweep:
     def _scales_of(self, sites: Sequence[Site]) -> dict[Site, float]:
         if not self._scales:
             # The first seed's examples, whatever seed is trained: an edit means the same for all of them.
-            encoded = encode(
-                self._train_examples(self.options.seed)[:64], self.loaded.tokenizer, self.loaded.max_length
-            )
+            encoded = encode(self.train_examples(self.options.seed)[:64], self.loaded.tokenizer, self.loaded.max_length)
             found = read_scales(self.loaded, encoded, batch_size=JUDGE_BATCH, max_examples=64)
             self._scales = {site: _root_mean_square(scale) for site, scale in found.items()}
         return {site: self._scales[site] for site in sites}
@@ -252,11 +251,11 @@ class Sweep:
 
     def _config(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
         return {
-            "model": self.loaded.identity.sha256,
+            **model_of(self.loaded),
             "dtype": self.loaded.identity.dtype,
-            "train": fingerprint(self._train_examples(seed)),
+            "train": fingerprint(self.train_examples(seed)),
             "selection": fingerprint(self._held_examples("selection")),
-            "scales_from": fingerprint(self._train_examples(self.options.seed)[:64]),
+            "scales_from": fingerprint(self.train_examples(self.options.seed)[:64]),
             "method": method.name,
             "learning_rate": rate,
             "seed": seed,
@@ -270,6 +269,12 @@ class Sweep:
         self._done = min(self._done + step, self._total)
         if self.progress is not None:
             self.progress(what, self._done, self._total)
+
+
+def model_of(loaded: LoadedModel) -> dict[str, str]:
+    """Return the model by content; what only a folder has is left out where there is none, as in earlier stores."""
+    setup = loaded.identity.setup
+    return {"model": loaded.identity.sha256} | ({"setup": setup} if setup else {})
 
 
 def _record_of(judged: Judged, done: Trained) -> dict[str, Any]:

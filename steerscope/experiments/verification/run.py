@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from steerscope.analysis.encoding import encode
+from steerscope.analysis.provenance import package_versions
 from steerscope.analysis.stopwatch import StageProgress, Stopwatch
 from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import (
@@ -300,15 +299,10 @@ def _verification(
         measurements=measurements,
         finetune=finetune,
         settings={} if loaded is None else plain(options),
-        versions=_versions(),
+        versions=package_versions(),
         timing=watch.seconds,
         warnings=tuple(warnings),
     )
-
-
-def _versions() -> dict[str, str]:
-    names = ("steerscope", "torch", "transformers", "numpy")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
 
 
 def loader(name: str, **options: Any) -> Loader:
