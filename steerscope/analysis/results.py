@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
 from steerscope.files import read_text
 from steerscope.folders import write_result
@@ -98,8 +99,8 @@ class Stability:
     top_overlap: float
 
 
-@dataclass(frozen=True)
-class Ranking:
+@dataclass(frozen=True, repr=False)
+class Ranking(Shown):
     """Everything ``steerscope rank`` found, for one model and one set of prompts.
 
     Attributes:
@@ -151,6 +152,20 @@ class Ranking:
             if site.family == family:
                 return site
         raise InputError(f"this ranking has no family {family!r}; it has {sorted({s.family for s in self.sites})}.")
+
+    def headline(self) -> str:
+        """Return of what it is a ranking, and what it says, in one sentence."""
+        from steerscope.analysis.report.text import headline  # which imports this file
+        from steerscope.analysis.report.vocabulary import clean
+
+        subject = f"{clean(str(self.model.get('name', 'model')), 40)} on {clean(self.task, 40)}"
+        return f"{subject}, {self.n_examples} examples: {headline(self)}"
+
+    def paragraphs(self) -> list[str]:
+        """Return the headline, what a reader must know, and the best sites."""
+        from steerscope.analysis.report.table import format_sites
+
+        return [self.headline(), *(f"Warning: {sentence}" for sentence in self.warnings), format_sites(self)]
 
     def to_json(self) -> str:
         """Return the ranking as JSON text (the ``ranking.json`` contract, keys sorted, NaN refused)."""

@@ -71,7 +71,7 @@ class ModelIdentity:
         return asdict(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedModel:
     """A causal language model ready to be analysed: evaluation mode, weights frozen, sites checked."""
 
@@ -79,6 +79,13 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     site_map: SiteMap
     identity: ModelIdentity
+
+    def __repr__(self) -> str:
+        told = self.identity
+        return (
+            f"<LoadedModel {told.name!r}: {told.layers} blocks of width {told.d_model} ({told.layout}), "
+            f"{told.n_params:,} parameters, {told.dtype} on {self.device}>"
+        )
 
     @property
     def device(self) -> torch.device:

@@ -18,6 +18,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from steerscope.analysis.provenance import knows_data, model_key
+from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.accuracy import wilson_interval
 from steerscope.experiments.training.records import RunResults
@@ -99,8 +100,8 @@ class Entry:
         return tuple(found)
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     """Runs on one test set, best first.
 
     Attributes:
@@ -124,6 +125,21 @@ class Comparison:
         """A sentence where runs do not say on which data they were trained, or nothing."""
         unknown = any(one.parameters and not knows_data(one.settings) for one in self.entries)
         return "Runs of earlier versions do not say on which data they were trained." if unknown else ""
+
+    def headline(self) -> str:
+        """Return the best configuration, in one sentence."""
+        best = self.entries[0]
+        return (
+            f"{self.task}, {self.n:,} test questions: {len(self.entries)} configurations, best {best.method} "
+            f"{best.accuracy:.1%} [{best.low:.1%}, {best.high:.1%}] (majority {self.majority:.1%})."
+        )
+
+    def paragraphs(self) -> list[str]:
+        """Return the table."""
+        from steerscope.analysis.report.table import plain_table
+        from steerscope.experiments.comparison.table import comparison_table  # which imports this file
+
+        return [plain_table(comparison_table(self))]
 
     def to_json(self) -> str:
         """Return the comparison as JSON."""

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from steerscope.errors import InputError
+from steerscope.analysis.shown import Shown
+from steerscope.errors import InputError, Words, words
 from steerscope.experiments.evaluation.accuracy import Accuracy
 from steerscope.files import read_text
 from steerscope.folders import write_result
@@ -39,8 +40,8 @@ class Generation:
         return json.dumps(asdict(self), ensure_ascii=False)
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """How often a model was right on one part of one task.
 
     Attributes:
@@ -97,9 +98,9 @@ class Evaluation:
         return f"{self.split} accuracy {self.accuracy} (majority {self.majority:.1%})"
 
     @property
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Words]:
         """What a reader of the line has to know, one sentence each."""
-        found = []
+        found: list[str] = []
         if self.choice_sum is not None and self.choice_mean is not None:
             found.append(
                 f"by likelihood of the choices: {self.choice_sum} summed over tokens, {self.choice_mean} divided by "
@@ -114,12 +115,17 @@ class Evaluation:
         if self.gold_cut:
             found.append(
                 f"the limit of {self.max_new_tokens} tokens alone makes {self.gold_cut:.1%} of right completions score "
-                "as wrong; allow more"
+                "as wrong; raise [[max_new_tokens]]"
             )
-        return found
+        return list(map(words, found))
 
-    def __str__(self) -> str:
-        return "\n".join([*(f"  {note}." for note in self.notes), self.line])
+    def headline(self) -> str:
+        """Return how often the model was right."""
+        return f"{self.task}, {self.line}"
+
+    def paragraphs(self) -> list[str]:
+        """Return the notes, and the line last."""
+        return [*(words(f"  {note.marked}.") for note in self.notes), self.line]
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields, and the accuracies with their intervals, as JSON-able values."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
 from steerscope.files import read_text
 from steerscope.folders import write_result
@@ -48,8 +49,8 @@ class TrainedSite:
         return float(np.mean(self.accuracies))
 
 
-@dataclass(frozen=True)
-class Validation:
+@dataclass(frozen=True, repr=False)
+class Validation(Shown):
     """Everything ``steerscope validate`` found.
 
     Attributes:
@@ -95,6 +96,24 @@ class Validation:
     def losses(self) -> NDArray[np.float64]:
         """Return test losses, ``site seed``, infinite where a run diverged."""
         return np.array([[math.inf if v is None else v for v in site.losses] for site in self.sites])
+
+    def headline(self) -> str:
+        """Return how well the score foresaw the trained losses, in one sentence."""
+        found = self.agreements.get(self.score)
+        said = "not compared yet" if found is None else f"Spearman {found['spearman']:.2f} with minus the trained loss"
+        return f"{self.study}: {self.score} at {len(self.sites)} trained sites, {said}."
+
+    def paragraphs(self) -> list[str]:
+        """Return what was found in sentences, and how well every score foresaw it."""
+        from steerscope.analysis.report.table import plain_table
+        from steerscope.experiments.validation.table import score_table, sentences  # which import this file
+
+        if not self.agreements:
+            return [self.headline()]
+        table = score_table(self)
+        # Without the last column, the comparison with the best baseline, which a screen has no room for.
+        narrow = dataclasses.replace(table, columns=table.columns[:-1], rows=tuple(row[:-1] for row in table.rows))
+        return [*sentences(self), plain_table(narrow)]
 
     def to_json(self) -> str:
         """Return the validation as JSON text."""

@@ -24,6 +24,7 @@ from steerscope.experiments.validation.options import ValidateOptions, choose_si
 from steerscope.experiments.validation.result import TrainedSite, Validation
 from steerscope.experiments.validation.store import RunStore
 from steerscope.experiments.validation.sweep import Method, Outcome, Sweep
+from steerscope.files import told
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site
 

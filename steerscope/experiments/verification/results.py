@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from steerscope.analysis.shown import Shown
 from steerscope.equivalence.propositions.base import Measurement, Verdict
 from steerscope.equivalence.propositions.catalogue import Result
 from steerscope.errors import InputError
@@ -122,8 +123,8 @@ class PropositionResult:
         return failing[0] if failing else max(self.claims, key=_tightness, default=None)
 
 
-@dataclass(frozen=True)
-class Verification:
+@dataclass(frozen=True, repr=False)
+class Verification(Shown):
     """Everything one run found.
 
     Attributes:
@@ -164,6 +165,21 @@ class Verification:
     def failed(self) -> tuple[str, ...]:
         """Names of the propositions that fail."""
         return tuple(one.name for one in self.propositions if one.verdict == Verdict.FAILS)
+
+    def headline(self) -> str:
+        """Return the verdicts in one sentence."""
+        from steerscope.experiments.verification.tables import headline  # which imports this file
+
+        return headline(self)
+
+    def paragraphs(self) -> list[str]:
+        """Return the verdicts, warnings, and the propositions: those that fail first."""
+        from steerscope.analysis.report.table import plain_table
+        from steerscope.experiments.verification.tables import proposition_table
+
+        first = sorted(self.propositions, key=lambda one: one.verdict != Verdict.FAILS)
+        table = plain_table(proposition_table(dataclasses.replace(self, propositions=tuple(first))))
+        return [self.headline(), *(f"Warning: {sentence}" for sentence in self.warnings), table]
 
     def to_json(self) -> str:
         """Return ``verify.json`` as text: keys sorted, six significant digits, no NaN."""
