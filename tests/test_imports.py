@@ -19,7 +19,20 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "steerscope"
 
 # Every room may import itself and what stands before it.
-ORDER = ["errors", "finite", "sites", "models", "equivalence", "steering", "analysis", "experiments", "cli", "__main__"]
+ORDER = [
+    "errors",
+    "finite",
+    "files",
+    "folders",
+    "sites",
+    "models",
+    "equivalence",
+    "steering",
+    "analysis",
+    "experiments",
+    "cli",
+    "__main__",
+]
 
 
 def room_of(file: Path) -> str:

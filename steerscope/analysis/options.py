@@ -61,12 +61,12 @@ class RankOptions:
         least = {"num_probes": 1, "rank": 1, "num_groups": 2, "max_sites": 1, "batch_size": 1}
         for name, minimum in {**least, "max_examples": MIN_EXAMPLES}.items():
             if getattr(self, name) < minimum:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least {minimum}.")
+                raise InputError(f"[[{name}]] is {getattr(self, name)}; expected at least {minimum}.")
         if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed is {self.seed}; expected an integer from 0 to 2**63 - 1.")
+            raise InputError(f"[[seed]] is {self.seed}; expected an integer from 0 to 2**63 - 1.")
         if not self.ridge > 0:
-            raise InputError(f"ridge is {self.ridge}; expected a positive number (1 is the default).")
+            raise InputError(f"[[ridge]] is {self.ridge}; expected a positive number (1 is the default).")
         if self.budget is not None and self.budget < 1:
-            raise InputError(f"budget is {self.budget} parameters; expected at least 1.")
+            raise InputError(f"[[budget]] is {self.budget} parameters; expected at least 1.")
         if self.padding_side not in ("left", "right"):
-            raise InputError(f"padding_side is {self.padding_side!r}; expected 'left' or 'right'.")
+            raise InputError(f"[[padding_side]] is {self.padding_side!r}; expected 'left' or 'right'.")

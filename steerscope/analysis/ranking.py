@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from steerscope.analysis.kernels import Kernel, Rows
 from steerscope.analysis.options import MIN_EXAMPLES, RankOptions
 from steerscope.analysis.outputs import Probes, make_probes
 from steerscope.analysis.problem import Problem
+from steerscope.analysis.provenance import RECIPE, content_hash, package_versions
 from steerscope.analysis.results import LearningCurve, Ranking, SiteScore, Stability
 from steerscope.analysis.scorer import Scorer
 from steerscope.analysis.stability import learning_curve, stability_of_halves
@@ -64,7 +63,7 @@ def rank_sites(
     kept = [kept[i] for i in content_order(kept, options.seed)[: options.max_examples]]
     if options.num_groups > len(kept) // 2:
         raise InputError(
-            f"num_groups is {options.num_groups}; expected at most half the {len(kept)} examples, so that every "
+            f"[[num_groups]] is {options.num_groups}; expected at most half the {len(kept)} examples, so that every "
             "group of the jackknife holds some of each half."
         )
     kinds = _kinds(loaded, options)
@@ -123,7 +122,7 @@ def rank_sites(
         task=task,
         n_examples=len(kept),
         seed=options.seed,
-        versions=_versions(),
+        versions=package_versions(),
         score=options.score,
         sites=scored,
         kinds=kind_scores,
@@ -141,6 +140,9 @@ def rank_sites(
             "budget": options.budget,
             "batch_size": options.batch_size,
             "kinds": [kind.value for kind in kinds],
+            # Its file's name says nothing: the order decides nothing, content does.
+            "data": content_hash(kept, ordered=False),
+            "recipe": RECIPE,
         },
         timing=watch.seconds,
         warnings=tuple(warnings + _warnings(loaded, stability)),
@@ -199,14 +201,3 @@ def _warnings(loaded: LoadedModel, stability: Stability) -> list[str]:
             f"(below {stability.threshold}): use more prompts before choosing a site."
         )
     return out
-
-
-def _versions() -> dict[str, str]:
-    names = ("steerscope", "torch", "transformers", "numpy", "scipy")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found

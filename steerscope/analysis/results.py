@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
+from steerscope.files import read_text
 from steerscope.finite import parse_json, require_finite_record
+from steerscope.folders import write_result
 
 SCHEMA_VERSION = 1
 
@@ -97,8 +100,8 @@ class Stability:
     top_overlap: float
 
 
-@dataclass(frozen=True)
-class Ranking:
+@dataclass(frozen=True, repr=False)
+class Ranking(Shown):
     """Everything ``steerscope rank`` found, for one model and one set of prompts.
 
     Attributes:
@@ -160,13 +163,31 @@ class Ranking:
                 return site
         raise InputError(f"this ranking has no family {family!r}; it has {sorted({s.family for s in self.sites})}.")
 
+    def headline(self) -> str:
+        """Return of what it is a ranking, and what it says, in one sentence."""
+        from steerscope.analysis.report.text import headline  # which imports this file
+        from steerscope.analysis.report.vocabulary import clean
+
+        subject = f"{clean(str(self.model.get('name', 'model')), 40)} on {clean(self.task, 40)}"
+        return f"{subject}, {self.n_examples} examples: {headline(self)}"
+
+    def paragraphs(self) -> list[str]:
+        """Return the headline, what a reader must know, and the best sites."""
+        from steerscope.analysis.report.table import format_sites
+
+        return [self.headline(), *(f"Warning: {sentence}" for sentence in self.warnings), format_sites(self)]
+
     def to_json(self) -> str:
         """Return the ranking as JSON text (the ``ranking.json`` contract, keys sorted, NaN refused)."""
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, allow_nan=False)
 
     def save(self, path: str | Path) -> None:
-        """Write ``ranking.json`` to ``path``."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        """Write ``ranking.json`` to ``path``, whole or not at all.
+
+        Raises:
+            InputError: Something else is there, or it cannot be written.
+        """
+        write_result(path, self.to_json(), "kernels")
 
     @classmethod
     def from_json(cls, text: str) -> Ranking:
@@ -202,9 +223,9 @@ class Ranking:
 
     @classmethod
     def load(cls, path: str | Path) -> Ranking:
-        """Read a ranking that :meth:`save` wrote."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot read the ranking at {path}: {error.strerror}.") from error
-        return cls.from_json(text)
+        """Read a ranking that :meth:`save` wrote.
+
+        Raises:
+            InputError: The file cannot be read, or is no ranking.
+        """
+        return cls.from_json(read_text(Path(path), "the ranking"))

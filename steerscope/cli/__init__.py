@@ -1,11 +1,14 @@
 """The command line; one file per command.
 
-Exit codes: 0 done, 1 a proposition fails, 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 a proposition fails, 2 bad input or a file that cannot be read or written, 130 interrupted, 141
+nobody reads the output any more (``| head``).
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 
 import typer
 
@@ -16,9 +19,11 @@ from steerscope.cli.sites import sites
 from steerscope.cli.train import train
 from steerscope.cli.validate import validate
 from steerscope.cli.verify import verify
+from steerscope.cli.words import as_typed, command_runs
 from steerscope.errors import InputError
+from steerscope.files import sentence_of, trouble
 
-INTERRUPTED = 130
+REFUSED, INTERRUPTED, UNREAD = 2, 130, 141
 
 app = typer.Typer(
     name="steerscope",
@@ -38,26 +43,73 @@ app.command()(verify)
 
 
 @app.callback()
-def _root() -> None:
+def _root(context: typer.Context) -> None:
     """Rank the steering sites of a language model by what fine-tuning could be learned there."""
+    name = context.invoked_subcommand or ""
+    command = getattr(context.command, "commands", {}).get(name)
+    command_runs(name, [] if command is None else command.params)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code (the console script exits with it)."""
+    _open_closed_streams()
+    output = sys.stdout
     try:
         outcome = app(args=arguments, prog_name="steerscope", standalone_mode=False)
+        output.flush()  # what is left to write may fail as well
     except InputError as error:
-        print(f"steerscope: {error}", file=sys.stderr)
-        return 2
+        return _refuse(as_typed(error))
     except (KeyboardInterrupt, typer.Abort):
         outcome = INTERRUPTED
+    except BrokenPipeError:
+        return _unread()
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        sys.stdout = output  # typer put another in its place
+        return _unread()
+    except OSError as error:
+        if trouble(error) is None:
+            raise
+        _discard(output)
+        return _refuse(sentence_of(error))
     except Exception as error:
         # Errors of usage (unknown option, bad number) know how to show themselves and that they exit with 2.
         show = getattr(error, "show", None)
-        if not callable(show):
+        if callable(show):
+            show()
+            return int(getattr(error, "exit_code", REFUSED))
+        if (found := trouble(error)) is None:
             raise
-        show()
-        return int(getattr(error, "exit_code", 2))
+        return _refuse(f"reading or writing a file failed ({found[0]}). {found[1]}.")
     if outcome == INTERRUPTED:  # typer turns Ctrl-C into this outcome without a word
         print("steerscope: interrupted before it was done. Run the command again.", file=sys.stderr)
     return outcome if isinstance(outcome, int) else 0
+
+
+def _refuse(sentence: str) -> int:
+    with suppress(OSError):
+        print(f"steerscope: {sentence}", file=sys.stderr, flush=True)
+    return REFUSED
+
+
+def _unread() -> int:
+    """End without a word, as programs do whose reader has gone: files are written before anything is printed."""
+    _discard(sys.stdout)
+    return UNREAD
+
+
+def _discard(stream: object) -> None:
+    """Let nothing try again to write what could not be written: Python would at its end, with an error of its own."""
+    with suppress(OSError, ValueError, AttributeError):
+        number = stream.fileno()  # type: ignore[attr-defined]
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+
+
+def _open_closed_streams() -> None:
+    """Give a process that was started with stdout or stderr closed (``>&-``) a place for what it says."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (until the process ends)

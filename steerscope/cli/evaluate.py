@@ -20,6 +20,7 @@ from steerscope.cli.options import (
     TrustRemoteCode,
     command_line,
 )
+from steerscope.cli.words import as_typed
 from steerscope.errors import InputError
 
 
@@ -42,20 +43,22 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure accuracy by greedy generation, with its 95% interval and what always one answer would reach."""
+    from steerscope.analysis.shown import screen
     from steerscope.cli.output import check_folder
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.evaluation.adapters import read_adapter
     from steerscope.experiments.evaluation.command import EvaluateOptions, evaluate_model
     from steerscope.experiments.tasks import get_answer_task
     from steerscope.experiments.tasks.answer_task import check_part
+    from steerscope.folders import Kind
 
     # Everything that can be refused is refused here, before a model is loaded.
-    for name, value in (("batch-size", batch_size), ("max-new-tokens", max_new_tokens), ("max-examples", max_examples)):
+    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("max_examples", max_examples)):
         if value is not None and value < 1:
-            raise InputError(f"--{name} is {value}; expected at least 1.")
+            raise InputError(f"[[{name}]] is {value}; expected at least 1.")
     check_part(split)
     if out is not None:
-        check_folder(out, overwrite=False, advice="")
+        check_folder(out, Kind.RUN, overwrite=False, advice="")
     chosen = get_answer_task(task, data_dir)
     saved = None if adapter is None else read_adapter(adapter)
     options = EvaluateOptions(
@@ -75,6 +78,6 @@ def evaluate(
     with stage_progress(quiet=quiet) as show:
         command = command_line()
         found = evaluate_model(chosen.form, examples, saved, options, out, progress=show, command=command)
-    typer.echo(str(found))
+    typer.echo(screen([as_typed(text) for text in found.paragraphs()]))
     if out is not None:
         print(f"results: {out}", file=sys.stderr)

@@ -3,37 +3,50 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from steerscope.errors import InputError
+from steerscope.files import told
+from steerscope.folders import Kind, require_folder_for, require_json_file
 
 OVERWRITE = ", or add --overwrite to replace the report in it"
 RESUME = ", or add --resume to go on with what is in it"
 
 
-def check_folder(folder: Path, *, overwrite: bool, advice: str = OVERWRITE) -> None:
-    """Refuse a report folder that is a file, is not empty, or cannot be made or written. Nothing is made yet.
+def check_folder(
+    folder: Path, kind: Kind, *, overwrite: bool, advice: str = OVERWRITE, also: Iterable[Kind] = ()
+) -> None:
+    """Refuse a folder that is a file, is not empty, holds another sort of thing, or cannot be made or written.
+
+    Nothing is made yet.
 
     Args:
-        folder: Where the report will go.
-        overwrite: Allow a folder that holds something.
+        folder: Where the results will go.
+        kind: What they are.
+        overwrite: Allow a folder that holds something, if it is of this kind.
         advice: What else to do than to name another folder, in the command's own options.
+        also: Other sorts that may be in it.
 
     Raises:
         InputError: The folder cannot be used.
     """
-    try:
+    with told(f"use --out {str(folder)!r}", "Name another folder"):  # a name too long, a folder that cannot be listed
         if folder.exists() and not folder.is_dir():
             raise InputError(
                 f"--out {str(folder)!r} is a file; expected a folder (it is made if missing). Name another."
             )
         if folder.is_dir() and any(folder.iterdir()) and not overwrite:
             raise InputError(f"--out {str(folder)!r} is not empty; nothing was touched. Name another folder{advice}.")
+        if folder.is_symlink() and not folder.exists():
+            raise InputError(
+                f"--out {str(folder)!r} is a symbolic link to {os.readlink(folder)!r}, which is not there. Make that "
+                "folder, or name another."
+            )
         nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    except OSError as error:  # a name too long, a folder that cannot be listed
-        raise InputError(f"--out {str(folder)!r} cannot be used ({error.strerror}). Name another folder.") from error
     if not nearest.is_dir():
         raise InputError(f"--out {str(folder)!r} is below the file {str(nearest)!r}; expected a folder. Name another.")
+    require_folder_for(folder, kind, also=also)
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(
             f"--out {str(folder)!r}: folder {str(nearest)!r} cannot be written to. Name another one, or change its "
@@ -41,8 +54,12 @@ def check_folder(folder: Path, *, overwrite: bool, advice: str = OVERWRITE) -> N
         )
 
 
-def check_json_target(target: str | None) -> None:
-    """Refuse a JSON file in a folder that is not there or cannot be written.
+def check_json_target(target: str | None, sign: str) -> None:
+    """Refuse a JSON file in a folder that is not there or cannot be written, or over another file.
+
+    Args:
+        target: What ``--json`` says.
+        sign: A field of such results; see :func:`~steerscope.folders.require_json_file`.
 
     Raises:
         InputError: The file cannot be written.
@@ -50,6 +67,8 @@ def check_json_target(target: str | None) -> None:
     if target is None or target == "-":
         return
     path = Path(target)
-    parent = path.parent
-    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"--json {target!r} cannot be written; expected a file in an existing folder, or '-'.")
+    with told(f"use --json {target!r}", "Name another file"):
+        parent = path.resolve().parent
+        if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise InputError(f"--json {target!r} cannot be written; expected a file in an existing folder, or '-'.")
+    require_json_file(path, sign)

@@ -54,6 +54,7 @@ def rank(
     from steerscope.cli.output import check_folder, check_json_target
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.tasks import get_task
+    from steerscope.folders import Kind
     from steerscope.models import load_model
     from steerscope.sites import parse_kind
 
@@ -70,15 +71,15 @@ def rank(
     )
     options.check()
     if limit < 0:
-        raise InputError(f"limit is {limit}; expected at least 0, the number of sites to print.")
+        raise InputError(f"[[limit]] is {limit}; expected at least 0, the number of sites to print.")
     if kinds is not None:
         names = [name for name in kinds.split(",") if name.strip()]
         if not names:
-            raise InputError(f"--kinds is {kinds!r}; expected names such as resid_post,mlp_out.")
+            raise InputError(f"[[kinds]] is {kinds!r}; expected names such as resid_post,mlp_out.")
         options = replace(options, kinds=tuple(parse_kind(name).value for name in names))
     if out is not None:
-        check_folder(out, overwrite=overwrite)
-    check_json_target(json)
+        check_folder(out, Kind.RANKING, overwrite=overwrite)
+    check_json_target(json, "kernels")
     if data is None:
         task, examples = "listops", get_task("listops").split("train", max_examples, seed)
     else:

@@ -19,6 +19,7 @@ from steerscope.cli.options import (
     TrustRemoteCode,
     command_line,
 )
+from steerscope.cli.words import as_typed
 from steerscope.errors import InputError
 
 
@@ -90,6 +91,7 @@ def train(
     from steerscope.experiments.tasks import get_answer_task
     from steerscope.experiments.training.options import TrainOptions
     from steerscope.experiments.training.train import train as train_model
+    from steerscope.folders import Kind
 
     # Everything that can be refused is refused here, before a model is loaded.
     options = TrainOptions(
@@ -130,7 +132,7 @@ def train(
     )
     options.check()
     folder = out or Path("runs") / f"{task}-{method}-{seed}"
-    check_folder(folder, overwrite=resume, advice=RESUME)
+    check_folder(folder, Kind.RUN, overwrite=resume, advice=RESUME)
     source = get_answer_task(task, data_dir)
 
     command = command_line()
@@ -146,7 +148,7 @@ def train(
 
 
 def _say(sentence: str) -> None:
-    print(f"  {sentence}.", file=sys.stderr, flush=True)
+    print(f"  {as_typed(sentence)}.", file=sys.stderr, flush=True)
 
 
 def _learning_rate(text: str | None) -> float | str | None:
@@ -160,4 +162,4 @@ def _learning_rate(text: str | None) -> float | str | None:
     try:
         return float(text)
     except ValueError:
-        raise InputError(f"--learning-rate is {text!r}; expected a number or 'auto'.") from None
+        raise InputError(f"[[learning_rate]] is {text!r}; expected a number or 'auto'.") from None

@@ -46,6 +46,7 @@ def validate(
     from steerscope.experiments.validation.options import ValidateOptions
     from steerscope.experiments.validation.table import print_validation
     from steerscope.experiments.validation.validate import validate_ranking
+    from steerscope.folders import Kind
     from steerscope.models import load_model
 
     # Everything that can be refused is refused here, before a model is loaded.
@@ -61,9 +62,9 @@ def validate(
         seed=seed,
     )
     options.check()
-    check_folder(out, overwrite=resume, advice=RESUME)
+    check_folder(out, Kind.VALIDATION, overwrite=resume, advice=RESUME, also=(Kind.RANKING,))
     if dtype not in ("float32", "float64"):
-        raise InputError(f"--dtype is {dtype!r}; validation trains in float32 or float64. Name one of them.")
+        raise InputError(f"[[dtype]] is {dtype!r}; validation trains in float32 or float64. Name one of them.")
     if data is None:
         splits = splits_of_task(get_task(task, data_dir))
     else:

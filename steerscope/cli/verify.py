@@ -37,6 +37,7 @@ def verify(
     from steerscope.experiments.verification.report import write_verification
     from steerscope.experiments.verification.run import VerifyOptions, loader, verify_model, verify_random
     from steerscope.experiments.verification.tables import print_verification
+    from steerscope.folders import Kind
 
     # Everything that can be refused is refused here, before a model is loaded.
     options = VerifyOptions(seed=seed, quick=quick)
@@ -45,11 +46,11 @@ def verify(
     if only is not None:
         names = [name.strip() for name in only.split(",") if name.strip()]
         if not names:
-            raise InputError(f"--only is {only!r}; expected names of propositions such as P7,P12.")
+            raise InputError(f"[[only]] is {only!r}; expected names of propositions such as P7,P12.")
         chosen = propositions(names)
     if out is not None:
-        check_folder(out, overwrite=overwrite)
-    check_json_target(json)
+        check_folder(out, Kind.VERIFICATION, overwrite=overwrite)
+    check_json_target(json, "propositions")
 
     with stage_progress(quiet=quiet) as show:
         if model is None:

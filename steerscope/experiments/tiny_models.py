@@ -21,6 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 
 from steerscope.errors import InputError
 from steerscope.experiments.tasks.listops import ListOps
+from steerscope.files import written_aside
+from steerscope.folders import Kind, require_folder_for
 from steerscope.models.tokens import text_tokens
 
 _WORDS = ["<bos>", "<eos>", "<pad>", "<unk>", "[", "]", "=", "MIN", "MAX", "MED", "SM", *"0123456789"]
@@ -61,12 +63,13 @@ def train_tiny(family: str, folder: Path, *, steps: int = 2000, batch_size: int 
     """Train a tiny model of ``family`` on flat ListOps and save it; return its accuracy on held-out expressions.
 
     Raises:
-        InputError: The family is none of :data:`CONFIGS`.
+        InputError: The family is none of :data:`CONFIGS`, or the folder holds something else than a model.
 
     Cost: about five minutes on two cores with the defaults.
     """
     if family not in CONFIGS:
         raise InputError(f"there is no tiny configuration of {family!r}; expected one of {', '.join(CONFIGS)}.")
+    require_folder_for(folder, Kind.MODEL)
     torch.manual_seed(seed)
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **CONFIGS[family]))
     tokenizer = listops_tokenizer()
@@ -102,9 +105,9 @@ def train_tiny(family: str, folder: Path, *, steps: int = 2000, batch_size: int 
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     rows, last = torch.arange(len(held)), mask.sum(1) - 1
     right = logits[rows, last - 1].argmax(-1) == ids[rows, last]
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with written_aside(folder, "the model", last=("config.json",)) as aside:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
     return float(right.double().mean())
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import platformdirs
 
 from steerscope.errors import InputError
+from steerscope.files import told
 
 BUNDLED_NAME = "smollm2-135m"
 QUANTISED_NOTE = "4-bit weights (GGUF Q4_1) made float32 again: not the original checkpoint's weights"
@@ -72,58 +73,90 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with path.open("rb") as handle:
+    """Return the SHA-256 of a file's bytes.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    with told(f"read {str(path)!r}"), path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+# What decides a model's outputs beside its weights.
+_SETUP = ("config.json", "generation_config.json", "tokenizer*", "vocab.*", "merges.txt", "added_tokens.json",
+          "special_tokens_map.json", "spiece.model", "*.py")  # fmt: skip
+
+
+def setup_of(folder: Path) -> str:
+    """Return a hash of the files of a model's folder that decide its outputs beside the weights, "" if there are none.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    if not folder.is_dir():
+        return ""
+    files = sorted({path for pattern in _SETUP for path in folder.glob(pattern) if path.is_file()})
+    texts = [f"{path.name} {sha256_of(path)}" for path in files]
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest() if texts else ""
 
 
 def converted_gguf(path: Path) -> Path:
     """Return a folder with the GGUF file's model in safetensors form, converting it the first time.
 
     The folder is named by the file's hash and appears only when complete, so an interrupted conversion
-    leaves nothing that would be loaded later.
+    leaves nothing that would be loaded later. Several processes may convert at once; the first to finish wins.
 
     Raises:
-        InputError: The file is no GGUF that transformers can read.
+        InputError: The file is no GGUF that transformers can read, or the cache cannot be written to.
     """
+    target = cache_folder() / f"gguf-{sha256_of(path)[:24]}"
+    with told(
+        f"keep the converted copy of {path.name} in {str(target.parent)!r}",
+        "Set the environment variable STEERSCOPE_CACHE to a folder that can be written to and has room for it",
+    ):
+        if (target / "config.json").exists():
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix="converting-", dir=target.parent))
+        try:
+            _convert(path, scratch)
+            try:
+                scratch.replace(target)
+            except OSError:
+                if not (target / "config.json").exists():  # not another process that finished first: remains
+                    shutil.rmtree(target)
+                    scratch.replace(target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _convert(path: Path, folder: Path) -> None:
+    """Write the model of a GGUF file and its tokenizer to a folder, in safetensors form."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    target = cache_folder() / f"gguf-{sha256_of(path)[:24]}"
-    if (target / "config.json").exists():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix="converting-", dir=target.parent))
     try:
-        try:
-            # transformers would mix in what lies beside the file (another tokenizer, code): it is shown the file alone.
-            with tempfile.TemporaryDirectory(prefix="steerscope-") as alone:
-                (Path(alone) / path.name).symlink_to(path.resolve())
-                options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
-                # The bar over a GGUF file's tensors heeds no setting of transformers; it is drawn on stderr.
-                with quiet_transformers(), redirect_stderr(StringIO()):
-                    loaded: Any = AutoModelForCausalLM.from_pretrained(alone, output_loading_info=True, **options)
-                    model, found = loaded
-                    if missing := incomplete(found):
-                        raise InputError(missing)
-                    tokenizer = AutoTokenizer.from_pretrained(alone, **options)
-        except Exception as error:  # gguf raises many types on a damaged file; none is worth a traceback
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(
-                f"cannot read {path.name} as a GGUF model ({reason}). Expected a complete file of an architecture "
-                "that transformers can convert: copy or download it again."
-            ) from error
-        # The weights are plain floats now; the marks of quantisation would forbid saving them.
-        model.__dict__.update(hf_quantizer=None, is_quantized=False)
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        with quiet_transformers():
-            model.float().save_pretrained(scratch)
-            tokenizer.save_pretrained(scratch)
-        try:
-            scratch.replace(target)
-        except OSError:  # another process finished first
-            shutil.rmtree(scratch)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    return target
+        # transformers would mix in what lies beside the file (another tokenizer, code): it is shown the file alone.
+        with tempfile.TemporaryDirectory(prefix="steerscope-") as alone:
+            (Path(alone) / path.name).symlink_to(path.resolve())
+            options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
+            # The bar over a GGUF file's tensors heeds no setting of transformers; it is drawn on stderr.
+            with quiet_transformers(), redirect_stderr(StringIO()):
+                loaded: Any = AutoModelForCausalLM.from_pretrained(alone, output_loading_info=True, **options)
+                model, found = loaded
+                if missing := incomplete(found):
+                    raise InputError(missing)
+                tokenizer = AutoTokenizer.from_pretrained(alone, **options)
+    except Exception as error:  # gguf raises many types on a damaged file; none is worth a traceback
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"cannot read {path.name} as a GGUF model ({reason}). Expected a complete file of an architecture "
+            "that transformers can convert: copy or download it again."
+        ) from error
+    # The weights are plain floats now; the marks of quantisation would forbid saving them.
+    model.__dict__.update(hf_quantizer=None, is_quantized=False)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    with quiet_transformers():
+        model.float().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from steerscope.errors import InputError, did_you_mean
+from steerscope.files import told
 from steerscope.models.blocks import BlockDescription
 from steerscope.models.bundled import (
     BUNDLED_NAME,
@@ -21,6 +22,7 @@ from steerscope.models.bundled import (
     converted_gguf,
     incomplete,
     quiet_transformers,
+    setup_of,
     sha256_of,
 )
 from steerscope.models.layouts import description_for
@@ -50,6 +52,8 @@ class ModelIdentity:
         d_model: Width of the residual stream.
         n_params: Number of parameters.
         dtype: Data type of the computation.
+        setup: Hash of what else decides its outputs: configuration, tokenizer and code beside the weights, or the
+            commit on the hub. Empty for a GGUF file, whose own hash covers them, and for a model made in memory.
     """
 
     name: str
@@ -61,13 +65,14 @@ class ModelIdentity:
     d_model: int
     n_params: int
     dtype: str
+    setup: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary."""
         return asdict(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedModel:
     """A causal language model ready to be analysed: evaluation mode, weights frozen, sites checked."""
 
@@ -75,6 +80,13 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     site_map: SiteMap
     identity: ModelIdentity
+
+    def __repr__(self) -> str:
+        told = self.identity
+        return (
+            f"<LoadedModel {told.name!r}: {told.layers} blocks of width {told.d_model} ({told.layout}), "
+            f"{told.n_params:,} parameters, {told.dtype} on {self.device}>"
+        )
 
     @property
     def device(self) -> torch.device:
@@ -117,7 +129,8 @@ def load_model(
     name = str(name_or_path)
     chosen_dtype = _dtype(dtype)
     chosen_device = _device(device)
-    source, quantised, digest = _locate(name)
+    with told(f"read the model {name!r}"):
+        source, quantised, digest = _locate(name)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if source.exists():
         options["local_files_only"] = True
@@ -153,6 +166,7 @@ def load_model(
         sha256=digest,
         quantised=quantised,
         description=chosen,
+        setup=(setup_of(source) or getattr(config, "_commit_hash", None) or "") if quantised is None else "",
     )
 
 
@@ -165,6 +179,7 @@ def wrap_model(
     sha256: str | None = None,
     quantised: str | None = None,
     description: BlockDescription | None = None,
+    setup: str = "",
 ) -> LoadedModel:
     """Make a model that is already in memory (PEFT-wrapped or not) ready to be analysed.
 
@@ -196,6 +211,7 @@ def wrap_model(
         d_model=site_map.d_model,
         n_params=sum(p.numel() for p in model.parameters()),
         dtype=str(dtype).removeprefix("torch."),
+        setup=setup,
     )
     return LoadedModel(model, tokenizer, site_map, identity)
 
@@ -268,7 +284,7 @@ def _not_loaded(name: str, source: Path, error: Exception) -> InputError:
     if "trust_remote_code" in str(error):
         return InputError(
             f"model {name!r} comes with code of its own, which is not run unless asked for; expected a model that "
-            "transformers knows. Read its .py files, then add --trust-remote-code (trust_remote_code=True in Python)."
+            "transformers knows. Read its .py files, then add [[trust_remote_code=True]]."
         )
     if "weights only load failed" in str(error).lower():
         return InputError(

@@ -12,7 +12,7 @@ from steerscope.models.layouts import description_for
 from steerscope.sites import Site, SiteKind, parse_kind, parse_site
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SiteMap:
     """Where the sites of a model are.
 
@@ -27,6 +27,9 @@ class SiteMap:
     blocks: tuple[Block, ...]
     d_model: int
     n_heads: int
+
+    def __repr__(self) -> str:
+        return f"<SiteMap of {len(self.blocks)} {self.description.layout} blocks of width {self.d_model}>"
 
     def sites(self, kinds: tuple[SiteKind, ...] | None = None) -> tuple[Site, ...]:
         """Return every site, by layer and then in the order a block computes them.

@@ -66,24 +66,28 @@ class SteeringConfig:
         if family.has_bias_choice:
             object.__setattr__(self, "bias", True if self.bias is None else bool(self.bias))
         elif self.bias is not None:
-            raise InputError(f"family {self.family!r} ({family.equation}) leaves no choice of bias; leave it out.")
+            raise InputError(
+                f"family {self.family!r} ({family.equation}) leaves no choice of bias; leave out [[bias]]."
+            )
         _one_of("scale", self.scale, SCALES)
         if self.scale != "none" and not family.can_scale:
             can = [name for name, other in FAMILIES.items() if other.can_scale]
             raise InputError(
-                f"family {self.family!r} ({family.equation}) is not defined with a scale on what it reads; got scale="
-                f"{self.scale!r}. Leave it out, or use one of {', '.join(can)}."
+                f"family {self.family!r} ({family.equation}) is not defined with a scale on what it reads; got "
+                f"[[scale={self.scale!r}]]. Leave it out, or use one of {', '.join(can)}."
             )
         if type(self.seed) is not int:
-            raise InputError(f"seed is {self.seed!r}; expected a whole number.")
+            raise InputError(f"[[seed]] is {self.seed!r}; expected a whole number.")
         _one_of("start", self.start, STARTS)
         if self.start == "published" and not family.has_published_start:
-            raise InputError(f"family {self.family!r} has one start, as no edit, here and elsewhere; leave start out.")
+            raise InputError(
+                f"family {self.family!r} has one start, as no edit, here and elsewhere; leave out [[start]]."
+            )
         _one_of("dtype", self.dtype, tuple(DTYPES))
         if family.is_orthonormal and self.dtype not in ("float32", "float64"):
             raise InputError(
-                f"family {self.family!r} keeps rows orthonormal, which {self.dtype} cannot hold; use dtype='float32'. "
-                "The model may be in any data type."
+                f"family {self.family!r} keeps rows orthonormal, which {self.dtype} cannot hold; use "
+                "[[dtype='float32']]. The model may be in any data type."
             )
 
     def _family(self) -> type[SteeringEdit]:
@@ -93,18 +97,22 @@ class SteeringConfig:
     def _check_rank(self, family: type[SteeringEdit]) -> None:
         if not family.has_rank:
             if self.rank is not None:
-                raise InputError(f"family {self.family!r} ({family.equation}) has no rank; got rank={self.rank}.")
+                raise InputError(
+                    f"family {self.family!r} ({family.equation}) has no rank; leave out [[rank]], got {self.rank}."
+                )
             return
         rank = DEFAULT_RANK if self.rank is None else self.rank
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-            raise InputError(f"rank must be a whole number of at least 1, got {self.rank!r}; for example rank=8.")
+            raise InputError(
+                f"[[rank]] must be a whole number of at least 1, got {self.rank!r}; for example [[rank=8]]."
+            )
         object.__setattr__(self, "rank", rank)
 
     def _check_activation(self) -> None:
         if self.family != "nonlinear":
             if self.activation is not None:
                 raise InputError(
-                    f"family {self.family!r} has no activation; got {self.activation!r}. Use family='nonlinear'."
+                    f"family {self.family!r} has no activation; got {self.activation!r}. Use [[family='nonlinear']]."
                 )
             return
         object.__setattr__(self, "activation", self.activation or "silu")
@@ -134,7 +142,7 @@ class SteeringConfig:
             if kinds is not None and site.kind not in kinds:
                 raise InputError(
                     f"family {self.family!r} edits {', '.join(kinds)} alone, got the site '{site}'; "
-                    "use sites='attn_heads', or family='vector'."
+                    "use [[sites='attn_heads']], or [[family='vector']]."
                 )
         order = list(SiteKind)
         return tuple(sorted(found, key=lambda s: (s.layer, order.index(s.kind), -1 if s.head is None else s.head)))

@@ -12,6 +12,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from steerscope.errors import InputError
+from steerscope.folders import Kind, require_names_for
 from steerscope.steering.beneath import LORA_FOLDER
 from steerscope.steering.peft_files import CONFIG_NAME, WEIGHTS_NAME
 
@@ -57,11 +58,13 @@ def push(
     """Upload what ``save`` writes to a folder; return the address of the commit.
 
     Raises:
-        InputError: The hub cannot be reached or refuses.
+        InputError: The hub cannot be reached or refuses, or the repository holds a model or data.
     """
     with TemporaryDirectory() as folder, _told(f"cannot upload the adapter to {repo_id!r}"):
         save(Path(folder))
         huggingface_hub.create_repo(repo_id, private=private, token=token, exist_ok=True)
+        there = huggingface_hub.list_repo_files(repo_id, token=token, revision=revision)
+        require_names_for(there, f"repository {repo_id!r}", Kind.STEERING)
         commit = huggingface_hub.upload_folder(
             repo_id=repo_id,
             folder_path=folder,

@@ -30,13 +30,13 @@ from transformers import TrainerCallback
 
 from steerscope.equivalence.propositions.joint import columns_of
 from steerscope.errors import InputError, did_you_mean
+from steerscope.files import read_text, write_text
 from steerscope.finite import require_finite_record
 from steerscope.models.hooks import reading
 from steerscope.sites import Site, SiteKind
 from steerscope.steering.families.low_rank import LinearAdapter
 from steerscope.steering.identity import is_peft
 from steerscope.steering.model import SteeringModel
-from steerscope.steering.saving import replace_file
 
 CONSTRAINTS = ("none", "input", "output")
 # Beside the checkpoints of a Trainer.
@@ -253,12 +253,15 @@ class JointCallback(TrainerCallback):
             return
         kept = Path(args.output_dir) / _HISTORY
         if kept.exists():
-            self.history = [one for one in json.loads(kept.read_text()) if one["step"] <= state.global_step]
+            self.history = [
+                one
+                for one in json.loads(read_text(kept, "the history of the constraint"))
+                if one["step"] <= state.global_step
+            ]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the history for a run that goes on."""
-        text = json.dumps(self.history, allow_nan=False)
-        replace_file(Path(args.output_dir) / _HISTORY, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(Path(args.output_dir) / _HISTORY, json.dumps(self.history, allow_nan=False))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Project the gradients."""

@@ -7,8 +7,7 @@ the model. Reading is strict: what does not fit is refused with what was expecte
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,15 +18,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from steerscope.errors import InputError
+from steerscope.files import write_text, written_aside
+from steerscope.folders import STEERING_FORMAT, Kind, require_folder_for
 from steerscope.models.site_map import SiteMap
 from steerscope.sites import Site
-from steerscope.steering.beneath import lora_place, name_base, some, write_beneath
+from steerscope.steering.beneath import LORA_FOLDER, lora_place, name_base, some, write_beneath
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FAMILIES
 from steerscope.steering.identity import BaseIdentity
 from steerscope.steering.peft_files import CONFIG_NAME, WEIGHTS_NAME, instead_of_adapter, stored_names
 
-FORMAT = "steerscope steering"
+FORMAT = STEERING_FORMAT
 VERSION = 1
 _FIELDS = {"format", "format_version", "steerscope_version", "equation", "steering", "base_model", "sites", "lora"}
 
@@ -60,17 +61,25 @@ def equations(site_map: SiteMap, sites: tuple[Site, ...]) -> dict[str, str]:
 def write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
     """Write an adapter; ``model`` is the base model, whose LoRA goes along.
 
-    Weights come first and each file appears whole: a folder with a configuration is complete.
+    All files are written aside before an earlier adapter is touched, and a folder with a configuration is complete.
+
+    Raises:
+        InputError: The folder holds something else than an adapter of this sort, or cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_NAME).unlink(missing_ok=True)  # of an earlier save, whose numbers are about to go
+    require_folder_for(folder, Kind.STEERING)
+    require_folder_for(folder / LORA_FOLDER, Kind.PEFT)
+    with written_aside(folder, "the adapter", last=(CONFIG_NAME,)) as aside:
+        _write(aside, adapter, model)
+
+
+def _write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
     if adapter.lora is not None:
         write_beneath(model, folder, adapter.lora)
         place = lora_place(folder, adapter.lora)
         named = name_base(place, adapter.base.name)
-        replace_file(place / CONFIG_NAME, lambda path: path.write_text(named, encoding="utf-8"))
+        write_text(place / CONFIG_NAME, named)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in adapter.tensors.items()}
-    replace_file(folder / WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     told = {
         "format": FORMAT,
         "format_version": VERSION,
@@ -82,14 +91,7 @@ def write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
         "lora": adapter.lora,
     }
     text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    replace_file(folder / CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def replace_file(path: Path, write_to: Callable[[Path], object]) -> None:
-    """Write a file so that it appears whole, or stays what it was."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    write_to(unfinished)
-    os.replace(unfinished, path)
+    write_text(folder / CONFIG_NAME, text)
 
 
 def read(folder: Path) -> AdapterFile:

@@ -95,15 +95,15 @@ BAD_OPTIONS = {
     ),
     "a layer is no kind": (["--kinds", "3.mlp_out"], ["unknown site kind '3.mlp_out'. Did you mean 'mlp_out'"]),
     "no kind": (["--kinds", " , "], ["--kinds is ' , '; expected names such as resid_post,mlp_out"]),
-    "too few asked for": (["--max-examples", "23"], ["max_examples is 23; expected at least 24"]),
-    "negative seed": (["--seed", "-1"], ["seed is -1; expected an integer from 0"]),
-    "endless seed": (["--seed", "9" * 30], [f"seed is {'9' * 30}; expected an integer from 0 to 2**63 - 1"]),
-    "no probes": (["--probes", "0"], ["num_probes is 0; expected at least 1"]),
-    "no rank": (["--rank", "0"], ["rank is 0; expected at least 1"]),
-    "no budget": (["--budget", "0"], ["budget is 0 parameters; expected at least 1"]),
-    "no sites": (["--max-sites", "0"], ["max_sites is 0; expected at least 1"]),
-    "negative limit": (["--limit", "-1"], ["limit is -1; expected at least 0"]),
-    "no batch": (["--batch-size", "-4"], ["batch_size is -4; expected at least 1"]),
+    "too few asked for": (["--max-examples", "23"], ["--max-examples is 23; expected at least 24"]),
+    "negative seed": (["--seed", "-1"], ["--seed is -1; expected an integer from 0"]),
+    "endless seed": (["--seed", "9" * 30], [f"--seed is {'9' * 30}; expected an integer from 0 to 2**63 - 1"]),
+    "no probes": (["--probes", "0"], ["--probes is 0; expected at least 1"]),
+    "no rank": (["--rank", "0"], ["--rank is 0; expected at least 1"]),
+    "no budget": (["--budget", "0"], ["--budget is 0 parameters; expected at least 1"]),
+    "no sites": (["--max-sites", "0"], ["--max-sites is 0; expected at least 1"]),
+    "negative limit": (["--limit", "-1"], ["--limit is -1; expected at least 0"]),
+    "no batch": (["--batch-size", "-4"], ["--batch-size is -4; expected at least 1"]),
 }
 
 
@@ -175,7 +175,7 @@ def test_folder_that_cannot_be_written(unloaded, tmp_path, monkeypatch, capsys, 
 
 def test_folder_with_an_impossible_name(unloaded, tmp_path, capsys):
     said = refusal(capsys, "rank", "--out", tmp_path / ("x" * 300))
-    assert "cannot be used (File name too long). Name another folder" in said
+    assert "(File name too long). Name another folder" in said
 
 
 @pytest.mark.parametrize("name", ["nowhere/ranking.json", "", "data.jsonl/ranking.json"])

@@ -58,7 +58,7 @@ def test_the_command(folder, data, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sites", "3"], "got 3 sites; expected at least 6"),
+        (["--sites", "3"], "--sites asks for 3; expected at least 6"),
         (["--sites", "1.mlp_out,2.pre-mlp"], "ambiguous"),
         (["--steps", "0"], "steps is 0; expected at least 1"),
         (["--seeds", "0"], "seeds is 0; expected at least 1"),

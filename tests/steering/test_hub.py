@@ -45,6 +45,10 @@ def repository(tmp_path, monkeypatch) -> Path:
         copy_allowed(Path(folder_path), there, allow_patterns)
         return f"https://hub/{repo_id}/commit/1"
 
+    def list_repo_files(repo_id, *, token, revision):
+        assert repo_id == made[-1]
+        return [str(path.relative_to(there)) for path in there.rglob("*") if path.is_file()]
+
     def snapshot_download(repo_id, *, revision, token, allow_patterns):
         assert token in (None, "mine")
         if repo_id != "me/adapter" or revision not in (None, "main"):
@@ -52,7 +56,7 @@ def repository(tmp_path, monkeypatch) -> Path:
         copy_allowed(there, tmp_path / "cache", allow_patterns)
         return str(tmp_path / "cache")
 
-    for fake in (create_repo, upload_folder, snapshot_download):
+    for fake in (create_repo, list_repo_files, upload_folder, snapshot_download):
         monkeypatch.setattr(huggingface_hub, fake.__name__, fake)
     return there
 
@@ -73,6 +77,15 @@ def test_up_and_down_again(repository):
     assert not any(module.training for module in again.modules())  # as PEFT's, unless training goes on
     assert torch.equal(again(**BATCH).logits, steering(**BATCH).logits)
     assert {path.name for path in repository.parent.joinpath("cache").rglob("*")} == FILES
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "data/train.parquet", "rows.jsonl"])
+def test_a_repository_of_something_else_is_left_alone(repository, file):
+    (repository / file).parent.mkdir(parents=True)
+    (repository / file).write_text("{}")
+    with pytest.raises(InputError, match=f"repository 'me/adapter' holds (a model|data).*{file}.*nothing was uploaded"):
+        adapter().push_to_hub("me/adapter")
+    assert [path for path in repository.rglob("*") if path.is_file()] == [repository / file]
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 # Figures, page and door
@@ -22,7 +21,10 @@ from steerscope.analysis.report.page import render_page
 from steerscope.analysis.report.table import format_summary, format_table, print_ranking
 from steerscope.analysis.report.text import headline
 from steerscope.analysis.results import Ranking
-from steerscope.errors import InputError
+from steerscope.files import written_aside
+from steerscope.folders import Kind, require_folder_for
+
+_DRAWN = tuple(f"figures/{stem}.{ending}" for stem in FIGURE_STEMS for ending in ("svg", "png"))
 
 __all__ = [
     "format_summary",
@@ -53,12 +55,12 @@ def write_report(ranking: Ranking, folder: str | Path) -> Path:
         The path of ``index.html``.
 
     Raises:
-        InputError: The folder cannot be written to.
+        InputError: The folder holds something else than a report, or cannot be written to.
 
     Cost: about five seconds and one megabyte.
     """
     target = Path(folder)
-    drawings = target / "figures"
+    require_folder_for(target, Kind.RANKING, also=(Kind.VALIDATION,))
     drawn = []
     # Everything is drawn, then written aside, before anything is replaced: a failure or an interruption must leave
     # no half-written report behind, nor touch an earlier one.
@@ -66,26 +68,11 @@ def write_report(ranking: Ranking, folder: str | Path) -> Path:
         figure = entry.plot(ranking)
         drawn.append((entry, figure_bytes(figure, "svg"), figure_bytes(figure, "png")))
     page = render_page(ranking, [(entry, svg) for entry, svg, _ in drawn])
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=target) as folder_aside:
-            aside = Path(folder_aside)
-            for entry, svg, png in drawn:
-                (aside / f"{entry.stem}.svg").write_bytes(svg)
-                (aside / f"{entry.stem}.png").write_bytes(png)
-            figures = sorted(aside.iterdir())
-            ranking.save(aside / "ranking.json")
-            (aside / "index.html").write_text(page, encoding="utf-8", newline="\n")
-            drawings.mkdir(exist_ok=True)
-            for stem in FIGURE_STEMS:
-                for ending in ("svg", "png"):
-                    (drawings / f"{stem}.{ending}").unlink(missing_ok=True)
-            for path in figures:
-                path.replace(drawings / path.name)
-            for name in ("ranking.json", "index.html"):
-                (aside / name).replace(target / name)
-    except OSError as error:
-        raise InputError(
-            f"cannot write the report to {folder}: {error.strerror}. Name a folder that can be written to."
-        ) from error
+    with written_aside(target, "the report", last=("ranking.json", "index.html"), instead_of=_DRAWN) as aside:
+        (aside / "figures").mkdir()
+        for entry, svg, png in drawn:
+            (aside / "figures" / f"{entry.stem}.svg").write_bytes(svg)
+            (aside / "figures" / f"{entry.stem}.png").write_bytes(png)
+        ranking.save(aside / "ranking.json")
+        (aside / "index.html").write_text(page, encoding="utf-8", newline="\n")
     return target / "index.html"

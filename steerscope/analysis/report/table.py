@@ -186,6 +186,11 @@ def format_table(ranking: Ranking, limit: int = 10) -> str:
     return "\n\n".join(plain_table(table) for table in tables(ranking, limit))
 
 
+def format_sites(ranking: Ranking, limit: int = 10) -> str:
+    """Return the best sites alone as plain aligned text."""
+    return plain_table(site_table(ranking, limit))
+
+
 def format_summary(ranking: Ranking) -> str:
     """Return the headline and the sentences behind it, wrapped at 100 columns."""
     paragraphs = [headline(ranking)]

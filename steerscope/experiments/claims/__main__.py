@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from steerscope.errors import InputError
+from steerscope.errors import InputError, typed
 from steerscope.experiments.claims.kept import keep, with_kept
 from steerscope.experiments.claims.page import write_claims
 
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
             if options.keep:
                 keep(places, options.keep)
     except InputError as error:
-        print(f"claims: {error}", file=sys.stderr)
+        print(f"claims: {typed(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -19,7 +19,8 @@ from steerscope.experiments.claims.rule import rights
 from steerscope.experiments.comparison.groups import run_folders
 from steerscope.experiments.training.records import RunResults
 from steerscope.experiments.training.run_folder import GENERATIONS, RESULTS, read_json, read_results
-from steerscope.steering.saving import replace_file
+from steerscope.files import write_text
+from steerscope.folders import require_json_file
 
 SCHEMA_VERSION = 1
 # Long, and read by nobody once the numbers are there.
@@ -28,11 +29,12 @@ _LEFT_OUT_OF_TRAINING = ("losses",)
 
 
 def keep(folders: Sequence[str | Path], file: Path) -> None:
-    """Write what claims are decided by, of all runs in some folders.
+    """Write what claims are decided by, of all runs in some folders; an earlier such file is replaced.
 
     Raises:
-        InputError: A run is damaged, or the file cannot be written.
+        InputError: A run is damaged, or something else is in the file, or it cannot be written.
     """
+    require_json_file(file, "questions")
     questions: dict[str, list[str]] = {}
     runs = []
     for place in run_folders(folders):
@@ -51,10 +53,7 @@ def keep(folders: Sequence[str | Path], file: Path) -> None:
     text = json.dumps({"schema_version": SCHEMA_VERSION, "questions": questions, "runs": runs}, allow_nan=False)
     # A line per run: a difference between two versions of the file then shows which runs changed.
     lines = text.replace('{"results"', '\n{"results"') + "\n"
-    try:  # whole or not at all: it may be one of the files that were read
-        replace_file(file, lambda aside: aside.write_text(lines, encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--keep {str(file)!r} cannot be written ({error.strerror}). Name another file.") from error
+    write_text(file, lines)  # whole or not at all: it may be one of the files that were read
 
 
 def _in_order(right: Mapping[str, int]) -> list[str]:
@@ -105,7 +104,7 @@ def _unpack(file: Path, place: Path) -> None:
                 _check_leftover(run["leftover"])
                 (folder / LEFTOVER).write_text(json.dumps(run["leftover"], allow_nan=False), encoding="utf-8")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"{str(file)!r} holds no kept runs ({error!r}). Write it again with --keep.") from error
+        raise InputError(f"{str(file)!r} holds no kept runs ({error!r}). Write it again with [[keep]].") from error
 
 
 def _check_leftover(found: Mapping[str, Any]) -> None:

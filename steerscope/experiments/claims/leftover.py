@@ -16,13 +16,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from steerscope.errors import InputError
+from steerscope.errors import InputError, typed
 from steerscope.experiments.evaluation.adapters import read_adapter, with_adapter
 from steerscope.experiments.tasks import get_answer_task
 from steerscope.experiments.tasks.answer_task import AnswerTask
 from steerscope.experiments.tasks.supervised import supervise
 from steerscope.experiments.training.data import Collator
 from steerscope.experiments.training.run_folder import read_results
+from steerscope.files import write_text
 from steerscope.models import load_model
 from steerscope.models.lengths import batches_within, switch_length
 from steerscope.models.tokens import pad_token
@@ -89,7 +90,7 @@ def measure_leftover(
         "examples": len(sequences),
         "spaces": spaces,
     }
-    (run / LEFTOVER).write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(run / LEFTOVER, json.dumps(found, indent=1, allow_nan=False) + "\n")
     return found
 
 
@@ -105,7 +106,7 @@ def main() -> int:
         task = get_answer_task(read_results(options.run).task, options.data_dir)
         found = measure_leftover(options.run, task, ranks=options.ranks, examples=options.examples)
     except InputError as error:
-        print(f"leftover: {error}", file=sys.stderr)
+        print(f"leftover: {typed(error)}", file=sys.stderr)
         return 2
     print(json.dumps(found, indent=1, allow_nan=False))
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from steerscope.analysis.provenance import model_key
 from steerscope.experiments.claims.kept import with_kept
 from steerscope.experiments.claims.leftover import LEFTOVER
 from steerscope.experiments.claims.rule import difference, is_fair, verdict
@@ -14,6 +15,7 @@ from steerscope.experiments.claims.sections import SECTIONS, Pair, Section, trai
 from steerscope.experiments.comparison.groups import Comparison, Entry, compare, run_folders
 from steerscope.experiments.tiny_models import LAYERS, WIDTH
 from steerscope.experiments.training.run_folder import read_json, read_results
+from steerscope.files import write_page
 
 HEAD = f"""# The paper's claims, tried
 
@@ -46,10 +48,10 @@ def write_claims(folders: Sequence[str | Path], page: Path) -> None:
         page: The Markdown file.
 
     Raises:
-        InputError: A folder is missing or holds no run, or a run is damaged.
+        InputError: A folder is missing or holds no run, a run is damaged, or the file is another page.
     """
     with with_kept(folders) as places:
-        page.write_text(render(studies(places), leftovers(places)), encoding="utf-8")
+        write_page(page, HEAD, render(studies(places), leftovers(places)))
 
 
 def studies(folders: Sequence[str | Path]) -> list[Comparison]:
@@ -61,8 +63,7 @@ def studies(folders: Sequence[str | Path]) -> list[Comparison]:
     groups: dict[tuple[Any, ...], list[Path]] = {}
     for place in run_folders(folders) if folders else []:
         run = read_results(place)
-        model = run.model.get("sha256") or run.model.get("name")
-        groups.setdefault((run.task, model, run.model.get("dtype"), run.test_set, run.n), []).append(place)
+        groups.setdefault((run.task, model_key(run.model), run.test_set, run.n), []).append(place)
     return [compare(places) for _, places in sorted(groups.items(), key=lambda one: (-len(one[1]), str(one[0])))]
 
 
@@ -130,6 +131,8 @@ def _runs(one: Comparison) -> str:
             f"| {trained_words(entry)} | {entry.parameters:,} | {_part(entry)} | {', '.join(map(str, entry.seeds))} "
             f"| {entry.accuracy:.1%} | [{entry.low:.1%}, {entry.high:.1%}] | {spread} | {_rates(entry)} |"
         )
+    if one.data_note:
+        lines.append(f"\n{one.data_note}")
     command = read_results(one.entries[0].folders[0]).command
     if command:
         lines.append(f"\nOne of the runs: `{command}`; the others differ in the method's options and the seed.")

@@ -9,7 +9,7 @@ from steerscope.experiments.comparison.groups import Entry
 from steerscope.experiments.training.methods import METHODS
 
 # What both sides of every pair share: how long they were trained, on what, and what was asked.
-SHARED = ("steps", "batch_size", "warmup", "train_examples", "max_length", "test_examples", "max_new_tokens")
+SHARED = ("steps", "batch_size", "warmup", "train_examples", "max_length", "test_examples", "max_new_tokens", "data")
 _OF_EDITS = ("family", "positions", "scale", "bias", "activation", "start")
 
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from steerscope.errors import InputError, did_you_mean
+from steerscope.errors import InputError, did_you_mean, typed
 from steerscope.experiments.claims.leftover import LEFTOVER
 
 # What every claim needs: the methods as they are, then one thing changed at a time.
@@ -73,7 +73,7 @@ def commands(
                 f"there is no configuration {name!r}; expected one of {', '.join(known)}.{did_you_mean(name, known)}"
             )
     if seeds < 1:
-        raise InputError(f"--seeds is {seeds}; expected at least 1, and 3 to decide a claim.")
+        raise InputError(f"[[seeds]] is {seeds}; expected at least 1, and 3 to decide a claim.")
     found = {}
     for seed in range(seeds):
         for name in names:
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.model, options.task, options.out, names, options.seeds, told, search_once=options.search_once
         )
     except InputError as error:
-        print(f"claims: {error}", file=sys.stderr)
+        print(f"claims: {typed(error)}", file=sys.stderr)
         return 2
     try:
         failed = run_all(runs)

@@ -21,6 +21,8 @@ from steerscope.analysis.report.figure_style import (
 )
 from steerscope.analysis.report.plain_figures import LINE_LOOKS
 from steerscope.experiments.comparison.groups import Comparison, Entry
+from steerscope.files import written_aside
+from steerscope.folders import Kind, require_folder_for
 
 
 @styled
@@ -68,14 +70,18 @@ def plot_comparison(comparison: Comparison) -> Figure:
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write ``comparison.json``, ``comparison.svg`` and ``comparison.png``; the same bytes for the same runs."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write ``comparison.json``, ``comparison.svg`` and ``comparison.png``; the same bytes for the same runs.
+
+    Raises:
+        InputError: The folder holds something else than a comparison, or cannot be written to.
+    """
+    require_folder_for(folder, Kind.COMPARISON)
     figure = plot_comparison(comparison)
-    written = [folder / f"comparison.{kind}" for kind in ("json", "svg", "png")]
-    written[0].write_text(comparison.to_json(), encoding="utf-8")
-    for path, kind in zip(written[1:], ("svg", "png"), strict=True):
-        path.write_bytes(figure_bytes(figure, kind))
-    return written
+    with written_aside(folder, "the comparison", last=("comparison.json",)) as aside:
+        (aside / "comparison.json").write_text(comparison.to_json(), encoding="utf-8")
+        for kind in ("svg", "png"):
+            (aside / f"comparison.{kind}").write_bytes(figure_bytes(figure, kind))
+    return [folder / f"comparison.{kind}" for kind in ("json", "svg", "png")]
 
 
 def _beside(entry: Entry, entries: Sequence[Entry]) -> float:

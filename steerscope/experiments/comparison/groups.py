@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from steerscope.analysis.provenance import knows_data, model_key
+from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.accuracy import wilson_interval
 from steerscope.experiments.training.records import RunResults
@@ -47,6 +49,7 @@ class Entry:
         seconds: Mean wall time of a run.
         folders: Where the runs are.
         settings: What else decided the outcome, the same for all seeds.
+        data: What training data in words, where the entries of a comparison differ in it.
     """
 
     method: str
@@ -66,6 +69,7 @@ class Entry:
     seconds: float
     folders: tuple[str, ...]
     settings: dict[str, Any]
+    data: str = ""
 
     @property
     def site_words(self) -> str:
@@ -91,11 +95,13 @@ class Entry:
             found.append("scaled")
         if "constraint" in told:
             found.append(f"constraint {told['constraint']}")
+        if self.data:
+            found.append(self.data)
         return tuple(found)
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     """Runs on one test set, best first.
 
     Attributes:
@@ -113,6 +119,27 @@ class Comparison:
     majority: float
     entries: tuple[Entry, ...]
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def data_note(self) -> str:
+        """A sentence where runs do not say on which data they were trained, or nothing."""
+        unknown = any(one.parameters and not knows_data(one.settings) for one in self.entries)
+        return "Runs of earlier versions do not say on which data they were trained." if unknown else ""
+
+    def headline(self) -> str:
+        """Return the best configuration, in one sentence."""
+        best = self.entries[0]
+        return (
+            f"{self.task}, {self.n:,} test questions: {len(self.entries)} configurations, best {best.method} "
+            f"{best.accuracy:.1%} [{best.low:.1%}, {best.high:.1%}] (majority {self.majority:.1%})."
+        )
+
+    def paragraphs(self) -> list[str]:
+        """Return the table."""
+        from steerscope.analysis.report.table import plain_table
+        from steerscope.experiments.comparison.table import comparison_table  # which imports this file
+
+        return [plain_table(comparison_table(self))]
 
     def to_json(self) -> str:
         """Return the comparison as JSON."""
@@ -165,12 +192,18 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
                 raise InputError(
                     f"runs answered different questions: {what} is {getattr(first, what)!r} in {str(places[0])!r} and "
                     f"{getattr(run, what)!r} in {str(place)!r}. Compare runs of one task on one test set (the same "
-                    "--max-examples and data)."
+                    "number of examples and data)."
                 )
+        tests = [one.settings["data"].get("test") for one in (first, run) if knows_data(one.settings)]
+        if len(set(tests)) > 1:
+            raise InputError(
+                f"runs answered different questions: the test data of {str(places[0])!r} and {str(place)!r} differ in "
+                "their choices or completions. Compare runs of one task on one test set."
+            )
     groups: dict[str, list[tuple[Path, RunResults]]] = {}
     for place, run in zip(places, runs, strict=True):
         groups.setdefault(_configuration(run), []).append((place, run))
-    entries = [_entry(sorted(members, key=lambda pair: pair[1].seed)) for members in groups.values()]
+    entries = _told_apart([_entry(sorted(members, key=lambda pair: pair[1].seed)) for members in groups.values()])
     return Comparison(
         task=first.task,
         test_set=first.test_set,
@@ -180,10 +213,19 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
     )
 
 
+def _told_apart(entries: list[Entry]) -> list[Entry]:
+    """Say of every entry that was trained on which data, where they are not all of the same."""
+    found = [one.settings["data"].get("train") if knows_data(one.settings) else "" for one in entries]
+    trained = [hash_ if one.parameters else None for one, hash_ in zip(entries, found, strict=True)]
+    if len({hash_ for hash_ in trained if hash_ is not None}) < 2:
+        return entries
+    words = {hash_: f"data {hash_[:8]}" if hash_ else "unknown data" for hash_ in trained if hash_ is not None}
+    return [replace(one, data="" if h is None else words[h]) for one, h in zip(entries, trained, strict=True)]
+
+
 def _configuration(run: RunResults) -> str:
     """Return what runs of one configuration share: everything but the seed."""
-    model = run.model.get("sha256") or run.model.get("name")
-    key = (run.method, run.sites, run.rank, model, run.model.get("dtype"), run.trainable_parameters, run.settings)
+    key = (run.method, run.sites, run.rank, model_key(run.model), run.trainable_parameters, run.settings)
     return json.dumps(key, sort_keys=True, allow_nan=False)
 
 

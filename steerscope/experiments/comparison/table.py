@@ -40,7 +40,7 @@ def comparison_table(comparison: Comparison) -> TextTable:
         right=_RIGHT,
         rows=tuple(rows),
         note="Interval: Wilson's 95% of the mean over seeds at the number of questions; seeds answer the same ones, so "
-        "they are not pooled. sd: over seeds.",
+        "they are not pooled. sd: over seeds." + (f" {comparison.data_note}" if comparison.data_note else ""),
     )
 
 

@@ -16,8 +16,9 @@ from steerscope.experiments.engine.edits import PackedEdits
 from steerscope.experiments.engine.frozen import FrozenStreams, entering
 from steerscope.experiments.engine.rows import Rows, per_target, run, single_precision
 from steerscope.experiments.engine.spec import RunSpec
-from steerscope.experiments.tasks.supervised import SupervisedSequence, pad_token
+from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.models.load import LoadedModel
+from steerscope.models.tokens import pad_token
 
 
 class Pack(ABC):
@@ -103,7 +104,7 @@ class EditPack(Pack):
             if str(site) not in (scales or {}):
                 raise InputError(f"the edit at '{site}' reads with scale='rms'; pass scales={{'{site}': value}}.")
             edit.set_scale((scales or {})[str(site)])
-        self.pad = pad_token(loaded.tokenizer)
+        self.pad = pad_token(loaded.tokenizer, loaded.model)
         self.streams = streams or FrozenStreams(loaded.model, loaded.site_map, self.pad)
 
     @torch.no_grad()

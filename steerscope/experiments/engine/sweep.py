@@ -22,8 +22,9 @@ from steerscope.experiments.engine.loop import TrainedRun, train_pack
 from steerscope.experiments.engine.pack import EditPack, Pack
 from steerscope.experiments.engine.rate_grid import Choice, choice_among, next_places, rate
 from steerscope.experiments.engine.spec import RunSpec, Schedule
-from steerscope.experiments.tasks.supervised import SupervisedSequence, pad_token
+from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.models.load import LoadedModel
+from steerscope.models.tokens import pad_token
 from steerscope.sites import parse_site
 from steerscope.steering.config import SteeringConfig
 
@@ -245,7 +246,8 @@ class Sweep:
 
     def _pack(self, runs: Sequence[tuple[SteeringConfig, float, int]]) -> EditPack:
         if self._streams is None:
-            self._streams = FrozenStreams(self.loaded.model, self.loaded.site_map, pad_token(self.loaded.tokenizer))
+            pad = pad_token(self.loaded.tokenizer, self.loaded.model)
+            self._streams = FrozenStreams(self.loaded.model, self.loaded.site_map, pad)
         return EditPack(self.loaded, [spec_of(*run) for run in runs], self.scales, self._streams)
 
     def _judged(self, pack: Pack, part: str) -> list[Judged]:

@@ -55,7 +55,7 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     """
     place = Path(folder)
     if not place.is_dir():
-        raise InputError(f"there is no adapter folder {str(folder)!r}. Check --adapter.")
+        raise InputError(f"there is no adapter folder {str(folder)!r}. Check the path.")
     if not (place / CONFIG).exists() and (place / ADAPTER / CONFIG).exists():
         place = place / ADAPTER
     try:

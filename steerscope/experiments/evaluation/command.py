@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steerscope.analysis.provenance import RECIPE, content_hash, package_versions
 from steerscope.analysis.stopwatch import StageProgress
 from steerscope.experiments.evaluation.adapters import SavedAdapter, with_adapter
 from steerscope.experiments.evaluation.evaluate import evaluate
@@ -15,8 +16,11 @@ from steerscope.experiments.evaluation.result import Evaluation
 from steerscope.experiments.tasks.answer_task import AnswerExample, AnswerForm
 from steerscope.experiments.training.records import RunConfig, RunResults
 from steerscope.experiments.training.run_folder import GENERATIONS, RunFolder
-from steerscope.experiments.training.surroundings import package_versions, peak_memory
+from steerscope.experiments.training.surroundings import peak_memory
+from steerscope.files import written_aside
+from steerscope.folders import ADAPTER_WEIGHTS
 from steerscope.models import load_model
+from steerscope.models.bundled import sha256_of
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def evaluate_model(
     show("load", 1, 1)
     folder = None
     if out is not None and options.split == "test":
-        folder = RunFolder.create(out, _config(form, adapter, options, loaded.identity.as_dict()))
+        folder = RunFolder.create(out, _config(form, examples, adapter, options, loaded.identity.as_dict()))
     found, generations = evaluate(
         model,
         loaded.tokenizer,
@@ -102,24 +106,35 @@ def evaluate_model(
         )
         folder.finish(results, generations)
     elif out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / GENERATIONS).write_text("".join(f"{one.to_line()}\n" for one in generations), encoding="utf-8")
-        found.save(out / "evaluation.json")
+        with written_aside(out, "the evaluation", last=("evaluation.json",)) as aside:
+            (aside / GENERATIONS).write_text("".join(f"{one.to_line()}\n" for one in generations), encoding="utf-8")
+            found.save(aside / "evaluation.json")
     return found
 
 
 def _config(
-    form: AnswerForm, adapter: SavedAdapter | None, options: EvaluateOptions, model: dict[str, Any]
+    form: AnswerForm,
+    examples: Sequence[AnswerExample],
+    adapter: SavedAdapter | None,
+    options: EvaluateOptions,
+    model: dict[str, Any],
 ) -> RunConfig:
     settings: dict[str, Any] = {
         "evaluated": True,
         "batch_size": options.batch_size,
         "max_new_tokens": options.max_new_tokens or form.max_new_tokens,
         "questions_seed": options.seed,
+        "likelihoods": options.likelihoods,
+        "data": {"test": content_hash(examples, ordered=False)},
+        "recipe": RECIPE,
     }
     if adapter is not None:
-        # The folder tells adapters apart that say the same of themselves, such as those of two training seeds.
-        settings |= {"adapter": dict(adapter.settings), "adapter_folder": str(adapter.folder)}
+        # The weights tell adapters apart that say the same of themselves, such as those of two training seeds.
+        settings |= {
+            "adapter": dict(adapter.settings),
+            "adapter_folder": str(adapter.folder),
+            "adapter_sha256": sha256_of(adapter.folder / ADAPTER_WEIGHTS),
+        }
     return RunConfig(
         task=form.name,
         method="none" if adapter is None else adapter.method,

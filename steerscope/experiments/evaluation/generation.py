@@ -76,8 +76,8 @@ def generate(
     """
     if not prompts or batch_size < 1 or max_new_tokens < 1:
         raise InputError(
-            f"got {len(prompts)} prompts, batch_size {batch_size}, max_new_tokens {max_new_tokens}; expected at "
-            "least 1 of each."
+            f"got {len(prompts)} prompts, [[batch_size]] {batch_size}, [[max_new_tokens]] {max_new_tokens}; expected "
+            "at least 1 of each."
         )
     ids = [text_tokens(prompt, tokenizer) for prompt in prompts]
     fitting = fitting_prompts(ids, max_new_tokens, readable_length(model, max_length))
@@ -174,7 +174,7 @@ def fitting_prompts(ids: Sequence[Sequence[int]], max_new_tokens: int, max_lengt
     if not fitting:
         raise InputError(
             f"no prompt fits: the shortest has {min(map(len, ids))} tokens, the model's context is {max_length} and "
-            f"{max_new_tokens} are for the answer. Lower --max-new-tokens or take a model with a longer context."
+            f"{max_new_tokens} are for the answer. Lower [[max_new_tokens]] or take a model with a longer context."
         )
     return fitting
 

@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from steerscope.errors import InputError
+from steerscope.analysis.shown import Shown
+from steerscope.errors import InputError, Words, words
 from steerscope.experiments.evaluation.accuracy import Accuracy
+from steerscope.files import read_text
 from steerscope.finite import parse_json, require_finite_record
+from steerscope.folders import write_result
 
 SCHEMA_VERSION = 1
 
@@ -38,8 +41,8 @@ class Generation:
         return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """How often a model was right on one part of one task.
 
     Attributes:
@@ -104,9 +107,9 @@ class Evaluation:
         return f"{self.split} accuracy {self.accuracy} (majority {self.majority:.1%})"
 
     @property
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Words]:
         """What a reader of the line has to know, one sentence each."""
-        found = []
+        found: list[str] = []
         if self.choice_sum is not None and self.choice_mean is not None:
             found.append(
                 f"by likelihood of the choices: {self.choice_sum} summed over tokens, {self.choice_mean} divided by "
@@ -121,12 +124,17 @@ class Evaluation:
         if self.gold_cut:
             found.append(
                 f"the limit of {self.max_new_tokens} tokens alone makes {self.gold_cut:.1%} of right completions score "
-                "as wrong; raise --max-new-tokens"
+                "as wrong; raise [[max_new_tokens]]"
             )
-        return found
+        return list(map(words, found))
 
-    def __str__(self) -> str:
-        return "\n".join([*(f"  {note}." for note in self.notes), self.line])
+    def headline(self) -> str:
+        """Return how often the model was right."""
+        return f"{self.task}, {self.line}"
+
+    def paragraphs(self) -> list[str]:
+        """Return the notes, and the line last."""
+        return [*(words(f"  {note.marked}.") for note in self.notes), self.line]
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields, and the accuracies with their intervals, as JSON-able values."""
@@ -157,8 +165,12 @@ class Evaluation:
         return cls(**own)
 
     def save(self, path: str | Path) -> None:
-        """Write the evaluation as JSON."""
-        Path(path).write_text(json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        """Write the evaluation as JSON, whole or not at all.
+
+        Raises:
+            InputError: Something else is there, or it cannot be written.
+        """
+        write_result(path, json.dumps(self.as_dict(), indent=1, allow_nan=False), "majority_answer")
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
@@ -167,8 +179,9 @@ class Evaluation:
         Raises:
             InputError: No such file, or no evaluation in it.
         """
+        text = read_text(Path(path), "the evaluation")
         try:
-            values = parse_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            values = parse_json(text)
+        except ValueError as error:
             raise InputError(f"cannot read the evaluation {str(path)!r} ({error}). Check the path.") from error
         return cls.from_dict(values)

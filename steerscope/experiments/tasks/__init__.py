@@ -82,5 +82,5 @@ def get_task(name: str, folder: str | Path | None = None) -> Task:
     if name == "listops":
         return ListOps()
     if folder is None:
-        raise InputError(f"task {name!r} is read from files; give the folder that holds them (--data-dir).")
+        raise InputError(f"task {name!r} is read from files; give the folder that holds them ([[data_dir]]).")
     return LocalTask(name, Path(folder))

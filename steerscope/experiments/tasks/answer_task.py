@@ -197,7 +197,7 @@ def check_part(part: object) -> None:
         InputError: It is none of :data:`PARTS`.
     """
     if part not in PARTS:
-        raise InputError(f"split is {part!r}; expected {', '.join(PARTS)}.{did_you_mean(str(part), list(PARTS))}")
+        raise InputError(f"[[split]] is {part!r}; expected {', '.join(PARTS)}.{did_you_mean(str(part), list(PARTS))}")
 
 
 def check_count(n: object, available: int, what: str) -> None:

@@ -42,7 +42,7 @@ def local_rows(folder: str | Path, name: str) -> RowSource:
     """
     place = Path(folder)
     if not place.is_dir():
-        raise InputError(f"there is no folder {str(folder)!r} with files of task {name!r}. Check --data-dir.")
+        raise InputError(f"there is no folder {str(folder)!r} with files of task {name!r}. Check the path.")
 
     def rows(part: str) -> Iterator[tuple[str, Row]]:
         stem = place / f"{name}-{part}.jsonl"
@@ -51,7 +51,7 @@ def local_rows(folder: str | Path, name: str) -> RowSource:
             near = did_you_mean(stem.name, [p.name for p in place.glob("*.jsonl*")])
             raise InputError(
                 f"task {name!r} needs {stem.name} or {stem.name}.gz in {str(folder)!r}, which is not there.{near} "
-                "Give the folder that holds it as --data-dir."
+                "Give the folder that holds it as [[data_dir]]."
             )
         for number, line in text_lines(path):
             where = f"{path.name}, line {number}"
@@ -76,9 +76,9 @@ def hub_rows(source: HubSource, name: str) -> RowSource:
         import datasets
     except ImportError as error:
         raise InputError(
-            f"task {name!r} without --data-dir is read through the package 'datasets', which is not installed "
+            f"task {name!r} without [[data_dir]] is read through the package 'datasets', which is not installed "
             f"({error}). Install it (pip install 'steerscope[data]'), or give a folder with {name}-train.jsonl.gz and "
-            "the like as --data-dir."
+            "the like as [[data_dir]]."
         ) from error
 
     def rows(part: str) -> Iterator[tuple[str, Row]]:
@@ -89,7 +89,7 @@ def hub_rows(source: HubSource, name: str) -> RowSource:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise InputError(
                 f"cannot read the {wanted} part of {source.path!r} from the hub or its cache ({reason}). Go online "
-                f"once, or give a folder with {name}-{part}.jsonl.gz as --data-dir."
+                f"once, or give a folder with {name}-{part}.jsonl.gz as [[data_dir]]."
             ) from error
         for number, row in enumerate(found):
             where = f"{source.path} {wanted}, row {number}"
@@ -98,7 +98,7 @@ def hub_rows(source: HubSource, name: str) -> RowSource:
             except (KeyError, IndexError, TypeError, ValueError) as error:
                 raise InputError(
                     f"{where} has not the fields this version of steerscope knows ({error!r}). Give local files as "
-                    "--data-dir."
+                    "[[data_dir]]."
                 ) from error
 
     return rows

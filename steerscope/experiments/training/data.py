@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from steerscope.analysis.provenance import RECIPE, content_hash
 from steerscope.experiments.tasks.answer_task import MOST_GENERATED, AnswerExample, AnswerTask, fingerprint
 from steerscope.experiments.tasks.supervised import SupervisedSequence, supervise
 from steerscope.experiments.training.options import TrainOptions
@@ -20,6 +21,7 @@ from steerscope.models.load import LoadedModel
 # Batches of similar length are cut from pools of so many batches: padding would otherwise cost half of the time.
 POOL = 8
 IGNORED = -100
+_SAMPLED = 64
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,23 @@ class Parts:
         train: In the order of the seed.
         validation: What a search for the learning rate chooses on; empty where there is none.
         test: What is reported.
+        pool: Hash of the train part that every seed draws from.
     """
 
     train: tuple[AnswerExample, ...]
     validation: tuple[AnswerExample, ...]
     test: tuple[AnswerExample, ...]
+    pool: str = ""
+
+    @property
+    def data(self) -> dict[str, str]:
+        """Hashes of the data by part, the same for every seed: of train, of all that seeds draw from."""
+        found = {"test": content_hash(self.test, ordered=False)}
+        if self.train:
+            found["train"] = self.pool
+        if self.validation:
+            found["validation"] = content_hash(self.validation, ordered=False)
+        return found
 
     @property
     def train_set(self) -> str:
@@ -57,7 +71,14 @@ def draw_parts(task: AnswerTask, options: TrainOptions) -> Parts:
         wanted = min(needed, MOST_GENERATED)  # beyond, they are repeated like others
     train = task.split("train", wanted, options.seed)[:needed]
     chosen_on = task.split("validation", None, 0)[: options.validation_examples] if options.searches else []
-    return Parts(tuple(train), tuple(chosen_on), tuple(test))
+    # A generated part has no end: its first examples stand for what makes them.
+    pool = task.split("train", _SAMPLED if task.is_generated else None, 0)
+    return Parts(tuple(train), tuple(chosen_on), tuple(test), content_hash(pool, ordered=False))
+
+
+def run_settings(options: TrainOptions, parts: Parts) -> dict[str, Any]:
+    """Return what decides a run's outcome beside task, method, sites, rank, seed and model."""
+    return options.settings() | {"data": parts.data, "recipe": RECIPE}
 
 
 def supervised(parts: Parts, loaded: LoadedModel, options: TrainOptions) -> tuple[tuple[SupervisedSequence, ...], int]:

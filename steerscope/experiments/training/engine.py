@@ -20,6 +20,7 @@ from steerscope.experiments.training.options import TrainOptions
 from steerscope.experiments.training.run_folder import replace_json
 from steerscope.experiments.training.shared_prefix import SharedPrefixTrainer
 from steerscope.experiments.training.trainee import Trainee
+from steerscope.files import told
 from steerscope.models.bundled import quiet_transformers
 from steerscope.steering.identity import language_model
 
@@ -117,7 +118,7 @@ def fit(
     watch = _Watch(show, folder)
     trainer.add_callback(watch)
     checkpoint = last_checkpoint(folder) if keeps else None
-    with quiet_transformers():
+    with quiet_transformers(), told(f"write a checkpoint to {str(folder)!r}"):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     losses = tuple((int(e["step"]), float(e["loss"])) for e in trainer.state.log_history if "loss" in e)
     done = rows[watch.first * options.batch_size :]

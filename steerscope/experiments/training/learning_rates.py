@@ -6,7 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from steerscope.analysis.provenance import differing, knows_data
 from steerscope.errors import InputError
+from steerscope.experiments.tasks.answer_task import fingerprint
+from steerscope.experiments.training.data import Parts, run_settings
 from steerscope.experiments.training.options import TrainOptions
 from steerscope.experiments.training.records import RunConfig, RunResults
 from steerscope.experiments.training.run_folder import read_results
@@ -48,12 +51,12 @@ def choose_within(loss_at: Callable[[float], float], start: int, tries: int) -> 
         return Choice(best, interior, dict(sorted(tried.items())))
 
 
-def read_search(options: TrainOptions, test_set: str) -> RunResults | None:
+def read_search(options: TrainOptions, parts: Parts) -> RunResults | None:
     """Return the run whose search another run takes over, if it takes one over.
 
     Args:
         options: Of the run that takes it over.
-        test_set: Hash of its test questions: the same files, the same hash.
+        parts: Its data.
 
     Raises:
         InputError: There is no finished run, or it searched nothing, or it differs in more than the seed.
@@ -61,7 +64,17 @@ def read_search(options: TrainOptions, test_set: str) -> RunResults | None:
     if options.learning_rate_of is None:
         return None
     found = read_results(options.learning_rate_of)
-    own = {"task": options.task, "method": options.method, "settings": options.settings(), "test_set": test_set}
+    if not knows_data(found.settings):
+        raise InputError(
+            f"the run in {options.learning_rate_of!r} does not say on which data it searched its learning rate: an "
+            "earlier steerscope wrote it. Let this run search for itself."
+        )
+    own = {
+        "task": options.task,
+        "method": options.method,
+        "settings": run_settings(options, parts),
+        "test_set": fingerprint(parts.test),
+    }
     _require_same(options.learning_rate_of, own, {name: getattr(found, name) for name in own})
     if not found.training.get("learning_rates_tried"):
         raise InputError(f"{options.learning_rate_of!r} holds no search for a learning rate. Name a run that searched.")
@@ -74,11 +87,7 @@ def require_same_subject(found: RunResults, config: RunConfig, folder: str) -> N
     Raises:
         InputError: Something differs.
     """
-    own, theirs = (
-        {"model": one.model.get("sha256") or one.model.get("name"), "sites": one.sites, "rank": one.rank}
-        | {name: one.model.get(name) for name in ("dtype", "revision")}
-        for one in (config, found)
-    )
+    own, theirs = ({"model": one.model, "sites": one.sites, "rank": one.rank} for one in (config, found))
     _require_same(folder, own, theirs)
 
 
@@ -90,10 +99,8 @@ def choice_of(found: RunResults) -> Choice:
 
 
 def _require_same(folder: str, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    flat = [{**one, **one.get("settings", {})} for one in (wanted, found)]
-    differ = sorted(k for k in {*flat[0], *flat[1]} - {"settings"} if flat[0].get(k) != flat[1].get(k))
-    if differ:
+    if names := differing(wanted, found):
         raise InputError(
-            f"the run in {folder!r} searched its learning rate with other {', '.join(differ)}; only the seed may "
-            "differ. Give the same options, or let this run search for itself."
+            f"the run in {folder!r} searched its learning rate with other {', '.join(names)}; only the seed may "
+            "differ. Give the same options and data, or let this run search for itself."
         )

@@ -128,11 +128,11 @@ class TrainOptions:
         self._check_numbers()
         if self.dtype not in DTYPES:
             hint = did_you_mean(self.dtype, list(DTYPES))
-            raise InputError(f"dtype is {self.dtype!r}; training runs in {', '.join(DTYPES)}.{hint}")
+            raise InputError(f"[[dtype]] is {self.dtype!r}; training runs in {', '.join(DTYPES)}.{hint}")
         if self.dtype == "bfloat16" and method.trains is Trains.WEIGHTS:
             raise InputError(
                 f"method {method.name!r} changes the model's own weights, whose small updates bfloat16 cannot hold. "
-                "Use --dtype float32, or a method with parameters of its own."
+                "Use [[dtype='float32']], or a method with parameters of its own."
             )
         if method.edits:
             self.steering_config()
@@ -141,27 +141,32 @@ class TrainOptions:
                     "positions 'mask' need a mask with every batch, which a task does not have. Name others."
                 )
         else:
-            for name, value in (("site", self.sites or None), ("bias", self.bias), ("activation", self.activation)):
+            for name, value in (("sites", self.sites or None), ("bias", self.bias), ("activation", self.activation)):
                 if value is not None:
-                    raise InputError(f"method {method.name!r} edits no site; leave out --{name}.")
+                    raise InputError(f"method {method.name!r} edits no site; leave out [[{name}]].")
             if self.positions != "all" or self.scale != "none" or self.start != "no-op":
-                raise InputError(f"method {method.name!r} edits no site; leave out --positions, --scale and --start.")
+                raise InputError(
+                    f"method {method.name!r} edits no site; leave out [[positions]], [[scale]] and [[start]]."
+                )
         if self.rank is not None and method.trains in (Trains.NOTHING, Trains.WEIGHTS):
-            raise InputError(f"method {method.name!r} has no rank; leave out --rank.")
+            raise InputError(f"method {method.name!r} has no rank; leave out [[rank]].")
         if self.constraint is not None:
             if method.trains is not Trains.JOINT:
-                raise InputError(f"method {method.name!r} has no constraint; use --method joint.")
+                raise InputError(f"method {method.name!r} has no constraint; use [[method='joint']].")
             if self.constraint not in CONSTRAINTS:
                 hint = did_you_mean(self.constraint, list(CONSTRAINTS))
                 raise InputError(f"unknown constraint {self.constraint!r}.{hint} Valid: {', '.join(CONSTRAINTS)}.")
         for name in ("heads", "sparsity"):
             if getattr(self, name) is not None and method.trains is not Trains.LOFIT:
-                raise InputError(f"method {method.name!r} chooses no heads; leave out --{name}, or use --method lofit.")
+                raise InputError(
+                    f"method {method.name!r} chooses no heads; leave out [[{name}]], or use [[method='lofit']]."
+                )
         if self.lr_steps is not None and not self.searches and method.trains is not Trains.NOTHING:
-            raise InputError("--lr-steps is of the search for a learning rate; add --learning-rate auto.")
+            raise InputError("[[lr_steps]] is of the search for a learning rate; add [[learning_rate='auto']].")
         if self.learning_rate_of is not None and not self.searches:
             raise InputError(
-                "--learning-rate-of takes over a search for a learning rate; add --learning-rate auto, or leave it out."
+                "[[learning_rate_of]] takes over a search for a learning rate; add [[learning_rate='auto']], or "
+                "leave it out."
             )
 
     def _check_numbers(self) -> None:
@@ -169,19 +174,19 @@ class TrainOptions:
         for name in (*least, "test_examples", "max_length", "max_new_tokens", "eval_batch_size", "save_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} is {value}; expected at least 1.")
+                raise InputError(f"[[{name}]] is {value}; expected at least 1.")
         if self.searches and self.tries < 3:
-            raise InputError(f"--tries is {self.tries}; expected at least 3: a winner and its two neighbours.")
+            raise InputError(f"[[tries]] is {self.tries}; expected at least 3: a winner and its two neighbours.")
         if isinstance(self.learning_rate, str) and self.learning_rate != "auto":
-            raise InputError(f"--learning-rate is {self.learning_rate!r}; expected a number or 'auto'.")
+            raise InputError(f"[[learning_rate]] is {self.learning_rate!r}; expected a number or 'auto'.")
         if isinstance(self.learning_rate, float) and not (0 < self.learning_rate < math.inf):
-            raise InputError(f"--learning-rate is {self.learning_rate}; expected a positive number or 'auto'.")
+            raise InputError(f"[[learning_rate]] is {self.learning_rate}; expected a positive number or 'auto'.")
         if not 0 <= self.warmup < 1:
-            raise InputError(f"--warmup is {self.warmup}; expected a part of the steps, from 0 to below 1.")
+            raise InputError(f"[[warmup]] is {self.warmup}; expected a part of the steps, from 0 to below 1.")
         if self.sparsity is not None and not (0 <= self.sparsity < math.inf):
-            raise InputError(f"--sparsity is {self.sparsity}; expected a number of at least 0.")
+            raise InputError(f"[[sparsity]] is {self.sparsity}; expected a number of at least 0.")
         if not 0 <= self.seed < 2**31:
-            raise InputError(f"--seed is {self.seed}; expected an integer from 0 to 2**31 - 1.")
+            raise InputError(f"[[seed]] is {self.seed}; expected an integer from 0 to 2**31 - 1.")
 
     def steering_config(self, sites: tuple[str, ...] | None = None, family: str | None = None) -> SteeringConfig:
         """Return the configuration of the method's edits.

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.result import Evaluation
 
@@ -40,8 +41,8 @@ class RunConfig:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class RunResults:
+@dataclass(frozen=True, repr=False)
+class RunResults(Shown):
     """What came out of a run, on test questions that chose nothing.
 
     Attributes:
@@ -180,6 +181,23 @@ class RunResults:
                 f"{found.total_parameters} parameters. Was it changed by hand? Run again."
             )
         return found
+
+    def headline(self) -> str:
+        """Return what was trained and how often it is right, in one sentence."""
+        return f"{self.method} on {self.task}, seed {self.seed}: {self.line}"
+
+    def paragraphs(self) -> list[str]:
+        """Return the line and what is behind it."""
+        sites = f" at {', '.join(self.sites[:3])}{' ...' if len(self.sites) > 3 else ''}" if self.sites else ""
+        rank = f", rank {self.rank}" if self.rank is not None else ""
+        rate = self.training.get("learning_rate")
+        facts = [
+            f"{self.method}{sites}{rank}, on {self.task}, seed {self.seed}, model {self.model.get('name')}",
+            f"trained parameters: {self.trainable_parameters:,} of {self.total_parameters:,}",
+            f"loss on the test part: {'none' if self.loss is None else f'{self.loss:.4f} nats per token'}",
+        ]
+        facts += [f"learning rate: {rate:g}"] if isinstance(rate, float) else []
+        return ["\n".join([self.line, *(f"  {fact}" for fact in facts)])]
 
     @property
     def line(self) -> str:

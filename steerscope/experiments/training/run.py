@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -13,8 +12,9 @@ from typing import Any
 
 import torch
 
+from steerscope.analysis.provenance import package_versions
 from steerscope.analysis.stopwatch import StageProgress
-from steerscope.errors import InputError
+from steerscope.errors import InputError, words
 from steerscope.experiments.evaluation.adapters import ADAPTER
 from steerscope.experiments.evaluation.evaluate import evaluate
 from steerscope.experiments.evaluation.generation import fitting_prompts
@@ -28,10 +28,11 @@ from steerscope.experiments.training.learning_rates import choice_of, choose_wit
 from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import SCALES_RATE, TrainOptions
 from steerscope.experiments.training.records import RunConfig, RunResults
-from steerscope.experiments.training.run_folder import RunFolder, replace_json
-from steerscope.experiments.training.surroundings import package_versions, peak_memory
+from steerscope.experiments.training.run_folder import RunFolder, read_json, replace_json
+from steerscope.experiments.training.surroundings import peak_memory
 from steerscope.experiments.training.trainee import Trainee, build
 from steerscope.experiments.validation.learning_rates import Choice
+from steerscope.files import told
 from steerscope.finite import NotFiniteError
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token, require_known_tokens, text_tokens
@@ -123,14 +124,16 @@ class Run:
         if not options.searches:
             if options.learning_rate is None:
                 self.say(
-                    f"learning rate {options.fixed_rate:g}, the method's own, not tuned for this model and task "
-                    "(--learning-rate auto searches)"
+                    words(
+                        f"learning rate {options.fixed_rate:g}, the method's own, not tuned for this model and task "
+                        "([[learning_rate='auto']] searches)"
+                    )
                 )
             return Choice(options.fixed_rate, False, {})
         steps, kept = options.lr_steps or options.steps, self.checkpoints / "tried.json"
         known: dict[float, float | None] = {}
         if kept.exists():
-            known = {float(k): v for k, v in json.loads(kept.read_text()).items()}
+            known = {float(k): v for k, v in read_json(kept, "a search").items()}
 
         def loss_at(rate: float) -> float:
             if rate not in known:
@@ -142,8 +145,10 @@ class Run:
         choice = choose_within(loss_at, options.of.start, options.tries)
         if not choice.interior:
             self.say(
-                f"the best learning rate, {choice.learning_rate:g}, is at the edge of the {len(choice.tried)} tried: a "
-                "better one may lie beyond (--tries allows more, the same number for every method)"
+                words(
+                    f"the best learning rate, {choice.learning_rate:g}, is at the edge of the {len(choice.tried)} "
+                    "tried: a better one may lie beyond (more [[tries]] reach it, the same number for every method)"
+                )
             )
         note = "" if steps == options.steps else f", in runs of {steps} steps instead of {options.steps}"
         self.say(f"learning rate {choice.learning_rate:g} chosen on validation among {len(choice.tried)}{note}")
@@ -156,11 +161,11 @@ class Run:
             InputError: The run was begun with another one.
         """
         kept = self.checkpoints / "rate.json"
-        begun = json.loads(kept.read_text())["learning_rate"] if kept.exists() else learning_rate
+        begun = read_json(kept, "a run")["learning_rate"] if kept.exists() else learning_rate
         if begun != learning_rate:
             raise InputError(
                 f"the run in {str(self.path)!r} began to train at learning rate {begun:g}, and {learning_rate:g} was "
-                "found now. Go on with the options it was begun with (--learning-rate-of), or name another folder."
+                "found now. Go on with the options it was begun with ([[learning_rate_of]]), or name another folder."
             )
         replace_json(kept, {"learning_rate": learning_rate})
 
@@ -220,14 +225,14 @@ class Run:
             available = _num_heads(trainee.model)
             count = self.options.heads or max(1, round(available / 10))
             if count > available:
-                raise InputError(f"--heads is {count}; there are {available} to choose among. Ask for fewer.")
+                raise InputError(f"[[heads]] is {count}; there are {available} to choose among. Ask for fewer.")
             try:
                 done = self._train(trainee, rows, SCALES_RATE, steps, "scales", self.checkpoints / "scales", True)
                 trainee.require_finite(SCALES_RATE)
             except NotFiniteError as error:
                 raise InputError(
                     f"the scales that choose LoFiT's heads have no learning rate to choose, and {error} Give fewer "
-                    "--steps or another --sparsity."
+                    "[[steps]] or another [[sparsity]]."
                 ) from error
             heads = top_heads(trainee.model, count)
         finally:
@@ -240,7 +245,7 @@ class Run:
 
     def _heads(self) -> tuple[tuple[str, ...], float]:
         """Return the heads that LoFiT keeps, and the seconds it took to choose them."""
-        known = json.loads(self._heads_file.read_text())
+        known = read_json(self._heads_file, "a run")
         return tuple(known["heads"]), float(known["seconds"])
 
     def _build(self, rows: list[SupervisedSequence], **changes: Any) -> Trainee:
@@ -280,7 +285,8 @@ class Run:
         """Write the adapter; one that was begun before an interruption is written anew."""
         place = self.path / ADAPTER
         shutil.rmtree(place, ignore_errors=True)
-        trainee.save(place)
+        with told(f"write the adapter to {str(place)!r}"):
+            trainee.save(place)
 
     def _test(self, form: AnswerForm, model: torch.nn.Module) -> tuple[Evaluation, list[Any]]:
         return evaluate(

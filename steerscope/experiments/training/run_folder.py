@@ -15,25 +15,33 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from steerscope.analysis.provenance import changed_versions, differing, knows_data, package_versions
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.result import Generation
 from steerscope.experiments.training.records import RunConfig, RunResults
+from steerscope.files import read_text, told, write_text
 from steerscope.finite import parse_json
-from steerscope.steering.saving import replace_file
 
 CONFIG, RESULTS, GENERATIONS = "config.json", "results.json", "generations.jsonl"
 
 
 class RunFolder:
-    """The folder of one run; made by :meth:`create` or :meth:`reopen`."""
+    """The folder of one run; made by :meth:`create` or :meth:`reopen`.
 
-    def __init__(self, path: Path, config: RunConfig) -> None:
-        self.path, self.config = path, config
+    Attributes:
+        path: Where it is.
+        config: What decides the run's outcome.
+        note: What a user who goes on with it should know, a sentence without its full stop, or nothing.
+    """
+
+    def __init__(self, path: Path, config: RunConfig, note: str = "") -> None:
+        self.path, self.config, self.note = path, config, note
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig) -> RunFolder:
@@ -43,15 +51,13 @@ class RunFolder:
             InputError: There is something in it, or it cannot be made.
         """
         folder = Path(path)
-        try:
+        with told(f"write a run to {str(folder)!r}"):
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
                 raise InputError(
                     f"folder {str(folder)!r} is not empty; a run is never written over another. Name another folder."
                 )
-            _write_new(folder / CONFIG, _json(asdict(config)))
-        except OSError as error:
-            raise InputError(f"cannot write a run to {str(folder)!r} ({error.strerror}). Name another.") from error
+            _write_new(folder / CONFIG, _json(asdict(config) | {"versions": package_versions()}))
         return cls(folder, config)
 
     @classmethod
@@ -64,13 +70,28 @@ class RunFolder:
         folder = Path(path)
         begun = read_json(folder / CONFIG, "a run that could go on")
         wanted = json.loads(_json(asdict(config)))
-        if begun != wanted:
-            differ = sorted(name for name in {*begun, *wanted} if begun.get(name) != wanted.get(name))
+        is_finished, note = (folder / RESULTS).exists(), ""
+        settings = begun.get("settings")
+        if knows_data(wanted["settings"]) and isinstance(settings, dict) and not knows_data(settings):
+            # Written before runs said so: what is done can be read, what is not must not go on with other data.
+            if not is_finished:
+                raise InputError(
+                    f"the run in {str(folder)!r} does not say on which data it was begun: an earlier steerscope wrote "
+                    "it. Finish it with that version, or name another folder."
+                )
+            note = f"the run in {str(folder)!r} does not say which data it used: an earlier steerscope wrote it"
+            unknown = {name: wanted["settings"][name] for name in ("data", "recipe") if name in wanted["settings"]}
+            begun = begun | {"settings": settings | unknown}
+            begun["model"] = begun.get("model", {}) | {"setup": wanted["model"].get("setup", "")}
+        if differ := differing(begun, wanted):
             raise InputError(
-                f"the run in {str(folder)!r} was begun with other {', '.join(differ)}. Give the same options, or name "
-                "another folder."
+                f"the run in {str(folder)!r} was begun with other {', '.join(differ)}. Give the same options and data, "
+                "or name another folder."
             )
-        return cls(folder, config)
+        changed = changed_versions(begun.get("versions", {}), package_versions())
+        if changed and not is_finished:
+            note = f"the run was begun with other versions ({changed}); its last bits may differ from a whole run's"
+        return cls(folder, config, note)
 
     def withdraw(self) -> None:
         """Take the configuration back, of a run that was refused before it did anything, so that another may begin."""
@@ -94,9 +115,10 @@ class RunFolder:
         if self.is_finished:
             raise InputError(f"{str(self.path / RESULTS)!r} is there already; a run is never written over another.")
         # Generations of a run that was cut off between the two files may be there; only results make them final.
-        (self.path / GENERATIONS).unlink(missing_ok=True)
-        _write_new(self.path / GENERATIONS, "".join(f"{one.to_line()}\n" for one in generations))
-        _write_new(self.path / RESULTS, _json(asdict(results)))
+        lines = "".join(f"{one.to_line()}\n" for one in generations)
+        with told(f"write the results of the run in {str(self.path)!r}"):
+            write_text(self.path / GENERATIONS, lines)
+            _write_new(self.path / RESULTS, _json(asdict(results)))
 
 
 def read_results(folder: str | Path) -> RunResults:
@@ -118,9 +140,10 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(f"{str(path.parent)!r} is no folder of {what}: it has no {path.name}. Check the path.")
+    text = read_text(path, what)
     try:
-        values = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        values = parse_json(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}). It was cut off or damaged.") from error
     if not isinstance(values, dict):
         raise InputError(f"{str(path)!r} holds a {type(values).__name__}; expected a JSON object.")
@@ -136,9 +159,10 @@ def _json(values: Any) -> str:
 
 def replace_json(path: Path, values: Any) -> None:
     """Write what an interrupted run will want to know; unlike results it may be replaced, and never is half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = _json(values)
-    replace_file(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    with told(f"write {str(path)!r}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
 
 
 def _write_new(path: Path, text: str) -> None:
@@ -147,16 +171,21 @@ def _write_new(path: Path, text: str) -> None:
     Raises:
         InputError: It is there already.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    aside = path.with_name(f".unfinished-{secrets.token_hex(6)}")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        _publish(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _publish(aside: Path, path: Path) -> None:
     try:
         os.link(aside, path)  # unlike a rename, fails where the file exists
     except FileExistsError as error:
         raise InputError(f"{str(path)!r} is there already; a run is never written over another.") from error
     except OSError:  # a file system without links
         os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -12,14 +12,15 @@ from pathlib import Path
 
 from steerscope.analysis.stopwatch import StageProgress
 from steerscope.errors import InputError
-from steerscope.experiments.tasks.answer_task import AnswerTask, fingerprint
-from steerscope.experiments.training.data import draw_parts
+from steerscope.experiments.tasks.answer_task import AnswerTask
+from steerscope.experiments.training.data import Parts, draw_parts, run_settings
 from steerscope.experiments.training.learning_rates import read_search, require_same_subject
 from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import TrainOptions
 from steerscope.experiments.training.records import RunConfig, RunResults
 from steerscope.experiments.training.run import Run
 from steerscope.experiments.training.run_folder import CONFIG, RunFolder, read_results
+from steerscope.files import alone_in
 from steerscope.models import load_model
 from steerscope.models.load import LoadedModel
 
@@ -55,8 +56,9 @@ def train(
     """
     options.check()
     place, show = Path(out), progress or (lambda stage, done, total: None)
+    tell = say or (lambda sentence: None)
     parts = draw_parts(task, options)
-    searched = read_search(options, fingerprint(parts.test))
+    searched = read_search(options, parts)
     show("load", 0, 1)
     loaded = load_model(
         options.model,
@@ -66,29 +68,37 @@ def train(
         trust_remote_code=options.trust_remote_code,
     )
     show("load", 1, 1)
-    config = run_config(options, loaded)
+    config = run_config(options, loaded, parts)
     if searched:
         require_same_subject(searched, config, str(options.learning_rate_of))
     if resume and (place / CONFIG).exists():
         folder = RunFolder.reopen(place, config)
+        if folder.note:
+            tell(folder.note)
         if folder.is_finished:
             return read_results(place)
     else:
         folder = RunFolder.create(place, config)
-    run = Run(loaded, options, parts, folder.path, show, say or (lambda sentence: None), searched)
-    try:
-        results = run.whole(task.form, config, command, folder)
-    except InputError:
-        if not run.checkpoints.exists():
-            folder.withdraw()
-        raise
+    run = Run(loaded, options, parts, folder.path, show, tell, searched)
+    with alone_in(folder.path, "train"):
+        try:
+            results = run.whole(task.form, config, command, folder)
+        except InputError:
+            if not run.checkpoints.exists():
+                folder.withdraw()
+            raise
     if not options.keep_checkpoints:
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     return results
 
 
-def run_config(options: TrainOptions, loaded: LoadedModel) -> RunConfig:
+def run_config(options: TrainOptions, loaded: LoadedModel, parts: Parts) -> RunConfig:
     """Return what a run is, as its folder keeps it.
+
+    Args:
+        options: Of the run.
+        loaded: The model.
+        parts: The data, whose hashes are among the settings.
 
     Raises:
         InputError: The model lacks a site.
@@ -105,5 +115,5 @@ def run_config(options: TrainOptions, loaded: LoadedModel) -> RunConfig:
         rank=options.true_rank,
         seed=options.seed,
         model=loaded.identity.as_dict(),
-        settings=options.settings(),
+        settings=run_settings(options, parts),
     )

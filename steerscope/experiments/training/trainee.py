@@ -80,7 +80,7 @@ class Trainee:
         if not self.is_finite:
             raise NotFiniteError(
                 f"training diverged with learning rate {learning_rate:g}: parameters are NaN or infinite. Give a "
-                "smaller --learning-rate, or auto."
+                "smaller [[learning_rate]], or 'auto'."
             )
 
 

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from steerscope.errors import InputError
+from steerscope.files import read_text, written_aside
+from steerscope.folders import WEIGHTS_FORMAT, Kind, require_folder_for
 from steerscope.models.blocks import linear_weight
 from steerscope.models.load import LoadedModel
 from steerscope.steering.identity import BaseIdentity, identify, require_same
-from steerscope.steering.saving import CONFIG_NAME, WEIGHTS_NAME, replace_file, require_tensors
+from steerscope.steering.saving import CONFIG_NAME, WEIGHTS_NAME, require_tensors
 
-FORMAT, VERSION = "steerscope weights", 2
+FORMAT, VERSION = WEIGHTS_FORMAT, 2
 _FIELDS = {"format", "format_version", "steerscope_version", "method", "base_model", "added", "changed", "numbers"}
 
 
@@ -98,9 +100,16 @@ class WeightModel(nn.Module):
         return {name: v for name, v in found.items() if name in self.added or not torch.equal(v, self._before[name])}
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        """Write the changed tensors to a folder; ``with_changed_weights`` reads it."""
-        place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
+        """Write the changed tensors to a folder; ``with_changed_weights`` reads it.
+
+        Raises:
+            InputError: The folder holds something else than changed weights, or cannot be written to.
+        """
+        require_folder_for(folder, Kind.WEIGHTS)
+        with written_aside(Path(folder), "the changed weights", last=(CONFIG_NAME,)) as aside:
+            self._write(aside)
+
+    def _write(self, place: Path) -> None:
         tensors = {name: value.cpu().contiguous().clone() for name, value in self.changed().items()}
         save_file(tensors, place / WEIGHTS_NAME, metadata={"format": "pt"})
         told = {
@@ -114,8 +123,7 @@ class WeightModel(nn.Module):
             "numbers": self.get_nb_trainable_parameters()[0],
         }
         text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        # Last: a folder with a configuration is complete.
-        replace_file(place / CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+        (place / CONFIG_NAME).write_text(text, encoding="utf-8")
 
     @torch.no_grad()
     def restore(self) -> nn.Module:
@@ -176,7 +184,7 @@ def read_changed(folder: Path) -> tuple[dict[str, Any], BaseIdentity]:
     Raises:
         InputError: It is of another version or was changed by hand.
     """
-    told = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    told = json.loads(read_text(folder / CONFIG_NAME, "the configuration"))
     lists = all(isinstance(told.get(name), list) for name in ("added", "changed"))
     if (
         set(told) != _FIELDS

@@ -85,6 +85,7 @@ def majority_rate(examples: Sequence[Example]) -> float:
 
 def fingerprint(examples: Sequence[Example]) -> str:
     """Return a hash of a list of examples, order included."""
+    # Older than :func:`~steerscope.analysis.provenance.content_hash`; kept runs are named by it.
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr((example.prompt, example.completion, example.choices, example.answer_index)).encode())

@@ -56,13 +56,15 @@ class ValidateOptions:
         """
         count = self.sites if isinstance(self.sites, int) else len(self.sites)
         if count < MIN_SITES:
-            raise InputError(f"got {count} sites; expected at least {MIN_SITES}: fewer make no rank correlation.")
+            raise InputError(
+                f"[[sites]] asks for {count}; expected at least {MIN_SITES}: fewer make no rank correlation."
+            )
         least = {"seeds": 1, "rank": 1, "steps": 1, "batch_size": 1, "num_ranking": MIN_EXAMPLES}
         for name, minimum in {**least, "num_selection": 16, "num_test": 16}.items():
             if getattr(self, name) < minimum:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least {minimum}.")
+                raise InputError(f"[[{name}]] is {getattr(self, name)}; expected at least {minimum}.")
         if not 0 <= self.seed < 2**31:
-            raise InputError(f"seed is {self.seed}; expected an integer from 0 to 2**31 - 1.")
+            raise InputError(f"[[seed]] is {self.seed}; expected an integer from 0 to 2**31 - 1.")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the options as JSON-able values."""

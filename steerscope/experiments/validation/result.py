@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
+from steerscope.files import read_text
 from steerscope.finite import parse_json, require_finite_record
+from steerscope.folders import write_result
 
 SCHEMA_VERSION = 1
 
@@ -47,8 +50,8 @@ class TrainedSite:
         return float(np.mean(self.accuracies))
 
 
-@dataclass(frozen=True)
-class Validation:
+@dataclass(frozen=True, repr=False)
+class Validation(Shown):
     """Everything ``steerscope validate`` found.
 
     Attributes:
@@ -66,6 +69,8 @@ class Validation:
         cost: ``ranking`` and ``training`` in seconds, and ``sweep``: training at every layer and kind with the
             learning-rate search, one seed, scaled from the runs made; ``ratio`` of ranking to sweep.
         command: What the user typed, where known.
+        data: Hashes of the examples it was made from: ``ranking``, ``train`` (of the first seed), ``selection``,
+            ``test``; empty for those of earlier versions.
     """
 
     model: dict[str, Any]
@@ -81,6 +86,7 @@ class Validation:
     ceiling: dict[str, Any]
     cost: dict[str, float]
     command: str = ""
+    data: dict[str, str] = field(default_factory=dict)
     schema_version: int = field(default=SCHEMA_VERSION)
 
     def __post_init__(self) -> None:
@@ -100,16 +106,35 @@ class Validation:
         """Return test losses, ``site seed``, infinite where a run diverged."""
         return np.array([[math.inf if v is None else v for v in site.losses] for site in self.sites])
 
+    def headline(self) -> str:
+        """Return how well the score foresaw the trained losses, in one sentence."""
+        found = self.agreements.get(self.score)
+        said = "not compared yet" if found is None else f"Spearman {found['spearman']:.2f} with minus the trained loss"
+        return f"{self.study}: {self.score} at {len(self.sites)} trained sites, {said}."
+
+    def paragraphs(self) -> list[str]:
+        """Return what was found in sentences, and how well every score foresaw it."""
+        from steerscope.analysis.report.table import plain_table
+        from steerscope.experiments.validation.table import score_table, sentences  # which import this file
+
+        if not self.agreements:
+            return [self.headline()]
+        table = score_table(self)
+        # Without the last column, the comparison with the best baseline, which a screen has no room for.
+        narrow = dataclasses.replace(table, columns=table.columns[:-1], rows=tuple(row[:-1] for row in table.rows))
+        return [*sentences(self), plain_table(narrow)]
+
     def to_json(self) -> str:
         """Return the validation as JSON text."""
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, allow_nan=False)
 
     def save(self, path: str | Path) -> None:
-        """Write ``validation.json``; an earlier file is replaced only when the new one is whole."""
-        target = Path(path)
-        aside = target.with_name(f".{target.name}.unfinished")
-        aside.write_text(self.to_json() + "\n", encoding="utf-8")
-        aside.replace(target)
+        """Write ``validation.json``; an earlier file is replaced only when the new one is whole.
+
+        Raises:
+            InputError: Something else is there, or it cannot be written.
+        """
+        write_result(path, self.to_json(), "agreements")
 
     @classmethod
     def load(cls, path: str | Path) -> Validation:
@@ -118,10 +143,9 @@ class Validation:
         Raises:
             InputError: No such file, not JSON, or another schema version.
         """
+        text = read_text(Path(path), "the validation")
         try:
-            data = parse_json(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot read the validation at {path}: {error.strerror}.") from error
+            data = parse_json(text)
         except ValueError as error:
             raise InputError(f"{path} is no validation: invalid JSON ({error}).") from error
         if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:

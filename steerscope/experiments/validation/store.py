@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from steerscope.errors import InputError
+from steerscope.files import read_text, replace_file, told, write_text
 from steerscope.finite import parse_json
 
 # Raised when a change of code makes old runs incomparable.
@@ -46,8 +46,9 @@ class RunStore:
         path = self._path(config, "json")
         if not path.exists():
             return None
+        text = read_text(path, "the stored run")
         try:
-            found: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
+            found: dict[str, Any] = parse_json(text)
         except ValueError as error:
             raise InputError(
                 f"the stored run {path} cannot be read ({error}). Delete that file; it will be made again."
@@ -56,17 +57,13 @@ class RunStore:
 
     def put(self, config: Mapping[str, Any], record: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         """Keep a record (with its configuration) and the trained parameters of an edit, all or nothing."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with told(f"keep a run in {str(self.folder)!r}"):
+            self.folder.mkdir(parents=True, exist_ok=True)
         if weights:
-            aside = self._path(config, f"safetensors.{os.getpid()}")
-            save_file({name: value.cpu().contiguous() for name, value in weights.items()}, aside)
-            aside.replace(self._path(config, "safetensors"))
-        text = json.dumps(
-            {**{k: _plain(v) for k, v in record.items()}, "config": dict(config)}, indent=1, allow_nan=False
-        )
-        aside = self._path(config, f"json.{os.getpid()}")
-        aside.write_text(text + "\n", encoding="utf-8")
-        aside.replace(self._path(config, "json"))
+            kept = {name: value.cpu().contiguous() for name, value in weights.items()}
+            replace_file(self._path(config, "safetensors"), lambda aside: save_file(kept, aside))
+        plain = {**{k: _plain(v) for k, v in record.items()}, "config": dict(config)}
+        write_text(self._path(config, "json"), json.dumps(plain, indent=1, allow_nan=False) + "\n")
 
     def weights(self, config: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the trained parameters of a stored edit (none for methods that keep none)."""

@@ -25,6 +25,7 @@ from steerscope.experiments.validation.result import Validation
 from steerscope.experiments.validation.sweep import Method
 from steerscope.experiments.validation.table import score_table, sentences, trained_table
 from steerscope.experiments.validation.validate import compared
+from steerscope.files import read_text, write_page, write_text
 from steerscope.finite import parse_json
 
 # From the plan: how much better than ``share`` a candidate has to be.
@@ -54,8 +55,8 @@ def write_study(folder: Path, page: Path, *, constants: Path = CONSTANTS, eviden
     _save(constants, fitted)
     studies = [compared(study) for study in studies]  # now with the constants of all other studies
     _save(evidence, [evidence_line(study) for study in studies])
-    tried = [parse_json(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("candidates-*.json"))]
-    page.write_text(render(studies, tried), encoding="utf-8")
+    tried = [parse_json(read_text(path, "the candidates")) for path in sorted(folder.glob("candidates-*.json"))]
+    write_page(page, HEAD, render(studies, tried))
 
 
 def load_studies(folder: Path) -> list[Validation]:
@@ -290,7 +291,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _save(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def main() -> None:

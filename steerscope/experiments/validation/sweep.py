@@ -234,15 +234,16 @@ class Sweep:
 
     def _train_data(self, seed: int) -> PrefixCache:
         if seed not in self._train:
-            data = self._cache(self._train_examples(seed))
+            data = self._cache(self.train_examples(seed))
             if self.options.batch_size > 1:
                 lengths = [len(sequence.ids) for sequence in data.encoded.sequences]
-                advice = "Give examples on one side of it, or --batch-size 1."
+                advice = "Give examples on one side of it, or [[batch_size]] 1."
                 require_one_side(lengths, data.encoded.switch, "training examples", advice)
             self._train[seed] = data
         return self._train[seed]
 
-    def _train_examples(self, seed: int) -> list[Example]:
+    def train_examples(self, seed: int) -> list[Example]:
+        """Return the training examples of one seed, in their order."""
         key = f"train {seed}"
         if key not in self._examples:
             wanted = self.options.steps * self.options.batch_size
@@ -267,7 +268,7 @@ class Sweep:
     def _scales_of(self, sites: Sequence[Site]) -> dict[Site, float]:
         if not self._scales:
             # The first seed's examples, whatever seed is trained: an edit means the same for all of them.
-            encoded = encode_for(self.loaded, self._train_examples(self.options.seed)[:64])
+            encoded = encode_for(self.loaded, self.train_examples(self.options.seed)[:64])
             found = read_scales(self.loaded, encoded, batch_size=JUDGE_BATCH, max_examples=64)
             self._scales = {site: _root_mean_square(scale) for site, scale in found.items()}
         return {site: self._scales[site] for site in sites}
@@ -276,11 +277,11 @@ class Sweep:
 
     def _config(self, method: Method, rate: float, seed: int) -> dict[str, Any]:
         return {
-            "model": self.loaded.identity.sha256,
+            **model_of(self.loaded),
             "dtype": self.loaded.identity.dtype,
-            "train": fingerprint(self._train_examples(seed)),
+            "train": fingerprint(self.train_examples(seed)),
             "selection": fingerprint(self._held_examples("selection")),
-            "scales_from": fingerprint(self._train_examples(self.options.seed)[:64]),
+            "scales_from": fingerprint(self.train_examples(self.options.seed)[:64]),
             "method": method.name,
             "learning_rate": rate,
             "seed": seed,
@@ -294,6 +295,12 @@ class Sweep:
         self._done = min(self._done + step, self._total)
         if self.progress is not None:
             self.progress(what, self._done, self._total)
+
+
+def model_of(loaded: LoadedModel) -> dict[str, str]:
+    """Return the model by content; what only a folder has is left out where there is none, as in earlier stores."""
+    setup = loaded.identity.setup
+    return {"model": loaded.identity.sha256} | ({"setup": setup} if setup else {})
 
 
 def _record_of(judged: Judged, done: Trained) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def sentences(result: Validation) -> list[str]:
             f"{limit['partial']:.2f}), mean over {limit['num_pairs']} pairs."
         )
     else:
-        lines.append("Ceiling: not known from one seed; train with --seeds 2 or more.")
+        lines.append("Ceiling: not known from one seed; train with two or more.")
     diverged = [s.method for s in (*result.sites, *result.references) if None in s.losses]
     if diverged:
         lines.append(f"Diverged with the chosen rate: {', '.join(diverged)}; ranked last.")

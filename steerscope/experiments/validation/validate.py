@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerscope.analysis.options import RankOptions
+from steerscope.analysis.provenance import RECIPE, content_hash, model_key
 from steerscope.analysis.ranking import rank_sites
 from steerscope.analysis.results import Ranking
 from steerscope.analysis.scores import DEFAULT_SCORE, Needs, ranking_scores
+from steerscope.errors import InputError
 from steerscope.experiments.validation.agreement import agreements, ceiling
 from steerscope.experiments.validation.data import DataSplits, majority_rate
 from steerscope.experiments.validation.depth_and_kind import depth_and_kind, known_studies
@@ -22,6 +24,7 @@ from steerscope.experiments.validation.options import ValidateOptions, choose_si
 from steerscope.experiments.validation.result import TrainedSite, Validation
 from steerscope.experiments.validation.store import RunStore
 from steerscope.experiments.validation.sweep import Method, Outcome, Sweep
+from steerscope.files import told
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site
 
@@ -63,7 +66,7 @@ def validate_ranking(
         The ranking, with this validation as its evidence, and the validation.
 
     Raises:
-        InputError: Bad options, or too few examples.
+        InputError: Bad options, too few examples, or a folder whose validation was begun with other data or options.
 
     Cost: one ranking, then three training runs per site and one more per further seed, each through the blocks
     from the site up.
@@ -112,6 +115,12 @@ def validate_ranking(
         ceiling={},
         cost=_cost(loaded, ranking, chosen, outcomes[: len(chosen)], options),
         command=command,
+        data={
+            "ranking": str(ranking.settings["data"]),
+            "train": content_hash(sweep.train_examples(options.seed), ordered=True),
+            "selection": content_hash(splits.selection(options.num_selection), ordered=False),
+            "test": content_hash(asked, ordered=False),
+        },
     )
     result = compared(result)
     return replace(ranking, evidence=evidence_of(result)), result
@@ -189,25 +198,42 @@ def _ranked(
     loaded: LoadedModel, splits: DataSplits, options: ValidateOptions, kept: Path, progress: Progress | None
 ) -> Ranking:
     wanted = RankOptions(max_examples=options.num_ranking, seed=options.seed, rank=options.rank)
+    examples = splits.ranking(options.num_ranking, options.seed)
+    asked = {
+        "data": content_hash(examples, ordered=False),
+        "model": model_key(loaded.identity.as_dict()),
+        "[[seed]]": options.seed,
+        "[[rank]]": options.rank,
+        "[[num_ranking]]": options.num_ranking,
+        "version": RECIPE,
+    }
     if kept.exists():
         found = Ranking.load(kept)
-        same = (
-            found.model == loaded.identity.as_dict()
-            and found.task == splits.name
-            and found.seed == options.seed
-            and found.settings.get("rank") == options.rank
-            and found.settings.get("asked_examples") == options.num_ranking
-            and set(ranking_scores(Needs.KERNEL)) <= set(found.sites[0].scores)
-        )
-        if same:
-            return found
-    examples = splits.ranking(options.num_ranking, options.seed)
+        kept_as = found.settings
+        has = {
+            "data": kept_as.get("asked_data"),
+            "model": model_key(found.model),
+            "[[seed]]": found.seed,
+            "[[rank]]": kept_as.get("rank"),
+            "[[num_ranking]]": kept_as.get("asked_examples"),
+            "version": kept_as.get("recipe"),
+        }
+        # One of an earlier version does not say what it was made from, and is made again; runs have hashes anyway.
+        if has["data"] is not None:
+            if differ := sorted(name for name in asked if asked[name] != has[name]):
+                raise InputError(
+                    f"the validation in {str(kept.parent)!r} was begun with other {', '.join(differ)}. Give the same "
+                    "options and data, or name another folder."
+                )
+            if set(ranking_scores(Needs.KERNEL)) <= set(found.sites[0].scores):
+                return found
     ranking = rank_sites(loaded, examples, wanted, task=splits.name, progress=progress)
-    ranking = replace(ranking, settings={**ranking.settings, "asked_examples": options.num_ranking})
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    aside = kept.with_name(".ranking.unfinished")
-    ranking.save(aside)
-    aside.replace(kept)
+    ranking = replace(
+        ranking, settings={**ranking.settings, "asked_examples": options.num_ranking, "asked_data": asked["data"]}
+    )
+    with told(f"make the folder {str(kept.parent)!r}"):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+    ranking.save(kept)
     return ranking
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,13 @@ from steerscope.analysis import report as ranking_report
 from steerscope.analysis.report.figure_style import figure_bytes
 from steerscope.analysis.report.table import TextTable
 from steerscope.analysis.report.vocabulary import clean
-from steerscope.errors import InputError
 from steerscope.experiments.verification.figures import FIGURE_STEMS, VerifyFigure, figure_entries
 from steerscope.experiments.verification.results import Verification
 from steerscope.experiments.verification.tables import full_rows, headline, measurement_tables, proposition_table
+from steerscope.files import written_aside
+from steerscope.folders import Kind, require_folder_for
 
+_DRAWN = tuple(f"figures/{stem}.{ending}" for stem in FIGURE_STEMS for ending in ("svg", "png"))
 _FOLDER = Path(__file__).parent
 # One look for all pages.
 _STYLE = Path(ranking_report.__file__).parent / "style.css"
@@ -96,35 +97,20 @@ def write_verification(found: Verification, folder: str | Path) -> Path:
         The path of ``index.html``.
 
     Raises:
-        InputError: The folder cannot be written to.
+        InputError: The folder holds something else than such a report, or cannot be written to.
     """
     target = Path(folder)
+    require_folder_for(target, Kind.VERIFICATION)
     drawn = []
     for entry in figure_entries(found):
         figure = entry.plot(found)
         drawn.append((entry, figure_bytes(figure, "svg"), figure_bytes(figure, "png")))
     page = render_page(found, [(entry, svg) for entry, svg, _ in drawn])
-    drawings = target / "figures"
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=target) as folder_aside:
-            aside = Path(folder_aside)
-            for entry, svg, png in drawn:
-                (aside / f"{entry.stem}.svg").write_bytes(svg)
-                (aside / f"{entry.stem}.png").write_bytes(png)
-            images = sorted(aside.iterdir())
-            found.save(aside / "verify.json")
-            (aside / "index.html").write_text(page, encoding="utf-8", newline="\n")
-            drawings.mkdir(exist_ok=True)
-            for stem in FIGURE_STEMS:
-                for ending in ("svg", "png"):
-                    (drawings / f"{stem}.{ending}").unlink(missing_ok=True)
-            for path in images:
-                path.replace(drawings / path.name)
-            for name in ("verify.json", "index.html"):
-                (aside / name).replace(target / name)
-    except OSError as error:
-        raise InputError(
-            f"cannot write the report to {folder}: {error.strerror}. Name a folder that can be written to."
-        ) from error
+    with written_aside(target, "the report", last=("verify.json", "index.html"), instead_of=_DRAWN) as aside:
+        (aside / "figures").mkdir()
+        for entry, svg, png in drawn:
+            (aside / "figures" / f"{entry.stem}.svg").write_bytes(svg)
+            (aside / "figures" / f"{entry.stem}.png").write_bytes(png)
+        found.save(aside / "verify.json")
+        (aside / "index.html").write_text(page, encoding="utf-8", newline="\n")
     return target / "index.html"

@@ -15,10 +15,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from steerscope.analysis.shown import Shown
 from steerscope.equivalence.propositions.base import Measurement, Verdict
 from steerscope.equivalence.propositions.catalogue import Result
 from steerscope.errors import InputError
+from steerscope.files import read_text
 from steerscope.finite import parse_json
+from steerscope.folders import write_result
 
 SCHEMA_VERSION = 1
 MEASUREMENTS = (
@@ -121,8 +124,8 @@ class PropositionResult:
         return failing[0] if failing else max(self.claims, key=_tightness, default=None)
 
 
-@dataclass(frozen=True)
-class Verification:
+@dataclass(frozen=True, repr=False)
+class Verification(Shown):
     """Everything one run found.
 
     Attributes:
@@ -164,13 +167,32 @@ class Verification:
         """Names of the propositions that fail."""
         return tuple(one.name for one in self.propositions if one.verdict == Verdict.FAILS)
 
+    def headline(self) -> str:
+        """Return the verdicts in one sentence."""
+        from steerscope.experiments.verification.tables import headline  # which imports this file
+
+        return headline(self)
+
+    def paragraphs(self) -> list[str]:
+        """Return the verdicts, warnings, and the propositions: those that fail first."""
+        from steerscope.analysis.report.table import plain_table
+        from steerscope.experiments.verification.tables import proposition_table
+
+        first = sorted(self.propositions, key=lambda one: one.verdict != Verdict.FAILS)
+        table = plain_table(proposition_table(dataclasses.replace(self, propositions=tuple(first))))
+        return [self.headline(), *(f"Warning: {sentence}" for sentence in self.warnings), table]
+
     def to_json(self) -> str:
         """Return ``verify.json`` as text: keys sorted, six significant digits, no NaN."""
         return json.dumps(plain(self), indent=1, sort_keys=True, allow_nan=False)
 
     def save(self, path: str | Path) -> None:
-        """Write ``verify.json``."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        """Write ``verify.json``, whole or not at all.
+
+        Raises:
+            InputError: Something else is there, or it cannot be written.
+        """
+        write_result(path, self.to_json(), "propositions")
 
     @classmethod
     def from_json(cls, text: str) -> Verification:
@@ -206,11 +228,7 @@ class Verification:
         Raises:
             InputError: The file cannot be read, or is no verification.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read {path}: {error}. Name a verify.json.") from error
-        return cls.from_json(text)
+        return cls.from_json(read_text(Path(path), "the verification"))
 
 
 def plain(value: Any) -> Any:

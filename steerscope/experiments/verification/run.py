@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from steerscope.analysis.encoding import encode_for
+from steerscope.analysis.provenance import package_versions
 from steerscope.analysis.stopwatch import StageProgress, Stopwatch
 from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import (
@@ -84,12 +83,12 @@ class VerifyOptions:
     def check(self) -> None:
         """Raise :class:`InputError` for a number out of range."""
         if self.seed < 0:
-            raise InputError(f"seed is {self.seed}; expected at least 0.")
+            raise InputError(f"[[seed]] is {self.seed}; expected at least 0.")
         for name in ("steps", "batch_size", "few_rows", "layers", "few_layers", "positions"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1.")
+                raise InputError(f"[[{name}]] is {getattr(self, name)}; expected at least 1.")
         if self.rows < 8:
-            raise InputError(f"rows is {self.rows}; expected at least 8, of which a quarter is held out.")
+            raise InputError(f"[[rows]] is {self.rows}; expected at least 8, of which a quarter is held out.")
 
 
 def verify_random(
@@ -304,15 +303,10 @@ def _verification(
         measurements=measurements,
         finetune=finetune,
         settings={} if loaded is None else plain(options),
-        versions=_versions(),
+        versions=package_versions(),
         timing=watch.seconds,
         warnings=tuple(warnings),
     )
-
-
-def _versions() -> dict[str, str]:
-    names = ("steerscope", "torch", "transformers", "numpy")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
 
 
 def loader(name: str, **options: Any) -> Loader:

@@ -94,7 +94,7 @@ def test_what_is_counted():
     assert found.line == "validation accuracy 25.0% [4.6%, 69.9%] n=4 (majority 50.0%)"
     assert str(found).endswith(found.line)
     assert any("did not fit" in note for note in found.notes)
-    assert any("raise --max-new-tokens" in note for note in found.notes)
+    assert any("raise max_new_tokens" in note for note in found.notes)
     assert found.choice_sum is None
     assert json.loads(generations[1].to_line())["parsed"] is None
 

@@ -63,7 +63,7 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path):
     folder = RunFolder.create(tmp_path / "run", config())
     (folder.path / "generations.jsonl").write_text("half a li")  # cut off between the last two files
     again = RunFolder.reopen(folder.path, config())
-    with pytest.raises(InputError, match="with other rank, settings"):
+    with pytest.raises(InputError, match="with other learning_rate, steps, rank"):
         RunFolder.reopen(folder.path, config(rank=4, settings={"steps": 1}))
     again.finish(results(config()), GENERATIONS)
     assert (folder.path / "generations.jsonl").read_text() == GENERATIONS[0].to_line() + "\n"
@@ -117,7 +117,12 @@ def test_malformed_results(tmp_path, change, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "cannot be read"), ("[]", "holds a list"), ("", "cannot be read"), ("\xff", "cannot be read")],
+    [
+        ("{", "cannot be read"),
+        ("[]", "holds a list"),
+        ("", "cannot be read"),
+        ("\xff", "cannot read .*byte 0 is not UTF-8"),
+    ],
 )
 def test_damaged_results(tmp_path, text, message):
     path = finished(tmp_path / "run")

@@ -53,5 +53,5 @@ def get_answer_task(name: str, folder: str | Path | None = None) -> AnswerTask:
     if name in listops.GENERATED:
         return listops.GENERATED[name]
     if hub is None:
-        raise InputError(f"task {name!r} is read from files; give the folder that holds them (--data-dir).")
+        raise InputError(f"task {name!r} is read from files; give the folder that holds them ([[data_dir]]).")
     return RowsTask(form, hub_rows(hub, name))

@@ -1,0 +1,231 @@
+"""Reading and writing so that nothing is lost: files appear whole or not at all, and trouble is said in one sentence.
+
+In Python all of it is an :class:`~steerscope.errors.InputError` whose cause is what the system raised.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from steerscope.errors import InputError
+
+# Libraries written in Rust (safetensors, tokenizers) put the system's number into their own errors.
+_NUMBER = re.compile(r"os error (\d+)|\bOs \{ code: (\d+)")
+# torch says where in its archive it failed, and not why.
+_TORCH_WRITER = ("PytorchStreamWriter failed", "inline_container.cc", "iostream error", "unexpected pos")
+_SPACE = "Free some space, or name a place with more"
+_ADVICE = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: "Raise the limit on the size of files (ulimit -f), or name another place",
+    errno.EACCES: "Change its permissions, or name another",
+    errno.EPERM: "Change its permissions, or name another",
+    errno.EROFS: "Name a place that can be written to",
+    errno.ENOTDIR: "A part of the path is a file; name another",
+    errno.EEXIST: "Something of that name is in the way; name another",
+    errno.EISDIR: "It is a folder; name a file",
+    errno.ENAMETOOLONG: "Give a shorter name",
+    errno.ELOOP: "A symbolic link leads back to itself; name another",
+    errno.EMFILE: "Raise the limit on open files (ulimit -n)",
+}
+
+
+def trouble(error: BaseException) -> tuple[str, str] | None:
+    """Return why the file system refused and what to do, or ``None`` if an error is of another kind."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and isinstance(error, Exception):
+        if (found := _NUMBER.search(str(error))) is not None:
+            number = int(found[1] or found[2])
+        elif isinstance(error, RuntimeError) and any(words in str(error) for words in _TORCH_WRITER):
+            return "the file could not be written to its end; is the disk full?", _SPACE
+    if number is None:
+        return None
+    return os.strerror(number), _ADVICE.get(number, "Check the path")
+
+
+def sentence_of(error: OSError) -> str:
+    """Return one sentence about an error that nothing else spoke of: which file, why, what to do."""
+    found = trouble(error)
+    if found is None:
+        return " ".join(str(error).split()) or type(error).__name__
+    names = [repr(str(name)) for name in (error.filename, error.filename2) if name is not None]
+    where = f"cannot read or write {' or '.join(names)}" if names else "reading or writing failed"
+    return f"{where} ({found[0]}). {found[1]}."
+
+
+@contextmanager
+def told(doing: str, advice: str = "") -> Iterator[None]:
+    """Turn what the file system refuses in the block into one sentence.
+
+    Args:
+        doing: What is done to what, after "cannot": ``"write the report to 'folder'"``.
+        advice: What to do instead of what the reason suggests, without a full stop.
+
+    Raises:
+        InputError: The file system refused.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if (found := trouble(error)) is None:
+            raise
+        raise InputError(f"cannot {doing} ({found[0]}). {advice or found[1]}.") from error
+
+
+def read_text(path: Path, what: str) -> str:
+    """Return the text of a UTF-8 file; ``what`` names it in messages (``"the ranking"``).
+
+    Raises:
+        InputError: It cannot be read or is not UTF-8.
+    """
+    with told(f"read {what} {str(path)!r}"):
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"cannot read {what} {str(path)!r}: byte {error.start} is not UTF-8. Is it another file?"
+            ) from error
+
+
+def replace_file(path: Path, write_to: Callable[[Path], object]) -> None:
+    """Write a file so that it appears whole, or stays what it was; several processes may do so at once.
+
+    A link is followed. What is no regular file (``/dev/null``, a pipe) is written to as it is.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    with told(f"write {str(path)!r}"):
+        target = path.resolve() if path.is_symlink() else path
+        if target.exists() and not target.is_file():
+            write_to(target)
+            return
+        # A short name: the file's own may be as long as the system allows.
+        aside = target.with_name(f".unfinished-{secrets.token_hex(6)}{target.suffix[:16]}")
+        try:
+            write_to(aside)
+            if target.exists():
+                shutil.copymode(target, aside)
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as UTF-8, whole or not at all.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    replace_file(path, lambda aside: aside.write_text(text, encoding="utf-8", newline="\n"))
+
+
+def write_page(path: Path, head: str, text: str) -> None:
+    """Write a generated page; a file that is there is replaced only if it begins with the same title.
+
+    Args:
+        path: The file.
+        head: What every version of the page begins with; its first line is compared.
+        text: The page.
+
+    Raises:
+        InputError: Another file is there, or it cannot be written.
+    """
+    title = head.partition("\n")[0]
+    if path.is_file() and not read_text(path, "the page").startswith(title):
+        raise InputError(
+            f"the file {str(path)!r} is there and is another one than the page {title.lstrip('# ')!r}, so it was not "
+            "touched. Name the page last, or delete that file first."
+        )
+    write_text(path, text)
+
+
+@contextmanager
+def written_aside(
+    folder: Path, what: str, *, last: Sequence[str] = (), instead_of: Sequence[str] = ()
+) -> Iterator[Path]:
+    """Give an empty folder to write files in; when all of them are whole they move into ``folder``.
+
+    If the block fails, is interrupted or the disk is full, ``folder`` stays as it was. Other files in it are left.
+
+    Args:
+        folder: Where the files go; made if missing.
+        what: What is written, for messages: ``"the report"``.
+        last: Names of files that say the rest is complete. Earlier ones of the first such name are taken away before
+            anything moves, and these move last: at no moment does it stand beside files of another save.
+        instead_of: Patterns of earlier files that go away with the move, such as figures that are drawn no more.
+
+    Raises:
+        InputError: The folder cannot be made or written to.
+    """
+    with told(f"write {what} to {str(folder)!r}", "Name a folder that can be written to" if _is_closed(folder) else ""):
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = folder / f".unfinished-{secrets.token_hex(6)}"
+        try:
+            aside.mkdir()
+            yield aside
+            files = sorted(path.relative_to(aside) for path in aside.rglob("*") if path.is_file())
+            ends = [Path(name) for name in last]
+            for name in ends[:1]:
+                (folder / name).unlink(missing_ok=True)
+            for pattern in instead_of:
+                for old in folder.glob(pattern):
+                    old.unlink()
+            for name in [*(name for name in files if name not in ends), *(name for name in ends if name in files)]:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (aside / name).replace(folder / name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            if made:
+                with suppress(OSError):  # only if nothing came of it
+                    folder.rmdir()
+
+
+def _is_closed(folder: Path) -> bool:
+    nearest = next((path for path in (folder, *folder.absolute().parents) if path.exists()), None)
+    return nearest is None or not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK)
+
+
+@contextmanager
+def alone_in(folder: Path, doing: str) -> Iterator[None]:
+    """Refuse to work in a folder in which another process does the same; its end, however it comes, frees the folder.
+
+    Where the system has no such locks (Windows, some network file systems) nothing is refused.
+
+    Args:
+        folder: A folder that exists.
+        doing: What happens in it, for the message: ``"train"``.
+
+    Raises:
+        InputError: Another process works in it.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"another process is about to {doing} in {str(folder)!r}. Wait until it is "
+                "done, or name another folder."
+            ) from error
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)

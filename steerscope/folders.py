@@ -1,0 +1,183 @@
+"""What a folder is for: nothing that steerscope writes may change it for others.
+
+An adapter's configuration beside a model's makes transformers take the folder for an adapter, a report over a
+validation loses it: so a folder that holds one sort of thing gets nothing of another. All that writes asks here first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from enum import StrEnum
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from steerscope.errors import InputError
+from steerscope.files import told, write_text
+
+
+class Kind(StrEnum):
+    """What a folder may hold, in the words of messages."""
+
+    MODEL = "a model"
+    PEFT = "an adapter of PEFT"
+    STEERING = "a steering adapter"
+    WEIGHTS = "changed weights of a model"
+    OTHER_ADAPTER = "an adapter of another program"
+    RUN = "a run of train or evaluate"
+    RANKING = "the report of a ranking"
+    VALIDATION = "a validation"
+    VERIFICATION = "the report of a verification"
+    COMPARISON = "a comparison of runs"
+    DATA = "data"
+
+
+ADAPTERS = (Kind.STEERING, Kind.WEIGHTS, Kind.PEFT, Kind.OTHER_ADAPTER)
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+STEERING_FORMAT, WEIGHTS_FORMAT = "steerscope steering", "steerscope weights"
+
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.bin.index.json", "*.gguf", "*.onnx",
+            "tf_model.h5", "flax_model.msgpack", "consolidated*.pth")  # fmt: skip
+_MODEL = ("config.json", "generation_config.json", "model_index.json", "preprocessor_config.json", "params.json")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt",
+              "special_tokens_map.json", "added_tokens.json", "chat_template.*")  # fmt: skip
+_DATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json", "*.arrow", "*.parquet",
+         "*.jsonl", "*.jsonl.gz")  # fmt: skip
+# Names that other programs read: a JSON file of ours under one of them would be taken for theirs.
+_TAKEN_NAMES = (*_WEIGHTS, *_MODEL, *_TOKENIZER, *_DATA, ADAPTER_CONFIG, "adapter_model*", "trainer_state.json")
+_GENERATIONS = "generations.jsonl"
+_TRAINER = ("trainer_state.json", "training_args.bin")
+
+
+def require_folder_for(folder: str | Path, kind: Kind, *, also: Iterable[Kind] = ()) -> None:
+    """Refuse to write one sort of thing into a folder that holds another; a folder that is not there is free.
+
+    A tokenizer alone is in nobody's way: it is saved beside adapters, before them or after.
+
+    Args:
+        folder: Where something is about to be written.
+        kind: What.
+        also: Sorts that it may be written over or beside.
+
+    Raises:
+        InputError: The folder holds another sort of thing, or cannot be listed; nothing was touched.
+    """
+    place = Path(folder)
+    with told(f"look into {str(folder)!r}"):
+        if not place.is_dir():
+            return
+        found = _held(place)
+    own = {kind, *also}
+    for other, file in found:
+        if other not in own:
+            raise InputError(
+                f"folder {str(folder)!r} holds {other} ({file}); {kind} in it would change what it is for others, so "
+                "nothing was touched. Name another folder, for example a new one inside it."
+            )
+
+
+def require_names_for(names: Iterable[str], where: str, kind: Kind) -> None:
+    """Refuse to upload an adapter to a repository whose files, by their names alone, are another sort of thing.
+
+    Raises:
+        InputError: There is a model or data in it.
+    """
+    for other, patterns in ((Kind.MODEL, (*_WEIGHTS, *_MODEL)), (Kind.DATA, _DATA)):
+        for name in names:
+            if _matches(name.rpartition("/")[2], patterns):
+                raise InputError(
+                    f"{where} holds {other} ({name}); {kind} in it would change what it is for others, so nothing was "
+                    "uploaded. Name another repository."
+                )
+
+
+def require_json_file(path: Path, sign: str) -> None:
+    """Refuse to write a result as JSON where another file is, or where other programs would look for one of theirs.
+
+    Args:
+        path: The file.
+        sign: A field by which an earlier result of the same sort, which may be replaced, is known.
+
+    Raises:
+        InputError: The name is one that other programs read, or the file holds something else.
+    """
+    if any(fnmatch(path.name, pattern) for pattern in _TAKEN_NAMES):
+        raise InputError(
+            f"a result cannot be written to {str(path)!r}: other programs read files of that name. Name another file, "
+            "result.json for example."
+        )
+    with told(f"look at {str(path)!r}"):
+        if not path.is_file() or path.stat().st_size == 0:
+            return
+    values = _json(path)
+    if not isinstance(values, dict) or "schema_version" not in values or sign not in values:
+        raise InputError(
+            f"the file {str(path)!r} is there and holds something else than a result of this sort, so it was not "
+            "touched. Name another file, or delete it first."
+        )
+
+
+def write_result(path: str | Path, text: str, sign: str) -> None:
+    """Write a result's JSON, whole or not at all; see :func:`require_json_file`.
+
+    Raises:
+        InputError: Another file is there, or it cannot be written.
+    """
+    require_json_file(Path(path), sign)
+    write_text(Path(path), text + "\n")
+
+
+def _held(folder: Path) -> Iterator[tuple[Kind, str]]:
+    """Yield the sorts of things in a folder, each with the file that shows it."""
+    names = {path.name for path in folder.iterdir()}
+    config = _json(folder / "config.json") if "config.json" in names else None
+    is_run = isinstance(config, dict) and {"task", "method", "settings"} <= set(config)
+    if is_run or ("results.json" in names and _GENERATIONS in names):
+        yield Kind.RUN, "config.json" if is_run else "results.json"
+    if "evaluation.json" in names and _GENERATIONS in names:
+        yield Kind.RUN, "evaluation.json"
+    if ADAPTER_CONFIG in names:
+        yield _adapter(_json(folder / ADAPTER_CONFIG)), ADAPTER_CONFIG
+    # The Trainer keeps the parameters of a model that is not transformers' own as model.safetensors, without a
+    # configuration: nobody can load them as a model.
+    of_trainer = names & set(_TRAINER) and "config.json" not in names
+    for name in sorted(names):
+        if name == "config.json" and is_run:
+            continue
+        if (_matches(name, _WEIGHTS) and not of_trainer) or name in _MODEL:
+            yield Kind.MODEL, name
+        elif _matches(name, _DATA):
+            yield Kind.DATA, name
+    if "validation.json" in names or _has_stored_runs(folder):
+        yield Kind.VALIDATION, "validation.json" if "validation.json" in names else "runs"
+    elif "ranking.json" in names:
+        yield Kind.RANKING, "ranking.json"
+    if "verify.json" in names:
+        yield Kind.VERIFICATION, "verify.json"
+    if "comparison.json" in names:
+        yield Kind.COMPARISON, "comparison.json"
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return name not in (ADAPTER_WEIGHTS, _GENERATIONS) and any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _has_stored_runs(folder: Path) -> bool:
+    """Whether the runs of a validation are there, which keeps them as files and not as folders."""
+    return any(path.is_file() for path in (folder / "runs").glob("*.json"))
+
+
+def _adapter(config: Any) -> Kind:
+    told_format = config.get("format") if isinstance(config, dict) else None
+    if told_format in (STEERING_FORMAT, WEIGHTS_FORMAT):
+        return Kind.STEERING if told_format == STEERING_FORMAT else Kind.WEIGHTS
+    return Kind.PEFT if isinstance(config, dict) and "peft_type" in config else Kind.OTHER_ADAPTER
+
+
+def _json(path: Path) -> Any:
+    """Return what a JSON file holds, or ``None`` where it is none."""
+    with suppress(OSError, ValueError, RecursionError):
+        return json.loads(path.read_text(encoding="utf-8"))
+    return None
