@@ -1,0 +1,42 @@
+"""Virtual tokens: what PEFT's prompt-learning methods put before every row, as embeddings or as keys and values.
+
+They stand in no tokenizer's ids and no caller's mask, and PEFT puts them before padding on the left, so that a text
+would depend on the batch it is in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from steerscope.errors import InputError
+
+
+def num_virtual_tokens(model: nn.Module) -> int:
+    """Return how many virtual tokens PEFT puts before every row of a model, inside this package's wrappers too."""
+    inner: Any = model
+    while isinstance(inner, nn.Module):
+        if "peft_config" in vars(inner) or "peft_config" in vars(type(inner)) or hasattr(inner, "active_peft_config"):
+            config = inner.active_peft_config
+            return int(getattr(config, "num_virtual_tokens", 0) or 0) if config.is_prompt_learning else 0
+        inner = inner._modules.get("base_model")
+    return 0
+
+
+def require_no_virtual_tokens(model: nn.Module, why: str) -> None:
+    """Refuse a model whose rows begin with virtual tokens.
+
+    Args:
+        model: A language model or a wrapper of one.
+        why: What they would spoil, a clause.
+
+    Raises:
+        InputError: They do.
+    """
+    count = num_virtual_tokens(model)
+    if count:
+        raise InputError(
+            f"PEFT puts {count} virtual tokens before every row of this model (prompt learning), and {why}. Use an "
+            "adapter that adds no tokens, a LoRA for example, or switch this one off with disable_adapter()."
+        )
