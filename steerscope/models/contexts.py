@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +31,18 @@ class HasSites(Protocol):
         ...
 
 
-class Readings(dict[Site | str, Tensor]):
+# The keys that a context was asked with.
+Key = TypeVar("Key", bound=Site | str)
+
+
+class Readings(dict[Key, Tensor]):
     """What :func:`reading` found, under the keys it was asked with.
 
     A site is found under every name it has: ``found["3.resid_post"]``, ``found[Site(3, SiteKind.RESID_POST)]`` and
     ``found["blocks.3.hook_resid_post"]`` are one tensor.
     """
 
-    def __init__(self, site_map: SiteMap, asked: Mapping[Site, list[Site | str]]) -> None:
+    def __init__(self, site_map: SiteMap, asked: Mapping[Site, list[Key]]) -> None:
         super().__init__()
         self._site_map, self._asked = site_map, asked
 
@@ -47,8 +51,8 @@ class Readings(dict[Site | str, Tensor]):
         for key in self._asked[site]:
             self[key] = value
 
-    def _key(self, name: object) -> Site | str | None:
-        """Return the key that a name is kept under, None if it was not asked for."""
+    def _key(self, name: object) -> Key | None:
+        """Return the key that a site is kept under, None if it was not asked for."""
         if not isinstance(name, Site | str):
             return None
         try:
@@ -57,10 +61,10 @@ class Readings(dict[Site | str, Tensor]):
             return None
         return None if asked is None else asked[0]
 
-    def __missing__(self, name: Site | str) -> Tensor:
+    def __getitem__(self, name: Site | str) -> Tensor:
         key = self._key(name)
         if key is not None and dict.__contains__(self, key):
-            return self[key]
+            return super().__getitem__(key)
         asked = ", ".join(str(site) for site in self._asked)
         raise KeyError(
             f"nothing was read at {str(name)!r}: "
@@ -68,7 +72,7 @@ class Readings(dict[Site | str, Tensor]):
         )
 
     def __contains__(self, name: object) -> bool:
-        return dict.__contains__(self, name) or dict.__contains__(self, self._key(name))
+        return dict.__contains__(self, self._key(name))
 
     def get(self, name: Site | str, default: Any = None) -> Any:
         """Return what was read at a site, or the default."""
@@ -109,8 +113,7 @@ def edited(
             f"edited() got {type(model).__name__}, {type(site_map).__name__} and {type(edits).__name__}; expected "
             "(model, site_map, edits), or (loaded, edits) with what load_model() returned."
         )
-    inner = model if isinstance(model, nn.Module) else getattr(model, "model", None)
-    _require_belongs(found, inner)
+    inner = _require_belongs(found, model if isinstance(model, nn.Module) else getattr(model, "model", None))
     taps: dict[Site, Tap] = {}
     for name, edit in edits.items():
         site = found.resolve(name)
@@ -125,7 +128,7 @@ def edited(
 
 
 @contextmanager
-def reading(site_map: SiteMap | HasSites, sites: Iterable[Site | str]) -> Iterator[Readings]:
+def reading(site_map: SiteMap | HasSites, sites: Iterable[Key]) -> Iterator[Readings[Key]]:
     """Collect the tensors of sites (``batch token channel``) from this thread's forward passes inside the context.
 
     Args:
@@ -145,7 +148,7 @@ def reading(site_map: SiteMap | HasSites, sites: Iterable[Site | str]) -> Iterat
             f"reading() got {type(site_map).__name__}; expected a site map (loaded.site_map, or find_sites(model)), or "
             "what load_model() returned."
         )
-    asked: dict[Site, list[Site | str]] = {}
+    asked: dict[Site, list[Key]] = {}
     for name in sites:
         asked.setdefault(found_map.resolve(name), []).append(name)
     found = Readings(found_map, asked)
@@ -163,18 +166,18 @@ def _sites_of(model: object) -> SiteMap | None:
     return found if isinstance(found, SiteMap) else None
 
 
-def _require_belongs(site_map: SiteMap, model: object) -> None:
-    """Refuse a model whose blocks are not those of the site map.
+def _require_belongs(site_map: SiteMap, model: object) -> nn.Module:
+    """Return the model if its blocks are those of the site map.
 
     Raises:
         InputError: They are not.
     """
-    modules = set(model.modules()) if isinstance(model, nn.Module) else set()
-    if not all(block.module in modules for block in site_map.blocks):
-        raise InputError(
-            f"the site map was found in another model than the {type(model).__name__} that was given, which would run "
-            "without the edits. Give the model's own site map: loaded.site_map, or find_sites(model)."
-        )
+    if isinstance(model, nn.Module) and {block.module for block in site_map.blocks} <= set(model.modules()):
+        return model
+    raise InputError(
+        f"the site map was found in another model than the {type(model).__name__} that was given, which would run "
+        "without the edits. Give the model's own site map: loaded.site_map, or find_sites(model)."
+    )
 
 
 def _adding(site: Site, edit: Edit) -> Tap:

@@ -19,7 +19,9 @@ from steerscope.errors import InputError
 from steerscope.models.blocks import BlockDescription
 from steerscope.models.hooks import Tap, tapping
 from steerscope.models.load import LoadedModel
+from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.site_map import SiteMap, decoder_of, find_sites
+from steerscope.models.virtual_tokens import require_no_virtual_tokens
 from steerscope.sites import Site, SiteKind
 from steerscope.steering import hub, loading, merging, saving, scales
 from steerscope.steering.config import SteeringConfig
@@ -28,7 +30,6 @@ from steerscope.steering.generating import generation_of
 from steerscope.steering.identity import identify, is_peft, language_model, own_weights, tuner_layers
 from steerscope.steering.passes import Passes, Told, passes_on
 from steerscope.steering.positions import Positions
-from steerscope.steering.virtual_tokens import require_no_virtual_tokens
 
 # Edits of these act on what enters or leaves a block, not inside it.
 _OUTSIDE = (SiteKind.RESID_PRE, SiteKind.RESID_POST)
@@ -53,6 +54,7 @@ class SteeringModel(nn.Module):
                 "this model is steered already, by an adapter that was not unloaded; call "
                 "steerscope.steering.steered_by(model).unload() first, or name all sites in one configuration."
             )
+        require_weights_in_memory(base_model, "steering")
         self._tuner_layers = tuner_layers(base_model)
         if self._tuner_layers and not is_peft(base_model):
             raise InputError(

@@ -16,6 +16,9 @@ from steerscope.errors import InputError
 from steerscope.experiments.shared_prefix import Prefix, in_evaluation_mode
 from steerscope.experiments.tasks.supervised import end_token, pad_token
 from steerscope.models.head import contiguous_head
+from steerscope.models.offloaded import require_weights_in_memory
+from steerscope.models.virtual_tokens import require_no_virtual_tokens
+from steerscope.steering import SteeringModel
 from steerscope.steering.identity import language_model
 
 
@@ -96,7 +99,10 @@ def generate(
             chosen = order[start : start + batch_size]
             rest, mask = left_padded([ids[i][prefix.length :] for i in chosen], pad, device_of(model))
             inputs = torch.cat([prefix.ids.expand(len(chosen), -1), rest], 1)
-            out = model.generate(input_ids=inputs, generation_config=config, **prefix.before(mask))  # type: ignore[operator]
+            given = prefix.before(mask)
+            if isinstance(model, SteeringModel):  # what the cache holds was computed as part of the prompt
+                given["prompt_lengths"] = given["attention_mask"].sum(-1)
+            out = model.generate(input_ids=inputs, generation_config=config, **given)  # type: ignore[operator]
             for i, row in zip(chosen, out[:, inputs.shape[1] :].tolist(), strict=True):
                 found[i] = _read(row, ends, tokenizer)
             if progress is not None:
@@ -164,7 +170,13 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch off dropout and gradients, and give back the mode of every module afterwards."""
+    """Switch off dropout and gradients, and give back the mode of every module afterwards.
+
+    Raises:
+        InputError: Weights are offloaded, or PEFT puts virtual tokens before every row.
+    """
+    require_weights_in_memory(model, "evaluation")
+    require_no_virtual_tokens(model, "results would depend on the batch that a text is in")
     with in_evaluation_mode(model), contiguous_head(model), torch.inference_mode():
         yield
 

@@ -17,9 +17,9 @@ def num_virtual_tokens(model: nn.Module) -> int:
     """Return how many virtual tokens PEFT puts before every row of a model, inside this package's wrappers too."""
     inner: Any = model
     while isinstance(inner, nn.Module):
-        if "peft_config" in vars(inner) or "peft_config" in vars(type(inner)) or hasattr(inner, "active_peft_config"):
-            config = inner.active_peft_config
-            return int(getattr(config, "num_virtual_tokens", 0) or 0) if config.is_prompt_learning else 0
+        if "peft_config" in vars(inner) and callable(getattr(inner, "get_base_model", None)):
+            config: Any = inner.active_peft_config
+            return int(config.num_virtual_tokens or 0) if config.is_prompt_learning else 0
         inner = inner._modules.get("base_model")
     return 0
 
@@ -38,5 +38,5 @@ def require_no_virtual_tokens(model: nn.Module, why: str) -> None:
     if count:
         raise InputError(
             f"PEFT puts {count} virtual tokens before every row of this model (prompt learning), and {why}. Use an "
-            "adapter that adds no tokens, a LoRA for example, or switch this one off with disable_adapter()."
+            "adapter that adds none, a LoRA for example."
         )
