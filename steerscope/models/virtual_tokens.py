@@ -17,7 +17,7 @@ def num_virtual_tokens(model: nn.Module) -> int:
     """Return how many virtual tokens PEFT puts before every row of a model, inside this package's wrappers too."""
     inner: Any = model
     while isinstance(inner, nn.Module):
-        if "peft_config" in vars(inner) and callable(getattr(inner, "get_base_model", None)):
+        if hasattr(inner, "peft_config") and callable(getattr(inner, "get_base_model", None)):
             config: Any = inner.active_peft_config
             return int(config.num_virtual_tokens or 0) if config.is_prompt_learning else 0
         inner = inner._modules.get("base_model")

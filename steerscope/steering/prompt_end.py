@@ -95,6 +95,8 @@ class Columns:
                 f"got {len(lengths)} prompt lengths for a batch of {len(self.real)}; expected one per row. "
                 "Pass as many."
             )
+        if bool((lengths < 0).any()):
+            raise InputError(f"prompt_lengths holds {int(lengths.min())}; expected numbers of tokens, at least 0.")
         return lengths[:, None]
 
 
@@ -119,11 +121,13 @@ def columns_of(given: dict[str, Any], ids: Tensor, special: SpecialTokens, rule:
             "batching), which does not show them. Use generate(), or an adapter with positions 'all'."
         )
     if mask is None:
-        if cached == 0 and ids.dim() == 2:
+        if cached == 0 and ids.dim() == 2 and rule != "mask":
             require_no_padding(ids, special)
         real = torch.ones(batch, cached + new, dtype=torch.bool, device=ids.device)
     else:
         real = real_columns(mask, batch, cached + new, rule)
+    if rule == "mask":  # nothing is counted
+        return Columns.of_rows(real, new)
     if any(given.get(name) is not None for name in _PACKING) and places is None:
         raise InputError(
             f"positions {rule!r} are counted in sequences, and rows packed with {', '.join(_PACKING)} alone do not say "
@@ -173,7 +177,7 @@ def real_columns(mask: Any, batch: int, width: int, rule: str) -> Tensor:
             "and a column for every token, cached ones included."
         )
     real = mask != 0
-    if mask.dtype is not torch.bool and not bool(((mask == 1) | ~real).all()):
+    if rule != "mask" and mask.dtype is not torch.bool and not bool(((mask == 1) | ~real).all()):
         raise InputError(
             f"the attention mask holds values other than 0 and 1 (packed rows numbered in the mask do), from which "
             f"positions {rule!r} cannot be told. Pass 1 for every token and 0 for padding, one sequence a row."

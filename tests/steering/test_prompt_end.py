@@ -116,8 +116,8 @@ def test_packed_rows_that_cannot_tell(rule):
     for message, given in cases.items():
         with pytest.raises(InputError, match=message):
             model(**given)
-    everywhere = steered("linear", positions="all")
-    everywhere(**batch, attention_mask=ones)
+    steered("linear", positions="all")(**batch, attention_mask=ones)
+    steered("linear", positions="mask")(**batch, attention_mask=numbered, steering_mask=ones)
 
 
 def told(*lengths: int) -> dict[str, Tensor]:
@@ -141,6 +141,8 @@ def test_labels_that_cannot_tell(rule):
     # Padding between tokens does not part a span.
     mask = torch.tensor([[1, 1, 1, 0, 1, 1]])
     assert model(row, attention_mask=mask, labels=row.masked_fill(mask == 0, -100).index_fill(1, torch.arange(2), -100))
+    with pytest.raises(InputError, match="prompt_lengths holds -1"):
+        model(row, **told(-1))
     with pytest.raises(InputError, match="prompt_lengths is list"):
         model(row, prompt_lengths=[3])
     with pytest.raises(InputError, match=r"prompt_lengths is a tensor of torch.int64 of shape \(1, 1\)"):
