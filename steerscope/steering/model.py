@@ -169,6 +169,10 @@ class SteeringModel(nn.Module):
                 guidance, in code from elsewhere (``custom_generate``), from padding without an attention mask.
         """
         self._require_mask_is_used(steering_mask)
+        # Where PEFT's wrapper leaves its own method, which the base model's generate does not call from here.
+        around = getattr(vars(self).get("prepare_inputs_for_generation"), "__self__", None)
+        if isinstance(around, nn.Module):
+            require_no_virtual_tokens(around, "generate() of the steered model inside would leave them out")
         language: Any = language_model(self.base_model)
         with ExitStack() as stack:
             assistant = kwargs.get("assistant_model")

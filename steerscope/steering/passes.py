@@ -17,7 +17,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from steerscope.errors import InputError
-from steerscope.models.virtual_tokens import require_no_virtual_tokens
 from steerscope.steering.checkpointing import forget_pass, remember_pass
 from steerscope.steering.generating import Generation
 from steerscope.steering.identity import language_model
@@ -205,7 +204,6 @@ class Passes:
         if self.positions.rule == "all":
             return None
         rule = self.positions.text
-        require_no_virtual_tokens(self._base, f"positions {rule!r} are counted without them")
         given = self._signature.bind_partial(*args, **kwargs).arguments
         given = {**given, **given.get("kwargs", {})}
         ids = given.get("input_ids")
