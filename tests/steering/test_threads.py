@@ -205,3 +205,25 @@ def test_a_block_called_by_itself():
     model(input_ids=prompts()[0][None], prompt_lengths=torch.tensor([6]))
     with pytest.raises(InputError, match="a block was called by itself, where positions 'last' cannot be told"):
         model.site_map.blocks[0].module(stream, position_embeddings=places)
+
+
+def test_backward_in_another_thread_edits_the_tokens_of_its_forward():
+    """As on accelerators, where torch computes gradients in threads of its own and blocks run again there."""
+    model, row = steered("nonlinear", sites=("0.mlp_out", "1.mlp_hidden"), positions="last").train(), prompts()[0][None]
+
+    def gradients(threads: ThreadPoolExecutor | None) -> list[Tensor]:
+        model.zero_grad()
+        losses = [
+            model(input_ids=row, prompt_lengths=torch.tensor([n]), use_cache=False).logits.square().mean()
+            for n in (2, 5)
+        ]
+        for loss in losses:
+            loss.backward() if threads is None else threads.submit(loss.backward).result()
+        return [p.grad.clone() for p in model.edits.parameters()]
+
+    expected = gradients(None)
+    for reentrant in (False, True):
+        model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        with ThreadPoolExecutor(1) as pool:
+            for found, wanted in zip(gradients(pool), expected, strict=True):
+                torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
