@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from steerscope.errors import InputError, SteerscopeError, UnsupportedModelError
     from steerscope.experiments.tasks import get_task
     from steerscope.models.blocks import BlockDescription
-    from steerscope.models.contexts import edited, reading
+    from steerscope.models.hooks import edited, reading
     from steerscope.models.load import LoadedModel, load_model, wrap_model
     from steerscope.models.precision import true_float64
     from steerscope.models.site_map import find_sites
@@ -39,8 +39,8 @@ _HOMES = {
     "Site": "sites",
     "parse_site": "sites",
     # Reading, editing, precision
-    "reading": "models.contexts",
-    "edited": "models.contexts",
+    "reading": "models.hooks",
+    "edited": "models.hooks",
     "true_float64": "models.precision",
     # First-order maps
     "first_order_shift": "equivalence.shifts",

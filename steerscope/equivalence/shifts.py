@@ -15,7 +15,7 @@ from torch.func import functional_call, jacfwd, jacrev, jvp
 
 from steerscope.errors import InputError, did_you_mean
 from steerscope.models.attention import forward_differentiable_attention
-from steerscope.models.contexts import reading
+from steerscope.models.hooks import reading
 from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.site_map import SiteMap, find_sites

@@ -2,8 +2,7 @@
 
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.blocks import Block, BlockDescription
-from steerscope.models.contexts import edited, reading
-from steerscope.models.hooks import tapping
+from steerscope.models.hooks import edited, reading, tapping
 from steerscope.models.load import LoadedModel, ModelIdentity, load_model, wrap_model
 from steerscope.models.precision import true_float64
 from steerscope.models.site_map import SiteMap, find_sites

@@ -1,21 +1,24 @@
-"""Hooks at the sites of a running model; :mod:`steerscope.models.contexts` reads and edits through them.
+"""Reading and editing sites of a running model through forward hooks.
 
-Only the hooks set here are removed again; other libraries' hooks stay. A model may run in several threads at once: what
-a hook keeps between the modules of a block is kept per thread.
+Edits are added (x + d), never written as replaced values, so a zero edit leaves the logits bit-equal. Only
+the hooks set here are removed again; other libraries' hooks stay. Hooks act in the thread that set them, and what they
+keep between the modules of a block is kept per thread: in other threads the same model gives its own numbers.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from steerscope.errors import InputError, UnsupportedModelError
+from steerscope.models.addends import Edit, checked
 from steerscope.models.blocks import Block, as_token_axes
+from steerscope.models.readings import Key, Readings
 from steerscope.models.site_map import SiteMap
 from steerscope.models.threads import acts_here, bound_to_this_thread
 from steerscope.sites import Site, SiteKind
@@ -192,3 +195,114 @@ def _one_head(tap: Tap, head: int, n_heads: int) -> Tap:
         return torch.cat(heads, dim=-1)
 
     return narrowed
+
+
+class HasSites(Protocol):
+    """What knows its own sites: a loaded model, or a steered one."""
+
+    @property
+    def site_map(self) -> SiteMap:
+        """The sites."""
+        ...
+
+
+@contextmanager
+def edited(
+    model: nn.Module | HasSites,
+    site_map: SiteMap | Mapping[Site, Edit] | Mapping[str, Edit] | None = None,
+    edits: Mapping[Site, Edit] | Mapping[str, Edit] | None = None,
+) -> Iterator[nn.Module]:
+    """Run the model with edits added at sites, in this thread; leaving the context removes them.
+
+    ``edited(model, site_map, edits)``, or ``edited(loaded, edits)`` with what knows its own sites.
+
+    Args:
+        model: The model ``site_map`` was found in, also inside a wrapper; or a loaded or steered model.
+        site_map: Its sites; left out where ``model`` knows them.
+        edits: Per site, a function from what the site reads (``batch token channel``) to what is added: a tensor of
+            that shape, or one that is repeated over batch and tokens (``channel``, ``1 token channel``, ...), in any
+            data type and on any device. It is added in the model's. Edits apply in the order in which a block computes
+            its sites, whatever the order of the mapping; an edit sees what the edits before it made. Nested contexts
+            apply outer edits first.
+
+    Raises:
+        InputError: A model that the site map does not belong to, a site it does not have, the same site twice, all
+            heads and one of them; while the model runs, an edit that returns what cannot be added.
+    """
+    if edits is None and isinstance(site_map, Mapping):
+        site_map, edits = None, site_map
+    found = _sites_of(model) if site_map is None else site_map
+    if not isinstance(found, SiteMap) or edits is None:
+        raise InputError(
+            f"edited() got {type(model).__name__}, {type(site_map).__name__} and {type(edits).__name__}; expected "
+            "(model, site_map, edits), or (loaded, edits) with what load_model() returned."
+        )
+    inner = _require_belongs(found, model if isinstance(model, nn.Module) else getattr(model, "model", None))
+    taps: dict[Site, Tap] = {}
+    for name, edit in edits.items():
+        site = found.resolve(name)
+        if site in taps:
+            raise InputError(f"site '{site}' is edited twice; add the two edits in one function.")
+        if site.head is not None and Site(site.layer, site.kind) in map(found.resolve, edits):
+            raise InputError(f"'{site}' is one of the heads of '{site.layer}.{site.kind}', which is edited too.")
+        taps[site] = _adding(checked(site, edit))
+    order = list(SiteKind)
+    with tapping(found, dict(sorted(taps.items(), key=lambda item: (item[0].layer, order.index(item[0].kind))))):
+        yield inner
+
+
+@contextmanager
+def reading(site_map: SiteMap | HasSites, sites: Iterable[Key]) -> Iterator[Readings[Key]]:
+    """Collect the tensors of sites (``batch token channel``) from this thread's forward passes inside the context.
+
+    Args:
+        site_map: The model's sites, or a loaded or steered model, which knows them.
+        sites: Which, by name or as :class:`Site`.
+
+    Returns:
+        A dictionary with the keys that were asked for; a site is found under its other names too. It is filled as
+        the model runs; a second pass overwrites the first. Enter it inside :func:`edited` to read edited values.
+
+    Raises:
+        InputError: A site the model does not have.
+    """
+    found_map = site_map if isinstance(site_map, SiteMap) else _sites_of(site_map)
+    if found_map is None:
+        raise InputError(
+            f"reading() got {type(site_map).__name__}; expected a site map (loaded.site_map, or find_sites(model)), or "
+            "what load_model() returned."
+        )
+    asked: dict[Site, list[Key]] = {}
+    for name in sites:
+        asked.setdefault(found_map.resolve(name), []).append(name)
+    found = Readings(found_map, asked)
+
+    def keep(site: Site) -> Tap:
+        return lambda value, read: found.keep(site, read)
+
+    with tapping(found_map, {site: keep(site) for site in asked}):
+        yield found
+
+
+def _sites_of(model: object) -> SiteMap | None:
+    """Return the sites of what knows its own."""
+    found = getattr(model, "site_map", None)
+    return found if isinstance(found, SiteMap) else None
+
+
+def _require_belongs(site_map: SiteMap, model: object) -> nn.Module:
+    """Return the model if its blocks are those of the site map.
+
+    Raises:
+        InputError: They are not.
+    """
+    if isinstance(model, nn.Module) and {block.module for block in site_map.blocks} <= set(model.modules()):
+        return model
+    raise InputError(
+        f"the site map was found in another model than the {type(model).__name__} that was given, which would run "
+        "without the edits. Give the model's own site map: loaded.site_map, or find_sites(model)."
+    )
+
+
+def _adding(edit: Edit) -> Tap:
+    return lambda value, read: value + edit(read).to(device=value.device, dtype=value.dtype)

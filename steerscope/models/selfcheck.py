@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from steerscope.errors import UnsupportedModelError
 from steerscope.models.blocks import Block, linear_weight
-from steerscope.models.contexts import Edit, edited, reading
+from steerscope.models.hooks import Edit, edited, reading
 from steerscope.models.site_map import SiteMap
 from steerscope.sites import Site, SiteKind
 

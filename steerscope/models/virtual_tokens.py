@@ -40,3 +40,16 @@ def require_no_virtual_tokens(model: nn.Module, why: str) -> None:
             f"PEFT puts {count} virtual tokens before every row of this model (prompt learning), and {why}. Use an "
             "adapter that adds none, a LoRA for example."
         )
+
+
+def require_no_tokens_around(model: nn.Module) -> None:
+    """Refuse to generate where PEFT's wrapper around a steered model would add virtual tokens.
+
+    It leaves a method of its own on what it wraps, which the base model's ``generate`` does not call from there.
+
+    Raises:
+        InputError: It would.
+    """
+    around = getattr(vars(model).get("prepare_inputs_for_generation"), "__self__", None)
+    if isinstance(around, nn.Module):
+        require_no_virtual_tokens(around, "generate() of the steered model inside would leave them out")

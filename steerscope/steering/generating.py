@@ -126,7 +126,8 @@ def generation_of(
     Raises:
         InputError: The call generates in a way, or from an input, in which the prompts' end cannot be told.
     """
-    call = inspect.signature(model.generate).bind_partial(*args, **kwargs).arguments
+    # The class's signature: the method of one model may have been replaced or compiled.
+    call = inspect.signature(type(model).generate).bind_partial(model, *args, **kwargs).arguments
     given = {**{name: value for name, value in call.items() if name != "kwargs"}, **call.get("kwargs", {})}
     settings = _Settings(given, model)
     rule = positions.text

@@ -30,7 +30,7 @@ from transformers import TrainerCallback
 
 from steerscope.equivalence.propositions.joint import columns_of
 from steerscope.errors import InputError, did_you_mean
-from steerscope.models.contexts import reading
+from steerscope.models.hooks import reading
 from steerscope.sites import Site, SiteKind
 from steerscope.steering.families.low_rank import LinearAdapter
 from steerscope.steering.identity import is_peft

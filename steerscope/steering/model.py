@@ -21,12 +21,11 @@ from steerscope.models.hooks import Tap, tapping
 from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.site_map import SiteMap, decoder_of, find_sites
-from steerscope.models.virtual_tokens import require_no_virtual_tokens
+from steerscope.models.virtual_tokens import require_no_tokens_around, require_no_virtual_tokens
 from steerscope.sites import Site, SiteKind
 from steerscope.steering import hub, loading, merging, saving, scales
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FAMILIES, SteeringEdit
-from steerscope.steering.generating import generation_of
 from steerscope.steering.identity import identify, is_peft, language_model, own_weights, tuner_layers
 from steerscope.steering.passes import Passes, Told, passes_on
 from steerscope.steering.positions import Positions
@@ -169,22 +168,17 @@ class SteeringModel(nn.Module):
                 guidance, in code from elsewhere (``custom_generate``), from padding without an attention mask.
         """
         self._require_mask_is_used(steering_mask)
-        # Where PEFT's wrapper leaves its own method, which the base model's generate does not call from here.
-        around = getattr(vars(self).get("prepare_inputs_for_generation"), "__self__", None)
-        if isinstance(around, nn.Module):
-            require_no_virtual_tokens(around, "generate() of the steered model inside would leave them out")
-        language: Any = language_model(self.base_model)
+        require_no_tokens_around(self)
+        assistant = kwargs.get("assistant_model")
+        if isinstance(assistant, SteeringModel):  # it is not asked to generate by itself, from a prompt of its own
+            kwargs["assistant_model"] = assistant.base_model
+        watchers = [self._passes] if assistant is None else [self._passes, passes_on(decoder_of(assistant))]
         with ExitStack() as stack:
-            assistant = kwargs.get("assistant_model")
-            if isinstance(assistant, SteeringModel):  # it is not asked to generate by itself, from a prompt of its own
-                kwargs["assistant_model"] = assistant.base_model
-            others = None if assistant is None else passes_on(decoder_of(assistant))
-            watchers = dict.fromkeys(found for found in (self._passes, others) if found is not None)
-            for watcher in watchers:
-                generation = None
-                if watcher.positions.rule != "all" and watcher.is_active:
-                    generation = generation_of(language, watcher.positions, args, kwargs, prompt_lengths)
-                stack.enter_context(watcher.told(Told(mask=steering_mask, generation=generation)))
+            for passes in {passes: None for passes in watchers if passes is not None}:
+                told = passes.of_generation(
+                    language_model(self.base_model), args, kwargs, prompt_lengths, steering_mask
+                )
+                stack.enter_context(passes.told(told))
             return self.base_model.generate(*args, **kwargs)  # type: ignore[operator]
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:

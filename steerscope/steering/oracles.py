@@ -32,7 +32,7 @@ from steerscope.equivalence.propositions.oracles import (
 )
 from steerscope.errors import InputError, did_you_mean
 from steerscope.models.blocks import BlockDescription
-from steerscope.models.contexts import Edit, edited, reading
+from steerscope.models.hooks import Edit, edited, reading
 from steerscope.models.site_map import find_sites
 from steerscope.sites import Site, SiteKind
 from steerscope.steering.families import LinearAdapter

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from steerscope.errors import InputError
 from steerscope.steering.checkpointing import forget_pass, remember_pass
-from steerscope.steering.generating import Generation
+from steerscope.steering.generating import Generation, generation_of
 from steerscope.steering.identity import language_model
 from steerscope.steering.positions import Positions, token_mask
 from steerscope.steering.prompt_end import Columns, SpecialTokens, columns_of, ends_from_labels
@@ -162,6 +162,30 @@ class Passes:
     def trains_inside(self, block: nn.Module) -> bool:
         """Whether edits that are trained act inside the block, not only on what enters and leaves it."""
         return block in self._edited_inside
+
+    def of_generation(
+        self,
+        model: nn.Module,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        prompt_lengths: Tensor | None,
+        mask: Tensor | None,
+    ) -> Told:
+        """Return what a call of ``generate`` tells; see :func:`generation_of`, which may add to ``kwargs``.
+
+        Args:
+            model: The language model that generates: the one watched, or one that it assists.
+            args: The call's.
+            kwargs: The call's.
+            prompt_lengths: Tokens of every prompt, where the caller gave them.
+            mask: For positions ``mask``.
+
+        Raises:
+            InputError: It cannot be told where the prompts end.
+        """
+        if self.positions.rule == "all" or not self.is_active:
+            return Told(mask=mask)
+        return Told(mask=mask, generation=generation_of(model, self.positions, args, kwargs, prompt_lengths))
 
     @contextmanager
     def told(self, told: Told) -> Iterator[None]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.errors import UnsupportedModelError
-from steerscope.models import BlockDescription, contexts, edited, find_sites, hooks, reading
+from steerscope.models import BlockDescription, edited, find_sites, hooks, reading
 from steerscope.models.layouts import FAMILIES as DESCRIPTIONS
 from steerscope.models.layouts.parallel import NEOX, NEOX_SEQUENTIAL
 from steerscope.models.selfcheck import check_sites
@@ -153,13 +153,13 @@ def test_hooks_at_wrong_places_are_caught(monkeypatch, family, kind, place, comp
 
 def test_edits_that_are_not_added_are_caught(monkeypatch):
     model = tiny_model("llama")
-    monkeypatch.setattr(contexts, "_adding", lambda _, edit: lambda value, read: value * 1.001 + edit(read))
+    monkeypatch.setattr(hooks, "_adding", lambda edit: lambda value, read: value * 1.001 + edit(read))
     with pytest.raises(UnsupportedModelError, match="zero edits at all sites changed the logits"):
         check_sites(model, find_sites(model))
-    monkeypatch.setattr(contexts, "_adding", lambda _, edit: lambda value, read: value + 0 * edit(read))
+    monkeypatch.setattr(hooks, "_adding", lambda edit: lambda value, read: value + 0 * edit(read))
     with pytest.raises(UnsupportedModelError, match=r"an edit of '0\.resid_pre' left the logits as they were"):
         check_sites(model, find_sites(model))
-    monkeypatch.setattr(contexts, "_adding", lambda _, edit: lambda value, read: value + 2 * edit(read))
+    monkeypatch.setattr(hooks, "_adding", lambda edit: lambda value, read: value + 2 * edit(read))
     with pytest.raises(UnsupportedModelError, match="does not move the block"):
         check_sites(model, find_sites(model))
 

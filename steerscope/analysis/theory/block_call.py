@@ -13,7 +13,7 @@ from torch.func import functional_call, jvp
 from steerscope.analysis.theory.common import Update, weight_names
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.blocks import Block
-from steerscope.models.contexts import reading
+from steerscope.models.hooks import reading
 from steerscope.models.load import LoadedModel
 from steerscope.models.site_map import SiteMap, decoder_of
 from steerscope.sites import Site, SiteKind

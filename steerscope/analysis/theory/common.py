@@ -12,7 +12,7 @@ from torch import Tensor
 from steerscope.analysis.encoding import Encoded
 from steerscope.errors import InputError
 from steerscope.models.blocks import linear_weight
-from steerscope.models.contexts import reading
+from steerscope.models.hooks import reading
 from steerscope.models.load import LoadedModel
 from steerscope.models.site_map import decoder_of
 from steerscope.sites import Site, SiteKind

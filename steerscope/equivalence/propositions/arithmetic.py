@@ -23,7 +23,7 @@ from steerscope.equivalence.propositions.base import Evidence, Measurement, Prop
 from steerscope.equivalence.propositions.parts import curve, relative_error
 from steerscope.equivalence.propositions.runs import post, run_at, shortened, slope_of
 from steerscope.equivalence.propositions.subject import Subject
-from steerscope.models.contexts import Edit
+from steerscope.models.hooks import Edit
 from steerscope.sites import Site
 
 GROUP = "task arithmetic"

@@ -38,7 +38,7 @@ from steerscope.equivalence.propositions.parts import (
 )
 from steerscope.equivalence.propositions.runs import Pass, post, run_at
 from steerscope.equivalence.propositions.subject import Subject
-from steerscope.models.contexts import Edit
+from steerscope.models.hooks import Edit
 from steerscope.sites import Site, SiteKind
 
 GROUP = "context as weights"

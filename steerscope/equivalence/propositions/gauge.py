@@ -39,7 +39,7 @@ from steerscope.equivalence.propositions.parts import (
 from steerscope.equivalence.propositions.runs import input_mapped, output_mapped, post, run_at, weights_changed
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.models.blocks import Block
-from steerscope.models.contexts import Edit
+from steerscope.models.hooks import Edit
 from steerscope.sites import Site
 
 GROUP = "gauge"

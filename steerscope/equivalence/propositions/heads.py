@@ -16,7 +16,7 @@ from steerscope.equivalence.propositions.base import Evidence, Measurement, Prop
 from steerscope.equivalence.propositions.parts import output_first, relative_error
 from steerscope.equivalence.propositions.runs import as_update, output_mapped, run_at
 from steerscope.equivalence.propositions.subject import Subject
-from steerscope.models.contexts import Edit
+from steerscope.models.hooks import Edit
 from steerscope.sites import Site, SiteKind
 
 GROUP = "heads"

@@ -38,7 +38,7 @@ from steerscope.equivalence.propositions.runs import (
     weights_changed,
 )
 from steerscope.equivalence.propositions.subject import Subject
-from steerscope.models.contexts import Edit
+from steerscope.models.hooks import Edit
 from steerscope.sites import Site
 
 GROUP = "oracles"

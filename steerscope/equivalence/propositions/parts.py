@@ -26,7 +26,7 @@ from steerscope.equivalence.propositions.base import Series
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.errors import UnsupportedModelError
 from steerscope.models.blocks import Block, is_transposed, linear_weight
-from steerscope.models.contexts import Edit, edited, reading
+from steerscope.models.hooks import Edit, edited, reading
 from steerscope.sites import Site, SiteKind
 
 MLPWeights = GatedWeights | PlainWeights

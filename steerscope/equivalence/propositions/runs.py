@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from steerscope.equivalence.propositions.parts import as_stored, output_first, parameter_name
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.models.blocks import Block
-from steerscope.models.contexts import Edit, edited, reading
+from steerscope.models.hooks import Edit, edited, reading
 from steerscope.sites import Site, SiteKind
 
 # A check fine-tunes and steers at most this many blocks, so that it takes seconds on a real model, too.

@@ -33,7 +33,7 @@ from steerscope.equivalence.propositions.parts import (
     tensors_at,
 )
 from steerscope.equivalence.propositions.subject import Subject
-from steerscope.models.contexts import Edit
+from steerscope.models.hooks import Edit
 from steerscope.sites import SiteKind
 
 # Adding a difference back: one rounding of the sum per entry; the notes ask for 1e-14.

@@ -17,7 +17,7 @@ from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import DEFAULT_RANK, TrainOptions
 from steerscope.experiments.training.weights import WeightModel
 from steerscope.models.blocks import is_transposed
-from steerscope.models.contexts import reading
+from steerscope.models.hooks import reading
 from steerscope.models.load import LoadedModel
 from steerscope.models.site_map import find_sites
 from steerscope.steering import SteeringConfig, SteeringModel, get_steering_model

@@ -18,7 +18,7 @@ from steerscope.analysis.outputs import Probes, batch_outputs, make_probes
 from steerscope.equivalence.edits import FAMILIES
 from steerscope.experiments.validation.prefix import PrefixCache
 from steerscope.models.blocks import is_transposed
-from steerscope.models.contexts import edited
+from steerscope.models.hooks import edited
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site
 
