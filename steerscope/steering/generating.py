@@ -143,7 +143,7 @@ def generation_of(
         what = f"shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
         raise InputError(f"generate() got prompts of {what}; expected token ids (batch, tokens). Pass such a tensor.")
     if mask is None:
-        real = _told_by_padding(tokens, settings, cached)
+        real = _told_by_padding(tokens, settings, counts=positions.rule != "mask" and not cached)
         if not bool(real.all()):
             kwargs["attention_mask"] = real.long()
     else:
@@ -216,8 +216,13 @@ def _require_own_passes(settings: _Settings, rule: str) -> None:
         )
 
 
-def _told_by_padding(tokens: Tensor, settings: _Settings, cached: int) -> Tensor:
+def _told_by_padding(tokens: Tensor, settings: _Settings, *, counts: bool) -> Tensor:
     """Return which columns hold tokens where no mask was given, as ``generate`` does: by the padding token's id.
+
+    Args:
+        tokens: The prompts.
+        settings: Of the call.
+        counts: Whether tokens are counted from the row's beginning, so that unseen padding would matter.
 
     Raises:
         InputError: Padding and text cannot be told apart.
@@ -229,7 +234,7 @@ def _told_by_padding(tokens: Tensor, settings: _Settings, cached: int) -> Tensor
     pads = as_ids(settings["pad_token_id"])
     if pads and not pads & ends:
         return tokens != pads.pop()
-    if not cached:
+    if counts:
         special = SpecialTokens.of(settings.model)
         require_no_padding(tokens, SpecialTokens(frozenset(pads or ends or special.pads), special.marks | ends | pads))
     return everywhere

@@ -43,7 +43,7 @@ def answers(out: Tensor, width: int) -> list[list[int]]:
     return out[:, width:].tolist()
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["all", "last:2", "completion", "first:2"])
 @torch.no_grad()
 def test_assistants_change_nothing(rule):
     """Candidates are computed with the prompt, which is not the whole first pass then."""
@@ -88,7 +88,7 @@ def test_a_steered_assistant_edits_the_tokens_its_rule_says():
         tiny_model("llama", torch.float64).generate(input_ids=row, assistant_model=twin, **GREEDY)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["prompt", "last", "first:2"])
 @torch.no_grad()
 def test_ways_of_giving_the_input(rule):
     model = steered("linear", positions=rule)
@@ -221,5 +221,6 @@ def test_padding_that_may_be_text_is_refused(rule):
     begins = torch.tensor([[1, 5, 6], [1, 9, 10]])  # a token that begins every text
     expected = slow(model, list(begins))
     assert answers(model.generate(begins, **same), 3) == expected
+    assert model.generate(**same)[0, 1:].tolist() == slow(model, [torch.tensor([0])])[0]  # nothing but a beginning
     mask = (ids != 1).long()
     assert answers(model.generate(ids, attention_mask=mask, **same), 4)[0] == slow(model, [ids[0, 2:]])[0]

@@ -101,8 +101,8 @@ def test_gradients():
         return vector.grad
 
     with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(call, range(60)))
-    all_equal(found, [call(i) for i in range(60)])
+        found = list(pool.map(call, range(32)))
+    all_equal(found, [call(i) for i in range(32)])
 
 
 def test_training_a_steered_model_with_checkpointing_under_passes_of_others():
@@ -121,8 +121,8 @@ def test_training_a_steered_model_with_checkpointing_under_passes_of_others():
             return model.edit_at("0.mlp_out").U.grad.clone()
 
     with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(call, range(60)))
-    all_equal(found, [call(i) for i in range(60)])
+        found = list(pool.map(call, range(32)))
+    all_equal(found, [call(i) for i in range(32)])
 
 
 @torch.no_grad()
