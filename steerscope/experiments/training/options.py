@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from steerscope.errors import InputError, did_you_mean
+from steerscope.experiments.engine.rate_grid import rate
 from steerscope.experiments.training.methods import Method, Trains, get_method
-from steerscope.experiments.validation.learning_rates import rate
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.joint import CONSTRAINTS
 

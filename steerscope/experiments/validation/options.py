@@ -8,7 +8,7 @@ from typing import Any
 
 from steerscope.analysis.options import MIN_EXAMPLES
 from steerscope.errors import InputError
-from steerscope.experiments.validation.training import TrainSettings
+from steerscope.experiments.engine.spec import Schedule
 from steerscope.models.site_map import SiteMap
 from steerscope.sites import Site, SiteKind
 
@@ -44,9 +44,14 @@ class ValidateOptions:
     seed: int = 0
 
     @property
-    def training(self) -> TrainSettings:
+    def schedule(self) -> Schedule:
         """How runs are trained."""
-        return TrainSettings(rank=self.rank, steps=self.steps, batch_size=self.batch_size)
+        return Schedule(steps=self.steps, batch_size=self.batch_size)
+
+    @property
+    def all_seeds(self) -> range:
+        """The training seeds."""
+        return range(self.seed, self.seed + self.seeds)
 
     def check(self) -> None:
         """Refuse options that cannot work.

@@ -22,8 +22,8 @@ from steerscope.analysis.scores import DEFAULT_SCORE
 from steerscope.errors import InputError
 from steerscope.experiments.validation.depth_and_kind import CONSTANTS, fit
 from steerscope.experiments.validation.result import Validation
-from steerscope.experiments.validation.sweep import Method
 from steerscope.experiments.validation.table import score_table, sentences, trained_table
+from steerscope.experiments.validation.training import sites_of
 from steerscope.experiments.validation.validate import compared
 from steerscope.files import exit_code_of, read_text, write_page, write_text
 from steerscope.finite import parse_json
@@ -69,7 +69,7 @@ def load_studies(folder: Path) -> list[Validation]:
 
 def constants_of(study: Validation) -> dict[str, Any]:
     """Return what the baseline of depth and kind learns from one study."""
-    sites = [Method.named(one.method).sites[0] for one in study.sites]
+    sites = [sites_of(one.method)[0] for one in study.sites]
     losses = study.losses().mean(1)
     return fit(sites, losses, int(study.model["layers"]))
 
