@@ -409,4 +409,5 @@ def test_resid_mid_of_a_parallel_layout(no_passes, place, capsys):
 def test_tokenizer_of_another_model(no_passes, place, tmp_path, capsys):
     model = save_model(tmp_path / "small", vocab_size=20)
     said = refusal(capsys, "rank", model, "--data", place / "data.jsonl")
-    assert "the model knows tokens 0 to 19. Load the model with the tokenizer that belongs to it" in said
+    assert "the model knows tokens 0 to 19, the 20 rows of its embedding. Load the model with the tokenizer" in said
+    assert "resize_token_embeddings" in said
