@@ -321,7 +321,7 @@ BAD_WEIGHTS = {
     "empty": (damage(lambda f: (f / "model.safetensors").write_bytes(b"")), ["header too small", AGAIN]),
     "truncated": (damage(lambda f: halve(f / "model.safetensors")), ["file not fully covered", AGAIN]),
     "not safetensors": (damage(lambda f: (f / "model.safetensors").write_bytes(b"<html>" * 99)), ["header", AGAIN]),
-    "no tokenizer": (damage(lambda f: (f / "tokenizer.json").unlink()), ["It has no tokenizer", "Copy the tokenizer's files"]),
+    "no tokenizer": (damage(lambda f: (f / "tokenizer.json").unlink()), ["It has no tokenizer", "Copy the"]),
     "broken tokenizer": (damage(lambda f: halve(f / "tokenizer.json")), ["cannot load the model in folder", AGAIN]),
     "one tensor missing": (
         lambda folder: with_weights(folder, lambda w: w.pop(UP)),
