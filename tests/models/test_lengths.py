@@ -147,7 +147,7 @@ def test_batches_that_are_fixed_in_advance_are_refused():
     model = wrap_model(byte_phi(), byte_tokenizer())
     parts = Parts(tuple(ASKED), (), ())
     options = TrainOptions(method="lora", task="listops", model="m", batch_size=4)
-    with pytest.raises(InputError, match=r"of 5 training examples are longer than 16 tokens.*--max-length 16"):
+    with pytest.raises(InputError, match=r"of 5 training examples are longer than 16 tokens.*max_length 16"):
         supervised(parts, model, options)
     alone = TrainOptions(method="lora", task="listops", model="m", batch_size=1)
     assert len(supervised(parts, model, alone)[0]) == 5
