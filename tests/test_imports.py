@@ -151,7 +151,7 @@ def read(name: str) -> str:
 def test_versions_agree():
     project = tomllib.loads(read("pyproject.toml"))["project"]
     citation = re.search(r"^version: (\S+)$", read("CITATION.cff"), re.MULTILINE)
-    newest = re.search(r"^## (\S+)", read("CHANGELOG.md"), re.MULTILINE)
+    newest = re.search(r"^## (?!Unreleased)(\S+)", read("CHANGELOG.md"), re.MULTILINE)
     assert citation is not None
     assert newest is not None
     assert project["version"] == citation[1] == newest[1] == steerscope.__version__ == metadata.version("steerscope")
