@@ -88,7 +88,8 @@ def _advice(error: Exception, lower: str, source: Path) -> str | None:
     """Return what to do about an error whose cause can be told, ``None`` for all others."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in lower or "can't allocate" in lower:
         return (
-            "There is not enough memory: load it with [[dtype='bfloat16']], on another [[device]], or take a smaller model."
+            "There is not enough memory: load it with [[dtype='bfloat16']], on another [[device]], or take a smaller "
+            "model."
         )
     asks_for_attention = "attention" in lower and any(
         word in lower for word in ("flash", "implementation", "toggled", "sdpa", "flex")
