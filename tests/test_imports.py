@@ -19,7 +19,18 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "steerscope"
 
 # Every room may import itself and what stands before it.
-ORDER = ["errors", "sites", "models", "equivalence", "steering", "analysis", "experiments", "cli", "__main__"]
+ORDER = [
+    "errors",
+    "installed",
+    "sites",
+    "models",
+    "equivalence",
+    "steering",
+    "analysis",
+    "experiments",
+    "cli",
+    "__main__",
+]
 
 
 def room_of(file: Path) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -25,6 +23,7 @@ from steerscope.analysis.scorer import Scorer
 from steerscope.analysis.stability import learning_curve, stability_of_halves
 from steerscope.analysis.stopwatch import StageProgress, Stopwatch
 from steerscope.errors import InputError
+from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel
 from steerscope.models.selfcheck import vocab_size
 from steerscope.sites import Site, SiteKind
@@ -123,7 +122,7 @@ def rank_sites(
         task=task,
         n_examples=len(kept),
         seed=options.seed,
-        versions=_versions(),
+        versions=package_versions(),
         score=options.score,
         sites=scored,
         kinds=kind_scores,
@@ -209,14 +208,3 @@ def _warnings(loaded: LoadedModel, stability: Stability) -> list[str]:
             f"(below {stability.threshold}): use more prompts before choosing a site."
         )
     return out
-
-
-def _versions() -> dict[str, str]:
-    names = ("steerscope", "torch", "transformers", "numpy", "scipy")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found

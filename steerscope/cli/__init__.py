@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a proposition fails, 2 bad input, 130 interrupted.
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -17,6 +18,7 @@ from steerscope.cli.train import train
 from steerscope.cli.validate import validate
 from steerscope.cli.verify import verify
 from steerscope.errors import InputError
+from steerscope.installed import package_versions
 
 INTERRUPTED = 130
 
@@ -37,8 +39,21 @@ app.command()(validate)
 app.command()(verify)
 
 
+def _show_version(asked: bool) -> None:
+    if not asked:
+        return
+    found = package_versions()
+    others = ", ".join(f"{name} {found[name]}" for name in ("torch", "transformers", "peft"))
+    typer.echo(f"steerscope {found['steerscope']}\n{others}, Python {found['python']}")
+    raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show versions and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
     """Rank the steering sites of a language model by what fine-tuning could be learned there."""
 
 

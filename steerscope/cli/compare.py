@@ -18,7 +18,9 @@ def compare(
     from steerscope.cli.output import check_folder
     from steerscope.experiments.comparison import compare as compare_runs
     from steerscope.experiments.comparison.table import print_comparison
+    from steerscope.installed import require
 
+    require("report", "the figure of a comparison")
     check_folder(out, overwrite=overwrite)
     found = compare_runs(folders)
     from steerscope.experiments.comparison.figure import write_comparison  # matplotlib is slow to load

@@ -46,6 +46,7 @@ def validate(
     from steerscope.experiments.validation.options import ValidateOptions
     from steerscope.experiments.validation.table import print_validation
     from steerscope.experiments.validation.validate import validate_ranking
+    from steerscope.installed import require
     from steerscope.models import load_model
 
     # Everything that can be refused is refused here, before a model is loaded.
@@ -61,6 +62,7 @@ def validate(
         seed=seed,
     )
     options.check()
+    require("report", "the report of a validation")
     check_folder(out, overwrite=resume, advice=RESUME)
     if dtype not in ("float32", "float64"):
         raise InputError(f"--dtype is {dtype!r}; validation trains in float32 or float64. Name one of them.")

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from steerscope.errors import InputError
+from steerscope.installed import require
 from steerscope.models.site_map import SiteMap
 from steerscope.sites import Site
 from steerscope.steering.config import SteeringConfig
@@ -109,9 +110,12 @@ def read(folder: Path) -> AdapterFile:
     """Read an adapter.
 
     Raises:
-        InputError: There is none, or a file is damaged, incomplete or of another format.
+        InputError: There is none, a file is damaged, incomplete or of another format, or it stands on a LoRA and PEFT
+            is not installed.
     """
     told = _read_config(folder)
+    if told["lora"] is not None:
+        require("train", f"the adapter in {str(folder)!r}, which stands on a LoRA,")
     path = folder / WEIGHTS_NAME
     if not path.is_file():
         raise InputError(f"folder {str(folder)!r} has no {WEIGHTS_NAME}; copy the whole folder that was saved.")

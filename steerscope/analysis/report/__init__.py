@@ -1,28 +1,30 @@
-"""The report of a ranking: a page, figures and JSON in a folder; sentences and tables in a terminal."""
+"""The report of a ranking: a page, figures and JSON in a folder; sentences and tables in a terminal.
+
+Page and figures need the extra ``report``; their modules are loaded when first used, so that the terminal does without.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-
-# Figures, page and door
-from steerscope.analysis.report.captions import FIGURE_STEMS, figure_entries
-from steerscope.analysis.report.figure_style import figure_bytes
-from steerscope.analysis.report.figures import (
-    plot_greedy_growth,
-    plot_heat_map,
-    plot_kinds_over_depth,
-    plot_learning_curves,
-    plot_other_scores,
-    plot_ranking,
-)
-from steerscope.analysis.report.page import render_page
+from typing import TYPE_CHECKING, Any
 
 # Terminal
 from steerscope.analysis.report.table import format_summary, format_table, print_ranking
 from steerscope.analysis.report.text import headline
 from steerscope.analysis.results import Ranking
 from steerscope.errors import InputError
+from steerscope.installed import require
+
+if TYPE_CHECKING:
+    from steerscope.analysis.report.figures import (
+        plot_greedy_growth,
+        plot_heat_map,
+        plot_kinds_over_depth,
+        plot_learning_curves,
+        plot_other_scores,
+        plot_ranking,
+    )
 
 __all__ = [
     "format_summary",
@@ -39,6 +41,15 @@ __all__ = [
 ]
 
 
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'steerscope.analysis.report' has no attribute {name!r}")
+    require("report", f"{name}()")
+    from steerscope.analysis.report import figures
+
+    return getattr(figures, name)
+
+
 def write_report(ranking: Ranking, folder: str | Path) -> Path:
     """Write a ranking as a folder: ``ranking.json``, ``index.html`` and ``figures/*.svg`` with ``*.png``.
 
@@ -53,10 +64,15 @@ def write_report(ranking: Ranking, folder: str | Path) -> Path:
         The path of ``index.html``.
 
     Raises:
-        InputError: The folder cannot be written to.
+        InputError: The extra ``report`` is not installed, or the folder cannot be written to.
 
     Cost: about five seconds and one megabyte.
     """
+    require("report", "a report")
+    from steerscope.analysis.report.captions import FIGURE_STEMS, figure_entries
+    from steerscope.analysis.report.figure_style import figure_bytes
+    from steerscope.analysis.report.page import render_page
+
     target = Path(folder)
     drawings = target / "figures"
     drawn = []

@@ -15,7 +15,8 @@ from steerscope.experiments.evaluation.result import Evaluation
 from steerscope.experiments.tasks.answer_task import AnswerExample, AnswerForm
 from steerscope.experiments.training.records import RunConfig, RunResults
 from steerscope.experiments.training.run_folder import GENERATIONS, RunFolder
-from steerscope.experiments.training.surroundings import package_versions, peak_memory
+from steerscope.experiments.training.surroundings import peak_memory
+from steerscope.installed import package_versions
 from steerscope.models import load_model
 
 

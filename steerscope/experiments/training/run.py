@@ -30,9 +30,10 @@ from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import SCALES_RATE, TrainOptions
 from steerscope.experiments.training.records import RunConfig, RunResults
 from steerscope.experiments.training.run_folder import RunFolder, replace_json
-from steerscope.experiments.training.surroundings import package_versions, peak_memory
+from steerscope.experiments.training.surroundings import peak_memory
 from steerscope.experiments.training.trainee import Trainee, build
 from steerscope.experiments.validation.learning_rates import Choice
+from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel
 from steerscope.steering.lofit import top_heads
 

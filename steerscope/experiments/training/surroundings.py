@@ -1,24 +1,11 @@
-"""What a run is reported with: package versions and memory."""
+"""The memory that a run took."""
 
 from __future__ import annotations
 
-import platform
 import resource
 import sys
-from importlib import metadata
 
 import torch
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide a run's numbers."""
-    found = {"python": platform.python_version()}
-    for name in ("steerscope", "torch", "transformers", "peft", "numpy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def peak_memory(device: torch.device) -> int:

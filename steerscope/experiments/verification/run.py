@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -37,6 +35,7 @@ from steerscope.errors import InputError
 from steerscope.experiments.finetune import mean_loss, short_finetune
 from steerscope.experiments.tasks import get_task
 from steerscope.experiments.verification.results import PropositionResult, Verification, plain
+from steerscope.installed import package_versions
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.load import LoadedModel, load_model
 from steerscope.models.precision import true_float64
@@ -300,15 +299,10 @@ def _verification(
         measurements=measurements,
         finetune=finetune,
         settings={} if loaded is None else plain(options),
-        versions=_versions(),
+        versions=package_versions(),
         timing=watch.seconds,
         warnings=tuple(warnings),
     )
-
-
-def _versions() -> dict[str, str]:
-    names = ("steerscope", "torch", "transformers", "numpy")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
 
 
 def loader(name: str, **options: Any) -> Loader:
