@@ -19,7 +19,7 @@ from steerscope.errors import InputError
 EXTRAS = {
     "report": ("jinja2>=3.1", "matplotlib>=3.8"),
     "gguf": ("gguf>=0.18",),
-    "train": ("accelerate>=1.3", "peft>=0.18"),
+    "train": ("accelerate>=1.8", "peft>=0.19.1"),
     "data": ("datasets>=4",),
 }
 

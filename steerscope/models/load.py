@@ -169,8 +169,8 @@ def wrap_model(
 ) -> LoadedModel:
     """Make a model that is already in memory (PEFT-wrapped or not) ready to be analysed.
 
-    The model is put in evaluation mode and its parameters are frozen; attention that would leave out the softcapping its
-    configuration asks for is switched to ``eager``. Nothing else in it changes.
+    The model is put in evaluation mode and its parameters are frozen; attention that would leave out the softcapping
+    its configuration asks for is switched to ``eager``. Nothing else in it changes.
 
     Raises:
         InputError: A weight is NaN or infinite; the message names it.
