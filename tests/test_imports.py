@@ -174,7 +174,7 @@ ENDINGS = {".py", ".md", ".toml", ".txt", ".cff", ".json", ".ipynb", ".yaml", ".
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    places = [ROOT / name for name in ("steerscope", "tests", "docs", "benchmarks", "notebooks", ".ci")]
+    places = [ROOT / name for name in ("steerscope", "studies", "tests", "docs", "benchmarks", "notebooks", ".ci")]
     files = [file for place in places for file in place.rglob("*")] + list(ROOT.glob("*"))
     for file in sorted(files):
         if file.is_file() and file.suffix in ENDINGS and "__pycache__" not in file.parts:

@@ -14,12 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from steerscope.errors import InputError
-from steerscope.experiments.claims.leftover import LEFTOVER
-from steerscope.experiments.claims.rule import rights
 from steerscope.experiments.comparison.groups import run_folders
 from steerscope.experiments.training.records import RunResults
 from steerscope.experiments.training.run_folder import GENERATIONS, RESULTS, read_json, read_results
 from steerscope.steering.saving import replace_file
+from studies.claims.leftover import LEFTOVER
+from studies.claims.rule import rights
 
 SCHEMA_VERSION = 1
 # Long, and read by nobody once the numbers are there.
