@@ -55,6 +55,7 @@ def rank(
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.tasks import get_task
     from steerscope.folders import Kind
+    from steerscope.installed import require
     from steerscope.models import load_model
     from steerscope.sites import parse_kind
 
@@ -78,6 +79,7 @@ def rank(
             raise InputError(f"[[kinds]] is {kinds!r}; expected names such as resid_post,mlp_out.")
         options = replace(options, kinds=tuple(parse_kind(name).value for name in names))
     if out is not None:
+        require("report", "a report ([[out]])")
         check_folder(out, Kind.RANKING, overwrite=overwrite)
     check_json_target(json, "kernels")
     if data is None:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from steerscope.errors import InputError
 from steerscope.files import told
+from steerscope.models.attention import keep_softcapping
 from steerscope.models.blocks import BlockDescription
 from steerscope.models.bundled import (
     BUNDLED_NAME,
@@ -185,7 +186,8 @@ def wrap_model(
 ) -> LoadedModel:
     """Make a model that is already in memory (PEFT-wrapped or not) ready to be analysed.
 
-    The model is put in evaluation mode and its parameters are frozen; nothing else in it changes.
+    The model is put in evaluation mode and its parameters are frozen; attention that would leave out the softcapping
+    its configuration asks for is switched to ``eager``. Nothing else in it changes.
 
     Raises:
         InputError: A weight is NaN or infinite, or offloaded; the message names it.
@@ -199,6 +201,7 @@ def wrap_model(
                 f"weight {parameter_name!r} of {name!r} holds NaN or infinite values; every number computed "
                 "from it would be worthless. Check the checkpoint or load it in float32."
             )
+    keep_softcapping(model)
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)

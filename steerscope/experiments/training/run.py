@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from steerscope.analysis.provenance import package_versions
 from steerscope.analysis.stopwatch import StageProgress
 from steerscope.errors import InputError, words
 from steerscope.experiments.engine.rate_grid import Choice, choose
@@ -34,6 +33,7 @@ from steerscope.experiments.training.surroundings import peak_memory
 from steerscope.experiments.training.trainee import Trainee, build
 from steerscope.files import told
 from steerscope.finite import NotFiniteError
+from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token, require_known_tokens, text_tokens
 from steerscope.steering.lofit import top_heads
