@@ -73,8 +73,8 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
         raise InputError(f"{str(place / CONFIG)!r} holds no JSON object. Copy the adapter again.")
     stored_names(place)
     if "peft_type" in config:
-        require_readable(config, place / CONFIG)
         require("train", f"the PEFT adapter in {str(folder)!r}")
+        require_readable(config, place / CONFIG)
         base = {k: config.get(k) for k in ("base_model_name_or_path", "target_modules", "lora_alpha", "bias")}
         if config.get("num_virtual_tokens"):
             raise InputError(
