@@ -22,12 +22,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from steerscope.experiments.tasks.answer_task import AnswerExample
 
 from steerscope import SteeringConfig, load_model
 from steerscope.experiments.engine import EditPack, RunSpec, train_pack
 from steerscope.experiments.engine.judge import judge_pack
 from steerscope.experiments.engine.spec import Schedule
-from steerscope.experiments.tasks.answer_task import AnswerExample
 from steerscope.experiments.tasks.listops import ListOps
 from steerscope.experiments.tasks.supervised import SupervisedSequence, supervise
 from steerscope.experiments.training.data import training_rows
