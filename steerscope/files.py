@@ -10,11 +10,12 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from steerscope.errors import InputError
+from steerscope.errors import InputError, typed
 
 # Libraries written in Rust (safetensors, tokenizers) put the system's number into their own errors.
 _NUMBER = re.compile(r"os error (\d+)|\bOs \{ code: (\d+)")
@@ -58,6 +59,24 @@ def sentence_of(error: OSError) -> str:
     names = [repr(str(name)) for name in (error.filename, error.filename2) if name is not None]
     where = f"cannot read or write {' or '.join(names)}" if names else "reading or writing failed"
     return f"{where} ({found[0]}). {found[1]}."
+
+
+def exit_code_of(program: str, work: Callable[[], int | None]) -> int:
+    """Return the exit code of a program of this package: 2, after one sentence on stderr, for what is refused.
+
+    Args:
+        program: Its name, before the sentence.
+        work: What it does; returns its exit code, or nothing for 0.
+    """
+    try:
+        return work() or 0
+    except InputError as error:
+        print(f"{program}: {typed(error)}", file=sys.stderr)
+    except OSError as error:
+        if trouble(error) is None:
+            raise
+        print(f"{program}: {sentence_of(error)}", file=sys.stderr)
+    return 2
 
 
 @contextmanager

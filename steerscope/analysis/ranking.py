@@ -25,7 +25,9 @@ from steerscope.analysis.stability import learning_curve, stability_of_halves
 from steerscope.analysis.stopwatch import StageProgress, Stopwatch
 from steerscope.errors import InputError
 from steerscope.models.load import LoadedModel
+from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.selfcheck import vocab_size
+from steerscope.models.virtual_tokens import require_no_virtual_tokens
 from steerscope.sites import Site, SiteKind
 
 
@@ -51,13 +53,16 @@ def rank_sites(
 
     Raises:
         InputError: Too few or useless examples, a text longer than the context or with a token that the model does not
-            have, bad options, a model whose activations or derivatives are NaN or infinite.
+            have, bad options, a model whose activations or derivatives are NaN or infinite, weights that are
+            offloaded, or virtual tokens of PEFT.
 
     Cost: one forward pass and a backward pass per probe (and one for the loss) over the examples, a quarter more
     for the projections, then a few seconds of linear algebra per hundred sites at the default size.
     """
     options = options or RankOptions()
     options.check()
+    require_weights_in_memory(loaded.model, "a ranking")
+    require_no_virtual_tokens(loaded.model, "a ranking reads tokens by their place in a row")
     watch = Stopwatch(progress)
     kept, warnings = check_examples(list(examples), minimum=MIN_EXAMPLES)
     kept = [kept[i] for i in content_order(kept, options.seed)[: options.max_examples]]

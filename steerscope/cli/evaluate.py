@@ -47,7 +47,6 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure accuracy by greedy generation, with its 95% interval and what always one answer would reach."""
-    from steerscope.analysis.shown import screen
     from steerscope.cli.output import check_folder
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.evaluation.adapters import read_adapter
@@ -82,6 +81,6 @@ def evaluate(
     with stage_progress(quiet=quiet) as show:
         command = command_line()
         found = evaluate_model(chosen.form, examples, saved, options, out, progress=show, command=command)
-    typer.echo(screen([as_typed(text) for text in found.paragraphs()]))
+    typer.echo("\n".join(as_typed(text) for text in found.paragraphs()))
     if out is not None:
         print(f"results: {out}", file=sys.stderr)

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 
 from steerscope.errors import InputError
 from steerscope.experiments.tasks import GeneratedListOps, ListOps
-from steerscope.files import written_aside
+from steerscope.files import exit_code_of, written_aside
 from steerscope.folders import Kind, require_folder_for
 from steerscope.models.tokens import text_tokens
 
@@ -119,7 +119,7 @@ def _padded(texts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def main() -> None:
+def main() -> int:
     """Train from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("family", choices=list(CONFIGS))
@@ -127,9 +127,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    accuracy = train_tiny(options.family, options.folder, steps=options.steps, seed=options.seed)
-    print(f"accuracy on 500 held-out flat expressions: {100 * accuracy:.1f}%")
+
+    def work() -> None:
+        accuracy = train_tiny(options.family, options.folder, steps=options.steps, seed=options.seed)
+        print(f"accuracy on 500 held-out flat expressions: {100 * accuracy:.1f}%")
+
+    return exit_code_of("tiny_models", work)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

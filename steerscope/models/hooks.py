@@ -1,25 +1,28 @@
 """Reading and editing sites of a running model through forward hooks.
 
 Edits are added (x + d), never written as replaced values, so a zero edit leaves the logits bit-equal. Only
-the hooks set here are removed again; other libraries' hooks stay.
+the hooks set here are removed again; other libraries' hooks stay. Hooks act in the thread that set them, and what they
+keep between the modules of a block is kept per thread: in other threads the same model gives its own numbers.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from steerscope.errors import InputError, UnsupportedModelError
+from steerscope.models.addends import Edit, checked
 from steerscope.models.blocks import Block, as_token_axes
+from steerscope.models.readings import Key, Readings
 from steerscope.models.site_map import SiteMap
+from steerscope.models.threads import acts_here, bound_to_this_thread
 from steerscope.sites import Site, SiteKind
 
-# What an edit computes: from the tensor the site reads (batch token channel) to what is added there.
-Edit = Callable[[Tensor], Tensor]
 # Called with the tensor on the model's path at the site's write point and with what the site reads (the same
 # tensor for most kinds); what it returns, unless None, takes the first one's place.
 Tap = Callable[[Tensor, Tensor], Tensor | None]
@@ -32,16 +35,28 @@ def _first(value: Any) -> Tensor:
     return found
 
 
-class _Stream:
-    """The stream entering a block in the pass under way: ``resid_mid`` needs it, flat tokens need its shape."""
+class _Stream(threading.local):
+    """The stream entering a block in this thread's pass: ``resid_mid`` needs it, flat tokens need its shape.
+
+    ``owner`` is the thread whose passes are meant, None for those of every thread.
+    """
 
     h: Tensor
+
+    def __init__(self, owner: object | None = None) -> None:
+        self.owner = owner
+
+    def is_wanted(self) -> bool:
+        """Whether the pass under way is one of those that are meant."""
+        return acts_here(self.owner)
 
     def watch(self, block: Block, stack: ExitStack) -> None:
         """Keep ``h`` as it enters the block, and again as attention gets it: after edits of ``resid_pre``."""
 
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.h = args[0] if args else kwargs["hidden_states"]
+        # Without kwargs: torch calls a hook so when another thread removes it while this one is about to call it.
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+            if kwargs is not None and self.is_wanted():
+                self.h = args[0] if args else kwargs["hidden_states"]
 
         for module in (block.module, block.attn_norm or block.attn):
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
@@ -62,7 +77,9 @@ class _Stream:
 def _at_input(module: nn.Module, stream: _Stream, tap: Tap) -> Any:
     """Tap a module's first input."""
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        if kwargs is None or not stream.is_wanted():
+            return None
         name = None if args else next(iter(kwargs))
         value = args[0] if name is None else kwargs[name]
         seen = as_token_axes(value, *stream.h.shape[:2])
@@ -79,6 +96,8 @@ def _at_output(module: nn.Module, stream: _Stream, tap: Tap, add_stream: bool = 
     """Tap a module's output; with ``add_stream`` what is read there is ``h + output``."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not stream.is_wanted():
+            return None
         value = _first(output)
         seen = as_token_axes(value, *stream.h.shape[:2])
         replaced = tap(seen, stream.h + seen if add_stream else seen)
@@ -114,18 +133,28 @@ def _attach(block: Block, kind: SiteKind, stream: _Stream, tap: Tap) -> Any:
 
 
 @contextmanager
-def tapping(site_map: SiteMap, taps: Mapping[Site, Tap]) -> Iterator[None]:
+def tapping(site_map: SiteMap, taps: Mapping[Site, Tap], *, every_thread: bool = False) -> Iterator[None]:
     """Call ``taps[site]`` in every forward pass inside the context.
 
     A tap sees the tensors after all taps before it (earlier in the mapping at the same point, or further down
     the model). With a head given, it sees and replaces that head's channels alone.
+
+    Args:
+        site_map: The model's sites.
+        taps: What to call where.
+        every_thread: Whether passes of other threads are tapped too, not only those of the thread that enters.
+
+    Raises:
+        InputError: A part of a block was replaced since the sites were found.
     """
+    _require_bound(site_map, {site.layer for site in taps})
     with ExitStack() as stack:
+        owner = None if every_thread else stack.enter_context(bound_to_this_thread())
         streams: dict[int, _Stream] = {}
         for site, tap in taps.items():
             block = site_map.blocks[site.layer]
             if site.layer not in streams:
-                streams[site.layer] = _Stream()
+                streams[site.layer] = _Stream(owner)
                 streams[site.layer].watch(block, stack)
             if site.head is not None:
                 tap = _one_head(tap, site.head, site_map.n_heads)
@@ -133,6 +162,25 @@ def tapping(site_map: SiteMap, taps: Mapping[Site, Tap]) -> Iterator[None]:
         for layer, stream in streams.items():
             stream.forget(site_map.blocks[layer], stack)
         yield
+
+
+def _require_bound(site_map: SiteMap, layers: set[int]) -> None:
+    """Refuse hooks that would miss what was put around a module since: a LoRA wraps the maps of a block, for example.
+
+    Raises:
+        InputError: It was.
+    """
+    for layer in layers:
+        block = site_map.blocks[layer]
+        now = Block.bind(block.module, block.description, block.index)
+        for name, part in vars(block).items():
+            found = getattr(now, name)
+            parts = zip(part, found, strict=True) if name in ("attn_reads", "mlp_reads") else [(part, found)]
+            if any(isinstance(old, nn.Module) and old is not new for old, new in parts):
+                raise InputError(
+                    f"'{name}' of block {layer} was replaced after this site map was made (a LoRA put on later does "
+                    "so), so what is read and edited there would miss it. Call find_sites(model) again."
+                )
 
 
 def _one_head(tap: Tap, head: int, n_heads: int) -> Tap:
@@ -149,51 +197,112 @@ def _one_head(tap: Tap, head: int, n_heads: int) -> Tap:
     return narrowed
 
 
+class HasSites(Protocol):
+    """What knows its own sites: a loaded model, or a steered one."""
+
+    @property
+    def site_map(self) -> SiteMap:
+        """The sites."""
+        ...
+
+
 @contextmanager
-def edited(model: nn.Module, site_map: SiteMap, edits: Mapping[Site, Edit] | Mapping[str, Edit]) -> Iterator[nn.Module]:
-    """Run the model with edits added at sites; leaving the context removes them.
+def edited(
+    model: nn.Module | HasSites,
+    site_map: SiteMap | Mapping[Site, Edit] | Mapping[str, Edit] | None = None,
+    edits: Mapping[Site, Edit] | Mapping[str, Edit] | None = None,
+) -> Iterator[nn.Module]:
+    """Run the model with edits added at sites, in this thread; leaving the context removes them.
+
+    ``edited(model, site_map, edits)``, or ``edited(loaded, edits)`` with what knows its own sites.
 
     Args:
-        model: The model ``site_map`` was found in.
-        site_map: Its sites.
-        edits: Per site, a function from what the site reads (``batch token channel``) to what is added. Edits
-            apply in the order in which a block computes its sites, whatever the order of the mapping; an edit
-            sees what the edits before it made. Nested contexts apply outer edits first.
+        model: The model ``site_map`` was found in, also inside a wrapper; or a loaded or steered model.
+        site_map: Its sites; left out where ``model`` knows them.
+        edits: Per site, a function from what the site reads (``batch token channel``) to what is added: a tensor of
+            that shape, or one that is repeated over batch and tokens (``channel``, ``1 token channel``, ...), in any
+            data type and on any device. It is added in the model's. Edits apply in the order in which a block computes
+            its sites, whatever the order of the mapping; an edit sees what the edits before it made. Nested contexts
+            apply outer edits first.
 
     Raises:
-        InputError: A site this model does not have, the same site twice, or all heads and one of them.
+        InputError: A model that the site map does not belong to, a site it does not have, the same site twice, all
+            heads and one of them; while the model runs, an edit that returns what cannot be added.
     """
+    if edits is None and isinstance(site_map, Mapping):
+        site_map, edits = None, site_map
+    found = _sites_of(model) if site_map is None else site_map
+    if not isinstance(found, SiteMap) or edits is None:
+        raise InputError(
+            f"edited() got {type(model).__name__}, {type(site_map).__name__} and {type(edits).__name__}; expected "
+            "(model, site_map, edits), or (loaded, edits) with what load_model() returned."
+        )
+    inner = _require_belongs(found, model if isinstance(model, nn.Module) else getattr(model, "model", None))
     taps: dict[Site, Tap] = {}
     for name, edit in edits.items():
-        site = site_map.resolve(name)
+        site = found.resolve(name)
         if site in taps:
             raise InputError(f"site '{site}' is edited twice; add the two edits in one function.")
-        if site.head is not None and Site(site.layer, site.kind) in map(site_map.resolve, edits):
+        if site.head is not None and Site(site.layer, site.kind) in map(found.resolve, edits):
             raise InputError(f"'{site}' is one of the heads of '{site.layer}.{site.kind}', which is edited too.")
-        taps[site] = _adding(edit)
+        taps[site] = _adding(checked(site, edit))
     order = list(SiteKind)
-    with tapping(site_map, dict(sorted(taps.items(), key=lambda item: (item[0].layer, order.index(item[0].kind))))):
-        yield model
+    with tapping(found, dict(sorted(taps.items(), key=lambda item: (item[0].layer, order.index(item[0].kind))))):
+        yield inner
+
+
+@contextmanager
+def reading(site_map: SiteMap | HasSites, sites: Iterable[Key]) -> Iterator[Readings[Key]]:
+    """Collect the tensors of sites (``batch token channel``) from this thread's forward passes inside the context.
+
+    Args:
+        site_map: The model's sites, or a loaded or steered model, which knows them.
+        sites: Which, by name or as :class:`Site`.
+
+    Returns:
+        A dictionary with the keys that were asked for; a site is found under its other names too. It is filled as
+        the model runs; a second pass overwrites the first. Enter it inside :func:`edited` to read edited values.
+
+    Raises:
+        InputError: A site the model does not have.
+    """
+    found_map = site_map if isinstance(site_map, SiteMap) else _sites_of(site_map)
+    if found_map is None:
+        raise InputError(
+            f"reading() got {type(site_map).__name__}; expected a site map (loaded.site_map, or find_sites(model)), or "
+            "what load_model() returned."
+        )
+    asked: dict[Site, list[Key]] = {}
+    for name in sites:
+        asked.setdefault(found_map.resolve(name), []).append(name)
+    found = Readings(found_map, asked)
+
+    def keep(site: Site) -> Tap:
+        return lambda value, read: found.keep(site, read)
+
+    with tapping(found_map, {site: keep(site) for site in asked}):
+        yield found
+
+
+def _sites_of(model: object) -> SiteMap | None:
+    """Return the sites of what knows its own."""
+    found = getattr(model, "site_map", None)
+    return found if isinstance(found, SiteMap) else None
+
+
+def _require_belongs(site_map: SiteMap, model: object) -> nn.Module:
+    """Return the model if its blocks are those of the site map.
+
+    Raises:
+        InputError: They are not.
+    """
+    if isinstance(model, nn.Module) and {block.module for block in site_map.blocks} <= set(model.modules()):
+        return model
+    raise InputError(
+        f"the site map was found in another model than the {type(model).__name__} that was given, which would run "
+        "without the edits. Give the model's own site map: loaded.site_map, or find_sites(model)."
+    )
 
 
 def _adding(edit: Edit) -> Tap:
-    return lambda value, read: value + edit(read)
-
-
-@contextmanager
-def reading(site_map: SiteMap, sites: Iterable[Site | str]) -> Iterator[dict[Site, Tensor]]:
-    """Collect the tensors of sites (``batch token channel``) from the forward passes inside the context.
-
-    The dictionary is filled as the model runs; a second pass overwrites the first. Enter it inside
-    :func:`edited` to read edited values.
-    """
-    found: dict[Site, Tensor] = {}
-
-    def keep(site: Site) -> Tap:
-        def tap(value: Tensor, read: Tensor) -> None:
-            found[site] = read
-
-        return tap
-
-    with tapping(site_map, {s: keep(s) for s in map(site_map.resolve, sites)}):
-        yield found
+    return lambda value, read: value + edit(read).to(device=value.device, dtype=value.dtype)

@@ -27,6 +27,7 @@ from steerscope.models.bundled import (
 )
 from steerscope.models.layouts import description_for
 from steerscope.models.lengths import context_of
+from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.selfcheck import check_sites
 from steerscope.models.site_map import SiteMap, find_sites
 
@@ -186,9 +187,10 @@ def wrap_model(
     The model is put in evaluation mode and its parameters are frozen; nothing else in it changes.
 
     Raises:
-        InputError: A weight is NaN or infinite; the message names it.
+        InputError: A weight is NaN or infinite, or offloaded; the message names it.
         UnsupportedModelError: No known layout, or the self-check failed.
     """
+    require_weights_in_memory(model, "analysis")
     site_map = find_sites(model, description)
     for parameter_name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):

@@ -98,7 +98,7 @@ class SteeringConfig:
         if not family.has_rank:
             if self.rank is not None:
                 raise InputError(
-                    f"family {self.family!r} ({family.equation}) has no rank; leave out [[rank]], got {self.rank}."
+                    f"family {self.family!r} ({family.equation}) has no rank; got [[rank={self.rank}]]. Leave it out."
                 )
             return
         rank = DEFAULT_RANK if self.rank is None else self.rank

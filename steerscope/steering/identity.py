@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from steerscope.errors import InputError
 from steerscope.models.load import LoadedModel
+from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.site_map import SiteMap
 
 
@@ -134,8 +135,12 @@ def fingerprint_of(model: nn.Module, without: frozenset[str] = frozenset()) -> s
     Returns:
         The SHA-256 in hexadecimal.
 
+    Raises:
+        InputError: Weights are offloaded.
+
     Cost: reads every weight once, about a second per gigabyte.
     """
+    require_weights_in_memory(model, "the fingerprint that an adapter is saved and loaded with")
     digest = hashlib.sha256()
     for name, parameter in own_weights(model):
         if name in without:

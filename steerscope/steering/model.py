@@ -19,14 +19,16 @@ from steerscope.errors import InputError
 from steerscope.models.blocks import BlockDescription
 from steerscope.models.hooks import Tap, tapping
 from steerscope.models.load import LoadedModel
+from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.site_map import SiteMap, decoder_of, find_sites
+from steerscope.models.virtual_tokens import require_no_tokens_around, require_no_virtual_tokens
 from steerscope.sites import Site, SiteKind
 from steerscope.steering import beneath, hub, loading, merging, saving, scales
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FAMILIES, SteeringEdit
 from steerscope.steering.identity import identify, is_peft, language_model, tuner_layers
-from steerscope.steering.passes import Passes, passes_on
-from steerscope.steering.positions import Positions, prompt_lengths_from_labels
+from steerscope.steering.passes import Passes, Told, passes_on
+from steerscope.steering.positions import Positions
 
 # Edits of these act on what enters or leaves a block, not inside it.
 _OUTSIDE = (SiteKind.RESID_PRE, SiteKind.RESID_POST)
@@ -51,6 +53,7 @@ class SteeringModel(nn.Module):
                 "this model is steered already, by an adapter that was not unloaded; call "
                 "steerscope.steering.steered_by(model).unload() first, or name all sites in one configuration."
             )
+        require_weights_in_memory(base_model, "steering")
         self._tuner_layers = tuner_layers(base_model)
         if self._tuner_layers and not is_peft(base_model):
             raise InputError(
@@ -67,13 +70,16 @@ class SteeringModel(nn.Module):
             edit = FAMILIES[config.family](config.options(site_map.width(site)), generator)
             self.edits[_key(site)] = edit.to(next(site_map.blocks[site.layer].module.parameters()).device)
         _freeze(base_model)
+        if config.positions != "all":
+            require_no_virtual_tokens(base_model, f"positions {config.positions!r} are counted without them")
         blocks = [block.module for block in site_map.blocks]
         decoder = decoder_of(base_model)
         inside = {blocks[site.layer] for site in self.sites if site.kind not in _OUTSIDE}
-        self._passes = Passes(self, Positions.parse(config.positions), decoder, blocks, inside)
+        self._passes = Passes(self, Positions.parse(config.positions), base_model, decoder, blocks, inside)
         self._hooks = ExitStack()
         self._hooks.callback(self._passes.close)
-        self._hooks.enter_context(tapping(site_map, {site: self._tap(site) for site in self.sites}))
+        taps = {site: self._tap(site) for site in self.sites}
+        self._hooks.enter_context(tapping(site_map, taps, every_thread=True))
 
     def edit_at(self, site: Site | str) -> SteeringEdit:
         """Return the edit at a site.
@@ -92,10 +98,10 @@ class SteeringModel(nn.Module):
         edit = self.edits[_key(site)]
 
         def tap(value: Tensor, read: Tensor) -> Tensor | None:
-            if not self._passes.is_active:
+            current = self._passes.current
+            if not current.is_edited:
                 return None
-            added = edit(read)
-            mask = self._passes.current.mask
+            added, mask = edit(read), current.mask
             if mask is not None:
                 added = torch.where(mask.to(added.device).unsqueeze(-1), added, 0)
             return value + added.to(value.dtype)
@@ -104,8 +110,8 @@ class SteeringModel(nn.Module):
 
     @property
     def edited_tokens(self) -> Tensor | None:
-        """Which tokens the latest pass edited, ``(batch token)``; None for all of them."""
-        return self._passes.current.mask
+        """Which tokens this thread's latest pass edited, ``(batch token)``; None for all of them."""
+        return self._passes.latest.mask
 
     # --- running ---
 
@@ -142,33 +148,51 @@ class SteeringModel(nn.Module):
             self._require_lora_beneath()
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "labels": labels}
         others |= {name: value for name, value in given.items() if value is not None}
-        if prompt_lengths is None and labels is not None and self._passes.positions.need_prompt:
-            prompt_lengths = prompt_lengths_from_labels(labels, attention_mask)
-            if self._passes.positions.are_in_prompt and self._passes.is_active and not bool(prompt_lengths.all()):
-                raise InputError(
-                    f"positions {self.steering_config.positions!r} edit the prompt, and the labels of row "
-                    f"{int(prompt_lengths.argmin())} leave none: they supervise it from its first token. Set labels to "
-                    "-100 on the prompt (DataCollatorForLanguageModeling does not), or pass prompt_lengths."
-                )
-        with self._passes.told(prompt_lengths=prompt_lengths, mask=steering_mask):
+        with self._passes.told(Told(prompt_lengths, labels, steering_mask)):
             return self.base_model(input_ids=input_ids, **others)
 
-    def generate(self, *args: Any, steering_mask: Tensor | None = None, **kwargs: Any) -> Any:
+    def generate(
+        self, *args: Any, prompt_lengths: Tensor | None = None, steering_mask: Tensor | None = None, **kwargs: Any
+    ) -> Any:
         """Generate with the edits; the input is the prompt. Arguments and result as the base model's ``generate``.
 
+        Args:
+            args: The base model's.
+            prompt_lengths: Tokens of every prompt ``(batch)``, where the input holds more than the prompt: answers of
+                earlier turns, or a cache that was filled with some.
+            steering_mask: ``(batch column)``, for positions ``mask``.
+            kwargs: The base model's. A steered ``assistant_model`` edits the tokens that its own positions say.
+
         Raises:
-            InputError: The prompt would be computed in pieces, of which the first could be taken for the whole.
+            InputError: It cannot be told which tokens are the prompt's: of a cache that was filled before, under
+                guidance, in code from elsewhere (``custom_generate``), from padding without an attention mask.
         """
         self._require_mask_is_used(steering_mask)
-        config = kwargs.get("generation_config") or getattr(language_model(self.base_model), "generation_config", None)
-        pieces = kwargs.get("prefill_chunk_size") or getattr(config, "prefill_chunk_size", None)
-        if pieces and self._passes.positions.need_prompt:
-            raise InputError(
-                f"positions {self.steering_config.positions!r} take the first pass for the prompt; got "
-                f"prefill_chunk_size={pieces}. Generate without it."
-            )
-        with self._passes.told(mask=steering_mask, generates=True, columns=kwargs.get("attention_mask")):
+        require_no_tokens_around(self)
+        assistant = kwargs.get("assistant_model")
+        if isinstance(assistant, SteeringModel):  # it is not asked to generate by itself, from a prompt of its own
+            kwargs["assistant_model"] = assistant.base_model
+        watchers = [self._passes] if assistant is None else [self._passes, passes_on(decoder_of(assistant))]
+        with ExitStack() as stack:
+            for passes in {passes: None for passes in watchers if passes is not None}:
+                told = passes.of_generation(
+                    language_model(self.base_model), args, kwargs, prompt_lengths, steering_mask
+                )
+                stack.enter_context(passes.told(told))
             return self.base_model.generate(*args, **kwargs)  # type: ignore[operator]
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate with continuous batching, as the base model does.
+
+        Raises:
+            InputError: The positions are counted in sequences, which a paged cache does not show.
+        """
+        if self._passes.positions.rule != "all" and self._passes.is_active:
+            raise InputError(
+                f"positions {self.steering_config.positions!r} are counted in whole sequences, which continuous "
+                "batching (generate_batch) does not show. Use generate(), or an adapter with positions 'all'."
+            )
+        return self.base_model.generate_batch(*args, **kwargs)  # type: ignore[operator]
 
     def _require_lora_beneath(self) -> None:
         if tuner_layers(self.base_model) - self._tuner_layers:
@@ -199,14 +223,20 @@ class SteeringModel(nn.Module):
 
     @contextmanager
     def disable_adapter(self, *, keep_lora: bool = False) -> Iterator[None]:
-        """Run the model without the edits inside the context, and without a LoRA underneath unless it is kept."""
-        before, self._passes.is_active = self._passes.is_active, False
+        """Run the model without the edits inside the context, and without a LoRA underneath unless it is kept.
+
+        Other threads keep their edits. PEFT switches a LoRA for all threads, so passes of others are refused meanwhile.
+
+        Raises:
+            InputError: Another thread has switched the LoRA off.
+        """
         lora = is_peft(self.base_model) and not keep_lora
-        try:
-            with self.base_model.disable_adapter() if lora else nullcontext():  # type: ignore[operator]
-                yield
-        finally:
-            self._passes.is_active = before
+        with (
+            self._passes.switched_off(),
+            self._passes.lora_switched_off() if lora else nullcontext(),
+            self.base_model.disable_adapter() if lora else nullcontext(),  # type: ignore[operator]
+        ):
+            yield
 
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
         """Compute blocks again in backward instead of keeping their activations, both kinds of ``use_reentrant``.
@@ -400,7 +430,6 @@ class SteeringModel(nn.Module):
     def unload(self) -> nn.Module:
         """Remove the edits and return the base model as it was; only hooks set here are removed."""
         self._hooks.close()
-        self._passes.is_active = False
         for parameter in self._were_trainable:
             parameter.requires_grad_(True)
         return self.base_model

@@ -1,4 +1,4 @@
-"""Which tokens an adapter edits: said in words, computed from the attention mask.
+"""Which tokens an adapter edits: said in words, computed from where tokens stand in their sequence.
 
 Positions are counted in real tokens, so padding on the left or right changes nothing, and in the whole sequence, so
 that a pass over one new token with a cache gives that token the same answer as a pass over everything.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from steerscope.errors import InputError, did_you_mean
+from steerscope.steering.prompt_end import Columns
 
 WORDS = ("all", "prompt", "completion", "last", "first:n", "last:n", "mask")
 _COUNTED = re.compile(r"^(first|last):(\d+)$")
@@ -51,60 +52,50 @@ class Positions:
         return cls(match[1], int(match[2]))
 
     @property
+    def text(self) -> str:
+        """The rule as it is written in a configuration."""
+        return self.rule if self.count == 0 or (self.rule, self.count) == ("last", 1) else f"{self.rule}:{self.count}"
+
+    @property
     def need_prompt(self) -> bool:
         """Whether the rule depends on where the prompt ends."""
         return self.rule in ("prompt", "completion", "last")
 
-    @property
-    def are_in_prompt(self) -> bool:
-        """Whether tokens of the prompt alone are edited: nothing is where there is no prompt."""
-        return self.rule in ("prompt", "last")
-
 
 def token_mask(
-    positions: Positions,
-    attention_mask: Tensor,
-    num_queries: int,
-    *,
-    prompt_lengths: Tensor | None = None,
-    given: Tensor | None = None,
+    positions: Positions, columns: Columns, *, ends: Tensor | None = None, given: Tensor | None = None
 ) -> Tensor | None:
     """Return which of the tokens that a pass computes are edited.
 
     Args:
         positions: The rule.
-        attention_mask: ``(batch column)``, non-zero where there is a token; all columns so far, cached ones included.
-        num_queries: How many columns, at the end, this pass computes.
-        prompt_lengths: Tokens of every prompt ``(batch)``, padding not counted; for rules that depend on it.
+        columns: The pass's columns.
+        ends: Tokens of the prompt, padding not counted, of each row or of each token's sequence ``(batch 1)`` or
+            ``(batch column)``; for rules that depend on it.
         given: For ``mask``: ``(batch column)``; columns beyond it (tokens generated later) are not edited. Rows are
             repeated where the batch was (beams).
 
     Returns:
-        Booleans ``(batch num_queries)``, or None for all tokens. (``all`` edits padding as well: nothing reads it.)
+        Booleans ``(batch queries)``, or None for all tokens. (``all`` edits padding as well: nothing reads it.)
 
     Raises:
         InputError: A length or mask is missing or does not fit.
     """
     if positions.rule == "all":
         return None
-    real = attention_mask != 0
-    order = real.cumsum(-1) - 1
-    start = real.shape[-1] - num_queries
-    real, order = real[:, start:], order[:, start:]
+    start = columns.real.shape[-1] - columns.queries
+    real, order = columns.real[:, start:], columns.order[:, start:]
     if positions.rule == "mask":
-        return real & _columns(given, len(real), start, num_queries).to(real.device)
+        return real & _columns(given, len(real), start, columns.queries).to(real.device)
     if positions.rule == "first":
         return real & (order < positions.count)
-    if prompt_lengths is None:
+    if ends is None:
         raise InputError(
-            f"positions {positions.rule!r} need to know where the prompt ends. Pass labels (-100 on the prompt), "
-            "prompt_lengths=(tokens of every prompt), or use generate(), whose input is the prompt."
+            f"positions {positions.rule!r} need to know where the prompt ends. Pass labels (-100 on the prompt; a "
+            "Trainer with label smoothing or a loss of its own does not hand them on), prompt_lengths=(tokens of every "
+            "prompt), or use generate(), whose input is the prompt."
         )
-    ends = prompt_lengths.to(order.device)[:, None]
-    if ends.shape[0] != real.shape[0]:
-        raise InputError(
-            f"got {ends.shape[0]} prompt lengths for a batch of {real.shape[0]}; expected one per row. Pass as many."
-        )
+    ends = ends.to(order.device)
     inside = order < ends
     if positions.rule == "completion":
         inside = ~inside
@@ -128,16 +119,3 @@ def _columns(given: Tensor | None, batch: int, start: int, count: int) -> Tensor
     rows = (given != 0).repeat_interleave(batch // given.shape[0], dim=0)
     found = rows[:, start : start + count]
     return torch.nn.functional.pad(found, (0, count - found.shape[-1]))
-
-
-def prompt_lengths_from_labels(labels: Tensor, attention_mask: Tensor | None, ignored: int = -100) -> Tensor:
-    """Return how many tokens precede the first supervised one, ``(batch)``; all of them where none is supervised.
-
-    Args:
-        labels: ``(batch token)``, ``ignored`` where nothing is supervised.
-        attention_mask: ``(batch token)``, or None without padding.
-        ignored: The label that means none.
-    """
-    before = (labels != ignored).cumsum(-1) == 0
-    real = torch.ones_like(labels) if attention_mask is None else attention_mask
-    return (before & (real != 0)).sum(-1)

@@ -117,7 +117,7 @@ PAIRS = [
     ("train", ["--method=lora", "--no-bias"], "leave out --bias"),
     ("train", ["--method=lora", "--scale"], "leave out --positions, --scale and --start"),
     ("train", ["--method=loreft", "--scale"], "got --scale. Leave it out"),
-    ("train", ["--method=vector", "--rank=2"], "leave out --rank, got 2"),
+    ("train", ["--method=vector", "--rank=2"], "has no rank; got --rank 2. Leave it out"),
     ("train", ["--activation=silu"], "Use --method nonlinear"),
     ("train", ["--heads=2"], "leave out --heads, or use --method lofit"),
     ("train", ["--constraint=input"], "use --method joint"),

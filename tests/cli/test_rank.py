@@ -16,7 +16,7 @@ import pytest
 
 from steerscope import Ranking, __version__
 from steerscope.analysis.report.captions import FIGURE_STEMS
-from steerscope.analysis.scores import SCORES
+from steerscope.analysis.scores import ranking_scores
 from steerscope.sites import SiteKind
 from tests.cli.runs import lines, one_sentence, question, run, save_model, write_jsonl
 
@@ -95,7 +95,7 @@ def test_sites_of_the_contract(ranking):
     assert scores[0] > scores[-1]
     for site in ranking["sites"]:
         assert site["ci_low"] <= site["score"] <= site["ci_high"]
-        assert set(site["scores"]) == set(SCORES)
+        assert set(site["scores"]) == set(ranking_scores())
         assert site["scores"]["learnable_share"] == site["score"] <= 1
         width = {"mlp_hidden": 20}.get(site["kind"], 16)
         assert site["n_params"] == (width if site["family"] == "vector" else 2 * 8 * width)

@@ -136,7 +136,7 @@ def unloaded(monkeypatch):
         (["--method", "lora", "--site", "1.resid_post"], "'lora' edits no site; leave out --site"),
         (["--method", "lora", "--positions", "last"], "leave out --positions"),
         (["--method", "sft", "--rank", 4], "'sft' has no rank"),
-        (["--method", "vector", "--rank", 4], "has no rank; got rank=4"),
+        (["--method", "vector", "--rank", 4], "has no rank; got --rank 4"),
         (["--method", "sft", "--dtype", "bfloat16"], "small updates bfloat16 cannot hold"),
         (["--dtype", "float61"], "Did you mean 'float64'"),
         (["--rank", 0], "--rank is 0; expected at least 1"),

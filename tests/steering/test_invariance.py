@@ -8,7 +8,8 @@ from torch import Tensor
 
 from steerscope.errors import InputError
 from steerscope.models import true_float64
-from steerscope.steering.positions import Positions, prompt_lengths_from_labels, token_mask
+from steerscope.steering.positions import Positions, token_mask
+from steerscope.steering.prompt_end import Columns
 from tests.steering.cases import RULES, SETTINGS, close, padded, prompts, real_logits, steered
 from tests.tiny import LAYOUTS, tiny_model
 
@@ -158,7 +159,6 @@ def test_labels_say_where_the_prompt_ends():
         for row, tokens in enumerate(rows):
             start = labels.shape[1] - len(tokens) if side == "left" else 0
             labels[row, start : start + 3 + row] = -100
-        assert prompt_lengths_from_labels(labels, batch["attention_mask"]).tolist() == [3, 4]
         model = steered("linear", positions="prompt")
         told = model(**batch, prompt_lengths=torch.tensor([3, 4])).logits
         assert torch.equal(model(**batch, labels=labels).logits, told)
@@ -166,10 +166,10 @@ def test_labels_say_where_the_prompt_ends():
 
 def test_masks_of_one_small_case():
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]])
-    lengths = torch.tensor([2, 3])
+    lengths = torch.tensor([[2], [3]])
 
     def chosen(text: str, queries: int = 6) -> list[str]:
-        found = token_mask(Positions.parse(text), mask, queries, prompt_lengths=lengths)
+        found = token_mask(Positions.parse(text), Columns.of_rows(mask != 0, queries), ends=lengths)
         return ["".join(str(int(x)) for x in row) for row in found]
 
     assert chosen("prompt") == ["001100", "111000"]
@@ -179,7 +179,7 @@ def test_masks_of_one_small_case():
     assert chosen("first:3") == ["001110", "111000"]
     assert chosen("completion", queries=2) == ["11", "10"]
     assert chosen("first:5", queries=1) == ["1", "0"]
-    assert token_mask(Positions.parse("all"), mask, 6) is None
+    assert token_mask(Positions.parse("all"), Columns.of_rows(mask != 0, 6)) is None
 
 
 @pytest.mark.parametrize("text", ["", "first", "last:0", "first:-1", "middle", "last:n", "ALL"])
@@ -196,8 +196,6 @@ def test_a_pass_without_a_prompt_is_refused(rule):
         model(**padded(prompts(), "left"))
     with pytest.raises(InputError, match="got 2 prompt lengths for a batch of 3"):
         model(**padded(prompts(), "left"), prompt_lengths=torch.tensor([1, 2]))
-    with pytest.raises(InputError, match="prefill_chunk_size=2"):
-        model.generate(input_ids=prompts()[0][None], prefill_chunk_size=2, **GREEDY)
 
 
 @torch.no_grad()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from steerscope.errors import InputError, typed
 from steerscope.experiments.claims.kept import keep, with_kept
 from steerscope.experiments.claims.page import write_claims
+from steerscope.files import exit_code_of
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,15 +17,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("page", type=Path, help="the Markdown file to write")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="also keep what the page is made from in one file")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         with with_kept(options.runs) as places:
             write_claims(places, options.page)
             if options.keep:
                 keep(places, options.keep)
-    except InputError as error:
-        print(f"claims: {typed(error)}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code_of("claims", work)
 
 
 if __name__ == "__main__":

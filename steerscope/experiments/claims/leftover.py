@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from steerscope.errors import InputError, typed
+from steerscope.analysis.provenance import content_hash
+from steerscope.errors import InputError
 from steerscope.experiments.evaluation.adapters import read_adapter, with_adapter
 from steerscope.experiments.tasks import Task, get_task
 from steerscope.experiments.tasks.supervised import answer_tokens, supervise
 from steerscope.experiments.training.data import Collator
 from steerscope.experiments.training.run_folder import read_results
-from steerscope.files import write_text
+from steerscope.files import exit_code_of, write_text
 from steerscope.models import load_model
 from steerscope.models.lengths import batches_within, switch_length
 from steerscope.models.tokens import pad_token
@@ -88,6 +88,7 @@ def measure_leftover(
         "kl_base": base.kl,
         "tokens": base.tokens,
         "examples": len(sequences),
+        "data": content_hash(asked, ordered=False),
         "spaces": spaces,
     }
     write_text(run / LEFTOVER, json.dumps(found, indent=1, allow_nan=False) + "\n")
@@ -102,14 +103,13 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--examples", type=int, default=128)
     options = parser.parse_args()
-    try:
+
+    def work() -> None:
         task = get_task(read_results(options.run).task, options.data_dir)
         found = measure_leftover(options.run, task, ranks=options.ranks, examples=options.examples)
-    except InputError as error:
-        print(f"leftover: {typed(error)}", file=sys.stderr)
-        return 2
-    print(json.dumps(found, indent=1, allow_nan=False))
-    return 0
+        print(json.dumps(found, indent=1, allow_nan=False))
+
+    return exit_code_of("leftover", work)
 
 
 if __name__ == "__main__":

@@ -192,9 +192,11 @@ def _leftover(left: Sequence[Mapping[str, Any]]) -> str:
     rows: dict[tuple[Any, ...], list[float]] = {}
     for one in sorted(left, key=lambda one: int(one["seed"])):
         for row in one["spaces"]:
-            key = (one["task"], Path(str(one["model"]["name"])).name, one["method"], row["kind"], row["rank"])
+            names = (one["task"], Path(str(one["model"]["name"])).name, one["method"], row["kind"], row["rank"])
+            # Seeds of one model on one set of data; what is not in the table tells others apart.
+            key = (*names, model_key(one["model"]), one.get("data"))
             rows.setdefault(key, []).append(row["kl"] / one["kl_base"])
     for key, shares in rows.items():
-        cells = " | ".join(map(str, key))
+        cells = " | ".join(map(str, key[:5]))
         lines.append(f"| {cells} | {len(shares)} | {', '.join(f'{x:.1%}' for x in shares)} | {fmean(shares):.1%} |")
     return f"{note}\n" + "\n".join(lines) + "\n"

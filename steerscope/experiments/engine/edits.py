@@ -19,6 +19,7 @@ from steerscope.sites import Site, SiteKind
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FAMILIES, SteeringEdit
 from steerscope.steering.positions import Positions, token_mask
+from steerscope.steering.prompt_end import Columns
 
 
 def build_edits(config: SteeringConfig, site_map: SiteMap) -> dict[Site, SteeringEdit]:
@@ -89,12 +90,13 @@ class PackedEdits(nn.Module):
     def _masks(
         self, runs: Sequence[int], attention_mask: Tensor, prompt_lengths: Tensor, num_queries: int
     ) -> list[Tensor | None]:
-        rows = attention_mask.unflatten(0, (len(runs), -1))
-        lengths = prompt_lengths.unflatten(0, (len(runs), -1))
-        return [
-            token_mask(self._positions[run], rows[place], num_queries, prompt_lengths=lengths[place])
-            for place, run in enumerate(runs)
-        ]
+        rows = attention_mask.unflatten(0, (len(runs), -1)) != 0
+        ends = prompt_lengths.unflatten(0, (len(runs), -1)).unsqueeze(-1)
+        found: list[Tensor | None] = []
+        for place, run in enumerate(runs):
+            columns = Columns.of_rows(rows[place], num_queries)
+            found.append(token_mask(self._positions[run], columns, ends=ends[place]))
+        return found
 
     def _tap(self, site: Site, runs: Sequence[int], places: list[int], masks: list[Tensor | None]) -> Tap:
         groups: dict[object, list[int]] = {}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from steerscope.analysis.outputs import selected_positions
 from steerscope.experiments.engine.rows import padded, run
 from steerscope.experiments.tasks.supervised import SupervisedSequence
+from steerscope.models.lengths import batches_within, switch_length
 from steerscope.models.site_map import SiteMap
 from steerscope.models.upper_blocks import entering_block, pass_through
 
@@ -60,9 +61,9 @@ class FrozenStreams:
         """Return the streams entering block ``stop``, from the kept ones that enter block ``start``."""
         found: dict[tuple[int, ...], Tensor] = {}
         keys = sorted(keys, key=len)
-        while keys:
-            size = max(1, TOKENS // len(keys[min(len(keys), TOKENS) - 1]))
-            batch, keys = keys[:size], keys[size:]
+        size = max(1, TOKENS // len(keys[-1])) if keys else 1
+        for chosen in batches_within(range(len(keys)), lambda i: len(keys[i]), size, switch_length(self.model)):
+            batch = [keys[i] for i in chosen]
             entered = None
             if start:
                 first = self._kept[batch[0]]

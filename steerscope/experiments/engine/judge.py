@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from steerscope.experiments.engine.pack import Pack
 from steerscope.experiments.engine.rows import per_target
 from steerscope.experiments.tasks.supervised import SupervisedSequence
+from steerscope.models.lengths import batches_within, switch_length
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def judge_pack(
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
     losses = torch.zeros(len(runs), len(sequences), dtype=torch.float64)
     correct = torch.zeros(len(runs), len(sequences), dtype=torch.bool)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    model = pack.language_model
+    for chosen in batches_within(order, lambda i: len(sequences[i].ids), batch_size, switch_length(model)):
         batch = [sequences[i] for i in chosen]
         logits, rows = pack.logits(runs, [batch] * len(runs))
         negative = per_target(rows, F.cross_entropy(logits, rows.wanted, reduction="none"))

@@ -30,6 +30,11 @@ class ModelPack(Pack):
     def __init__(self, model: nn.Module, spec: RunSpec, pad: int, constraint: JointConstraint | None = None) -> None:
         self.model, self.specs, self.pad, self.constraint = model, (spec,), pad, constraint
 
+    @property
+    def language_model(self) -> nn.Module:
+        """The model below its wrappers."""
+        return language_model(self.model)
+
     def parameters_of(self, run: int) -> list[nn.Parameter]:
         """Return what is trained."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -42,7 +47,7 @@ class ModelPack(Pack):
         """Run the model on its batch; see :meth:`Pack.logits`."""
         rows = Rows.of(batches[0], self.pad, next(self.model.parameters()).device)
         told = {"prompt_lengths": rows.prompts} if isinstance(self.model, SteeringModel) else {}
-        with selected_positions(language_model(self.model), *rows.predicting()):
+        with selected_positions(self.language_model, *rows.predicting()):
             return single_precision(run(self.model, rows.ids, rows.mask, **told)[0]), rows
 
     def begin(self, optimizer: Optimizer) -> None:

@@ -17,6 +17,7 @@ from steerscope.experiments.engine.frozen import FrozenStreams, entering
 from steerscope.experiments.engine.rows import Rows, per_target, run, single_precision
 from steerscope.experiments.engine.spec import RunSpec
 from steerscope.experiments.tasks.supervised import SupervisedSequence
+from steerscope.models.lengths import require_one_side, switch_length
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
 
@@ -29,6 +30,11 @@ class Pack(ABC):
     """
 
     specs: tuple[RunSpec, ...]
+
+    @property
+    @abstractmethod
+    def language_model(self) -> nn.Module:
+        """The transformers model that runs."""
 
     @abstractmethod
     def parameters_of(self, run: int) -> list[nn.Parameter]:
@@ -107,6 +113,11 @@ class EditPack(Pack):
         self.pad = pad_token(loaded.tokenizer, loaded.model)
         self.streams = streams or FrozenStreams(loaded.model, loaded.site_map, self.pad)
 
+    @property
+    def language_model(self) -> nn.Module:
+        """The frozen model."""
+        return self.loaded.model
+
     @torch.no_grad()
     def load(self, run: int, tensors: Mapping[str, Tensor]) -> None:
         """Put trained tensors, by ``site.name``, in the place of a run's own."""
@@ -137,6 +148,12 @@ class EditPack(Pack):
         different = list({id(batch): batch for batch in batches}.values())
         size = len(different[0])
         unique = [sequence for batch in different for sequence in batch]
+        require_one_side(
+            [len(sequence.ids) for sequence in unique],
+            switch_length(self.loaded.model),
+            "examples of one step",
+            "Give examples on one side of it.",
+        )
         place = {id(batch): size * index for index, batch in enumerate(different)}
         device, model = self.loaded.device, self.loaded.model
         take = torch.tensor([place[id(batch)] + row for batch in batches for row in range(size)], device=device)

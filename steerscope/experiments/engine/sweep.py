@@ -182,22 +182,27 @@ class Sweep:
 
     def _train(self, runs: Sequence[tuple[Candidate, float, int]]) -> list[dict[str, Any]]:
         """Return the records of runs that enter at one block, from the store or made now."""
-        missing = [run for run in runs if self.store.get(self._config(*run)) is None]
-        self._tell("", len(runs) - len(missing))
-        edits = [run for run in missing if run[0].config is not None]
-        for start in range(0, len(edits), self.pack_size):
-            chosen = edits[start : start + self.pack_size]
-            pack = self._pack([(one.config, rate_, seed) for one, rate_, seed in chosen if one.config is not None])
-            self._keep(chosen, pack)
-        for one, rate_, seed in missing:
-            if one.build is not None:
-                pack_of_one, restore = one.build(rate_, seed)
-                try:
-                    self._keep([(one, rate_, seed)], pack_of_one)
-                finally:
-                    restore()
+        for chosen in self._packs(runs):
+            if all(self.store.get(self._config(*run)) is not None for run in chosen):
+                self._tell("", len(chosen))
+                continue
+            one, rate_, seed = chosen[0]
+            if one.build is None:
+                self._keep(chosen, self._edits(chosen))
+                continue
+            pack_of_one, restore = one.build(rate_, seed)
+            try:
+                self._keep(chosen, pack_of_one)
+            finally:
+                restore()
         found = [self.store.get(self._config(*run)) for run in runs]
         return [record for record in found if record is not None]
+
+    def _packs(self, runs: Sequence[tuple[Candidate, float, int]]) -> list[list[tuple[Candidate, float, int]]]:
+        """Cut runs into packs, the same ones whatever is kept of them: work that goes on then gives the same bits."""
+        edits = [run for run in runs if run[0].config is not None]
+        cut = [edits[start : start + self.pack_size] for start in range(0, len(edits), self.pack_size)]
+        return cut + [[run] for run in runs if run[0].config is None]
 
     def _keep(self, chosen: Sequence[tuple[Candidate, float, int]], pack: Pack) -> None:
         """Train a pack, judge its runs on the selection examples, and keep them."""
@@ -218,10 +223,10 @@ class Sweep:
 
     def _test(self, runs: Sequence[tuple[Candidate, float, int]]) -> None:
         """Judge on the test examples what was not judged there before."""
-        missing = [run for run in runs if self.store.get(self._test_config(*run)) is None]
-        for start in range(0, len(missing), self.pack_size):
-            chosen = missing[start : start + self.pack_size]
-            pack = self._pack([(one.config, rate_, seed) for one, rate_, seed in chosen if one.config is not None])
+        for chosen in self._packs(runs):
+            if all(self.store.get(self._test_config(*run)) is not None for run in chosen):
+                continue
+            pack = self._edits(chosen)
             for run, key in enumerate(chosen):
                 pack.load(run, self.store.weights(self._config(*key)))
             for key, judged in zip(chosen, self._judged(pack, "test"), strict=True):
@@ -243,6 +248,9 @@ class Sweep:
         )
 
     # --- packs ---
+
+    def _edits(self, chosen: Sequence[tuple[Candidate, float, int]]) -> EditPack:
+        return self._pack([(one.config, rate_, seed) for one, rate_, seed in chosen if one.config is not None])
 
     def _pack(self, runs: Sequence[tuple[SteeringConfig, float, int]]) -> EditPack:
         if self._streams is None:

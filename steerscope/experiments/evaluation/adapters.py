@@ -73,6 +73,12 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     if "peft_type" in config:
         require_readable(config, place / CONFIG)
         base = {k: config.get(k) for k in ("base_model_name_or_path", "target_modules", "lora_alpha", "bias")}
+        if config.get("num_virtual_tokens"):
+            raise InputError(
+                f"the adapter in {str(folder)!r} ({config['peft_type']}) puts {config['num_virtual_tokens']} virtual "
+                "tokens before every row, and results would depend on the batch that a text is in. Evaluate an adapter "
+                "that adds none, a LoRA for example."
+            )
         rank = config.get("r")
         return SavedAdapter(
             place, True, str(config["peft_type"]).lower(), (), rank if type(rank) is int else None, base

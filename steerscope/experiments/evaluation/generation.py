@@ -17,7 +17,10 @@ from steerscope.experiments.tasks.supervised import end_token
 from steerscope.finite import require_finite
 from steerscope.models.head import contiguous_head
 from steerscope.models.lengths import is_beyond, readable_length, sides, switch_length
+from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.tokens import pad_token, require_known_tokens, text_tokens
+from steerscope.models.virtual_tokens import require_no_virtual_tokens
+from steerscope.steering import SteeringModel
 from steerscope.steering.identity import language_model
 
 
@@ -104,11 +107,14 @@ def generate(
                 rest, mask = left_padded([ids[i][prefix.length :] for i in chosen], pad, device_of(model))
                 inputs = torch.cat([prefix.ids.expand(len(chosen), -1), rest], 1)
                 watch = _Watch()
+                given = prefix.before(mask)
+                if isinstance(model, SteeringModel):  # what the cache holds was computed as part of the prompt
+                    given["prompt_lengths"] = given["attention_mask"].sum(-1)
                 out = model.generate(  # type: ignore[operator]
                     input_ids=inputs,
                     generation_config=config,
                     logits_processor=LogitsProcessorList([watch]),
-                    **prefix.before(mask),
+                    **given,
                 )
                 for i, row in zip(chosen, out[:, inputs.shape[1] :].tolist(), strict=True):
                     found[i] = _read(row, ends, tokenizer)
@@ -221,7 +227,13 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch off dropout and gradients, and give back the mode of every module afterwards."""
+    """Switch off dropout and gradients, and give back the mode of every module afterwards.
+
+    Raises:
+        InputError: Weights are offloaded, or PEFT puts virtual tokens before every row.
+    """
+    require_weights_in_memory(model, "evaluation")
+    require_no_virtual_tokens(model, "results would depend on the batch that a text is in")
     with in_evaluation_mode(model), contiguous_head(model), torch.inference_mode():
         yield
 

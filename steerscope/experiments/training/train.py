@@ -21,6 +21,7 @@ from steerscope.experiments.training.records import RunConfig, RunResults
 from steerscope.experiments.training.run import Run
 from steerscope.experiments.training.run_folder import CONFIG, RunFolder, read_results
 from steerscope.files import alone_in
+from steerscope.folders import Kind, require_folder_for
 from steerscope.models import load_model
 from steerscope.models.load import LoadedModel
 
@@ -57,6 +58,7 @@ def train(
     options.check()
     place, show = Path(out), progress or (lambda stage, done, total: None)
     tell = say or (lambda sentence: None)
+    require_folder_for(place, Kind.RUN)
     parts = draw_parts(task, options)
     searched = read_search(options, parts)
     show("load", 0, 1)

@@ -25,7 +25,7 @@ from steerscope.experiments.validation.result import Validation
 from steerscope.experiments.validation.sweep import Method
 from steerscope.experiments.validation.table import score_table, sentences, trained_table
 from steerscope.experiments.validation.validate import compared
-from steerscope.files import read_text, write_page, write_text
+from steerscope.files import exit_code_of, read_text, write_page, write_text
 from steerscope.finite import parse_json
 
 # From the plan: how much better than ``share`` a candidate has to be.
@@ -294,14 +294,14 @@ def _save(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def main() -> None:
+def main() -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("page", type=Path)
     options = parser.parse_args()
-    write_study(options.results, options.page)
+    return exit_code_of("study", lambda: write_study(options.results, options.page))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

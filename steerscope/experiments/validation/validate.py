@@ -25,6 +25,7 @@ from steerscope.experiments.validation.result import TrainedSite, Validation
 from steerscope.experiments.validation.store import RunStore
 from steerscope.experiments.validation.sweep import Method, Outcome, Sweep
 from steerscope.files import told
+from steerscope.folders import Kind, require_folder_for
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site
 
@@ -72,6 +73,7 @@ def validate_ranking(
     from the site up.
     """
     options.check()
+    require_folder_for(folder, Kind.VALIDATION, also=(Kind.RANKING,))
     chosen = choose_sites(loaded.site_map, options.sites)
 
     def tell(what: str, done: int, total: int) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from steerscope.analysis.report.table import TextTable
 from steerscope.analysis.report.vocabulary import clean
 from steerscope.equivalence.propositions.base import Verdict
-from steerscope.errors import InputError
 from steerscope.experiments.verification.results import Measured, PropositionResult, Verification
 from steerscope.experiments.verification.tables import headline, measurement_tables, number, short
+from steerscope.files import exit_code_of
 
 RANDOM, MODEL = "docs/results/verify-random.json", "docs/results/verify-smollm2-135m.json"
 _INTRO = """# The theory, tried
@@ -186,12 +186,7 @@ def main(arguments: Sequence[str]) -> int:
     if not 1 <= len(arguments) <= 2:
         print("usage: python -m steerscope.experiments.verification.docs random.json [model.json]", file=sys.stderr)
         return 2
-    try:
-        print(document(*map(Verification.load, arguments)).rstrip("\n"))
-    except InputError as error:
-        print(f"steerscope: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code_of("steerscope", lambda: print(document(*map(Verification.load, arguments)).rstrip("\n")))
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ def description_for(config: PretrainedConfig) -> BlockDescription:
     if family not in FAMILIES:
         raise UnsupportedModelError(
             f"model family {family!r} is not supported.{did_you_mean(family, list(FAMILIES))} Supported: "
-            f"{', '.join(sorted(FAMILIES))}. For a block of one of these shapes under another name, pass "
-            "description=steerscope.BlockDescription(...) with the attribute paths of its parts; "
-            "the self-check on load says whether it is true. Mixtures of experts are not supported yet."
+            f"{', '.join(sorted(FAMILIES))}. For a block of one of these shapes under another name, use "
+            "load_model(..., description=steerscope.BlockDescription(...)) in Python with the attribute paths of its "
+            "parts; the self-check on load says whether it is true. Mixtures of experts are not supported yet."
         )
     if family == "gpt_neox" and not config.use_parallel_residual:
         return parallel.NEOX_SEQUENTIAL

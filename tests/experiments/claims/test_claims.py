@@ -357,3 +357,27 @@ def test_the_kept_page_is_made_from_the_kept_runs(tmp_path):
     docs = Path(__file__).parents[3] / "docs"
     write_claims([docs / "results" / "claims.json"], tmp_path / "claims.md")
     assert (tmp_path / "claims.md").read_text(encoding="utf-8") == (docs / "claims.md").read_text(encoding="utf-8")
+
+
+def test_no_other_file_is_written_over(tmp_path, capsys):
+    """Where the page is forgotten, the last of the runs stands in its place."""
+    kept = tmp_path / "claims.json"
+    kept.write_bytes((Path(__file__).parents[3] / "docs" / "results" / "claims.json").read_bytes())
+    before = kept.read_bytes()
+    assert main([str(kept)]) == 2
+    assert "is there and is another one than the page" in capsys.readouterr().err
+    assert kept.read_bytes() == before
+    (tmp_path / "notes.json").write_text('{"mine": 1}')
+    assert main([str(kept), str(tmp_path / "claims.md"), "--keep", str(tmp_path / "notes.json")]) == 2
+    assert "holds something else" in capsys.readouterr().err
+    assert (tmp_path / "notes.json").read_text() == '{"mine": 1}'
+    assert main([str(kept), str(tmp_path / "claims.md"), "--keep", str(kept)]) == 0
+    assert main([str(kept), str(tmp_path / "claims.md" / "below")]) == 2
+    assert "claims: cannot write" in capsys.readouterr().err
+
+
+def test_the_page_says_that_the_data_of_earlier_runs_is_unknown(tmp_path):
+    docs = Path(__file__).parents[3] / "docs"
+    write_claims([docs / "results" / "claims.json"], tmp_path / "claims.md")
+    page = (tmp_path / "claims.md").read_text(encoding="utf-8")
+    assert "Runs of earlier versions do not say on which data they were trained." in page

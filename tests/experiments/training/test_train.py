@@ -148,7 +148,7 @@ def test_killed_while_saving_and_testing(place, tmp_path, monkeypatch):
     complete = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.json")}
     assert train(run, task, tmp_path / "killed", resume=True).line == read_results(tmp_path / "whole").line
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.json")} == complete
-    with pytest.raises(InputError, match="was begun with other settings"):
+    with pytest.raises(InputError, match="was begun with other steps"):
         train(options(place, steps=5), task, tmp_path / "killed", resume=True)
     with pytest.raises(InputError, match="is not empty"):
         train(run, task, tmp_path / "killed")
@@ -235,8 +235,8 @@ def test_a_run_does_not_go_on_at_another_rate(place, tmp_path, monkeypatch):
         ({"method": "post-mlp"}, "with other method"),
         ({"rank": 3}, "with other rank"),
         ({"model": "gpt2"}, "with other model"),
-        ({"test_examples": 5}, "with other test_examples, test_set"),
-        ({"learning_rate": 0.01, "tries": 7, "lr_steps": None}, "add --learning-rate auto"),
+        ({"test_examples": 5}, "with other test_examples, test data, test_set"),
+        ({"learning_rate": 0.01, "tries": 7, "lr_steps": None}, "add learning_rate='auto'"),
     ],
 )
 def test_the_search_of_another_configuration_is_refused(place, tmp_path_factory, tmp_path, changes, message):
@@ -284,7 +284,7 @@ def test_joint_training_that_diverges_loses_the_search(place, tmp_path, constrai
 def test_a_run_that_is_refused_leaves_its_folder_to_the_corrected_one(place, tmp_path):
     folder = tmp_path / "run"
     for changes, message in (
-        ({"method": "lofit", "heads": 99}, "--heads is 99"),
+        ({"method": "lofit", "heads": 99}, "heads is 99"),
         ({"max_new_tokens": 5000}, "no prompt fits"),
         ({"max_length": 9}, "examples fits"),
     ):
@@ -303,9 +303,9 @@ def test_prompts_without_room_are_refused_before_training(place, tmp_path, monke
 @pytest.mark.parametrize(
     ("method", "changes", "message"),
     [
-        ("lora", {"bias": False}, "edits no site; leave out --bias"),
-        ("post-block", {"sparsity": 0.1}, "leave out --sparsity"),
-        ("post-block", {"lr_steps": 3}, "add --learning-rate auto"),
+        ("lora", {"bias": False}, "edits no site; leave out bias"),
+        ("post-block", {"sparsity": 0.1}, "leave out sparsity"),
+        ("post-block", {"lr_steps": 3}, "add learning_rate='auto'"),
     ],
 )
 def test_what_a_method_has_not_is_refused(place, method, changes, message):
@@ -381,7 +381,7 @@ def test_edits_start_as_published_where_asked(place):
     assert torch.equal(usual.model.edit_at("0.resid_post").b, torch.zeros(2))
     published = build(loaded(place), options(place, "loreft", start="published"), [])
     assert float(published.model.edit_at("0.resid_post").b.detach().abs().min()) > 0
-    with pytest.raises(InputError, match="leave out --positions, --scale and --start"):
+    with pytest.raises(InputError, match="leave out positions, scale and start"):
         options(place, "lora", start="published").check()
     with pytest.raises(InputError, match="has one start"):
         options(place, "vector", start="published").check()

@@ -1,0 +1,62 @@
+"""What was read at sites, under every name that a site has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from steerscope.errors import InputError
+from steerscope.models.site_map import SiteMap
+from steerscope.sites import Site
+
+# The keys that a context was asked with.
+Key = TypeVar("Key", bound=Site | str)
+
+
+class Readings(dict[Key, Tensor]):
+    """What :func:`steerscope.models.hooks.reading` found, under the keys it was asked with.
+
+    A site is found under every name it has: ``found["3.resid_post"]``, ``found[Site(3, SiteKind.RESID_POST)]`` and
+    ``found["blocks.3.hook_resid_post"]`` are one tensor.
+    """
+
+    def __init__(self, site_map: SiteMap, asked: Mapping[Site, list[Key]]) -> None:
+        super().__init__()
+        self._site_map, self._asked = site_map, asked
+
+    def keep(self, site: Site, value: Tensor) -> None:
+        """Keep what was read at a site."""
+        for key in self._asked[site]:
+            self[key] = value
+
+    def _key(self, name: object) -> Key | None:
+        """Return the key that a site is kept under, None if it was not asked for."""
+        if not isinstance(name, Site | str):
+            return None
+        try:
+            asked = self._asked.get(self._site_map.resolve(name))
+        except InputError:
+            return None
+        return None if asked is None else asked[0]
+
+    def __getitem__(self, name: Site | str) -> Tensor:
+        key = self._key(name)
+        if key is not None and dict.__contains__(self, key):
+            return super().__getitem__(key)
+        asked = ", ".join(str(site) for site in self._asked)
+        raise KeyError(
+            f"nothing was read at {str(name)!r}: "
+            + (f"this context reads {asked}." if key is None else "the model has not run inside the context yet.")
+        )
+
+    def __contains__(self, name: object) -> bool:
+        return dict.__contains__(self, self._key(name))
+
+    def get(self, name: Site | str, default: Any = None) -> Any:
+        """Return what was read at a site, or the default."""
+        try:
+            return self[name]
+        except KeyError:
+            return default

@@ -1,0 +1,168 @@
+"""``edited`` and ``reading``: whose model, in which data type, under which keys."""
+
+from __future__ import annotations
+
+import peft
+import pytest
+import torch
+from torch import nn
+
+from steerscope import SteeringConfig, get_steering_model
+from steerscope.errors import InputError
+from steerscope.models import edited, find_sites, reading, wrap_model
+from steerscope.sites import Site, SiteKind
+from tests.tiny import LAYOUTS, tiny_model, tiny_tokenizer
+
+IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("own", DTYPES)
+@pytest.mark.parametrize("given", DTYPES)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@torch.no_grad()
+def test_edits_are_added_in_the_models_data_type(own, given, family):
+    model = tiny_model(family, own)
+    site_map = find_sites(model)
+    vector = torch.linspace(-1, 1, 16, dtype=given)
+    for kind in site_map.description.kinds:
+        width = site_map.width(Site(1, kind))
+        edit = {Site(1, kind): lambda x, width=width: vector[torch.arange(width) % 16].expand(x.shape)}
+        same = {Site(1, kind): lambda x, width=width: vector.to(own)[torch.arange(width) % 16].expand(x.shape)}
+        with edited(model, site_map, edit):
+            found = model(IDS).logits
+        with edited(model, site_map, same):
+            expected = model(IDS).logits
+        assert found.dtype is own
+        assert torch.equal(found, expected)
+        assert not torch.equal(found, model(IDS).logits)
+
+
+@pytest.mark.parametrize("shape", [(16,), (1, 16), (1, 1, 16), (2, 1, 16), (1, 4, 16), (2, 4, 16)])
+@torch.no_grad()
+def test_what_is_repeated_over_batch_and_tokens(shape):
+    model = tiny_model("llama")
+    added = torch.randn(shape)
+    with edited(model, find_sites(model), {"0.mlp_out": lambda _: added}):
+        found = model(IDS).logits
+    with edited(model, find_sites(model), {"0.mlp_out": lambda _: added.expand(2, 4, 16)}):
+        assert torch.equal(model(IDS).logits, found)
+
+
+@pytest.mark.parametrize(
+    ("added", "what"),
+    [
+        (0.5, "float"),
+        (None, "NoneType"),
+        (torch.tensor(0.5), r"shape \(\)"),
+        (torch.ones(1), r"shape \(1,\)"),
+        (torch.ones(4, 1), r"shape \(4, 1\)"),
+        (torch.ones(4, 16), r"shape \(4, 16\)"),
+        (torch.ones(2, 16), r"shape \(2, 16\)"),
+        (torch.ones(2, 4, 1), r"shape \(2, 4, 1\)"),
+        (torch.ones(1, 2, 4, 16), r"shape \(1, 2, 4, 16\)"),
+        (torch.ones(2, 4, 8), r"shape \(2, 4, 8\)"),
+        (torch.ones(3, 4, 16), r"shape \(3, 4, 16\)"),
+        (torch.ones(16, dtype=torch.complex64), "a tensor of torch.complex64"),
+    ],
+)
+@torch.no_grad()
+def test_what_cannot_be_added_is_refused(added, what):
+    model = tiny_model("llama")
+    message = rf"the edit at '0\.resid_post' returned {what}; expected .* = \(2, 4, 16\), of 16 channels"
+    with edited(model, find_sites(model), {"0.resid_post": lambda _: added}), pytest.raises(InputError, match=message):
+        model(IDS)
+
+
+@torch.no_grad()
+def test_an_edit_that_changes_what_it_is_given_is_refused():
+    model = tiny_model("llama")
+    edits = {"0.resid_post": lambda x: x.mul_(0.1)}
+    message = r"the edit at '0\.resid_post' changed the tensor it was given"
+    with edited(model, find_sites(model), edits), pytest.raises(InputError, match=message):
+        model(IDS)
+
+
+@torch.no_grad()
+def test_the_model_is_the_one_the_site_map_belongs_to():
+    model, other = tiny_model("llama"), tiny_model("llama", seed=1)
+    site_map, edits = find_sites(model), {"0.mlp_out": lambda x: 0.1 * x}
+    for wrong in (nn.Linear(1, 1), other, None):
+        with pytest.raises(InputError, match="the site map was found in another model"):
+            edited(wrong, site_map, edits).__enter__()
+    for wrong in ((model, site_map), (model, edits), (model, other, edits)):
+        with pytest.raises(InputError, match=r"expected \(model, site_map, edits\), or \(loaded, edits\)"):
+            edited(*wrong).__enter__()
+    with pytest.raises(InputError, match=r"reading\(\) got LlamaForCausalLM; expected a site map"):
+        reading(model, ["0.mlp_out"]).__enter__()
+    with edited(nn.Sequential(model), site_map, edits):  # inside any wrapper
+        expected = model(IDS).logits
+    loaded = wrap_model(model, tiny_tokenizer())
+    with edited(loaded, edits) as inner, reading(loaded, ["0.mlp_out"]) as seen:
+        assert torch.equal(inner(IDS).logits, expected)
+        assert seen["0.mlp_out"].shape == (2, 4, 16)
+    steered = get_steering_model(model, SteeringConfig("0.mlp_out"))
+    with edited(steered, edits=edits) as inner:
+        assert torch.equal(inner(IDS).logits, expected)
+
+
+def test_parts_that_were_replaced_since_are_not_passed_by():
+    """A LoRA put on later wraps the maps that the site map knows."""
+    model = tiny_model("llama")
+    site_map = find_sites(model)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["down_proj"]))
+    for enter in (
+        lambda: edited(wrapped, site_map, {"1.mlp_out": lambda x: x}),
+        lambda: reading(site_map, ["1.mlp_out"]),
+    ):
+        with pytest.raises(InputError, match=r"'mlp_write' of block 1 was replaced.*find_sites\(model\) again"):
+            enter().__enter__()
+    with reading(find_sites(wrapped), ["1.mlp_out"]) as seen:
+        wrapped(IDS)
+    assert seen["1.mlp_out"].shape == (2, 4, 16)
+
+
+@torch.no_grad()
+def test_readings_answer_under_every_name_of_a_site():
+    model = tiny_model("llama")
+    site_map = find_sites(model)
+    post = Site(0, SiteKind.RESID_POST)
+    with reading(site_map, ["0.resid_post", "1.attn_heads.2", Site(1, SiteKind.MLP_OUT)]) as seen:
+        with pytest.raises(KeyError, match="the model has not run inside the context yet"):
+            seen["0.resid_post"]
+        assert "0.resid_post" not in seen
+        assert seen.get("0.resid_post") is None
+        model(IDS)
+    assert list(seen) == ["0.resid_post", "1.attn_heads.2", Site(1, SiteKind.MLP_OUT)]
+    names = ["0.resid_post", post, "1.resid_pre", "blocks.0.hook_resid_post", "0.block_output"]
+    for name in names:
+        assert seen[name] is seen["0.resid_post"]
+        assert name in seen
+        assert seen.get(name) is seen["0.resid_post"]
+    assert seen["1.mlp_out"].shape == seen["1.post-mlp"].shape == (2, 4, 16)
+    for wrong in ("1.resid_post", "nonsense", 3):
+        assert wrong not in seen
+        assert seen.get(wrong) is None
+        with pytest.raises(KeyError, match=r"this context reads 0\.resid_post, 1\.attn_heads\.2, 1\.mlp_out"):
+            seen[wrong]
+    with reading(site_map, ["1.resid_pre", "0.resid_post"]) as seen:
+        model(IDS)
+    assert set(seen) == {"1.resid_pre", "0.resid_post"}
+    assert seen["1.resid_pre"] is seen[post]
+
+
+@pytest.mark.parametrize("family", LAYOUTS)
+@torch.no_grad()
+def test_reading_and_editing_a_model_whose_weights_are_offloaded(family, tmp_path):
+    import accelerate
+
+    expected, offloaded = [], []
+    for found in (expected, offloaded):
+        model = tiny_model(family)
+        if found is offloaded:
+            accelerate.disk_offload(model, tmp_path, execution_device=torch.device("cpu"))
+            assert all(p.is_meta for p in model.parameters())
+        site_map = find_sites(model)
+        with edited(model, site_map, {"0.mlp_out": lambda x: 0.1 * x}), reading(site_map, ["1.resid_post"]) as seen:
+            found += [model(IDS).logits, seen["1.resid_post"]]
+    assert all(torch.equal(a, b) for a, b in zip(expected, offloaded, strict=True))
