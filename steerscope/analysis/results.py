@@ -204,7 +204,7 @@ class Ranking(Shown):
         try:
             kind = parse_kind(which).value
         except InputError as error:
-            raise InputError(f"[[sites_which]] is {which!r}; expected best, set or a kind of site ({error})") from error
+            raise InputError(f"[[which]] is {which!r}; expected best, set or a kind of site ({error})") from error
         ranked = {site.kind for site in self.sites}
         if kind not in ranked:
             raise InputError(f"this ranking has no sites of kind {kind!r}; it has {', '.join(sorted(ranked))}.")
