@@ -14,7 +14,7 @@ from steerscope.experiments.tasks.task import PARTS, Split, TaskExample, TaskFor
 
 # How a file is cut, by a hash of each prompt: the same for every command and seed.
 SHARES = {"train": 0.6, "validation": 0.15, "test": 0.25}
-_CUT = "parts of a file 0"
+_CUT = "parts of a user's file"
 
 
 @dataclass(frozen=True)
