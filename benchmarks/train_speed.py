@@ -50,9 +50,9 @@ def measure(what: str, model: str, steps: int, batch_size: int, rank: int, dtype
             self.at.append((time.perf_counter(), time.process_time()))
 
     method = "lora" if what == "lora" else "post-block"
-    options = TrainOptions("listops", method, rank=rank, batch_size=batch_size, steps=steps + WARM, dtype=dtype)
+    options = TrainOptions("listops_paper", method, rank=rank, batch_size=batch_size, steps=steps + WARM, dtype=dtype)
     loaded = load_model(model, dtype=dtype)
-    examples = get_task("listops").split("train", options.steps * batch_size, 0)
+    examples = get_task("listops_paper").split("train", options.steps * batch_size, 0)
     sequences = supervise(examples, loaded.tokenizer, loaded.max_length).sequences
     rows = training_rows(sequences, options.steps, batch_size, 0)
     tokens = sum(len(row.ids) for row in rows[WARM * batch_size :])
