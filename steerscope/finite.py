@@ -19,7 +19,7 @@ from steerscope.errors import InputError
 
 OVERFLOW = (
     "Numbers beyond what the data type holds are the usual cause (float16 ends at 65504): load the model in float32 or "
-    "bfloat16 (--dtype)."
+    "bfloat16 ([[dtype]])."
 )
 
 

@@ -27,6 +27,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +195,7 @@ def compare_evaluate(place: Path, method: str, device: str, dtype: str) -> dict[
             options = ("--max-examples", 16, "--quiet", "--device", where, "--dtype", kind, "--out", out)
             command("evaluate", place / "model", *TASK, *adapter, *options)
         losses.append(test_loss(out))
-    return judged_loss(*losses, dtype)
+    return judged_loss(losses[0], losses[1], dtype)
 
 
 def judged_loss(expected: float, loss: float, dtype: str) -> dict[str, Any]:
@@ -384,36 +386,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = make_place(Path(folder))
         for dtype in dtypes:
-            record.run(f"rank {dtype}", lambda d=dtype: compare_rank(place, device, d), budget, 10)
-        for family in SETTINGS:
-            for dtype in dtypes:
-                record.run(f"edit {family} {dtype}", lambda f=family, d=dtype: compare_family(f, device, d), budget, 5)
+            record.run(f"rank {dtype}", partial(compare_rank, place, device, dtype), budget, 10)
+        for family, dtype in product(SETTINGS, dtypes):
+            record.run(f"edit {family} {dtype}", partial(compare_family, family, device, dtype), budget, 5)
         for shape in shapes:
             # A float32 copy of the largest would not fit; bfloat16 is what it is used in.
             for dtype in ("bfloat16",) if shape == "8B" else ("float32", "bfloat16"):
-                record.run(
-                    f"cost {shape} {dtype}",
-                    lambda s=shape, d=dtype: cost(s, device, d, options.examples),
-                    budget,
-                    60 if shape == "8B" else 20,
-                )
+                part = partial(cost, shape, device, dtype, options.examples)
+                record.run(f"cost {shape} {dtype}", part, budget, 60 if shape == "8B" else 20)
         for method in options.methods.split(","):
             # An adapter belongs to its base model's weights, and float16 holds others.
             taken = NOT_FINE_TUNED if method == "sft" else NOT_TRAINED
             for dtype in (dtype for dtype in dtypes if dtype not in taken):
-                record.run(
-                    f"train {method} {dtype}", lambda m=method, d=dtype: compare_train(place, m, device, d), budget, 15
-                )
-                record.run(
-                    f"evaluate {method} {dtype}",
-                    lambda m=method, d=dtype: compare_evaluate(place, m, device, d),
-                    budget,
-                    15,
-                )
+                record.run(f"train {method} {dtype}", partial(compare_train, place, method, device, dtype), budget, 15)
+                part = partial(compare_evaluate, place, method, device, dtype)
+                record.run(f"evaluate {method} {dtype}", part, budget, 15)
         for dtype in dtypes:
-            record.run(f"evaluate {dtype}", lambda d=dtype: compare_evaluate(place, "none", device, d), budget, 10)
-        record.run("validate", lambda: run_validate(place, device), budget, 30)
-        record.run("commands without a device", lambda: run_without_device(place), budget, 20)
+            record.run(f"evaluate {dtype}", partial(compare_evaluate, place, "none", device, dtype), budget, 10)
+        record.run("validate", partial(run_validate, place, device), budget, 30)
+        record.run("commands without a device", partial(run_without_device, place), budget, 20)
     failed = [name for name, part in record.parts.items() if part["failed"]]
     record.write()
     print(f"{len(record.parts)} parts, {len(failed)} failed {failed}, {len(record.skipped)} not run {record.skipped}")

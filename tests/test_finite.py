@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from steerscope import Ranking, RankOptions, first_order_shift, rank_sites, remainder_slope
-from steerscope.analysis.encoding import encode_for
 from steerscope.analysis.examples import Example
 from steerscope.analysis.intervals import spearman
 from steerscope.analysis.scores import relative_length
@@ -20,6 +19,10 @@ from steerscope.analysis.scores.learnable_share import quick_share
 from steerscope.analysis.theory.common import block_tensors, explained, explained_per_token, streams
 from steerscope.equivalence.propositions.catalogue import propositions
 from steerscope.errors import InputError
+from steerscope.experiments.engine import EditPack, RunSpec, train_pack
+from steerscope.experiments.engine.held_out import hold_out
+from steerscope.experiments.engine.spec import Schedule
+from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.evaluation.evaluate import evaluate
 from steerscope.experiments.evaluation.generation import generate
 from steerscope.experiments.evaluation.likelihood import choice_log_likelihoods, completion_loss
@@ -30,18 +33,7 @@ from steerscope.experiments.training.data import draw_parts, supervised
 from steerscope.experiments.training.run import Run
 from steerscope.experiments.validation.data import splits_of_examples
 from steerscope.experiments.validation.options import ValidateOptions
-from steerscope.experiments.validation.prefix import PrefixCache
 from steerscope.experiments.validation.result import Validation
-from steerscope.experiments.validation.store import RunStore
-from steerscope.experiments.validation.sweep import _outcome
-from steerscope.experiments.validation.training import (
-    Judged,
-    TrainSettings,
-    WeightMethod,
-    judge_edits,
-    train_edits,
-    train_weights,
-)
 from steerscope.experiments.validation.validate import validate_ranking
 from steerscope.experiments.verification.run import VerifyOptions, verify_model
 from steerscope.finite import NotFiniteError, parse_json, require_finite, require_finite_record
@@ -116,19 +108,20 @@ def test_a_validation_is_refused_and_a_training_that_diverged_is_an_outcome(tmp_
     loaded = wrap_model(tiny_model("gemma2", num_hidden_layers=4), tiny_tokenizer())
     with torch.no_grad():  # gemma multiplies embeddings by the root of the width: this one passes float32's end
         loaded.model.get_input_embeddings().weight[loaded.tokenizer("MED")["input_ids"][0]] = 2e38
-    good = PrefixCache(loaded, encode_for(loaded, EXAMPLES))
-    bad = PrefixCache(loaded, encode_for(loaded, [replace(e, prompt=f"MED {e.prompt}") for e in EXAMPLES]))
-    site, settings = loaded.site_map.resolve("2.resid_post"), TrainSettings(rank=2, steps=4, batch_size=4)
-    with pytest.raises(NotFiniteError, match=BEYOND):
-        judge_edits(loaded, {}, {}, bad, 8)
-    for method in (
-        partial(train_edits, loaded, [site], {site: 1.0}, bad, settings),
-        partial(train_weights, loaded, WeightMethod("lora"), bad, settings),
-    ):
-        with pytest.raises(NotFiniteError, match="the loss of the first step"):
-            method(learning_rate=0.01, seed=0)
-    assert not train_edits(loaded, [site], {site: 1.0}, good, settings, learning_rate=0.01, seed=0).diverged
-    assert _outcome(Judged(NAN, 0.0, (NAN,)), False) == _outcome(Judged(1.0, 0.0, (1.0,)), True) == float("inf")
+    good, bad = (
+        hold_out([(f"{word}{e.prompt}", e.completion, e.choices) for e in EXAMPLES], loaded.tokenizer, 64, loaded.model)
+        for word in ("", "MED ")
+    )
+    schedule = Schedule(steps=2, batch_size=4, warmup=0)
+
+    def trained(part, rate):
+        pack = EditPack(loaded, [RunSpec(SteeringConfig(sites="2.resid_post", rank=2), rate)])
+        return train_pack(pack, {0: part.sequences[:8]}, schedule)[0]
+
+    with pytest.raises(NotFiniteError, match="the loss of the first step"):
+        trained(bad, 0.01)
+    assert not trained(good, 0.01).diverged
+    assert trained(good, 1e30).diverged
     splits = splits_of_examples("med", [replace(e, prompt=f"MED {i} {e.prompt}") for i, e in enumerate(EXAMPLES * 20)])
     options = ValidateOptions(sites=6, seeds=1, steps=4, batch_size=4, num_ranking=24, num_selection=16, num_test=16)
     with pytest.raises(NotFiniteError, match=BEYOND):

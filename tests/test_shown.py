@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from steerscope.analysis.shown import LINES, WIDTH, Shown, screen
-from steerscope.experiments.claims.kept import with_kept
-from steerscope.experiments.claims.page import studies
 from steerscope.experiments.validation.result import Validation
 from steerscope.experiments.verification.results import Verification
 from steerscope.models import wrap_model
+from studies.claims.kept import with_kept
+from studies.claims.page import studies
 from tests.analysis import report_cases
 from tests.experiments.training import cases
 from tests.tiny import tiny_model, tiny_tokenizer

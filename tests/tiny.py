@@ -8,6 +8,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from steerscope.models.attention import keep_softcapping
+
 VOCAB = 64
 _GATED = {
     "vocab_size": VOCAB,
@@ -91,6 +93,7 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, *
                 parameter.copy_(noise * (1.0 if "embed" in name or "wte" in name else 0.35))
             else:
                 parameter.add_(0.2 * noise)
+    keep_softcapping(model)  # as on load
     return model.to(dtype).eval()
 
 

@@ -7,15 +7,12 @@ Everything that goes on with earlier work or puts results side by side (``--resu
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from typing import Any, Protocol
 
 # Raised when a change of this package's code makes earlier results incomparable. Versions of packages are recorded and
 # never refused: a patch release moves last bits, not meanings.
 RECIPE = 2
-_PACKAGES = ("steerscope", "torch", "transformers", "peft", "numpy", "scipy")
 _PARTS = {"train": "training data", "validation": "validation data", "test": "test data"}
 
 
@@ -53,17 +50,6 @@ def model_key(model: Mapping[str, Any]) -> tuple[str, str, str]:
     """
     weights = model.get("sha256") or model.get("name") or ""
     return str(weights), str(model.get("setup") or ""), str(model.get("dtype") or "")
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that numbers come from."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:

@@ -18,12 +18,13 @@ from steerscope.analysis.kernels import Kernel, Rows
 from steerscope.analysis.options import MIN_EXAMPLES, RankOptions
 from steerscope.analysis.outputs import Probes, make_probes
 from steerscope.analysis.problem import Problem
-from steerscope.analysis.provenance import RECIPE, content_hash, package_versions
+from steerscope.analysis.provenance import RECIPE, content_hash
 from steerscope.analysis.results import LearningCurve, Ranking, SiteScore, Stability
 from steerscope.analysis.scorer import Scorer
 from steerscope.analysis.stability import learning_curve, stability_of_halves
 from steerscope.analysis.stopwatch import StageProgress, Stopwatch
 from steerscope.errors import InputError
+from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.selfcheck import vocab_size

@@ -157,7 +157,7 @@ class Ranking(Shown):
         Raises:
             InputError: A number, anywhere in it, is NaN or infinite.
         """
-        advice = "Rank again, in float32 or bfloat16 (--dtype) if activations are beyond what float16 holds."
+        advice = "Rank again, in float32 or bfloat16 ([[dtype]]) if activations are beyond what float16 holds."
         require_finite_record("the ranking", self, advice)
 
     def best(self, family: str = "linear") -> SiteScore:

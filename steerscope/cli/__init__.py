@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from typing import Annotated
 
 import typer
 
@@ -22,6 +23,7 @@ from steerscope.cli.verify import verify
 from steerscope.cli.words import as_typed, command_runs
 from steerscope.errors import InputError
 from steerscope.files import sentence_of, trouble
+from steerscope.installed import package_versions
 
 REFUSED, INTERRUPTED, UNREAD = 2, 130, 141
 
@@ -42,8 +44,22 @@ app.command()(validate)
 app.command()(verify)
 
 
+def _show_version(asked: bool) -> None:
+    if not asked:
+        return
+    found = package_versions()
+    others = ", ".join(f"{name} {found[name]}" for name in ("torch", "transformers", "peft"))
+    typer.echo(f"steerscope {found['steerscope']}\n{others}, Python {found['python']}")
+    raise typer.Exit
+
+
 @app.callback()
-def _root(context: typer.Context) -> None:
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show versions and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
     """Rank the steering sites of a language model by what fine-tuning could be learned there."""
     name = context.invoked_subcommand or ""
     command = getattr(context.command, "commands", {}).get(name)

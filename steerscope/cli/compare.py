@@ -19,7 +19,9 @@ def compare(
     from steerscope.experiments.comparison import compare as compare_runs
     from steerscope.experiments.comparison.table import print_comparison
     from steerscope.folders import Kind
+    from steerscope.installed import require
 
+    require("report", "the figure of a comparison")
     check_folder(out, Kind.COMPARISON, overwrite=overwrite)
     found = compare_runs(folders)
     from steerscope.experiments.comparison.figure import write_comparison  # matplotlib is slow to load

@@ -61,6 +61,7 @@ def rank(
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.tasks import FileTask, at_most
     from steerscope.folders import Kind
+    from steerscope.installed import require
     from steerscope.models import load_model
     from steerscope.sites import parse_kind
 
@@ -84,6 +85,7 @@ def rank(
             raise InputError(f"[[kinds]] is {kinds!r}; expected names such as resid_post,mlp_out.")
         options = replace(options, kinds=tuple(parse_kind(name).value for name in names))
     if out is not None:
+        require("report", "a report ([[out]])")
         check_folder(out, Kind.RANKING, overwrite=overwrite)
     check_json_target(json, "kernels")
     source = chosen_task(task, data, data_dir)

@@ -55,6 +55,7 @@ def validate(
     from steerscope.experiments.validation.table import print_validation
     from steerscope.experiments.validation.validate import validate_ranking
     from steerscope.folders import Kind
+    from steerscope.installed import require
     from steerscope.models import load_model
 
     # Everything that can be refused is refused here, before a model is loaded.
@@ -70,6 +71,7 @@ def validate(
         seed=seed,
     )
     options.check()
+    require("report", "the report of a validation")
     check_folder(out, Kind.VALIDATION, overwrite=resume, advice=RESUME, also=(Kind.RANKING,))
     if dtype not in ("float32", "float64"):
         raise InputError(f"[[dtype]] is {dtype!r}; validation trains in float32 or float64. Name one of them.")

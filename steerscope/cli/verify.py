@@ -34,10 +34,10 @@ def verify(
     from steerscope.cli.output import check_folder, check_json_target
     from steerscope.cli.progress import stage_progress
     from steerscope.equivalence.propositions.catalogue import all_propositions, propositions
-    from steerscope.experiments.verification.report import write_verification
     from steerscope.experiments.verification.run import VerifyOptions, loader, verify_model, verify_random
     from steerscope.experiments.verification.tables import print_verification
     from steerscope.folders import Kind
+    from steerscope.installed import require
 
     # Everything that can be refused is refused here, before a model is loaded.
     options = VerifyOptions(seed=seed, quick=quick)
@@ -49,6 +49,7 @@ def verify(
             raise InputError(f"[[only]] is {only!r}; expected names of propositions such as P7,P12.")
         chosen = propositions(names)
     if out is not None:
+        require("report", "a report ([[out]])")
         check_folder(out, Kind.VERIFICATION, overwrite=overwrite)
     check_json_target(json, "propositions")
 
@@ -61,6 +62,8 @@ def verify(
     found = replace(found, settings=found.settings | {"command": command_line()})
 
     if out is not None:
+        from steerscope.experiments.verification.report import write_verification  # matplotlib is slow to load
+
         page = write_verification(found, out)
     if json == "-":
         typer.echo(found.to_json())

@@ -42,6 +42,17 @@ def forward_differentiable_attention(model: nn.Module) -> Iterator[nn.Module]:
         switch(before)
 
 
-def _inner(model: nn.Module) -> nn.Module:
+def keep_softcapping(model: nn.Module) -> None:
+    """Switch attention to ``eager`` where the configuration asks for softcapping, which torch's fused one leaves out.
+
+    Newer transformers refuse that pair; older ones (5.17 for one) choose it for Gemma 2 by themselves and compute
+    another model, without a word.
+    """
+    config: Any = decoder_of(model).config
+    if getattr(config, "attn_logit_softcapping", None) is not None and config._attn_implementation == "sdpa":
+        _inner(model).set_attn_implementation("eager")
+
+
+def _inner(model: nn.Module) -> Any:
     unwrap = getattr(model, "get_base_model", None)
     return unwrap() if callable(unwrap) else model

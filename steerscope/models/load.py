@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from steerscope.errors import InputError, did_you_mean
+from steerscope.errors import InputError
 from steerscope.files import told
+from steerscope.models.attention import keep_softcapping
 from steerscope.models.blocks import BlockDescription
 from steerscope.models.bundled import (
     BUNDLED_NAME,
@@ -27,6 +27,7 @@ from steerscope.models.bundled import (
 )
 from steerscope.models.layouts import description_for
 from steerscope.models.lengths import context_of
+from steerscope.models.load_errors import not_loaded, refuse_quantised
 from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.selfcheck import check_sites
 from steerscope.models.site_map import SiteMap, find_sites
@@ -123,8 +124,8 @@ def load_model(
         The model in evaluation mode with frozen weights, its tokenizer, sites and identity.
 
     Raises:
-        InputError: Unknown name, unreadable folder, missing or NaN weights, a device that is not there, code
-            that comes with the model and was not asked for.
+        InputError: Unknown name, unreadable folder, missing, NaN or quantised weights, a device that is not there, too
+            little memory, a package that is missing, code that comes with the model and was not asked for.
         UnsupportedModelError: No known layout, or the self-check failed.
     """
     name = str(name_or_path)
@@ -138,8 +139,9 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(source if source.exists() else name, **options)
     except Exception as error:  # hub, network and parse errors have no common type
-        raise _not_loaded(name, source, error) from error
-    # The family is known from the configuration: refuse before gigabytes of weights are read.
+        raise not_loaded(name, source, error) from error
+    # Family and quantisation are known from the configuration: refuse before gigabytes of weights are read.
+    refuse_quantised(name, config)
     chosen = description or description_for(getattr(config, "text_config", config))
     place = source if source.exists() else name
     try:
@@ -155,10 +157,10 @@ def load_model(
                     "shape. Copy or download the model again, or correct its config.json."
                 )
             tokenizer = AutoTokenizer.from_pretrained(place, **options)
+            model.to(chosen_device)
     except Exception as error:
-        raise _not_loaded(name, source, error) from error
+        raise not_loaded(name, source, error) from error
     digest = digest or _digest_of_files(source) or digest_of_parameters(model)
-    model.to(chosen_device)
     return wrap_model(
         model,
         tokenizer,
@@ -184,7 +186,8 @@ def wrap_model(
 ) -> LoadedModel:
     """Make a model that is already in memory (PEFT-wrapped or not) ready to be analysed.
 
-    The model is put in evaluation mode and its parameters are frozen; nothing else in it changes.
+    The model is put in evaluation mode and its parameters are frozen; attention that would leave out the softcapping
+    its configuration asks for is switched to ``eager``. Nothing else in it changes.
 
     Raises:
         InputError: A weight is NaN or infinite, or offloaded; the message names it.
@@ -198,6 +201,7 @@ def wrap_model(
                 f"weight {parameter_name!r} of {name!r} holds NaN or infinite values; every number computed "
                 "from it would be worthless. Check the checkpoint or load it in float32."
             )
+    keep_softcapping(model)
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -275,37 +279,3 @@ def _device(device: str | torch.device) -> torch.device:
             f"device {device!r} cannot be used here ({reason}). Use 'cpu', or a device you have."
         ) from None
     return chosen
-
-
-def _not_loaded(name: str, source: Path, error: Exception) -> InputError:
-    """Say in one sentence why a model could not be loaded, whatever transformers raised."""
-    if isinstance(error, InputError):
-        return error
-    reason = " ".join(str(error).split()) or type(error).__name__
-    reason = reason if len(reason) <= 300 else f"{reason[:297]}..."
-    if "trust_remote_code" in str(error):
-        return InputError(
-            f"model {name!r} comes with code of its own, which is not run unless asked for; expected a model that "
-            "transformers knows. Read its .py files, then add [[trust_remote_code=True]]."
-        )
-    if "weights only load failed" in str(error).lower():
-        return InputError(
-            f"the pickled weights of {name!r} hold more than tensors, and unpickling them could run any code; expected "
-            "safetensors, or a pickle of tensors. Do not load this file; look for the model as *.safetensors."
-        )
-    if source.exists() and source != Path(name):
-        return InputError(
-            f"cannot load the converted copy of {name!r} ({reason}). Delete the folder {str(source)!r}: it will be "
-            "made again."
-        )
-    if source.exists():
-        return InputError(
-            f"cannot load the model in folder {name!r} ({reason}). Expected config.json, weights and tokenizer as "
-            "save_pretrained writes them: copy or download the folder again."
-        )
-    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-    return InputError(
-        f"cannot load a model named {name!r} ({reason}).{did_you_mean(name, [BUNDLED_NAME])} Give {BUNDLED_NAME!r}, "
-        f"a model folder, a .gguf file or a Hugging Face name"
-        f"{' (HF_HUB_OFFLINE is set)' if offline else ' that can be reached'}."
-    )

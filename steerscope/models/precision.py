@@ -18,10 +18,15 @@ from steerscope.errors import InputError
 
 _CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
 _LOWER = {torch.float32, torch.float16, torch.bfloat16}
+_PRODUCTS = {Tensor.matmul, Tensor.__matmul__, torch.matmul}
 
 
 class _KeepDouble(TorchFunctionMode):
-    """Drops every request to turn a float64 tensor into a lower precision."""
+    """Drops every request to turn a float64 tensor into a lower precision.
+
+    Frequencies that stay float64 meet positions in float32 (whole numbers, exact in both). Older transformers multiply
+    the two by a matrix product, which takes no two data types: there the other factor becomes float64.
+    """
 
     def __torch_function__(
         self,
@@ -37,6 +42,8 @@ class _KeepDouble(TorchFunctionMode):
             if func in (Tensor.to, Tensor.type) or kwargs.get("dtype") in _LOWER:
                 args = tuple(torch.float64 if _is_lower(value) else value for value in args)
                 kwargs = {k: torch.float64 if _is_lower(value) else value for k, value in kwargs.items()}
+        if func in _PRODUCTS and len({value.dtype for value in args if isinstance(value, Tensor)}) > 1:
+            args = tuple(value.double() if isinstance(value, Tensor) else value for value in args)
         return func(*args, **kwargs)
 
 

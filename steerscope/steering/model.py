@@ -17,6 +17,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from steerscope.errors import InputError
 from steerscope.models.blocks import BlockDescription
+from steerscope.models.compat import checkpoint_activations
 from steerscope.models.hooks import Tap, tapping
 from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import require_weights_in_memory
@@ -245,7 +246,7 @@ class SteeringModel(nn.Module):
         block in which something is trained.
         """
         inner: Any = language_model(self.base_model)
-        inner.activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
+        checkpoint_activations(inner, activation_checkpointing_kwargs, **kwargs)
         inner.disable_input_require_grads()
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:

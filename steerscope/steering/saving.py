@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from steerscope.errors import InputError
 from steerscope.files import write_text, written_aside
 from steerscope.folders import STEERING_FORMAT, Kind, require_folder_for
+from steerscope.installed import require
 from steerscope.models.site_map import SiteMap
 from steerscope.sites import Site
 from steerscope.steering.beneath import LORA_FOLDER, lora_place, name_base, some, write_beneath
@@ -98,9 +99,12 @@ def read(folder: Path) -> AdapterFile:
     """Read an adapter.
 
     Raises:
-        InputError: There is none, or a file is damaged, incomplete or of another format.
+        InputError: There is none, a file is damaged, incomplete or of another format, or it stands on a LoRA and PEFT
+            is not installed.
     """
     told = _read_config(folder)
+    if told["lora"] is not None:
+        require("train", f"the adapter in {str(folder)!r}, which stands on a LoRA,")
     stored_names(folder)
     tensors = load_file(folder / WEIGHTS_NAME)
     config = SteeringConfig.from_dict(told["steering"])

@@ -117,8 +117,8 @@ def test_bad_option(unloaded, place, tmp_path, capsys, case):
 
 
 BAD_USAGE = {
-    "not a number": (["rank", "--seed", "one"], ["--seed", "Input should be a valid integer"]),
-    "half a number": (["rank", "--max-examples", "24.5"], ["--max-examples", "Input should be a valid integer"]),
+    "not a number": (["rank", "--seed", "one"], ["--seed", "valid integer"]),
+    "half a number": (["rank", "--max-examples", "24.5"], ["--max-examples", "valid integer"]),
     "unknown option": (["rank", "--sed", "1"], ["No such option: --sed", "--seed"]),
     "unknown command": (["rnak"], ["No such command 'rnak'"]),
     "option without value": (["rank", "--out"], ["--out", "requires an argument"]),
@@ -206,7 +206,7 @@ def config_folder(folder: Path, content: str) -> Path:
 
 BAD_CONFIGS = {
     "not JSON": ("{nope", ["not a valid JSON file", "Expected config.json, weights and tokenizer"]),
-    "a list": ("[]", ["Should have a `model_type`", "copy or download the folder again"]),
+    "a list": ("[]", ["cannot load the model in folder", "copy or download the folder again"]),
     "no family": ("{}", ["Should have a `model_type`", "copy or download the folder again"]),
     "a family nobody knows": ('{"model_type": "llamma"}', ["model type `llamma`", "copy or download"]),
     "wrong types": ('{"model_type": "llama", "hidden_size": "wide"}', ["'hidden_size' expected int, got str"]),
@@ -318,10 +318,10 @@ def gguf(content: bytes):
 AGAIN = "copy or download the folder again"
 BAD_WEIGHTS = {
     "missing": (damage(lambda f: (f / "model.safetensors").unlink()), ["no file named model.safetensors", AGAIN]),
-    "empty": (damage(lambda f: (f / "model.safetensors").write_bytes(b"")), ["header too small", AGAIN]),
-    "truncated": (damage(lambda f: halve(f / "model.safetensors")), ["file not fully covered", AGAIN]),
+    "empty": (damage(lambda f: (f / "model.safetensors").write_bytes(b"")), ["header", AGAIN]),
+    "truncated": (damage(lambda f: halve(f / "model.safetensors")), ["cannot load the model in folder", AGAIN]),
     "not safetensors": (damage(lambda f: (f / "model.safetensors").write_bytes(b"<html>" * 99)), ["header", AGAIN]),
-    "no tokenizer": (damage(lambda f: (f / "tokenizer.json").unlink()), ["tokenizer", AGAIN]),
+    "no tokenizer": (damage(lambda f: (f / "tokenizer.json").unlink()), ["It has no tokenizer", "Copy the"]),
     "broken tokenizer": (damage(lambda f: halve(f / "tokenizer.json")), ["cannot load the model in folder", AGAIN]),
     "one tensor missing": (
         lambda folder: with_weights(folder, lambda w: w.pop(UP)),
@@ -340,7 +340,7 @@ BAD_WEIGHTS = {
         [f"weight {UP!r}", "holds NaN or infinite values", "Check the checkpoint"],
     ),
     "GGUF: empty": (gguf(b""), ["cannot read model.gguf as a GGUF model (cannot mmap an empty file)", "download"]),
-    "GGUF: something else": (gguf(b"<html>" * 99), ["cannot read model.gguf as a GGUF model", "magic bytes"]),
+    "GGUF: something else": (gguf(b"<html>" * 99), ["cannot read model.gguf as a GGUF model", "magic"]),
     "GGUF: magic alone": (gguf(b"GGUF"), ["cannot read model.gguf as a GGUF model", "Expected a complete file"]),
     "GGUF: header alone": (
         gguf(b"GGUF" + (3).to_bytes(4, "little") + (10).to_bytes(8, "little") * 2),
@@ -409,4 +409,5 @@ def test_resid_mid_of_a_parallel_layout(no_passes, place, capsys):
 def test_tokenizer_of_another_model(no_passes, place, tmp_path, capsys):
     model = save_model(tmp_path / "small", vocab_size=20)
     said = refusal(capsys, "rank", model, "--data", place / "data.jsonl")
-    assert "the model knows tokens 0 to 19. Load the model with the tokenizer that belongs to it" in said
+    assert "the model knows tokens 0 to 19, the 20 rows of its embedding. Load the model with the tokenizer" in said
+    assert "resize_token_embeddings" in said

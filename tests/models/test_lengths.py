@@ -8,11 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from steerscope import SteeringConfig
 from steerscope.analysis.encoding import batches, encode, encode_for
 from steerscope.analysis.examples import Example
 from steerscope.analysis.options import RankOptions
 from steerscope.analysis.ranking import rank_sites
 from steerscope.errors import InputError
+from steerscope.experiments.engine import EditPack, RunSpec
+from steerscope.experiments.engine.held_out import hold_out
+from steerscope.experiments.engine.judge import judge_pack
 from steerscope.experiments.evaluation.generation import generate
 from steerscope.experiments.evaluation.likelihood import choice_log_likelihoods, completion_loss
 from steerscope.experiments.finetune import mean_loss, short_finetune
@@ -22,8 +26,6 @@ from steerscope.experiments.training.data import Parts, supervised
 from steerscope.experiments.training.options import TrainOptions
 from steerscope.experiments.validation.data import splits_of_examples
 from steerscope.experiments.validation.options import ValidateOptions
-from steerscope.experiments.validation.prefix import PrefixCache
-from steerscope.experiments.validation.training import judge_edits
 from steerscope.experiments.validation.validate import validate_ranking
 from steerscope.models import wrap_model
 from steerscope.models.lengths import batches_within, context_of, switch_length
@@ -120,11 +122,14 @@ def test_a_fine_tuning_and_a_judgement_do_not_depend_on_the_batch():
     steps: list[float] = []
     short_finetune(model, examples(12), steps=1, batch_size=12, progress=lambda done, total, loss: steps.append(loss))
     assert steps == [pytest.approx(mean_loss(model, examples(12), batch_size=1))]
-    cache = PrefixCache(model, encode_for(model, examples(12)))
-    together, single = judge_edits(model, {}, {}, cache, 12), judge_edits(model, {}, {}, cache, 1)
-    assert together.losses == pytest.approx(single.losses, abs=1e-4)
-    cache.move_to(1)
-    assert judge_edits(model, {}, {}, cache, 12).losses == pytest.approx(single.losses, abs=1e-4)
+    held = hold_out([(e.prompt, e.completion, None) for e in examples(12)], model.tokenizer, None, model.model)
+    assert len({len(row.ids) > SWITCH for row in held.sequences}) == 2
+    for site in ("0.resid_post", "1.resid_post"):  # the second enters from a kept stream
+        pack = EditPack(model, [RunSpec(SteeringConfig(sites=site, family="vector"), 0.1)])
+        together, single = (judge_pack(pack, held.sequences, batch_size=size)[0].losses for size in (12, 1))
+        torch.testing.assert_close(together, single, rtol=0, atol=1e-4)
+    with pytest.raises(InputError, match="examples of one step are longer than"):
+        pack.losses([0], [held.sequences])
 
 
 def test_no_batch_has_both_sides():
@@ -142,7 +147,7 @@ def test_batches_that_are_fixed_in_advance_are_refused():
     model = wrap_model(byte_phi(), byte_tokenizer())
     parts = Parts(tuple(ASKED), (), ())
     options = TrainOptions(method="lora", task="listops", model="m", batch_size=4)
-    with pytest.raises(InputError, match=r"of 5 training examples are longer than 16 tokens.*--max-length 16"):
+    with pytest.raises(InputError, match=r"of 5 training examples are longer than 16 tokens.*max_length 16"):
         supervised(parts, model, options)
     alone = TrainOptions(method="lora", task="listops", model="m", batch_size=1)
     assert len(supervised(parts, model, alone)[0]) == 5

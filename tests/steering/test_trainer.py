@@ -21,6 +21,12 @@ DATA = [
     for row in torch.randint(3, 64, (12, 6), generator=torch.Generator().manual_seed(3))
 ]
 BATCH = padded(prompts(), "left")
+# Its older name is deprecated where the newer one exists.
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in TrainingArguments.__dataclass_fields__
+)
 
 
 class Stop(TrainerCallback):
@@ -108,8 +114,7 @@ def test_best_model_evaluation_and_checkpointed_gradients(tmp_path):
         eval_strategy="steps",
         eval_steps=2,
         load_best_model_at_end=True,
-        activation_checkpointing=True,
-        activation_checkpointing_kwargs={"use_reentrant": True},
+        **{CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}},
         learning_rate=0.5,
     )
     trainer.train()

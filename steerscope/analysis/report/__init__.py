@@ -1,21 +1,12 @@
-"""The report of a ranking: a page, figures and JSON in a folder; sentences and tables in a terminal."""
+"""The report of a ranking: a page, figures and JSON in a folder; sentences and tables in a terminal.
+
+Page and figures need the extra ``report``; their modules are loaded when first used, so that the terminal does without.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-# Figures, page and door
-from steerscope.analysis.report.captions import FIGURE_STEMS, figure_entries
-from steerscope.analysis.report.figure_style import figure_bytes
-from steerscope.analysis.report.figures import (
-    plot_greedy_growth,
-    plot_heat_map,
-    plot_kinds_over_depth,
-    plot_learning_curves,
-    plot_other_scores,
-    plot_ranking,
-)
-from steerscope.analysis.report.page import render_page
+from typing import TYPE_CHECKING, Any
 
 # Terminal
 from steerscope.analysis.report.table import format_summary, format_table, print_ranking
@@ -23,8 +14,17 @@ from steerscope.analysis.report.text import headline
 from steerscope.analysis.results import Ranking
 from steerscope.files import written_aside
 from steerscope.folders import Kind, require_folder_for
+from steerscope.installed import require
 
-_DRAWN = tuple(f"figures/{stem}.{ending}" for stem in FIGURE_STEMS for ending in ("svg", "png"))
+if TYPE_CHECKING:
+    from steerscope.analysis.report.figures import (
+        plot_greedy_growth,
+        plot_heat_map,
+        plot_kinds_over_depth,
+        plot_learning_curves,
+        plot_other_scores,
+        plot_ranking,
+    )
 
 __all__ = [
     "format_summary",
@@ -41,6 +41,15 @@ __all__ = [
 ]
 
 
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'steerscope.analysis.report' has no attribute {name!r}")
+    require("report", f"{name}()")
+    from steerscope.analysis.report import figures
+
+    return getattr(figures, name)
+
+
 def write_report(ranking: Ranking, folder: str | Path) -> Path:
     """Write a ranking as a folder: ``ranking.json``, ``index.html`` and ``figures/*.svg`` with ``*.png``.
 
@@ -55,10 +64,18 @@ def write_report(ranking: Ranking, folder: str | Path) -> Path:
         The path of ``index.html``.
 
     Raises:
-        InputError: The folder holds something else than a report, or cannot be written to.
+        InputError: The extra ``report`` is not installed, or the folder holds something else than a report or cannot be
+            written to.
 
     Cost: about five seconds and one megabyte.
     """
+    require("report", "a report")
+    from steerscope.analysis.report.captions import FIGURE_STEMS, figure_entries
+    from steerscope.analysis.report.figure_style import figure_bytes
+    from steerscope.analysis.report.page import render_page
+
+    # What an earlier report may hold beside what this one writes.
+    earlier = tuple(f"figures/{stem}.{ending}" for stem in FIGURE_STEMS for ending in ("svg", "png"))
     target = Path(folder)
     require_folder_for(target, Kind.RANKING, also=(Kind.VALIDATION,))
     drawn = []
@@ -68,7 +85,7 @@ def write_report(ranking: Ranking, folder: str | Path) -> Path:
         figure = entry.plot(ranking)
         drawn.append((entry, figure_bytes(figure, "svg"), figure_bytes(figure, "png")))
     page = render_page(ranking, [(entry, svg) for entry, svg, _ in drawn])
-    with written_aside(target, "the report", last=("ranking.json", "index.html"), instead_of=_DRAWN) as aside:
+    with written_aside(target, "the report", last=("ranking.json", "index.html"), instead_of=earlier) as aside:
         (aside / "figures").mkdir()
         for entry, svg, png in drawn:
             (aside / "figures" / f"{entry.stem}.svg").write_bytes(svg)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from steerscope.errors import InputError
 from steerscope.experiments.tasks.supervised import SupervisedSequence, completion_tokens
+from steerscope.models.tokens import require_known_tokens
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,10 @@ class HeldOut:
 
 
 def hold_out(
-    texts: Sequence[tuple[str, str, Sequence[str] | None]], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+    texts: Sequence[tuple[str, str, Sequence[str] | None]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    model: nn.Module,
 ) -> HeldOut:
     """Tokenise examples.
 
@@ -34,9 +39,10 @@ def hold_out(
         texts: Prompt, completion and, if it is one of several, all choices.
         tokenizer: The model's.
         max_length: The model's context in tokens.
+        model: The model, which has to know every token.
 
     Raises:
-        InputError: An example does not fit into the context.
+        InputError: An example does not fit into the context, or has a token that the model does not know.
     """
     sequences, choices = [], list[tuple[int, ...] | None]()
     for prompt, completion, options in texts:
@@ -48,6 +54,7 @@ def hold_out(
             )
         sequences.append(SupervisedSequence((*before, *after), len(before)))
         choices.append(_last_tokens(prompt, options, after, tokenizer))
+    require_known_tokens([sequence.ids for sequence in sequences], tokenizer, model)
     known = [own for own in choices if own is not None]
     return HeldOut(tuple(sequences), tuple(known) if len(known) == len(choices) else None)
 

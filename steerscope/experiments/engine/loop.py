@@ -14,6 +14,7 @@ from steerscope.errors import InputError
 from steerscope.experiments.engine.pack import Pack
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.tasks.supervised import SupervisedSequence
+from steerscope.finite import require_finite
 
 # A run whose last quarter of steps has more than this multiple of the first quarter's loss has diverged, as has one
 # whose loss is infinite or NaN. Single steps say nothing: batches of short and of long prompts differ by as much.
@@ -81,7 +82,7 @@ def train_pack(
         One result per run, in the order of the pack.
 
     Raises:
-        InputError: A seed without data, or with too few sequences.
+        InputError: A seed without data, or with too few sequences; or a loss of the first step that is NaN or infinite.
 
     Cost: ``steps`` passes forward and backward through the blocks from the lowest edit on, with ``runs * batch_size``
     rows.
@@ -115,6 +116,8 @@ def train_pack(
         batches = {seed: data[seed][cut] for seed in {pack.specs[run].seed for run in alive}}
         losses = pack.losses(alive, [batches[pack.specs[run].seed] for run in alive])
         values = losses.detach().tolist()
+        if now.step == 0:  # before any step it is the model or its data that cannot be computed with, not a rate
+            require_finite("the loss of the first step", losses.detach())
         for run, value in zip(alive, values, strict=True):
             now.losses[run].append(value)
         kept = [place for place, value in enumerate(values) if math.isfinite(value)]
@@ -140,14 +143,13 @@ def train_pack(
             now.optimizer = optimizer.state_dict()
             now.tensors = [_copied(pack, run) for run in numbers]
             keep(now)
-    return [
-        TrainedRun(
-            _copied(pack, run),
-            tuple(now.losses[run]),
-            has_diverged(now.losses[run]),
-        )
-        for run in numbers
-    ]
+    return [_result(_copied(pack, run), now.losses[run]) for run in numbers]
+
+
+def _result(tensors: dict[str, Tensor], losses: list[float]) -> TrainedRun:
+    # The last step may have been the one that failed: no loss was computed after it.
+    is_finite = all(bool(torch.isfinite(value).all()) for value in tensors.values())
+    return TrainedRun(tensors, tuple(losses), has_diverged(losses) or not is_finite)
 
 
 def has_diverged(losses: Sequence[float]) -> bool:

@@ -65,8 +65,6 @@ def choose(loss_at: Callable[[float], float], start: int, tries: int | None = No
     Cost: three runs if the start is the winner, one more for every step away from it.
     """
     tried = {start: loss_at(rate(start))}
-    while wanted := next_places(tried, start):
-        if tries is not None and len(tried) >= tries:
-            break
-        tried[wanted[0]] = loss_at(rate(wanted[0]))
+    while wanted := next_places(tried, start)[: None if tries is None else max(0, tries - len(tried))]:
+        tried |= {place: loss_at(rate(place)) for place in wanted}
     return choice_among(tried)

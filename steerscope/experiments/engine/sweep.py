@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from steerscope.analysis.provenance import model_key
 from steerscope.experiments.engine.frozen import FrozenStreams
 from steerscope.experiments.engine.held_out import HeldOut
 from steerscope.experiments.engine.judge import Judged, judge_pack
@@ -23,6 +24,7 @@ from steerscope.experiments.engine.pack import EditPack, Pack
 from steerscope.experiments.engine.rate_grid import Choice, choice_among, next_places, rate
 from steerscope.experiments.engine.spec import RunSpec, Schedule
 from steerscope.experiments.tasks.supervised import SupervisedSequence
+from steerscope.finite import require_finite
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
 from steerscope.sites import parse_site
@@ -158,10 +160,18 @@ class Sweep:
         return [self._outcome(one, choices[one.name], seeds) for one in candidates]
 
     def untrained(self) -> Judged:
-        """Judge the model as it is on the test examples."""
-        held = self.data.held_out("test")
-        start = SteeringConfig(sites=(f"{len(self.loaded.site_map.blocks) - 1}.resid_post",), family="vector")
-        return judge_pack(self._pack([(start, 1.0, 0)]), held.sequences, held.choices, JUDGE_BATCH)[0]
+        """Judge the model as it is on the test examples.
+
+        Raises:
+            InputError: There, or on the selection examples, it has a loss that is NaN or infinite: it would be taken
+                for that of trainings that diverged.
+        """
+        last = len(self.loaded.site_map.blocks) - 1
+        pack = self._pack([(SteeringConfig(sites=(f"{last}.resid_post",), family="vector"), 1.0, 0)])
+        found = {part: self._judged(pack, part)[0] for part in ("selection", "test")}
+        for part, judged in found.items():
+            require_finite(f"the loss of the untrained model on the {part} examples", judged.losses)
+        return found["test"]
 
     def _choose(self, floor: Sequence[Candidate], seed: int) -> dict[str, Choice]:
         """Search the learning rates of candidates that enter at one block, together."""
@@ -266,12 +276,10 @@ class Sweep:
 
     def _config(self, one: Candidate, learning_rate: float, seed: int) -> dict[str, Any]:
         """Return everything that decides the result of a run."""
-        identity = self.loaded.identity
         config = None if one.config is None else spec_of(one.config, learning_rate, seed).config
         sites = () if config is None else config.sites
         return {
-            "model": identity.sha256,
-            "dtype": identity.dtype,
+            "model": list(model_key(self.loaded.identity.as_dict())),
             "train": self.data.fingerprint("train", seed),
             "selection": self.data.fingerprint("selection"),
             "scales": {} if config is None or config.scale == "none" else {name: self.scales[name] for name in sites},

@@ -13,6 +13,7 @@ from torch import nn
 
 from steerscope.errors import InputError
 from steerscope.experiments.training import weights
+from steerscope.installed import require
 from steerscope.models.load import LoadedModel
 from steerscope.steering import SteeringModel, saving
 from steerscope.steering.peft_files import CONFIG_NAME as CONFIG
@@ -49,7 +50,8 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     """Read what an adapter is; a run's folder stands for the adapter in it.
 
     Raises:
-        InputError: There is none, a file is missing or damaged, or its format is unknown.
+        InputError: There is none, a file is missing or damaged, its format is unknown, or it is PEFT's and PEFT is not
+            installed.
 
     Cost: reads a small file and the head of the weights.
     """
@@ -71,6 +73,7 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
         raise InputError(f"{str(place / CONFIG)!r} holds no JSON object. Copy the adapter again.")
     stored_names(place)
     if "peft_type" in config:
+        require("train", f"the PEFT adapter in {str(folder)!r}")
         require_readable(config, place / CONFIG)
         base = {k: config.get(k) for k in ("base_model_name_or_path", "target_modules", "lora_alpha", "bias")}
         if config.get("num_virtual_tokens"):

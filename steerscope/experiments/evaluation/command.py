@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steerscope.analysis.provenance import RECIPE, content_hash, package_versions
+from steerscope.analysis.provenance import RECIPE, content_hash
 from steerscope.analysis.stopwatch import StageProgress
 from steerscope.experiments.evaluation.adapters import SavedAdapter, with_adapter
 from steerscope.experiments.evaluation.evaluate import evaluate
@@ -20,6 +20,7 @@ from steerscope.experiments.training.run_folder import GENERATIONS, RunFolder
 from steerscope.experiments.training.surroundings import peak_memory
 from steerscope.files import written_aside
 from steerscope.folders import ADAPTER_WEIGHTS
+from steerscope.installed import package_versions
 from steerscope.models import load_model
 from steerscope.models.bundled import sha256_of
 from steerscope.models.load import LoadedModel

@@ -10,6 +10,7 @@ from pathlib import Path
 from steerscope.analysis.examples import text_lines
 from steerscope.errors import InputError, did_you_mean
 from steerscope.experiments.tasks.task import Row, RowSource
+from steerscope.installed import require
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,10 @@ def hub_rows(source: HubSource, name: str) -> RowSource:
     """Return the rows of a data set on the hub, through the ``datasets`` package and its cache.
 
     Raises:
-        InputError: ``datasets`` is not installed; later, when rows are asked for: they cannot be reached.
+        InputError: The extra ``data`` is not installed; later, when rows are asked for: they cannot be reached.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise InputError(
-            f"task {name!r} without [[data_dir]] is read through the package 'datasets', which is not installed "
-            f"({error}). Install it (pip install 'steerscope[data]'), or give a folder with {name}-train.jsonl.gz and "
-            "the like as [[data_dir]]."
-        ) from error
+    require("data", f"task {name!r} without [[data_dir]] (a folder with {name}-train.jsonl.gz and the like)")
+    import datasets  # slow to load
 
     def rows(part: str) -> Iterator[tuple[str, Row]]:
         wanted = source.parts.get(part, part)

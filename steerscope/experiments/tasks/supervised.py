@@ -112,7 +112,9 @@ def supervise(
         if not before:
             raise InputError(f"the prompt {example.prompt[:40]!r} has no token. Give one that has.")
         # A completion may spell its end itself; two would teach that the end goes on.
-        ids = (*before, *after) if end is None or (after and after[-1] == end) else (*before, *after, end)
+        ids = (*before, *after)
+        if end is not None and not (after and after[-1] == end):
+            ids = (*ids, end)
         if max_length is not None and len(ids) > max_length:
             too_long.append(index)
             continue

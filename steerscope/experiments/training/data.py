@@ -101,7 +101,7 @@ def supervised(
     switch = switch_length(loaded.model)
     if options.batch_size > 1:
         lengths = [len(one.ids) for one in found.sequences]
-        require_one_side(lengths, switch, "training examples", f"Give --max-length {switch}, or --batch-size 1.")
+        require_one_side(lengths, switch, "training examples", f"Give [[max_length]] {switch}, or [[batch_size]] 1.")
     return found.sequences, len(found.too_long)
 
 

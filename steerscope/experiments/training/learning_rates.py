@@ -3,52 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from steerscope.analysis.provenance import differing, knows_data
 from steerscope.errors import InputError
+from steerscope.experiments.engine.rate_grid import Choice
 from steerscope.experiments.tasks.task import fingerprint
 from steerscope.experiments.training.data import Parts, run_settings
 from steerscope.experiments.training.options import TrainOptions
 from steerscope.experiments.training.records import RunConfig, RunResults
 from steerscope.experiments.training.run_folder import read_results
-from steerscope.experiments.validation.learning_rates import STEP, Choice, choose, rate
-
-
-class _SpentError(Exception):
-    """The budget is used up."""
-
-
-def choose_within(loss_at: Callable[[float], float], start: int, tries: int) -> Choice:
-    """Walk the half-decade grid downhill until both neighbours of the best rate were tried, or the budget is spent.
-
-    Args:
-        loss_at: Validation loss of a run with this learning rate; infinite where it diverged.
-        start: Place on the grid to begin at.
-        tries: Most runs.
-
-    Returns:
-        The best rate tried. It is interior if both of its neighbours were tried and are not better; a winner at the
-        edge of what the budget allowed is not.
-
-    Cost: three runs if the start is the winner, one more for every step away from it, at most ``tries``.
-    """
-    tried: dict[float, float] = {}
-
-    def counted(learning_rate: float) -> float:
-        if len(tried) == tries:
-            raise _SpentError
-        tried[learning_rate] = loss_at(learning_rate)
-        return tried[learning_rate]
-
-    try:
-        return choose(counted, start)
-    except _SpentError:
-        best = min(tried, key=lambda one: tried[one])
-        place = round(math.log(best, STEP))
-        interior = math.isfinite(tried[best]) and rate(place - 1) in tried and rate(place + 1) in tried
-        return Choice(best, interior, dict(sorted(tried.items())))
 
 
 def read_search(options: TrainOptions, parts: Parts) -> RunResults | None:

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from steerscope.errors import InputError, did_you_mean
+from steerscope.experiments.engine.rate_grid import rate
 from steerscope.experiments.training.methods import Method, Trains, get_method
-from steerscope.experiments.validation.learning_rates import rate
+from steerscope.installed import require
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.joint import CONSTRAINTS
 
@@ -122,9 +123,12 @@ class TrainOptions:
         """Refuse what cannot work, before anything is loaded.
 
         Raises:
-            InputError: An unknown name, a number out of range, or an option that the method does not have.
+            InputError: An unknown name, a number out of range, an option that the method does not have, or the extra
+                ``train`` is not installed.
         """
         method = self.of
+        if method.trains is not Trains.NOTHING:
+            require("train", f"training by method {method.name!r}")
         self._check_numbers()
         if self.dtype not in DTYPES:
             hint = did_you_mean(self.dtype, list(DTYPES))

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from steerscope.analysis.provenance import package_versions
 from steerscope.analysis.stopwatch import StageProgress
 from steerscope.errors import InputError, words
+from steerscope.experiments.engine.rate_grid import Choice, choose
 from steerscope.experiments.evaluation.adapters import ADAPTER
 from steerscope.experiments.evaluation.evaluate import evaluate
 from steerscope.experiments.evaluation.generation import fitting_prompts
@@ -24,16 +24,16 @@ from steerscope.experiments.tasks.supervised import AnswerTokens, SupervisedSequ
 from steerscope.experiments.tasks.task import TaskForm
 from steerscope.experiments.training.data import Collator, Parts, supervised, training_rows
 from steerscope.experiments.training.engine import Trained, fit
-from steerscope.experiments.training.learning_rates import choice_of, choose_within
+from steerscope.experiments.training.learning_rates import choice_of
 from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import SCALES_RATE, TrainOptions
 from steerscope.experiments.training.records import RunConfig, RunResults
 from steerscope.experiments.training.run_folder import RunFolder, read_json, replace_json
 from steerscope.experiments.training.surroundings import peak_memory
 from steerscope.experiments.training.trainee import Trainee, build
-from steerscope.experiments.validation.learning_rates import Choice
 from steerscope.files import told
 from steerscope.finite import NotFiniteError
+from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token, require_known_tokens, text_tokens
 from steerscope.steering.lofit import top_heads
@@ -143,7 +143,7 @@ class Run:
             loss = known[rate]
             return math.inf if loss is None else loss
 
-        choice = choose_within(loss_at, options.of.start, options.tries)
+        choice = choose(loss_at, options.of.start, options.tries)
         if not choice.interior:
             self.say(
                 words(

@@ -21,12 +21,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from steerscope.analysis.provenance import changed_versions, differing, knows_data, package_versions
+from steerscope.analysis.provenance import changed_versions, differing, knows_data
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.result import Generation
 from steerscope.experiments.training.records import RunConfig, RunResults
 from steerscope.files import read_text, told, write_text
 from steerscope.finite import parse_json
+from steerscope.installed import package_versions
 
 CONFIG, RESULTS, GENERATIONS = "config.json", "results.json", "generations.jsonl"
 

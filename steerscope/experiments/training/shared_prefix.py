@@ -35,7 +35,7 @@ class SharedPrefixTrainer(Trainer):
 
 def diverged(learning_rate: float) -> str:
     """Return what to say of a training whose numbers are none any more."""
-    return f"Training diverged with learning rate {learning_rate:g}: give a smaller --learning-rate, or auto."
+    return f"Training diverged with learning rate {learning_rate:g}: give a smaller [[learning_rate]], or 'auto'."
 
 
 def with_cache(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:

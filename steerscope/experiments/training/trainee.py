@@ -17,6 +17,7 @@ from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import DEFAULT_RANK, TrainOptions
 from steerscope.experiments.training.weights import WeightModel
 from steerscope.finite import NotFiniteError
+from steerscope.installed import require
 from steerscope.models.blocks import is_transposed
 from steerscope.models.hooks import reading
 from steerscope.models.load import LoadedModel
@@ -128,6 +129,7 @@ def build(
 
 def lora(loaded: LoadedModel, rank: int, seed: int) -> Any:
     """Put a LoRA of all linear maps of the blocks on a model, float32, with ``alpha`` equal to the rank."""
+    require("train", "a LoRA")
     from peft import LoraConfig, get_peft_model  # slow to load
 
     maps = set(loaded.site_map.linear_maps().values())

@@ -8,7 +8,8 @@ from typing import Any
 
 from steerscope.analysis.options import MIN_EXAMPLES
 from steerscope.errors import InputError
-from steerscope.experiments.validation.training import TrainSettings
+from steerscope.experiments.engine.spec import Schedule
+from steerscope.installed import require
 from steerscope.models.site_map import SiteMap
 from steerscope.sites import Site, SiteKind
 
@@ -44,15 +45,20 @@ class ValidateOptions:
     seed: int = 0
 
     @property
-    def training(self) -> TrainSettings:
+    def schedule(self) -> Schedule:
         """How runs are trained."""
-        return TrainSettings(rank=self.rank, steps=self.steps, batch_size=self.batch_size)
+        return Schedule(steps=self.steps, batch_size=self.batch_size)
+
+    @property
+    def all_seeds(self) -> range:
+        """The training seeds."""
+        return range(self.seed, self.seed + self.seeds)
 
     def check(self) -> None:
         """Refuse options that cannot work.
 
         Raises:
-            InputError: A number out of range, or too few sites for a rank correlation.
+            InputError: A number out of range, too few sites for a rank correlation, or references without PEFT.
         """
         count = self.sites if isinstance(self.sites, int) else len(self.sites)
         if count < MIN_SITES:
@@ -65,6 +71,8 @@ class ValidateOptions:
                 raise InputError(f"[[{name}]] is {getattr(self, name)}; expected at least {minimum}.")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"[[seed]] is {self.seed}; expected an integer from 0 to 2**31 - 1.")
+        if self.references:
+            require("train", "a LoRA beside the edits (without it: [[references=False]])")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the options as JSON-able values."""

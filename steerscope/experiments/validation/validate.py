@@ -17,17 +17,19 @@ from steerscope.analysis.ranking import rank_sites
 from steerscope.analysis.results import Ranking
 from steerscope.analysis.scores import DEFAULT_SCORE, Needs, ranking_scores
 from steerscope.errors import InputError
+from steerscope.experiments.engine.edits import build_edits
+from steerscope.experiments.engine.store import RunStore
+from steerscope.experiments.engine.sweep import Candidate, Outcome, Sweep
 from steerscope.experiments.validation.agreement import agreements, ceiling
 from steerscope.experiments.validation.data import DataSplits, majority_rate
 from steerscope.experiments.validation.depth_and_kind import depth_and_kind, known_studies
 from steerscope.experiments.validation.options import ValidateOptions, choose_sites
 from steerscope.experiments.validation.result import TrainedSite, Validation
-from steerscope.experiments.validation.store import RunStore
-from steerscope.experiments.validation.sweep import Method, Outcome, Sweep
+from steerscope.experiments.validation.training import SplitData, edit_at, sites_of, weights_of
 from steerscope.files import told
 from steerscope.folders import Kind, require_folder_for
 from steerscope.models.load import LoadedModel
-from steerscope.sites import Site
+from steerscope.sites import Site, parse_site
 
 PLAIN_BASELINES = (
     "depth",
@@ -80,22 +82,23 @@ def validate_ranking(
         if progress is not None:
             progress(f"train: {what}", done, total)
 
-    sweep = Sweep(loaded, splits, options, RunStore(folder / "runs"), tell)
-    sweep.check()
+    data = SplitData(loaded, splits, options.schedule, options.num_selection, options.num_test)
+    data.check(options.all_seeds)
     ranking = _ranked(loaded, splits, options, folder / "ranking.json", progress)
-    before = sweep.before()
-    methods = [Method((site,)) for site in chosen]
-    extra = _references(ranking) if options.references else []
+    sweep = Sweep(loaded, data, options.schedule, RunStore(folder / "runs"), {}, progress=tell)
+    before = sweep.untrained()
+    candidates = [edit_at((site,), options.rank) for site in chosen]
+    extra = _references(loaded, ranking, options.rank) if options.references else []
     # Sites first: the table is about them. References are lines to read it by: one seed is enough for them.
-    outcomes = sweep.run(methods) + (sweep.run(extra, seeds=1) if extra else [])
+    outcomes = sweep.run(candidates, options.all_seeds) + (sweep.run(extra, options.all_seeds[:1]) if extra else [])
     by_site = {(s.layer, s.kind): s for s in ranking.sites if s.family == "linear"}
     sites = tuple(
-        _trained(outcome, by_site[site.layer, site.kind.value].n_params, by_site[site.layer, site.kind.value].scores)
-        for site, outcome in zip(chosen, outcomes, strict=False)
+        _trained(outcome, _num_params(loaded, one, options.rank), by_site[site.layer, site.kind.value].scores)
+        for site, one, outcome in zip(chosen, candidates, outcomes, strict=False)
     )
     references = tuple(
-        _trained(outcome, _num_params(loaded, method, options.rank))
-        for method, outcome in zip(extra, outcomes[len(chosen) :], strict=True)
+        _trained(outcome, _num_params(loaded, one, options.rank))
+        for one, outcome in zip(extra, outcomes[len(chosen) :], strict=True)
     )
     asked = splits.test(options.num_test)
     result = Validation(
@@ -119,9 +122,9 @@ def validate_ranking(
         command=command,
         data={
             "ranking": str(ranking.settings["data"]),
-            "train": content_hash(sweep.train_examples(options.seed), ordered=True),
-            "selection": content_hash(splits.selection(options.num_selection), ordered=False),
-            "test": content_hash(asked, ordered=False),
+            "train": data.fingerprint("train", options.seed),
+            "selection": data.fingerprint("selection"),
+            "test": data.fingerprint("test"),
         },
     )
     result = compared(result)
@@ -130,7 +133,7 @@ def validate_ranking(
 
 def compared(result: Validation) -> Validation:
     """Return the validation with its comparison computed (again) from sites and losses."""
-    sites = [_site_of(site.method) for site in result.sites]
+    sites = [sites_of(site.method)[0] for site in result.sites]
     depth = np.array([float(site.layer) for site in sites])
     losses = result.losses()
     names = list(result.sites[0].scores)
@@ -239,10 +242,10 @@ def _ranked(
     return ranking
 
 
-def _references(ranking: Ranking) -> list[Method]:
-    best = tuple(_site_of(f"{step.layer}.{step.kind}") for step in ranking.greedy)
-    sets = [Method(tuple(sorted(best, key=lambda site: site.layer)))] if len(best) > 1 else []
-    return [*sets, Method(weights="lora"), Method(weights="full")]
+def _references(loaded: LoadedModel, ranking: Ranking, rank: int) -> list[Candidate]:
+    best = tuple(parse_site(f"{step.layer}.{step.kind}") for step in ranking.greedy)
+    sets = [edit_at(sorted(best, key=lambda site: site.layer), rank)] if len(best) > 1 else []
+    return [*sets, weights_of(loaded, "lora", rank), weights_of(loaded, "sft", rank)]
 
 
 def _trained(outcome: Outcome, n_params: int, scores: dict[str, float] | None = None) -> TrainedSite:
@@ -260,13 +263,15 @@ def _trained(outcome: Outcome, n_params: int, scores: dict[str, float] | None = 
     )
 
 
-def _num_params(loaded: LoadedModel, method: Method, rank: int) -> int:
-    if method.sites:
-        return sum(2 * rank * loaded.site_map.width(site) for site in method.sites)
+def _num_params(loaded: LoadedModel, one: Candidate, rank: int) -> int:
+    if one.config is not None:
+        edits = build_edits(one.config, loaded.site_map).values()
+        return sum(parameter.numel() for edit in edits for parameter in edit.parameters())
+    if one.name == "sft":
+        return loaded.identity.n_params
     from steerscope.models.blocks import linear_shape
 
-    shapes = [linear_shape(module) for module in loaded.site_map.linear_maps().values()]
-    return sum(rank * (out + into) if method.weights == "lora" else out * into for out, into in shapes)
+    return sum(rank * sum(linear_shape(module)) for module in loaded.site_map.linear_maps().values())
 
 
 def _cost(
@@ -288,7 +293,3 @@ def _cost(
         "sweep": per_site * count,
         "ratio": spent / max(per_site * count, 1e-9),
     }
-
-
-def _site_of(name: str) -> Site:
-    return Method.named(name).sites[0]

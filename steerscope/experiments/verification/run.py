@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from steerscope.analysis.encoding import encode_for
-from steerscope.analysis.provenance import package_versions
 from steerscope.analysis.stopwatch import StageProgress, Stopwatch
 from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import (
@@ -37,6 +36,7 @@ from steerscope.experiments.finetune import mean_loss, short_finetune
 from steerscope.experiments.tasks import get_task
 from steerscope.experiments.verification.results import PropositionResult, Verification, plain
 from steerscope.finite import require_finite
+from steerscope.installed import package_versions
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.load import LoadedModel, load_model
 from steerscope.models.precision import true_float64

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from steerscope.errors import InputError
-from steerscope.experiments.claims.__main__ import main
-from steerscope.experiments.claims.leftover import measure_leftover
-from steerscope.experiments.claims.page import render, studies, write_claims
-from steerscope.experiments.claims.rule import Difference, difference, is_fair, rights, verdict
-from steerscope.experiments.claims.sections import SECTIONS, fine_tuning, joint, nonlinear, other_methods, sites
 from steerscope.experiments.comparison import compare
 from steerscope.experiments.comparison.figure import plot_comparison
 from steerscope.experiments.comparison.table import comparison_table
 from steerscope.experiments.training import RunFolder
 from steerscope.experiments.training.train import train
+from studies.claims.__main__ import main
+from studies.claims.leftover import measure_leftover
+from studies.claims.page import render, studies, write_claims
+from studies.claims.rule import Difference, difference, is_fair, rights, verdict
+from studies.claims.sections import SECTIONS, fine_tuning, joint, nonlinear, other_methods, sites
 from tests.experiments.training.cases import GENERATIONS, config, evaluation, results
 from tests.experiments.training.tiny_runs import make_place, options, task_of
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from steerscope.errors import InputError
-from steerscope.experiments.claims.page import write_claims
-from steerscope.experiments.claims.sections import SECTIONS
-from steerscope.experiments.claims.study import CONFIGURATIONS, commands, main
 from steerscope.experiments.training.methods import METHODS
+from studies.claims.page import write_claims
+from studies.claims.sections import SECTIONS
+from studies.claims.study import CONFIGURATIONS, commands, main
 from tests.experiments.training.tiny_runs import make_place
 
 

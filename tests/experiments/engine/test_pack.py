@@ -19,7 +19,7 @@ from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.experiments.training.data import Collator, supervised_loss, training_rows
 from steerscope.steering.joint import JointConstraint
 from tests.steering.cases import SETTINGS
-from tests.tiny import VOCAB, tiny_model, tiny_tokenizer
+from tests.tiny import FAMILIES, VOCAB, tiny_model, tiny_tokenizer
 
 STEPS, SIZE = 6, 4
 SCHEDULE = Schedule(steps=STEPS, batch_size=SIZE, warmup=0.34, clip=0.5)
@@ -242,3 +242,27 @@ def test_what_cannot_be_trained_is_refused():
         spec(positions="mask")
     with pytest.raises(InputError, match="learning_rate is -1"):
         spec(rate=-1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_entered_at_any_block(family):
+    layers = {"n_layer": 4} if family == "gpt2" else {"num_hidden_layers": 4}
+    loaded = wrap_model(tiny_model(family, **layers), tiny_tokenizer())
+    rows = sequences(9)
+    streams = FrozenStreams(loaded.model, loaded.site_map, 2)
+    expected = None
+    for layer in (0, 1, 3, 2, 0):  # up, down again, and to the embeddings
+        config = SteeringConfig(sites=f"{layer}.resid_post", family="vector")
+        pack = EditPack(loaded, [RunSpec(config, 0.1)], None, streams)
+        with torch.no_grad():
+            found, _ = pack.logits([0], [rows])
+        assert streams.layer == layer
+        expected = found if expected is None else expected
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+        stream = streams.entering(rows)
+        assert (stream is None) == (layer == 0)
+        if stream is not None:  # and it is not simply ignored
+            kept, streams._kept = streams._kept, {key: value.flip(-1) for key, value in streams._kept.items()}
+            with torch.no_grad():
+                assert float((pack.logits([0], [rows])[0] - found).abs().max()) > 1e-3
+            streams._kept = kept

@@ -13,7 +13,7 @@ from steerscope.experiments.tasks import FileTask, TaskExample, get_task
 from steerscope.models import load
 from tests.byte_models import byte_model, byte_tokenizer
 from tests.cli.runs import run
-from tests.experiments.tasks.rows import TASKS, write_rows, write_task
+from tests.experiments.tasks.rows import TASKS, row, write_rows, write_task
 
 Row = tuple[int, ...]
 # Groups of passages and twins make parts smaller than files.

@@ -6,8 +6,7 @@ import math
 
 import pytest
 
-from steerscope.experiments.training.learning_rates import choose_within
-from steerscope.experiments.validation.learning_rates import rate
+from steerscope.experiments.engine.rate_grid import choose, rate
 
 
 def valley(bottom: int):
@@ -30,12 +29,12 @@ def valley(bottom: int):
 ])  # fmt: skip
 def test_the_walk_stops_at_an_interior_winner_or_when_the_budget_is_spent(bottom, tries, found, interior, count):
     loss_at, calls = valley(bottom)
-    choice = choose_within(loss_at, -6, tries)
+    choice = choose(loss_at, -6, tries)
     assert (choice.learning_rate, choice.interior, len(calls)) == (rate(found), interior, count)
     assert set(choice.tried) == set(calls)
     assert list(choice.tried) == sorted(choice.tried)
 
 
 def test_a_winner_must_be_finite():
-    assert not choose_within(lambda _: math.inf, -6, 7).interior
-    assert not choose_within(lambda _: math.inf, -6, 3).interior
+    assert not choose(lambda _: math.inf, -6, 7).interior
+    assert not choose(lambda _: math.inf, -6, 3).interior

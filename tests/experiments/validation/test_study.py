@@ -12,8 +12,8 @@ from steerscope.analysis.evidence import EVIDENCE
 from steerscope.analysis.scores import DEFAULT_SCORE
 from steerscope.experiments.validation.depth_and_kind import CONSTANTS
 from steerscope.experiments.validation.result import TrainedSite, Validation
-from steerscope.experiments.validation.study import BOUNDED, _mean_margin, render, write_study
 from steerscope.experiments.validation.validate import compared
+from studies.validation import BOUNDED, _mean_margin, render, write_study
 
 DOCS = Path(__file__).parents[3] / "docs"
 

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 
 from steerscope import Example, InputError, Ranking
+from steerscope.experiments.engine import sweep as sweep_module
+from steerscope.experiments.engine.store import RunStore
+from steerscope.experiments.engine.sweep import Sweep
 from steerscope.experiments.tasks import get_task
-from steerscope.experiments.validation import sweep as sweep_module
 from steerscope.experiments.validation.data import fingerprint, majority_rate, splits_of_examples, splits_of_task
 from steerscope.experiments.validation.depth_and_kind import depth_and_kind, fit
 from steerscope.experiments.validation.options import ValidateOptions, choose_sites
 from steerscope.experiments.validation.result import Validation
-from steerscope.experiments.validation.store import RunStore
-from steerscope.experiments.validation.sweep import Method, Sweep
 from steerscope.experiments.validation.table import print_validation
+from steerscope.experiments.validation.training import SplitData, edit_at, sites_of
 from steerscope.experiments.validation.validate import validate_ranking
 from steerscope.sites import Site, SiteKind
-from tests.experiments.validation.test_prefix import examples, loaded_with
+from tests.experiments.validation.tiny import examples, loaded_with
 
 OPTIONS = ValidateOptions(
     sites=6, seeds=2, rank=2, steps=4, batch_size=4, num_ranking=24, num_selection=16, num_test=16
@@ -105,7 +106,7 @@ def test_too_few_to_cut():
 def test_the_result_is_complete(whole):
     folder, ranking, result = whole
     assert len(result.sites) == 6
-    assert [one.method for one in result.references][-2:] == ["lora", "full"]
+    assert [one.method for one in result.references][-2:] == ["lora", "sft"]
     for one in (*result.sites, *result.references):
         assert len(one.losses) == len(one.accuracies) == (2 if one.scores else 1)  # references: one seed
         assert all(math.isfinite(v) for v in one.losses)
@@ -138,13 +139,12 @@ def test_asking_again_trains_nothing(whole, loaded, splits, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("trained although the run is kept")
 
-    monkeypatch.setattr(sweep_module, "train_edits", never)
-    monkeypatch.setattr(sweep_module, "train_weights", never)
+    monkeypatch.setattr(sweep_module, "train_pack", never)
     _, again = validate_ranking(loaded, splits, OPTIONS, folder)
     assert json.loads(again.to_json()) == json.loads(result.to_json())
 
 
-@pytest.mark.parametrize("after", [1, 20])
+@pytest.mark.parametrize("after", [1, 9])
 def test_interrupted_anywhere_and_resumed_gives_the_same_table(whole, loaded, splits, tmp_path, monkeypatch, after):
     _, _, result = whole
     made = 0
@@ -159,8 +159,7 @@ def test_interrupted_anywhere_and_resumed_gives_the_same_table(whole, loaded, sp
 
         return until
 
-    for name in ("train_edits", "train_weights"):
-        monkeypatch.setattr(sweep_module, name, counted(getattr(sweep_module, name)))
+    monkeypatch.setattr(sweep_module, "train_pack", counted(sweep_module.train_pack))
     with pytest.raises(KeyboardInterrupt):
         validate_ranking(loaded, splits, OPTIONS, tmp_path)
     monkeypatch.undo()
@@ -172,7 +171,9 @@ def test_interrupted_anywhere_and_resumed_gives_the_same_table(whole, loaded, sp
 
 def test_sites_trained_alone_or_among_others_are_the_same(whole, loaded, splits, tmp_path):
     _, _, result = whole
-    alone = Sweep(loaded, splits, OPTIONS, RunStore(tmp_path)).run([Method.named(result.sites[3].method)])
+    data = SplitData(loaded, splits, OPTIONS.schedule, OPTIONS.num_selection, OPTIONS.num_test)
+    sweep = Sweep(loaded, data, OPTIONS.schedule, RunStore(tmp_path), {})
+    alone = sweep.run([edit_at(sites_of(result.sites[3].method), OPTIONS.rank)], OPTIONS.all_seeds)
     assert alone[0].learning_rate == result.sites[3].learning_rate
     assert alone[0].losses == pytest.approx(result.sites[3].losses, abs=1e-4)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steerscope import InputError
-from steerscope.experiments.validation.store import RunStore, key_of
+from steerscope.experiments.engine.store import RunStore, key_of
 
 
 def test_a_run_comes_back(tmp_path):

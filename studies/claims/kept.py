@@ -14,13 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from steerscope.errors import InputError
-from steerscope.experiments.claims.leftover import LEFTOVER
-from steerscope.experiments.claims.rule import rights
 from steerscope.experiments.comparison.groups import run_folders
 from steerscope.experiments.training.records import RunResults
 from steerscope.experiments.training.run_folder import GENERATIONS, RESULTS, read_json, read_results
 from steerscope.files import write_text
 from steerscope.folders import require_json_file
+from studies.claims.leftover import LEFTOVER
+from studies.claims.rule import rights
 
 SCHEMA_VERSION = 1
 # Long, and read by nobody once the numbers are there.

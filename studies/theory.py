@@ -1,6 +1,6 @@
 """Makes docs/theory.md from saved verifications; nothing in that file is written by hand.
 
-Usage: ``python -m steerscope.experiments.verification.docs random.json [model.json] > docs/theory.md``
+Usage: ``python -m studies.theory random.json [model.json] > docs/theory.md``
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _how(files: Sequence[str], random: Verification, model: Verification | None)
         name = "" if found.model is None else f" {found.model['name']}"
         lines.append(f"steerscope verify{name} --seed {found.seed} --json {file}")
     lines += [
-        f"python -m steerscope.experiments.verification.docs {' '.join(files)} > docs/theory.md",
+        f"python -m studies.theory {' '.join(files)} > docs/theory.md",
         "```",
         "",
         f"{headline(random)}" + (f" {headline(model)}" if model else ""),
@@ -184,7 +184,7 @@ def _markdown(table: TextTable) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Print the document made of the given files; exit code 2 for bad input."""
     if not 1 <= len(arguments) <= 2:
-        print("usage: python -m steerscope.experiments.verification.docs random.json [model.json]", file=sys.stderr)
+        print("usage: python -m studies.theory random.json [model.json]", file=sys.stderr)
         return 2
     return exit_code_of("steerscope", lambda: print(document(*map(Verification.load, arguments)).rstrip("\n")))
 

@@ -1,6 +1,6 @@
 """All the runs that the claims compare, one ``steerscope train`` after another.
 
-    python -m steerscope.experiments.claims.study [MODEL] --task T --out RUNS [--only NAME,...] [-- options of train]
+    python -m studies.claims.study [MODEL] --task T --out RUNS [--only NAME,...] [-- options of train]
 
 Every configuration gets the same seeds, steps and budget for its learning rate, chosen on validation: by every seed for
 itself, or with ``--search-once`` by the first, whose rate the others take over. A finished run is read, one that was
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from steerscope.errors import InputError, did_you_mean, typed
-from steerscope.experiments.claims.leftover import LEFTOVER
+from studies.claims.leftover import LEFTOVER
 
 # What every claim needs: the methods as they are, then one thing changed at a time.
 CONFIGURATIONS: Mapping[str, str] = {
@@ -108,7 +108,7 @@ def _succeeds(module: str, arguments: Sequence[str]) -> bool:
 
 def _measure_leftover(places: Sequence[Path], data: Sequence[str]) -> list[Path]:
     """Measure claim (f) on runs where it is not yet; return those it failed on."""
-    module = "steerscope.experiments.claims.leftover"
+    module = "studies.claims.leftover"
     open_ones = [place for place in places if not (place / LEFTOVER).exists()]
     return [place / LEFTOVER for place in open_ones if not _succeeds(module, [str(place), *data])]
 

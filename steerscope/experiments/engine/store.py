@@ -22,7 +22,7 @@ from steerscope.files import read_text, replace_file, told, write_text
 from steerscope.finite import parse_json
 
 # Raised when a change of code makes old runs incomparable.
-RECIPE = 1
+RECIPE = 2
 
 
 def key_of(config: Mapping[str, Any]) -> str:

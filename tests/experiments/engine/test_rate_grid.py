@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from steerscope.experiments.validation.learning_rates import HIGHEST, LOWEST, choose, rate
+from steerscope.experiments.engine.rate_grid import HIGHEST, LOWEST, choose, rate
 
 
 @pytest.mark.parametrize("best", [-9, -4, 0])

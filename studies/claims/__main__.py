@@ -1,18 +1,18 @@
-"""``python -m steerscope.experiments.claims RUNS... PAGE``: write the page of claims from run folders."""
+"""``python -m studies.claims RUNS... PAGE``: write the page of claims from run folders."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from steerscope.experiments.claims.kept import keep, with_kept
-from steerscope.experiments.claims.page import write_claims
 from steerscope.files import exit_code_of
+from studies.claims.kept import keep, with_kept
+from studies.claims.page import write_claims
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; the last argument is the page, those before it folders of runs or files of --keep."""
-    parser = argparse.ArgumentParser(prog="python -m steerscope.experiments.claims", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m studies.claims", description=__doc__)
     parser.add_argument("runs", nargs="*", type=Path, help="run folders, folders of some, or files that --keep wrote")
     parser.add_argument("page", type=Path, help="the Markdown file to write")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="also keep what the page is made from in one file")

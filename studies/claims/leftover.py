@@ -1,6 +1,6 @@
 """Claim (f): what part of a fine-tuning each space of edits leaves behind, on a finished ``sft`` or ``lora`` run.
 
-    python -m steerscope.experiments.claims.leftover RUN [--data-dir DIR] [--ranks 1 8] [--examples 128]
+    python -m studies.claims.leftover RUN [--data-dir DIR] [--ranks 1 8] [--examples 128]
 
 Writes ``leftover.json`` into the run's folder. The maps are fitted and measured on halves of validation prompts.
 """
