@@ -41,21 +41,24 @@ def room_of(file: Path) -> str:
     return first.removesuffix(".py")
 
 
-def imported_rooms(source: str, module: str) -> Iterator[str]:
-    """Yield the rooms a source file imports, wherever in it and however it spells them."""
+def imported_modules(source: str, module: str) -> Iterator[str]:
+    """Yield everything a source file imports, by its full name, wherever in it and however it spells it."""
     parent = module.rsplit(".", 1)[0]
     for node in ast.walk(ast.parse(source)):
-        names: list[str] = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             above = ".".join(parent.split(".")[: len(parent.split(".")) - node.level + 1]) if node.level else ""
             base = ".".join(part for part in (above, node.module) if part)
-            names = [f"{base}.{alias.name}" for alias in node.names]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "steerscope" and len(parts) > 1:
-                yield parts[1]
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def imported_rooms(source: str, module: str) -> Iterator[str]:
+    """Yield the rooms a source file imports."""
+    for name in imported_modules(source, module):
+        parts = name.split(".")
+        if parts[0] == "steerscope" and len(parts) > 1:
+            yield parts[1]
 
 
 def violations(source: str, module: str) -> list[str]:
@@ -104,6 +107,41 @@ def test_a_wrong_import_is_found(source):
 def test_a_right_import_is_not_found():
     source = "from steerscope.models.load import LoadedModel\nfrom . import edits\nfrom ..errors import InputError"
     assert violations(source, "steerscope.equivalence.shifts") == []
+
+
+# --- propositions are checks, not a library ------------------------------------------------------------------
+
+PROOFS = "steerscope.equivalence.propositions"
+# Where the theory is tried.
+TRIED_IN = (PROOFS, "steerscope.experiments.verification")
+
+
+def inside(module: str, place: str) -> bool:
+    return module == place or module.startswith(f"{place}.")
+
+
+def uses_of_proofs(source: str, module: str) -> list[str]:
+    if any(inside(module, place) for place in TRIED_IN):
+        return []
+    return [f"{module} imports {name}" for name in imported_modules(source, module) if inside(name, PROOFS)]
+
+
+def test_no_product_code_imports_propositions():
+    assert [use for file in FILES for use in uses_of_proofs(file.read_text(encoding="utf-8"), module_of(file))] == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from steerscope.equivalence.propositions.catalogue import all_propositions",
+        "from steerscope.equivalence import propositions",
+        "def late():\n    import steerscope.equivalence.propositions.runs",
+        "from ..equivalence.propositions import parts",
+    ],
+)
+def test_a_use_of_propositions_is_found(source):
+    assert len(uses_of_proofs(source, "steerscope.steering.oracles")) == 1
+    assert uses_of_proofs(source, "steerscope.experiments.verification.run") == []
 
 
 # --- the door ----------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from steerscope.equivalence.propositions import projection
+from steerscope.equivalence.propositions import p18_19_20_projection as projection
 from tests.equivalence.propositions.trials import (
     CORRECTED,
     FAILS,

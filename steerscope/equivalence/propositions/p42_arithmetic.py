@@ -1,4 +1,4 @@
-r"""Task arithmetic with adapters: do two edits trained apart add up?
+r"""P42: task arithmetic with adapters: do two edits trained apart add up?
 
 Parameters :math:`\theta_0 + a_1\tau_1 + a_2\tau_2` of adapters (task vectors :math:`\tau_t`). In the tangent model
 :math:`f_{lin} = f_0 + \nabla f^\top \tau` (Ortiz-Jimenez et al., 2305.12827) they add exactly. In the model itself

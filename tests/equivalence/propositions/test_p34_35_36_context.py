@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from steerscope.equivalence.propositions import context
+from steerscope.equivalence.propositions import p34_35_36_context as context
 from steerscope.equivalence.propositions.base import Verdict
 from tests.equivalence.propositions.trials import (
     FAMILIES,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from steerscope.equivalence.propositions import oracles
+from steerscope.equivalence.propositions import p21_22_oracles, p26_27_28_linear_oracles
 from steerscope.equivalence.propositions.base import Verdict
 from tests.equivalence.propositions.trials import (
     FAMILIES,
@@ -15,12 +15,14 @@ from tests.equivalence.propositions.trials import (
     assert_verdict,
     by_name,
     fingerprint,
+    home,
     random_blocks,
     tiny_blocks,
     verdict,
 )
 
-ALL = by_name(oracles.PROPOSITIONS)
+FILES = (p21_22_oracles, p26_27_28_linear_oracles)
+ALL = by_name(proposition for file in FILES for proposition in file.PROPOSITIONS)
 HOLDS, CORRECTED = Verdict.HOLDS, Verdict.CORRECTED
 EXPECTED = {"P21": HOLDS, "P22": CORRECTED, "P26": HOLDS, "P27": CORRECTED, "P28": HOLDS}
 
@@ -34,7 +36,7 @@ MUTATIONS: list[tuple[str, str, Callable]] = [
     ("P21", "oracle_shift", lambda tuned, base: base - tuned),
     ("P22", "lockstep_shift", lambda tuned, current: 0.99 * (tuned - current)),
     ("P22", "one_step_shift", lambda output, on_base: output - 1.01 * on_base),
-    ("P26", "principal_error", lambda rows, rank: oracles.spectrum_tail(rows, rank + 1)),
+    ("P26", "principal_error", lambda rows, rank: p26_27_28_linear_oracles.spectrum_tail(rows, rank + 1)),
     ("P26", "spectrum_tail", lambda rows, rank: torch.linalg.svdvals(rows)[rank:].square().sum()),  # not centred
     ("P27", "curved_oracle", lambda h, v, u: ((h @ v) ** 3 - 1).unsqueeze(-1) * u),  # odd: has a linear part
     ("P28", "reduced_rank_map", truncated_coefficients),
@@ -53,7 +55,7 @@ def test_random_blocks(name: str, seed: int):
 
 @pytest.mark.parametrize(("name", "formula", "wrong"), MUTATIONS, ids=[f"{n}-{f}" for n, f, _ in MUTATIONS])
 def test_a_wrong_formula_fails(name: str, formula: str, wrong: Callable, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(oracles, formula, wrong)
+    monkeypatch.setattr(home(FILES, ALL[name].number), formula, wrong)
     assert verdict(ALL[name], random_blocks(0)) is Verdict.FAILS
 
 

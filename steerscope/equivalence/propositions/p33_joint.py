@@ -1,4 +1,4 @@
-r"""Joint adaptation: a LoRA on the down projection and an adapter on the block's output, kept out of each other's way.
+r"""P33, joint adaptation: a LoRA on the down projection and an adapter on the block's output, kept apart.
 
 The LoRA adds :math:`B A m` to the stream :math:`h`, the adapter :math:`U \varphi(D h)`. Two different constraints
 are in use:
@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
-from steerscope.equivalence.propositions.oracles import rank_excess
 from steerscope.equivalence.propositions.parts import relative_error
 from steerscope.equivalence.propositions.runs import as_update, low_rank_change, post, run_at
 from steerscope.equivalence.propositions.subject import Subject
+from steerscope.equivalence.subspaces import columns_of, rank_excess
 from steerscope.sites import Site, SiteKind
 
 GROUP = "joint adaptation"
@@ -31,17 +31,7 @@ GROUP = "joint adaptation"
 EXACT = 1e-12
 ADAPTER_RANK = 4
 LORA_RANK = 3
-# Directions of B below this share of the largest are no directions.
-RANK_CUT = 1e-10
-
-
 # --- formulas ---
-
-
-def columns_of(write: Tensor) -> Tensor:
-    """Return an orthonormal basis (d k) of the columns of B (d r): k is its rank, 0 for a zero B."""
-    left, values, _ = torch.linalg.svd(write, full_matrices=False)
-    return left[:, values > RANK_CUT * values.max().clamp_min(1e-300)]
 
 
 def input_projected(read: Tensor, lora_write: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""P41: verdicts, formulas made wrong, every layout."""
+"""P23 to P25: verdicts, formulas made wrong, every layout."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from steerscope.equivalence.propositions import kl
+from steerscope.equivalence.propositions import p23_24_25_error_control as error_control
 from steerscope.equivalence.propositions.base import Verdict
 from tests.equivalence.propositions.trials import (
     FAMILIES,
@@ -18,14 +18,15 @@ from tests.equivalence.propositions.trials import (
     verdict,
 )
 
-ALL = by_name(kl.PROPOSITIONS)
-HOLDS = Verdict.HOLDS
-EXPECTED = {"P41": HOLDS}
+ALL = by_name(error_control.PROPOSITIONS)
+EXPECTED = {"P23": Verdict.HOLDS, "P24": Verdict.HOLDS, "P25": Verdict.HOLDS}
 MUTATIONS: list[tuple[str, str, Callable]] = [
-    ("P41", "divergence", lambda p, q: (q.softmax(-1) * (q.log_softmax(-1) - p.log_softmax(-1))).sum(-1).mean()),
-    ("P41", "divergence_slope", kl.reversed_slope),
-    ("P41", "delta_kl", lambda steered, base, tuned: kl.divergence(steered, base)),
-    ("P41", "oracle_shift", lambda tuned, base: base - tuned),
+    ("P23", "propagated_bound", lambda errors, lipschitz: sum(errors)),
+    ("P23", "propagated_bound", lambda errors, lipschitz: sum(e * c for e, c in zip(errors, lipschitz, strict=True))),
+    ("P24", "norm_bound", lambda x, y: (x - y).norm(dim=-1) / (x.norm(dim=-1) * y.norm(dim=-1)).sqrt()),
+    ("P24", "norm_bound", lambda x, y: x.shape[-1] ** 0.5 * (x - y).norm(dim=-1) / y.norm(dim=-1)),
+    ("P24", "normalised", lambda x, eps, centred: x / (x.square().mean(-1, keepdim=True) + 1).sqrt()),
+    ("P25", "ball_lipschitz", lambda weights, activation, centre, radius, slope: 1.0),
 ]
 
 
@@ -41,7 +42,7 @@ def test_random_blocks(name: str, seed: int):
 
 @pytest.mark.parametrize(("name", "formula", "wrong"), MUTATIONS, ids=[f"{n}-{f}" for n, f, _ in MUTATIONS])
 def test_a_wrong_formula_fails(name: str, formula: str, wrong: Callable, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(kl, formula, wrong)
+    monkeypatch.setattr(error_control, formula, wrong)
     assert verdict(ALL[name], random_blocks(0)) is Verdict.FAILS
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from steerscope.equivalence.propositions import reft
+from steerscope.equivalence.propositions import p14_15_reft as reft
 from tests.equivalence.propositions.trials import (
     FAILS,
     FAMILIES,

@@ -1,4 +1,4 @@
-r"""Delta-KL: by how much steering with strength alpha moves the outputs towards the fine-tuned model.
+r"""P41, delta-KL: by how much steering with strength alpha moves the outputs towards the fine-tuned model.
 
 .. math:: \Delta KL(\alpha) = KL(p_\alpha \,\|\, q) - KL(p_0 \,\|\, q)
 
@@ -16,8 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from steerscope.equivalence.divergence import divergence, divergence_slope
+from steerscope.equivalence.oracles import oracle_shift
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
-from steerscope.equivalence.propositions.oracles import oracle_shift
 from steerscope.equivalence.propositions.parts import curve
 from steerscope.equivalence.propositions.runs import fine_tuning, post, run_at, shortened
 from steerscope.equivalence.propositions.subject import Subject
@@ -37,23 +38,9 @@ STRENGTHS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 # --- formulas ---
 
 
-def divergence(logits: Tensor, reference: Tensor) -> Tensor:
-    """Return ``KL(p || q)`` in nats, the mean over tokens, from logits ``(batch token vocabulary)``."""
-    log_p, log_q = logits.log_softmax(-1), reference.log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
-
-
 def delta_kl(steered: Tensor, base: Tensor, tuned: Tensor) -> Tensor:
     """Return ``KL(steered || tuned) - KL(base || tuned)``; negative when steering helps. Source: T21."""
     return divergence(steered, tuned) - divergence(base, tuned)
-
-
-def divergence_slope(logits: Tensor, logits_shift: Tensor, reference: Tensor) -> Tensor:
-    """Return the derivative of ``KL(p || q)`` when the logits of p move along ``logits_shift``. Source: P41."""
-    log_p, log_q = logits.log_softmax(-1), reference.log_softmax(-1)
-    p = log_p.exp()
-    centred = logits_shift - (p * logits_shift).sum(-1, keepdim=True)
-    return (p * centred * (log_p - log_q)).sum(-1).mean()
 
 
 def reversed_slope(logits: Tensor, logits_shift: Tensor, reference: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-r"""The gauge theorem: linear post-block steering at every layer is a change of basis that grows from layer to layer.
+r"""P32, the gauge theorem: linear post-block steering at every layer is a change of basis that grows by layer.
 
 Let every block be followed by :math:`h \mapsto (I + U_l D_l) h` and write :math:`h_l = G_l k_l` with
 
@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from steerscope.equivalence.edits import family
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
-from steerscope.equivalence.propositions.oracles import rank_excess
 from steerscope.equivalence.propositions.parts import (
     as_stored,
     bias_of,
@@ -38,6 +37,7 @@ from steerscope.equivalence.propositions.parts import (
 )
 from steerscope.equivalence.propositions.runs import input_mapped, output_mapped, post, run_at, weights_changed
 from steerscope.equivalence.propositions.subject import Subject
+from steerscope.equivalence.subspaces import rank_excess
 from steerscope.models.blocks import Block
 from steerscope.models.hooks import Edit
 from steerscope.sites import Site

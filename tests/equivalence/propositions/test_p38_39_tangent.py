@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from steerscope.equivalence.propositions import tangent
+from steerscope.equivalence.propositions import p38_39_tangent as tangent
 from steerscope.equivalence.propositions.base import Verdict
 from tests.equivalence.propositions.trials import (
     FAMILIES,

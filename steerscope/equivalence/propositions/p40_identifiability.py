@@ -1,4 +1,4 @@
-r"""Non-identifiability: different steering vectors with the same outputs.
+r"""P40, non-identifiability: different steering vectors with the same outputs.
 
 With :math:`J` the derivative of the outputs with respect to a steering vector and :math:`n \in \ker J`,
 

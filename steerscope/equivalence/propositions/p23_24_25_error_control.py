@@ -1,4 +1,4 @@
-r"""Error control: how a distance to the fine-tuned stream at one layer grows into one at the output.
+r"""P23 to P25: error control, how a distance to the fine-tuned stream at one layer grows into one at the output.
 
 Let the fine-tuned blocks be :math:`F_k` and the steered run make the error :math:`\epsilon_l` at layer l on top of
 what it inherits, :math:`h^{st}_l = F_l(h^{st}_{l-1}) + e_l`. Then

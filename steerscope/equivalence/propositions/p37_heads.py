@@ -1,4 +1,4 @@
-r"""Edits of attention heads as fixed vectors and as weights.
+r"""P37: edits of attention heads as fixed vectors and as weights.
 
 With :math:`W_O^{(i)}` the columns of the output projection that read head i, attention writes
 :math:`\sum_i W_O^{(i)} z_i`. Hence an offset of heads, :math:`z_i \to z_i + v_i` (LoFiT, 2406.01563), writes one

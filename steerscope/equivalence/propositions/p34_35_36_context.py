@@ -1,4 +1,4 @@
-r"""Context as a change of weights: what tokens before a token do to it, written into the block.
+r"""P34 to P36: context as a change of weights: what tokens before a token do to it, written into the block.
 
 Context reaches a block through attention alone: without it attention writes another vector, and adding the
 difference :math:`\Delta_A = A(C, h) - A(h)` where attention writes gives the block with context (P36).
@@ -26,7 +26,6 @@ from torch import Tensor
 
 from steerscope.equivalence.closed_forms import GatedWeights, PlainWeights
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
-from steerscope.equivalence.propositions.oracles import rank_excess
 from steerscope.equivalence.propositions.parts import (
     MLPWeights,
     as_parameters,
@@ -38,6 +37,7 @@ from steerscope.equivalence.propositions.parts import (
 )
 from steerscope.equivalence.propositions.runs import Pass, post, run_at
 from steerscope.equivalence.propositions.subject import Subject
+from steerscope.equivalence.subspaces import rank_excess
 from steerscope.models.hooks import Edit
 from steerscope.sites import Site, SiteKind
 

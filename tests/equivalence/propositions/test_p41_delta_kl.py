@@ -1,4 +1,4 @@
-"""P37: verdicts, formulas made wrong, every layout."""
+"""P41: verdicts, formulas made wrong, every layout."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from steerscope.equivalence.propositions import heads
+from steerscope.equivalence.propositions import p41_delta_kl as kl
 from steerscope.equivalence.propositions.base import Verdict
 from tests.equivalence.propositions.trials import (
     FAMILIES,
@@ -18,15 +18,14 @@ from tests.equivalence.propositions.trials import (
     verdict,
 )
 
-ALL = by_name(heads.PROPOSITIONS)
+ALL = by_name(kl.PROPOSITIONS)
 HOLDS = Verdict.HOLDS
-EXPECTED = {"P37": HOLDS}
+EXPECTED = {"P41": HOLDS}
 MUTATIONS: list[tuple[str, str, Callable]] = [
-    # Heads interleaved instead of side by side.
-    ("P37", "head_columns", lambda weight, head, count: weight.unflatten(1, (-1, count))[:, :, head]),
-    ("P37", "offset_as_vector", lambda weight, offsets: weight @ offsets.roll(1, 0).flatten()),
-    ("P37", "scaled_columns", lambda weight, scalings: weight * scalings.flatten()),
-    ("P37", "gated_edit", lambda z, gm, m, ga, a: gm * m * z + a),
+    ("P41", "divergence", lambda p, q: (q.softmax(-1) * (q.log_softmax(-1) - p.log_softmax(-1))).sum(-1).mean()),
+    ("P41", "divergence_slope", kl.reversed_slope),
+    ("P41", "delta_kl", lambda steered, base, tuned: kl.divergence(steered, base)),
+    ("P41", "oracle_shift", lambda tuned, base: base - tuned),
 ]
 
 
@@ -42,7 +41,7 @@ def test_random_blocks(name: str, seed: int):
 
 @pytest.mark.parametrize(("name", "formula", "wrong"), MUTATIONS, ids=[f"{n}-{f}" for n, f, _ in MUTATIONS])
 def test_a_wrong_formula_fails(name: str, formula: str, wrong: Callable, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(heads, formula, wrong)
+    monkeypatch.setattr(kl, formula, wrong)
     assert verdict(ALL[name], random_blocks(0)) is Verdict.FAILS
 
 

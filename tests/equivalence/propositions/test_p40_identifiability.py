@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from steerscope.equivalence.propositions import identifiability
+from steerscope.equivalence.propositions import p40_identifiability as identifiability
 from steerscope.equivalence.propositions.base import Verdict
 from tests.equivalence.propositions.trials import (
     FAMILIES,

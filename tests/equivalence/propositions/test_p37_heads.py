@@ -1,13 +1,12 @@
-"""P42: verdicts, formulas made wrong, every layout."""
+"""P37: verdicts, formulas made wrong, every layout."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import pytest
-import torch
 
-from steerscope.equivalence.propositions import arithmetic
+from steerscope.equivalence.propositions import p37_heads as heads
 from steerscope.equivalence.propositions.base import Verdict
 from tests.equivalence.propositions.trials import (
     FAMILIES,
@@ -19,17 +18,15 @@ from tests.equivalence.propositions.trials import (
     verdict,
 )
 
-ALL = by_name(arithmetic.PROPOSITIONS)
+ALL = by_name(heads.PROPOSITIONS)
 HOLDS = Verdict.HOLDS
-EXPECTED = {"P42": HOLDS}
+EXPECTED = {"P37": HOLDS}
 MUTATIONS: list[tuple[str, str, Callable]] = [
-    ("P42", "mixed_term", lambda both, first, second, neither: both - first - second),
-    ("P42", "mixed_term", lambda both, first, second, neither: both - first),
-    (
-        "P42",
-        "tangent_shift",
-        lambda adapted, a, b: adapted(torch.tensor(a), torch.tensor(b)) - adapted(*torch.zeros(2)),
-    ),
+    # Heads interleaved instead of side by side.
+    ("P37", "head_columns", lambda weight, head, count: weight.unflatten(1, (-1, count))[:, :, head]),
+    ("P37", "offset_as_vector", lambda weight, offsets: weight @ offsets.roll(1, 0).flatten()),
+    ("P37", "scaled_columns", lambda weight, scalings: weight * scalings.flatten()),
+    ("P37", "gated_edit", lambda z, gm, m, ga, a: gm * m * z + a),
 ]
 
 
@@ -45,7 +42,7 @@ def test_random_blocks(name: str, seed: int):
 
 @pytest.mark.parametrize(("name", "formula", "wrong"), MUTATIONS, ids=[f"{n}-{f}" for n, f, _ in MUTATIONS])
 def test_a_wrong_formula_fails(name: str, formula: str, wrong: Callable, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(arithmetic, formula, wrong)
+    monkeypatch.setattr(heads, formula, wrong)
     assert verdict(ALL[name], random_blocks(0)) is Verdict.FAILS
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from steerscope.equivalence.propositions import skip
+from steerscope.equivalence.propositions import p12_13_16_17_skip as skip
 from tests.equivalence.propositions.trials import (
     CORRECTED,
     FAILS,

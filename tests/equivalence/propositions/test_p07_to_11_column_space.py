@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from steerscope.equivalence.propositions import column_space
+from steerscope.equivalence.propositions import p07_08_11_column_space, p09_10_norm_and_skip
 from tests.equivalence.propositions.trials import (
     FAILS,
     FAMILIES,
@@ -12,6 +12,7 @@ from tests.equivalence.propositions.trials import (
     VACUOUS,
     by_number,
     evidence,
+    home,
     instead,
     mutated_verdict,
     random_blocks,
@@ -20,6 +21,8 @@ from tests.equivalence.propositions.trials import (
     verdicts,
 )
 
+FILES = (p07_08_11_column_space, p09_10_norm_and_skip)
+ALL = [proposition for file in FILES for proposition in file.PROPOSITIONS]
 SEQUENTIAL = {7: HOLDS, 8: VACUOUS, 9: HOLDS, 10: HOLDS, 11: HOLDS}
 PARALLEL = {**SEQUENTIAL, 10: VACUOUS}  # no stream between attention and MLP
 EXPECTED = {
@@ -34,16 +37,16 @@ EXPECTED = {
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_blocks(seed):
-    assert verdicts(column_space.PROPOSITIONS, random_blocks(seed)) == SEQUENTIAL
+    assert verdicts(ALL, random_blocks(seed)) == SEQUENTIAL
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layouts(family):
-    assert verdicts(column_space.PROPOSITIONS, tiny_blocks(family)) == EXPECTED[family]
+    assert verdicts(ALL, tiny_blocks(family)) == EXPECTED[family]
 
 
 def test_the_condition_is_vacuous_because_it_excludes_nothing():
-    found = evidence(by_number(column_space.PROPOSITIONS, 8), random_blocks(0))
+    found = evidence(by_number(ALL, 8), random_blocks(0))
     assert "every target" in found.vacuous
     assert not found.inapplicable
     assert "cond(A)" in found.notes[0]
@@ -51,13 +54,13 @@ def test_the_condition_is_vacuous_because_it_excludes_nothing():
 
 
 def test_relu_with_few_active_units_is_not_vacuous_but_obstructed():
-    found = evidence(by_number(column_space.PROPOSITIONS, 8), tiny_blocks("opt"))
+    found = evidence(by_number(ALL, 8), tiny_blocks("opt"))
     assert "hidden units are active" in found.inapplicable
     assert not found.vacuous
 
 
 def test_layer_norm_costs_two_dimensions():
-    notes = evidence(by_number(column_space.PROPOSITIONS, 9), tiny_blocks("gpt2")).notes
+    notes = evidence(by_number(ALL, 9), tiny_blocks("gpt2")).notes
     assert "2 dimensions lost" in notes[0]
 
 
@@ -79,4 +82,4 @@ MUTATIONS = [
 
 @pytest.mark.parametrize(("number", "name", "mutate"), MUTATIONS, ids=[f"P{m[0]}-{m[1]}" for m in MUTATIONS])
 def test_a_wrong_formula_fails(monkeypatch, number, name, mutate):
-    assert mutated_verdict(monkeypatch, column_space, number, name, mutate) is FAILS
+    assert mutated_verdict(monkeypatch, home(FILES, number), number, name, mutate) is FAILS

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from steerscope.equivalence.propositions import steering_forms
+from steerscope.equivalence.propositions import p29_30_31_steering_forms as steering_forms
 from tests.equivalence.propositions.trials import (
     FAILS,
     FAMILIES,

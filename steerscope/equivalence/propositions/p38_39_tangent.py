@@ -1,4 +1,4 @@
-r"""Tangent features: what sites can learn at first order, and how much of fine-tuning's tangent they cover.
+r"""P38, P39, tangent features: what sites can learn at first order, and how much of fine-tuning's tangent they cover.
 
 With :math:`g_t` the derivative of an output with respect to the block's output at token t, the tangent kernel of an
 edit that writes there is (P38)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from steerscope.equivalence.propositions import gated_mlp
+from steerscope.equivalence.propositions import p01_02_first_order, p03_04_05_second_order, p06_row_scaling
+from steerscope.equivalence.propositions.mlp_expansion import SCALES, central_difference
 from tests.equivalence.propositions.trials import (
     CORRECTED,
     FAILS,
@@ -13,6 +14,7 @@ from tests.equivalence.propositions.trials import (
     VACUOUS,
     by_number,
     evidence,
+    home,
     instead,
     mutated_verdict,
     random_blocks,
@@ -21,6 +23,8 @@ from tests.equivalence.propositions.trials import (
     verdicts,
 )
 
+FILES = (p01_02_first_order, p03_04_05_second_order, p06_row_scaling)
+ALL = [proposition for file in FILES for proposition in file.PROPOSITIONS]
 GATED = {1: HOLDS, 2: HOLDS, 3: HOLDS, 4: HOLDS, 5: HOLDS, 6: CORRECTED}
 # Without a gate: nothing is bilinear, and the misprinted formula is not about plain MLPs.
 PLAIN = {**GATED, 4: VACUOUS, 6: HOLDS}
@@ -31,17 +35,17 @@ RELU = {**PLAIN, 2: VACUOUS, 3: VACUOUS, 5: VACUOUS}
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_blocks(seed):
-    assert verdicts(gated_mlp.PROPOSITIONS, random_blocks(seed)) == GATED
+    assert verdicts(ALL, random_blocks(seed)) == GATED
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layouts(family):
-    assert verdicts(gated_mlp.PROPOSITIONS, tiny_blocks(family)) == EXPECTED[family]
+    assert verdicts(ALL, tiny_blocks(family)) == EXPECTED[family]
 
 
 def test_relu():
-    assert verdicts(gated_mlp.PROPOSITIONS, tiny_blocks("opt")) == RELU
-    assert any("kink" in note for note in evidence(by_number(gated_mlp.PROPOSITIONS, 1), tiny_blocks("opt")).notes)
+    assert verdicts(ALL, tiny_blocks("opt")) == RELU
+    assert any("kink" in note for note in evidence(by_number(ALL, 1), tiny_blocks("opt")).notes)
 
 
 MUTATIONS = [
@@ -57,20 +61,21 @@ MUTATIONS = [
 
 @pytest.mark.parametrize(("number", "name", "mutate"), MUTATIONS, ids=[f"P{m[0]}-{m[1]}" for m in MUTATIONS])
 def test_a_wrong_formula_fails(monkeypatch, number, name, mutate):
-    assert mutated_verdict(monkeypatch, gated_mlp, number, name, mutate) is FAILS
+    assert mutated_verdict(monkeypatch, home(FILES, number), number, name, mutate) is FAILS
 
 
 def test_without_the_misprint_p6_needs_no_correction(monkeypatch):
-    assert mutated_verdict(monkeypatch, gated_mlp, 6, "scaled_as_published", instead(gated_mlp.scaled_rows)) is HOLDS
+    right = instead(p06_row_scaling.scaled_rows)
+    assert mutated_verdict(monkeypatch, p06_row_scaling, 6, "scaled_as_published", right) is HOLDS
 
 
 def test_remainder_series_fall():
-    series = evidence(by_number(gated_mlp.PROPOSITIONS, 1), random_blocks(0)).series["remainder"]
-    assert len(series.x) == len(series.y) == len(gated_mlp.SCALES)
+    series = evidence(by_number(ALL, 1), random_blocks(0)).series["remainder"]
+    assert len(series.x) == len(series.y) == len(SCALES)
     assert list(series.y) == sorted(series.y, reverse=True)
 
 
 def test_central_difference_is_of_fourth_order():
     x, direction = torch.tensor([0.3], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    errors = [float((gated_mlp.central_difference(torch.sin, x, direction, h) - x.cos()).abs()) for h in (0.1, 0.05)]
+    errors = [float((central_difference(torch.sin, x, direction, h) - x.cos()).abs()) for h in (0.1, 0.05)]
     assert errors[0] / errors[1] == pytest.approx(16, rel=0.05)
