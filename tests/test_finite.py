@@ -26,8 +26,8 @@ from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.evaluation.evaluate import evaluate
 from steerscope.experiments.evaluation.generation import generate
 from steerscope.experiments.evaluation.likelihood import choice_log_likelihoods, completion_loss
-from steerscope.experiments.evaluation.result import Evaluation
 from steerscope.experiments.finetune import mean_loss, short_finetune
+from steerscope.experiments.runs.evaluation import Evaluation
 from steerscope.experiments.tasks.answer_task import AnswerExample
 from steerscope.experiments.training.data import draw_parts, supervised
 from steerscope.experiments.training.run import Run

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from importlib import import_module, metadata
 from pathlib import Path
 
@@ -142,6 +143,64 @@ def test_no_product_code_imports_propositions():
 def test_a_use_of_propositions_is_found(source):
     assert len(uses_of_proofs(source, "steerscope.steering.oracles")) == 1
     assert uses_of_proofs(source, "steerscope.experiments.verification.run") == []
+
+
+# --- no circles within a room ------------------------------------------------------------------------------
+
+# Files and folders of one room that import each other, and why they may.
+CIRCLES = {
+    "steering": {
+        ("checkpointing", "passes"): "a block run again belongs to the pass it was first run in",
+        ("loading", "model"): "SteeringModel.from_pretrained makes a SteeringModel of what loading reads",
+        ("merging", "model"): "SteeringModel.merge_and_unload; what is merged is a SteeringModel",
+    },
+    "analysis": {("report", "results"): "a Ranking prints the report's tables, and a report shows a Ranking"},
+}
+
+
+def neighbours(room: str, sources: dict[str, str]) -> dict[str, set[str]]:
+    """Return which files and folders of a room every other one of them imports.
+
+    Args:
+        room: Name of the room, ``experiments``.
+        sources: Source texts by module name, ``steerscope.experiments.runs.folder``.
+    """
+    place, found = f"steerscope.{room}", {}
+    for module, source in sources.items():
+        own = module.removeprefix(f"{place}.").split(".")[0]
+        names = (name for name in imported_modules(source, module) if name.startswith(f"{place}."))
+        found.setdefault(own, set()).update({name.removeprefix(f"{place}.").split(".")[0] for name in names} - {own})
+    return found
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+@pytest.mark.parametrize("room", [room for room in ORDER if (PACKAGE / room).is_dir()])
+def test_no_circles_within_a_room(room):
+    files = [file for file in FILES if room_of(file) == room and file != PACKAGE / room / "__init__.py"]
+    graph = neighbours(room, {module_of(file): file.read_text(encoding="utf-8") for file in files})
+    for first, second in CIRCLES.get(room, {}):
+        assert second in graph[first], f"{first} and {second} are no circle any more; take them off the list"
+        assert first in graph[second], f"{first} and {second} are no circle any more; take them off the list"
+        graph[first].remove(second)
+    assert circle_in(graph) == []
+
+
+def test_a_circle_is_found():
+    sources = {
+        "steerscope.experiments.evaluation.command": "from steerscope.experiments.training.records import RunConfig",
+        "steerscope.experiments.training.records": "def late():\n    from ..evaluation import result",
+        "steerscope.experiments.training.run": "from steerscope.experiments.training import records",
+    }
+    assert set(circle_in(neighbours("experiments", sources))) == {"evaluation", "training"}
+    del sources["steerscope.experiments.training.records"]
+    assert circle_in(neighbours("experiments", sources)) == []
 
 
 # --- the door ----------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 
 from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
-from steerscope.experiments.evaluation.result import Evaluation
+from steerscope.experiments.runs.evaluation import Evaluation
 
 SCHEMA_VERSION = 1
 

@@ -6,8 +6,8 @@ from dataclasses import fields, replace
 import pytest
 
 from steerscope import InputError
+from steerscope.experiments.runs.records import _KINDS
 from steerscope.experiments.training import RunFolder, RunResults, read_results
-from steerscope.experiments.training.records import _KINDS
 from tests.experiments.training.cases import GENERATIONS, config, evaluation, finished, results
 
 

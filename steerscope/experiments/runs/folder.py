@@ -23,8 +23,8 @@ from typing import Any
 
 from steerscope.analysis.provenance import changed_versions, differing, knows_data
 from steerscope.errors import InputError
-from steerscope.experiments.evaluation.result import Generation
-from steerscope.experiments.training.records import RunConfig, RunResults
+from steerscope.experiments.runs.evaluation import Generation
+from steerscope.experiments.runs.records import RunConfig, RunResults
 from steerscope.files import read_text, told, write_text
 from steerscope.finite import parse_json
 from steerscope.installed import package_versions

@@ -9,7 +9,7 @@ from typing import Any
 
 from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError, Words, words
-from steerscope.experiments.evaluation.accuracy import Accuracy
+from steerscope.experiments.runs.accuracy import Accuracy
 from steerscope.files import read_text
 from steerscope.finite import parse_json, require_finite_record
 from steerscope.folders import write_result
