@@ -18,7 +18,7 @@ from typing import Any
 
 from steerscope.analysis.evidence import EVIDENCE
 from steerscope.analysis.report.vocabulary import score_words
-from steerscope.analysis.scores import DEFAULT_SCORE
+from steerscope.analysis.scoring.scores import DEFAULT_SCORE
 from steerscope.errors import InputError
 from steerscope.experiments.validation.depth_and_kind import CONSTANTS, fit
 from steerscope.experiments.validation.result import Validation

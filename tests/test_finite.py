@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from steerscope import Ranking, RankOptions, first_order_shift, rank_sites, remainder_slope
-from steerscope.analysis.examples import Example
-from steerscope.analysis.intervals import spearman
-from steerscope.analysis.scores import relative_length
-from steerscope.analysis.scores.learnable_share import quick_share
+from steerscope.analysis.data.examples import Example
+from steerscope.analysis.scoring.intervals import spearman
+from steerscope.analysis.scoring.scores import relative_length
+from steerscope.analysis.scoring.scores.learnable_share import quick_share
 from steerscope.analysis.theory.common import block_tensors, explained, explained_per_token, streams
 from steerscope.equivalence.propositions.catalogue import propositions
 from steerscope.errors import InputError

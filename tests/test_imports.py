@@ -154,7 +154,7 @@ CIRCLES = {
         ("loading", "model"): "SteeringModel.from_pretrained makes a SteeringModel of what loading reads",
         ("merging", "model"): "SteeringModel.merge_and_unload; what is merged is a SteeringModel",
     },
-    "analysis": {("report", "results"): "a Ranking prints the report's tables, and a report shows a Ranking"},
+    "analysis": {("results", "report"): "a Ranking prints the report's tables, and a report shows a Ranking"},
 }
 
 

@@ -37,7 +37,7 @@ def validate(
     quiet: Quiet = False,
 ) -> None:
     """Train edits at sites spread over the model and compare the outcome with the ranking and plain baselines."""
-    from steerscope.analysis.examples import check_examples, read_jsonl
+    from steerscope.analysis.data.examples import check_examples, read_jsonl
     from steerscope.analysis.report import write_report
     from steerscope.cli.output import RESUME, check_folder
     from steerscope.cli.progress import stage_progress

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Protocol
 
-from steerscope.analysis.examples import Example
+from steerscope.analysis.data.examples import Example
 from steerscope.errors import InputError, did_you_mean
 from steerscope.experiments.tasks.answer_task import AnswerExample, AnswerTask
 from steerscope.experiments.tasks.formats import answer_task_names, get_answer_task

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from steerscope.analysis.examples import Example
+from steerscope.analysis.data.examples import Example
 from steerscope.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:

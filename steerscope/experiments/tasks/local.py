@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steerscope.analysis.examples import Example, content_order
+from steerscope.analysis.data.examples import Example, content_order
 from steerscope.experiments.tasks.answer_task import AnswerExample, AnswerForm, Row, RowsTask, check_count
 from steerscope.experiments.tasks.formats import arc, boolq, winogrande
 from steerscope.experiments.tasks.formats.fields import content

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steerscope.analysis.examples import Example, content_order
+from steerscope.analysis.data.examples import Example, content_order
 from steerscope.errors import InputError
 from steerscope.experiments.tasks import Task
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from steerscope.analysis.features import SketchPlan
-from steerscope.analysis.scores import DEFAULT_SCORE, ranking_scores
+from steerscope.analysis.capture.features import SketchPlan
+from steerscope.analysis.scoring.scores import DEFAULT_SCORE, ranking_scores
 from steerscope.errors import InputError
 from steerscope.models.site_map import unknown_name
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steerscope.analysis.kernels import Kernel, Rows
+from steerscope.analysis.scoring.kernels import Kernel, Rows
 from steerscope.equivalence.kernels import RidgeFit
 
 

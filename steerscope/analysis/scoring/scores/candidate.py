@@ -8,8 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from steerscope.analysis.kernels import Kernel, Rows
-from steerscope.analysis.problem import Direction, Predictions, Problem, predict
+from steerscope.analysis.scoring.kernels import Kernel, Rows
+from steerscope.analysis.scoring.problem import Direction, Predictions, Problem, predict
 from steerscope.finite import require_finite
 from steerscope.sites import Site
 

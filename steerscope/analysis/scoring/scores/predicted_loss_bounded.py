@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from steerscope.analysis.scores.candidate import Candidate
-from steerscope.analysis.scores.predicted_loss import loss_terms
-from steerscope.analysis.scores.score import Unit, register_score
+from steerscope.analysis.scoring.scores.candidate import Candidate
+from steerscope.analysis.scoring.scores.predicted_loss import loss_terms
+from steerscope.analysis.scoring.scores.score import Unit, register_score
 
 # An edit at most so long, relative to what it is added to, is believed: beyond it norms and gates answer with something
 # else than their derivative. Chosen in docs/validation_plan_2.md.

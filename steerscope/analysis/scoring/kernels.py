@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steerscope.analysis.features import Features
+from steerscope.analysis.capture.features import Features
 from steerscope.equivalence.kernels import gram, widened
 from steerscope.finite import require_finite
 

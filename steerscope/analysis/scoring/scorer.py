@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerscope.analysis.features import Features, SketchPlan
-from steerscope.analysis.intervals import jackknife_interval, spearman
-from steerscope.analysis.kernels import Kernel, Rows
-from steerscope.analysis.options import RankOptions
-from steerscope.analysis.problem import Problem
+from steerscope.analysis.capture.features import Features, SketchPlan
 from steerscope.analysis.results import KindScore, SiteScore
-from steerscope.analysis.scores import (
+from steerscope.analysis.scoring.intervals import jackknife_interval, spearman
+from steerscope.analysis.scoring.kernels import Kernel, Rows
+from steerscope.analysis.scoring.options import RankOptions
+from steerscope.analysis.scoring.problem import Problem
+from steerscope.analysis.scoring.scores import (
     DEFAULT_SCORE,
     Candidate,
     Needs,
@@ -22,7 +22,7 @@ from steerscope.analysis.scores import (
     get_score,
     relative_length,
 )
-from steerscope.analysis.scores.learnable_share import quick_share
+from steerscope.analysis.scoring.scores.learnable_share import quick_share
 from steerscope.finite import require_finite
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site, SiteKind

@@ -20,7 +20,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from steerscope.analysis.scores.candidate import Candidate
+from steerscope.analysis.scoring.scores.candidate import Candidate
 from steerscope.errors import InputError, did_you_mean
 
 Compute = Callable[[Candidate], "Tensor | float"]

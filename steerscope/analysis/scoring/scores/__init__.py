@@ -11,8 +11,8 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from steerscope.analysis.scores.candidate import Candidate, Place, is_zero, relative_length
-from steerscope.analysis.scores.score import (
+from steerscope.analysis.scoring.scores.candidate import Candidate, Place, is_zero, relative_length
+from steerscope.analysis.scoring.scores.score import (
     Needs,
     Score,
     Unit,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from steerscope.analysis.scores.candidate import Candidate, r_squared
-from steerscope.analysis.scores.score import Unit, register_score
+from steerscope.analysis.scoring.scores.candidate import Candidate, r_squared
+from steerscope.analysis.scoring.scores.score import Unit, register_score
 
 
 @register_score(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steerscope.analysis.encoding import Batch, Encoded, OutputMode
+from steerscope.analysis.data.encoding import Batch, Encoded, OutputMode
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from steerscope.analysis.examples import Example
+from steerscope.analysis.data.examples import Example
 from steerscope.errors import InputError
 from steerscope.models.lengths import is_beyond, require_one_side, switch_length
 from steerscope.models.load import LoadedModel

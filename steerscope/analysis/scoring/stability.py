@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from steerscope.analysis.intervals import spearman
-from steerscope.analysis.kernels import Kernel, Rows
-from steerscope.analysis.problem import Problem
 from steerscope.analysis.results import Stability
-from steerscope.analysis.scores.learnable_share import quick_share
+from steerscope.analysis.scoring.intervals import spearman
+from steerscope.analysis.scoring.kernels import Kernel, Rows
+from steerscope.analysis.scoring.problem import Problem
+from steerscope.analysis.scoring.scores.learnable_share import quick_share
 from steerscope.sites import Site
 
 THRESHOLD = 0.5

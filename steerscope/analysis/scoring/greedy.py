@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from steerscope.analysis.intervals import jackknife_interval
-from steerscope.analysis.problem import Problem
 from steerscope.analysis.results import GreedyStep
-from steerscope.analysis.scores.learnable_share import quick_share, share_of
+from steerscope.analysis.scoring.intervals import jackknife_interval
+from steerscope.analysis.scoring.problem import Problem
+from steerscope.analysis.scoring.scores.learnable_share import quick_share, share_of
 from steerscope.sites import Site
 
 

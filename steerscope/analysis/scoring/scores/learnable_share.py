@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steerscope.analysis.kernels import Rows
-from steerscope.analysis.problem import Problem, predict
-from steerscope.analysis.scores.candidate import Candidate, is_zero, r_squared
-from steerscope.analysis.scores.score import Unit, register_score
+from steerscope.analysis.scoring.kernels import Rows
+from steerscope.analysis.scoring.problem import Problem, predict
+from steerscope.analysis.scoring.scores.candidate import Candidate, is_zero, r_squared
+from steerscope.analysis.scoring.scores.score import Unit, register_score
 from steerscope.equivalence.kernels import ridge_weights
 
 _SOURCE = "this project; the kernel view of training: arXiv 1806.07572, 2210.05643"

@@ -1,11 +1,11 @@
 """The table of all scores in docs/scores.md.
 
-python -m steerscope.analysis.scores.table
+python -m steerscope.analysis.scoring.scores.table
 """
 
 from __future__ import annotations
 
-from steerscope.analysis.scores import all_scores
+from steerscope.analysis.scoring.scores import all_scores
 
 
 def scores_table() -> str:

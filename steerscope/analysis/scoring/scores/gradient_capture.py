@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steerscope.analysis.scores.candidate import Candidate
-from steerscope.analysis.scores.score import Unit, register_score
+from steerscope.analysis.scoring.scores.candidate import Candidate
+from steerscope.analysis.scoring.scores.score import Unit, register_score
 
 
 @register_score(

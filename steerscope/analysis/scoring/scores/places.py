@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random as random_numbers
 
-from steerscope.analysis.scores.candidate import Candidate, Place
-from steerscope.analysis.scores.score import Needs, register_score
+from steerscope.analysis.scoring.scores.candidate import Candidate, Place
+from steerscope.analysis.scoring.scores.score import Needs, register_score
 
 
 def _place(candidate: Candidate) -> Place:

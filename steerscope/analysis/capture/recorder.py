@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steerscope.analysis.encoding import Batch, Encoded
-from steerscope.analysis.features import Features, SketchPlan
-from steerscope.analysis.outputs import Probes
+from steerscope.analysis.capture.features import Features, SketchPlan
+from steerscope.analysis.capture.outputs import Probes
+from steerscope.analysis.data.encoding import Batch, Encoded
 from steerscope.equivalence.tangents import combine, combine_blocks, random_projection, split_blocks, vector_tangent
 from steerscope.models.blocks import as_token_axes
 from steerscope.models.hooks import tapping

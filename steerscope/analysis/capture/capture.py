@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steerscope.analysis.encoding import Encoded, batches
-from steerscope.analysis.features import Features, SketchPlan, feature_bytes
-from steerscope.analysis.outputs import Probes, batch_outputs, selected_positions
-from steerscope.analysis.recorder import Recorder, at_least_float32
+from steerscope.analysis.capture.features import Features, SketchPlan, feature_bytes
+from steerscope.analysis.capture.outputs import Probes, batch_outputs, selected_positions
+from steerscope.analysis.capture.recorder import Recorder, at_least_float32
+from steerscope.analysis.data.encoding import Encoded, batches
 from steerscope.finite import require_finite
 from steerscope.models.hooks import Tap, tapping
 from steerscope.models.load import LoadedModel
