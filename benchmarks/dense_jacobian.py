@@ -18,11 +18,11 @@ import torch
 from torch.func import functional_call, jacrev
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from steerscope.analysis.capture import capture, read_scales
-from steerscope.analysis.encoding import Encoded, OutputMode, TokenSequence, batches
-from steerscope.analysis.features import SketchPlan
-from steerscope.analysis.kernels import Kernel, Rows
-from steerscope.analysis.outputs import make_probes
+from steerscope.analysis.capture.capture import capture, read_scales
+from steerscope.analysis.capture.features import SketchPlan
+from steerscope.analysis.capture.outputs import make_probes
+from steerscope.analysis.data.encoding import Encoded, OutputMode, TokenSequence, batches
+from steerscope.analysis.scoring.kernels import Kernel, Rows
 from steerscope.models import LoadedModel, edited, wrap_model
 
 NUM_EXAMPLES, LENGTH, NUM_CHOICES, LAYERS = 8, 16, 4, 4

@@ -18,15 +18,15 @@ from pathlib import Path
 import torch
 
 from steerscope import get_task, load_model
-from steerscope.analysis.capture import capture
-from steerscope.analysis.encoding import encode
-from steerscope.analysis.examples import content_order
-from steerscope.analysis.features import Features, SketchPlan
-from steerscope.analysis.intervals import spearman
-from steerscope.analysis.kernels import Kernel, Rows
-from steerscope.analysis.outputs import make_probes
-from steerscope.analysis.problem import Problem
-from steerscope.analysis.scores.learnable_share import quick_share
+from steerscope.analysis.capture.capture import capture
+from steerscope.analysis.capture.features import Features, SketchPlan
+from steerscope.analysis.capture.outputs import make_probes
+from steerscope.analysis.data.encoding import encode
+from steerscope.analysis.data.examples import content_order
+from steerscope.analysis.scoring.intervals import spearman
+from steerscope.analysis.scoring.kernels import Kernel, Rows
+from steerscope.analysis.scoring.problem import Problem
+from steerscope.analysis.scoring.scores.learnable_share import quick_share
 
 BLOCKS, ALL = 32, 9
 

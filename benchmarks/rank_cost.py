@@ -24,8 +24,8 @@ def measure(what: str, num_examples: int, num_probes: int) -> dict[str, float]:
     import torch
 
     from steerscope import RankOptions, get_task, load_model, rank_sites
-    from steerscope.analysis.encoding import batches, encode
-    from steerscope.analysis.outputs import batch_outputs, make_probes
+    from steerscope.analysis.capture.outputs import batch_outputs, make_probes
+    from steerscope.analysis.data.encoding import batches, encode
 
     loaded = load_model()
     examples = get_task("listops").split("train", num_examples, 0)

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from steerscope import get_task, load_model
-from steerscope.analysis.capture import read_stats
-from steerscope.analysis.encoding import batches, encode
-from steerscope.analysis.examples import content_order
-from steerscope.analysis.features import SketchPlan
-from steerscope.analysis.kernels import Kernel, Rows
-from steerscope.analysis.outputs import batch_outputs, make_probes
-from steerscope.analysis.problem import Problem, predict
-from steerscope.analysis.recorder import Recorder
+from steerscope.analysis.capture.capture import read_stats
+from steerscope.analysis.capture.features import SketchPlan
+from steerscope.analysis.capture.outputs import batch_outputs, make_probes
+from steerscope.analysis.capture.recorder import Recorder
+from steerscope.analysis.data.encoding import batches, encode
+from steerscope.analysis.data.examples import content_order
+from steerscope.analysis.scoring.kernels import Kernel, Rows
+from steerscope.analysis.scoring.problem import Problem, predict
 from steerscope.equivalence.tangents import combine, random_projection
 from steerscope.experiments.validation.agreement import finite_losses, partial_spearman, spearman
 from steerscope.experiments.validation.result import Validation

@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from steerscope.analysis.examples import Example, read_jsonl
-    from steerscope.analysis.options import RankOptions
+    from steerscope.analysis.data.examples import Example, read_jsonl
     from steerscope.analysis.ranking import rank_sites
     from steerscope.analysis.report import write_report
     from steerscope.analysis.results import Ranking
-    from steerscope.analysis.scores import register_score
+    from steerscope.analysis.scoring.options import RankOptions
+    from steerscope.analysis.scoring.scores import register_score
     from steerscope.equivalence.remainder import remainder_slope
     from steerscope.equivalence.shifts import first_order_shift
     from steerscope.errors import InputError, SteerscopeError, UnsupportedModelError
@@ -47,13 +47,13 @@ _HOMES = {
     "first_order_shift": "equivalence.shifts",
     "remainder_slope": "equivalence.remainder",
     # Examples and rankings
-    "Example": "analysis.examples",
-    "read_jsonl": "analysis.examples",
+    "Example": "analysis.data.examples",
+    "read_jsonl": "analysis.data.examples",
     "get_task": "experiments.tasks",
-    "RankOptions": "analysis.options",
+    "RankOptions": "analysis.scoring.options",
     "rank_sites": "analysis.ranking",
     "Ranking": "analysis.results",
-    "register_score": "analysis.scores",
+    "register_score": "analysis.scoring.scores",
     "write_report": "analysis.report",
     # Steering adapters
     "SteeringConfig": "steering.config",

@@ -312,8 +312,8 @@ def peak_memory(device: str, found: dict[str, Any]) -> Iterator[None]:
 
 def bare_passes(loaded: Any, encoded: Any, probes: Any, batch_size: int) -> None:
     """One forward pass, and one backward pass to the embeddings per direction: what no ranking can do without."""
-    from steerscope.analysis.encoding import batches
-    from steerscope.analysis.outputs import batch_outputs
+    from steerscope.analysis.capture.outputs import batch_outputs
+    from steerscope.analysis.data.encoding import batches
 
     source: list[torch.Tensor] = []
 
@@ -337,8 +337,8 @@ def bare_passes(loaded: Any, encoded: Any, probes: Any, batch_size: int) -> None
 def cost(shape: str, device: str, dtype: str, num_examples: int) -> dict[str, Any]:
     """Time and peak memory of a ranking and of its bare passes, in one process, after one warm-up of each."""
     from steerscope import RankOptions, rank_sites
-    from steerscope.analysis.encoding import encode
-    from steerscope.analysis.outputs import make_probes
+    from steerscope.analysis.capture.outputs import make_probes
+    from steerscope.analysis.data.encoding import encode
 
     loaded = random_model(shape, device, dtype)
     examples = get_task("listops").split("train", num_examples, 0)

@@ -6,15 +6,17 @@ Usage: ``python -m studies.theory random.json [model.json] > docs/theory.md``
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from steerscope.analysis.report.table import TextTable
 from steerscope.analysis.report.vocabulary import clean
 from steerscope.equivalence.propositions.base import Verdict
+from steerscope.equivalence.propositions.catalogue import file_names
 from steerscope.experiments.verification.results import Measured, PropositionResult, Verification
 from steerscope.experiments.verification.tables import headline, measurement_tables, number, short
 from steerscope.files import exit_code_of
 
+FOLDER = "steerscope/equivalence/propositions"
 RANDOM, MODEL = "docs/results/verify-random.json", "docs/results/verify-smollm2-135m.json"
 _INTRO = """# The theory, tried
 
@@ -103,11 +105,14 @@ def _propositions(random: Verification, model: Verification | None) -> str:
         lines[-1] += f" The second is on {_name(model)} (float64, {model.tokens} tokens of real prompts)."
     lines += [
         "*measured* is, of a claim's measurements, the one nearest to the end of its interval; the JSON files hold all",
-        "of them, the controls and the curves.",
+        "of them, the controls and the curves. Above every table stand the files with its checks; their names have the",
+        f"numbers of the propositions, and `{FOLDER}/` lists them.",
         "",
     ]
     for group in dict.fromkeys(one.group for one in random.propositions):
-        lines += [f"### {clean(group)[:1].upper()}{clean(group)[1:]}", "", _row(columns), _row(["---"] * len(columns))]
+        lines += [f"### {clean(group)[:1].upper()}{clean(group)[1:]}", ""]
+        lines += _files(one.name for one in random.propositions if one.group == group)
+        lines += [_row(columns), _row(["---"] * len(columns))]
         for one in random.propositions:
             if one.group == group:
                 cells = [one.name, _cell(one.claim), _cell(one.source), *map(_cell, short(one.decisive())), one.verdict]
@@ -117,6 +122,13 @@ def _propositions(random: Verification, model: Verification | None) -> str:
                 lines.append(_row(cells))
         lines.append("")
     return "\n".join(lines)
+
+
+def _files(names: Iterable[str]) -> list[str]:
+    """Return where the propositions are written down: their files, with links."""
+    known = file_names()
+    files = dict.fromkeys(known[name] for name in names if name in known)
+    return ["In " + ", ".join(f"[{file}](../{FOLDER}/{file})" for file in files) + ".", ""] if files else []
 
 
 def _public(random: Verification) -> str:

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from steerscope import Ranking, RankOptions, first_order_shift, rank_sites, remainder_slope
-from steerscope.analysis.examples import Example
-from steerscope.analysis.intervals import spearman
-from steerscope.analysis.scores import relative_length
-from steerscope.analysis.scores.learnable_share import quick_share
+from steerscope.analysis.data.examples import Example
+from steerscope.analysis.scoring.intervals import spearman
+from steerscope.analysis.scoring.scores import relative_length
+from steerscope.analysis.scoring.scores.learnable_share import quick_share
 from steerscope.analysis.theory.common import block_tensors, explained, explained_per_token, streams
 from steerscope.equivalence.propositions.catalogue import propositions
 from steerscope.errors import InputError
@@ -26,8 +26,8 @@ from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.evaluation.evaluate import evaluate
 from steerscope.experiments.evaluation.generation import generate
 from steerscope.experiments.evaluation.likelihood import choice_log_likelihoods, completion_loss
-from steerscope.experiments.evaluation.result import Evaluation
 from steerscope.experiments.finetune import mean_loss, short_finetune
+from steerscope.experiments.runs.evaluation import Evaluation
 from steerscope.experiments.tasks.task import TaskExample
 from steerscope.experiments.training.data import draw_parts, supervised
 from steerscope.experiments.training.run import Run

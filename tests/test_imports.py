@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from importlib import import_module, metadata
 from pathlib import Path
 
@@ -41,21 +42,24 @@ def room_of(file: Path) -> str:
     return first.removesuffix(".py")
 
 
-def imported_rooms(source: str, module: str) -> Iterator[str]:
-    """Yield the rooms a source file imports, wherever in it and however it spells them."""
+def imported_modules(source: str, module: str) -> Iterator[str]:
+    """Yield everything a source file imports, by its full name, wherever in it and however it spells it."""
     parent = module.rsplit(".", 1)[0]
     for node in ast.walk(ast.parse(source)):
-        names: list[str] = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             above = ".".join(parent.split(".")[: len(parent.split(".")) - node.level + 1]) if node.level else ""
             base = ".".join(part for part in (above, node.module) if part)
-            names = [f"{base}.{alias.name}" for alias in node.names]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "steerscope" and len(parts) > 1:
-                yield parts[1]
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def imported_rooms(source: str, module: str) -> Iterator[str]:
+    """Yield the rooms a source file imports."""
+    for name in imported_modules(source, module):
+        parts = name.split(".")
+        if parts[0] == "steerscope" and len(parts) > 1:
+            yield parts[1]
 
 
 def violations(source: str, module: str) -> list[str]:
@@ -104,6 +108,99 @@ def test_a_wrong_import_is_found(source):
 def test_a_right_import_is_not_found():
     source = "from steerscope.models.load import LoadedModel\nfrom . import edits\nfrom ..errors import InputError"
     assert violations(source, "steerscope.equivalence.shifts") == []
+
+
+# --- propositions are checks, not a library ------------------------------------------------------------------
+
+PROOFS = "steerscope.equivalence.propositions"
+# Where the theory is tried.
+TRIED_IN = (PROOFS, "steerscope.experiments.verification")
+
+
+def inside(module: str, place: str) -> bool:
+    return module == place or module.startswith(f"{place}.")
+
+
+def uses_of_proofs(source: str, module: str) -> list[str]:
+    if any(inside(module, place) for place in TRIED_IN):
+        return []
+    return [f"{module} imports {name}" for name in imported_modules(source, module) if inside(name, PROOFS)]
+
+
+def test_no_product_code_imports_propositions():
+    assert [use for file in FILES for use in uses_of_proofs(file.read_text(encoding="utf-8"), module_of(file))] == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from steerscope.equivalence.propositions.catalogue import all_propositions",
+        "from steerscope.equivalence import propositions",
+        "def late():\n    import steerscope.equivalence.propositions.runs",
+        "from ..equivalence.propositions import parts",
+    ],
+)
+def test_a_use_of_propositions_is_found(source):
+    assert len(uses_of_proofs(source, "steerscope.steering.oracles")) == 1
+    assert uses_of_proofs(source, "steerscope.experiments.verification.run") == []
+
+
+# --- no circles within a room ------------------------------------------------------------------------------
+
+# Files and folders of one room that import each other, and why they may.
+CIRCLES = {
+    "steering": {
+        ("checkpointing", "passes"): "a block run again belongs to the pass it was first run in",
+        ("loading", "model"): "SteeringModel.from_pretrained makes a SteeringModel of what loading reads",
+        ("merging", "model"): "SteeringModel.merge_and_unload; what is merged is a SteeringModel",
+    },
+    "analysis": {("results", "report"): "a Ranking prints the report's tables, and a report shows a Ranking"},
+}
+
+
+def neighbours(room: str, sources: dict[str, str]) -> dict[str, set[str]]:
+    """Return which files and folders of a room every other one of them imports.
+
+    Args:
+        room: Name of the room, ``experiments``.
+        sources: Source texts by module name, ``steerscope.experiments.runs.folder``.
+    """
+    place, found = f"steerscope.{room}", {}
+    for module, source in sources.items():
+        own = module.removeprefix(f"{place}.").split(".")[0]
+        names = (name for name in imported_modules(source, module) if name.startswith(f"{place}."))
+        found.setdefault(own, set()).update({name.removeprefix(f"{place}.").split(".")[0] for name in names} - {own})
+    return found
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+@pytest.mark.parametrize("room", [room for room in ORDER if (PACKAGE / room).is_dir()])
+def test_no_circles_within_a_room(room):
+    files = [file for file in FILES if room_of(file) == room and file != PACKAGE / room / "__init__.py"]
+    graph = neighbours(room, {module_of(file): file.read_text(encoding="utf-8") for file in files})
+    for first, second in CIRCLES.get(room, {}):
+        assert second in graph[first], f"{first} and {second} are no circle any more; take them off the list"
+        assert first in graph[second], f"{first} and {second} are no circle any more; take them off the list"
+        graph[first].remove(second)
+    assert circle_in(graph) == []
+
+
+def test_a_circle_is_found():
+    sources = {
+        "steerscope.experiments.evaluation.command": "from steerscope.experiments.runs.records import RunConfig",
+        "steerscope.experiments.runs.records": "def late():\n    from ..evaluation import result",
+        "steerscope.experiments.training.run": "from steerscope.experiments.training import records",
+    }
+    assert set(circle_in(neighbours("experiments", sources))) == {"evaluation", "training"}
+    del sources["steerscope.experiments.runs.records"]
+    assert circle_in(neighbours("experiments", sources)) == []
 
 
 # --- the door ----------------------------------------------------------------------------------------------

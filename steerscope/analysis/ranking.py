@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
-from steerscope.analysis.capture import capture
-from steerscope.analysis.encoding import Encoded, encode_for
+from steerscope.analysis.capture.capture import capture
+from steerscope.analysis.capture.features import Features, SketchPlan, feature_bytes
+from steerscope.analysis.capture.outputs import Probes, make_probes
+from steerscope.analysis.data.encoding import Encoded, encode_for
+from steerscope.analysis.data.examples import Example, check_examples, content_order
 from steerscope.analysis.evidence import known_evidence
-from steerscope.analysis.examples import Example, check_examples, content_order
-from steerscope.analysis.features import Features, SketchPlan, feature_bytes
-from steerscope.analysis.greedy import grow_set
-from steerscope.analysis.kernels import Kernel, Rows
-from steerscope.analysis.options import MIN_EXAMPLES, RankOptions
-from steerscope.analysis.outputs import Probes, make_probes
-from steerscope.analysis.problem import Problem
 from steerscope.analysis.provenance import RECIPE, content_hash
 from steerscope.analysis.results import LearningCurve, Ranking, SiteScore, Stability
-from steerscope.analysis.scorer import Scorer
-from steerscope.analysis.stability import learning_curve, stability_of_halves
+from steerscope.analysis.scoring.greedy import grow_set
+from steerscope.analysis.scoring.kernels import Kernel, Rows
+from steerscope.analysis.scoring.options import MIN_EXAMPLES, RankOptions
+from steerscope.analysis.scoring.problem import Problem
+from steerscope.analysis.scoring.scorer import Scorer
+from steerscope.analysis.scoring.stability import learning_curve, stability_of_halves
 from steerscope.analysis.stopwatch import StageProgress, Stopwatch
 from steerscope.errors import InputError
 from steerscope.installed import package_versions

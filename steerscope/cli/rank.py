@@ -53,10 +53,10 @@ def rank(
     quiet: Quiet = False,
 ) -> None:
     """Rank the steering sites of a model: what share of fine-tuning's first-order update is learnable where."""
-    from steerscope.analysis.examples import check_examples
-    from steerscope.analysis.options import MIN_EXAMPLES, RankOptions
+    from steerscope.analysis.data.examples import check_examples
     from steerscope.analysis.ranking import rank_sites
     from steerscope.analysis.report import print_ranking, write_report
+    from steerscope.analysis.scoring.options import MIN_EXAMPLES, RankOptions
     from steerscope.cli.output import check_folder, check_json_target
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.tasks import FileTask, at_most

@@ -33,8 +33,13 @@ def verify(
     """Try the theory's propositions, and measure its quantities on a model; exit code 1 if a proposition fails."""
     from steerscope.cli.output import check_folder, check_json_target
     from steerscope.cli.progress import stage_progress
-    from steerscope.equivalence.propositions.catalogue import all_propositions, propositions
-    from steerscope.experiments.verification.run import VerifyOptions, loader, verify_model, verify_random
+    from steerscope.experiments.verification.run import (
+        VerifyOptions,
+        chosen_propositions,
+        loader,
+        verify_model,
+        verify_random,
+    )
     from steerscope.experiments.verification.tables import print_verification
     from steerscope.folders import Kind
     from steerscope.installed import require
@@ -42,12 +47,12 @@ def verify(
     # Everything that can be refused is refused here, before a model is loaded.
     options = VerifyOptions(seed=seed, quick=quick)
     options.check()
-    chosen = all_propositions()
+    names = None
     if only is not None:
         names = [name.strip() for name in only.split(",") if name.strip()]
         if not names:
             raise InputError(f"[[only]] is {only!r}; expected names of propositions such as P7,P12.")
-        chosen = propositions(names)
+    chosen = chosen_propositions(names)
     if out is not None:
         require("report", "a report ([[out]])")
         check_folder(out, Kind.VERIFICATION, overwrite=overwrite)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from steerscope.analysis.encoding import batches, encode_for
-from steerscope.analysis.examples import Example
-from steerscope.analysis.outputs import batch_outputs, make_probes
+from steerscope.analysis.capture.outputs import batch_outputs, make_probes
+from steerscope.analysis.data.encoding import batches, encode_for
+from steerscope.analysis.data.examples import Example
 from steerscope.analysis.theory.common import weight_names
 from steerscope.errors import InputError
 from steerscope.finite import OVERFLOW, require_finite

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback
 
-from steerscope.equivalence.propositions.joint import columns_of
+from steerscope.equivalence.subspaces import columns_of
 from steerscope.errors import InputError, did_you_mean
 from steerscope.files import read_text, write_text
 from steerscope.finite import require_finite_record

@@ -8,7 +8,7 @@ For a site with stream h, and the fine-tuned model's :math:`h_{FT}` on the same 
 * ``linear`` adds the affine map of rank r of the stream that fits best (reduced-rank regression), with no look at the
   fine-tuned model once it is fitted: what a linear adapter could do at most, in least squares.
 
-Formulas: :mod:`steerscope.equivalence.propositions.oracles` (P21, P22, P28). What fine-tuning changed behind the last
+Formulas: :mod:`steerscope.equivalence.oracles` (P21, P22, P28). What fine-tuning changed behind the last
 site (a final norm, the output matrix) is out of reach, and stays in the divergence; what it changed in the embeddings
 is part of ``static`` and ``lockstep`` and of no block's own ``one_step``.
 """
@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steerscope.equivalence.propositions.kl import divergence
-from steerscope.equivalence.propositions.oracles import (
+from steerscope.equivalence.divergence import divergence
+from steerscope.equivalence.oracles import (
     lockstep_shift,
     one_step_shift,
     oracle_shift,

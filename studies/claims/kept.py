@@ -15,8 +15,8 @@ from typing import Any
 
 from steerscope.errors import InputError
 from steerscope.experiments.comparison.groups import run_folders
-from steerscope.experiments.training.records import RunResults
-from steerscope.experiments.training.run_folder import GENERATIONS, RESULTS, read_json, read_results
+from steerscope.experiments.runs.folder import GENERATIONS, RESULTS, read_json, read_results
+from steerscope.experiments.runs.records import RunResults
 from steerscope.files import write_text
 from steerscope.folders import require_json_file
 from studies.claims.leftover import LEFTOVER

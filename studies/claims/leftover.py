@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from steerscope.analysis.provenance import content_hash
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.adapters import read_adapter, with_adapter
+from steerscope.experiments.runs.folder import read_results
 from steerscope.experiments.tasks import Task, get_task
 from steerscope.experiments.tasks.supervised import answer_tokens, supervise
 from steerscope.experiments.training.data import Collator
-from steerscope.experiments.training.run_folder import read_results
 from steerscope.files import exit_code_of, write_text
 from steerscope.models import load_model
 from steerscope.models.lengths import batches_within, switch_length

@@ -9,8 +9,8 @@ from typing import Any
 
 from steerscope.analysis.provenance import model_key
 from steerscope.experiments.comparison.groups import Comparison, Entry, compare, run_folders
+from steerscope.experiments.runs.folder import read_json, read_results
 from steerscope.experiments.tiny_models import LAYERS, WIDTH
-from steerscope.experiments.training.run_folder import read_json, read_results
 from steerscope.files import write_page
 from studies.claims.kept import with_kept
 from studies.claims.leftover import LEFTOVER

@@ -34,7 +34,7 @@ from scipy.stats import t as student
 
 from steerscope.errors import InputError
 from steerscope.experiments.comparison.groups import Entry
-from steerscope.experiments.training.run_folder import GENERATIONS, read_results
+from steerscope.experiments.runs.folder import GENERATIONS, read_results
 from steerscope.finite import parse_json
 
 MIN_SEEDS = 3

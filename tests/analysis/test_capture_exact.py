@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerscope.analysis.capture import capture
-from steerscope.analysis.encoding import Encoded, OutputMode, encode
-from steerscope.analysis.examples import Example
-from steerscope.analysis.features import Features, SketchPlan
-from steerscope.analysis.kernels import Kernel, Rows
-from steerscope.analysis.outputs import Probes, make_probes
+from steerscope.analysis.capture.capture import capture
+from steerscope.analysis.capture.features import Features, SketchPlan
+from steerscope.analysis.capture.outputs import Probes, make_probes
+from steerscope.analysis.data.encoding import Encoded, OutputMode, encode
+from steerscope.analysis.data.examples import Example
+from steerscope.analysis.scoring.kernels import Kernel, Rows
 from steerscope.equivalence import reference
 from steerscope.models import true_float64
 from steerscope.models.load import LoadedModel, wrap_model

@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from steerscope.analysis.encoding import Batch, Encoded, OutputMode, TokenSequence, batches, encode
-from steerscope.analysis.examples import Example
+from steerscope.analysis.data.encoding import Batch, Encoded, OutputMode, TokenSequence, batches, encode
+from steerscope.analysis.data.examples import Example
 from steerscope.errors import InputError
 from tests.tiny import tiny_tokenizer
 

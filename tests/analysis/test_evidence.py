@@ -4,7 +4,7 @@ import json
 
 from steerscope import RankOptions, rank_sites
 from steerscope.analysis.evidence import known_evidence
-from steerscope.analysis.scores import DEFAULT_SCORE
+from steerscope.analysis.scoring.scores import DEFAULT_SCORE
 from steerscope.models import wrap_model
 from tests.experiments.validation.tiny import examples
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerscope.analysis.capture import capture
-from steerscope.analysis.encoding import Encoded, OutputMode, batches, encode
-from steerscope.analysis.examples import Example
-from steerscope.analysis.features import Features, SketchPlan
-from steerscope.analysis.options import RankOptions
-from steerscope.analysis.outputs import make_probes
+from steerscope.analysis.capture.capture import capture
+from steerscope.analysis.capture.features import Features, SketchPlan
+from steerscope.analysis.capture.outputs import make_probes
+from steerscope.analysis.data.encoding import Encoded, OutputMode, batches, encode
+from steerscope.analysis.data.examples import Example
 from steerscope.analysis.ranking import rank_sites
 from steerscope.analysis.results import Ranking
+from steerscope.analysis.scoring.options import RankOptions
 from steerscope.errors import InputError
 from steerscope.models.load import LoadedModel, wrap_model
 from tests.tiny import LAYOUTS, VOCAB, tiny_model, tiny_tokenizer

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerscope.analysis.capture import capture, read_stats
-from steerscope.analysis.encoding import Encoded, encode
-from steerscope.analysis.examples import Example
-from steerscope.analysis.features import SketchPlan
-from steerscope.analysis.outputs import make_probes
+from steerscope.analysis.capture.capture import capture, read_stats
+from steerscope.analysis.capture.features import SketchPlan
+from steerscope.analysis.capture.outputs import make_probes
+from steerscope.analysis.data.encoding import Encoded, encode
+from steerscope.analysis.data.examples import Example
 from steerscope.models.load import LoadedModel, wrap_model
 from steerscope.sites import Site, SiteKind
 from tests.tiny import VOCAB, tiny_model, tiny_tokenizer

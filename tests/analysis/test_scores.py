@@ -13,19 +13,19 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from steerscope.analysis.capture import capture
-from steerscope.analysis.encoding import encode
-from steerscope.analysis.examples import Example
-from steerscope.analysis.features import Features, SketchPlan
-from steerscope.analysis.greedy import grow_set
-from steerscope.analysis.intervals import jackknife_interval, spearman
-from steerscope.analysis.kernels import Kernel, Rows
-from steerscope.analysis.options import RankOptions
-from steerscope.analysis.outputs import make_probes
-from steerscope.analysis.problem import Problem
+from steerscope.analysis.capture.capture import capture
+from steerscope.analysis.capture.features import Features, SketchPlan
+from steerscope.analysis.capture.outputs import make_probes
+from steerscope.analysis.data.encoding import encode
+from steerscope.analysis.data.examples import Example
 from steerscope.analysis.ranking import rank_sites
-from steerscope.analysis.scorer import Scorer
-from steerscope.analysis.scores import (
+from steerscope.analysis.scoring.greedy import grow_set
+from steerscope.analysis.scoring.intervals import jackknife_interval, spearman
+from steerscope.analysis.scoring.kernels import Kernel, Rows
+from steerscope.analysis.scoring.options import RankOptions
+from steerscope.analysis.scoring.problem import Problem
+from steerscope.analysis.scoring.scorer import Scorer
+from steerscope.analysis.scoring.scores import (
     Candidate,
     Needs,
     Place,
@@ -37,10 +37,10 @@ from steerscope.analysis.scores import (
     relative_length,
     unregister_score,
 )
-from steerscope.analysis.scores.learnable_share import quick_share, share_of
-from steerscope.analysis.scores.predicted_loss_bounded import LONGEST_EDIT
-from steerscope.analysis.scores.table import scores_table
-from steerscope.analysis.stability import learning_curve, stability_of_halves
+from steerscope.analysis.scoring.scores.learnable_share import quick_share, share_of
+from steerscope.analysis.scoring.scores.predicted_loss_bounded import LONGEST_EDIT
+from steerscope.analysis.scoring.scores.table import scores_table
+from steerscope.analysis.scoring.stability import learning_curve, stability_of_halves
 from steerscope.equivalence.kernels import RidgeFit, alignment, gram, mean_diagonal
 from steerscope.equivalence.tangents import combine, linear_tangent, random_projection, vector_tangent
 from steerscope.errors import InputError

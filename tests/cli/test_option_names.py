@@ -13,7 +13,7 @@ import steerscope.experiments.evaluation.command
 import steerscope.experiments.training.train
 import steerscope.experiments.verification.run
 import steerscope.models
-from steerscope.analysis.options import RankOptions
+from steerscope.analysis.scoring.options import RankOptions
 from steerscope.cli import app
 from steerscope.errors import InputError, typed, words
 from steerscope.experiments.evaluation.command import EvaluateOptions

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from steerscope.analysis.examples import Example
+from steerscope.analysis.data.examples import Example
 from steerscope.analysis.provenance import content_hash, differing, model_key
 from steerscope.errors import InputError
 from steerscope.experiments.comparison import compare

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from steerscope import SteeringConfig
-from steerscope.analysis.encoding import batches, encode, encode_for
-from steerscope.analysis.examples import Example
-from steerscope.analysis.options import RankOptions
+from steerscope.analysis.data.encoding import batches, encode, encode_for
+from steerscope.analysis.data.examples import Example
 from steerscope.analysis.ranking import rank_sites
+from steerscope.analysis.scoring.options import RankOptions
 from steerscope.errors import InputError
 from steerscope.experiments.engine import EditPack, RunSpec
 from steerscope.experiments.engine.held_out import hold_out

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from steerscope import SteeringConfig, SteeringModel, get_steering_model, rank_sites
-from steerscope.analysis.examples import Example
+from steerscope.analysis.data.examples import Example
 from steerscope.equivalence.shifts import first_order_shift
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.generation import generate

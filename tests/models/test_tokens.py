@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from steerscope.analysis.encoding import encode
-from steerscope.analysis.examples import Example
+from steerscope.analysis.data.encoding import encode
+from steerscope.analysis.data.examples import Example
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.generation import generate
 from steerscope.experiments.evaluation.likelihood import choice_log_likelihoods, completion_loss

@@ -6,7 +6,7 @@ import peft
 import pytest
 
 from steerscope import SteeringConfig, get_steering_model, rank_sites
-from steerscope.analysis.examples import Example
+from steerscope.analysis.data.examples import Example
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.adapters import read_adapter
 from steerscope.experiments.evaluation.generation import generate

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from steerscope.analysis.scores import all_scores
+from steerscope.analysis.scoring.scores import all_scores
 from steerscope.sites import MEANINGS, SiteKind
 
 KIND_ORDER: tuple[str, ...] = tuple(kind.value for kind in SiteKind)

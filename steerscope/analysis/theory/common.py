@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steerscope.analysis.encoding import Encoded
+from steerscope.analysis.data.encoding import Encoded
 from steerscope.errors import InputError
 from steerscope.finite import require_finite
 from steerscope.models.blocks import linear_weight

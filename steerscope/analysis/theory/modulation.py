@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steerscope.analysis.outputs import selected_positions
+from steerscope.analysis.capture.outputs import selected_positions
 from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import Rows, Update, block_tensors, flat
 from steerscope.equivalence.closed_forms import activation_slope

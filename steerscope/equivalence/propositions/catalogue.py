@@ -9,45 +9,53 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from steerscope.equivalence.propositions import (
-    arithmetic,
-    column_space,
-    context,
-    error_control,
-    gated_mlp,
-    gauge,
-    heads,
-    identifiability,
-    joint,
-    kl,
-    oracles,
-    projection,
-    reft,
-    skip,
-    steering_forms,
-    tangent,
+    p01_02_first_order,
+    p03_04_05_second_order,
+    p06_row_scaling,
+    p07_08_11_column_space,
+    p09_10_norm_and_skip,
+    p12_13_16_17_skip,
+    p14_15_reft,
+    p18_19_20_projection,
+    p21_22_oracles,
+    p23_24_25_error_control,
+    p26_27_28_linear_oracles,
+    p29_30_31_steering_forms,
+    p32_gauge,
+    p33_joint,
+    p34_35_36_context,
+    p37_heads,
+    p38_39_tangent,
+    p40_identifiability,
+    p41_delta_kl,
+    p42_arithmetic,
 )
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Verdict, verdict_of
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.errors import InputError, did_you_mean
 from steerscope.finite import NotFiniteError
 
-_GROUPS = (
-    gated_mlp,
-    column_space,
-    skip,
-    reft,
-    projection,
-    oracles,
-    error_control,
-    steering_forms,
-    gauge,
-    joint,
-    context,
-    heads,
-    tangent,
-    identifiability,
-    kl,
-    arithmetic,
+_FILES = (
+    p01_02_first_order,
+    p03_04_05_second_order,
+    p06_row_scaling,
+    p07_08_11_column_space,
+    p09_10_norm_and_skip,
+    p12_13_16_17_skip,
+    p14_15_reft,
+    p18_19_20_projection,
+    p21_22_oracles,
+    p23_24_25_error_control,
+    p26_27_28_linear_oracles,
+    p29_30_31_steering_forms,
+    p32_gauge,
+    p33_joint,
+    p34_35_36_context,
+    p37_heads,
+    p38_39_tangent,
+    p40_identifiability,
+    p41_delta_kl,
+    p42_arithmetic,
 )
 
 
@@ -118,8 +126,14 @@ def _listed(series: dict[str, Any]) -> dict[str, Any]:
 
 def all_propositions() -> tuple[Proposition, ...]:
     """Return all 42 propositions, by number."""
-    found = [proposition for group in _GROUPS for proposition in group.PROPOSITIONS]
+    found = [proposition for file in _FILES for proposition in file.PROPOSITIONS]
     return tuple(sorted(found, key=lambda proposition: proposition.number))
+
+
+def file_names() -> dict[str, str]:
+    """Return the name of the file that holds each proposition, by the proposition's name, in the order of numbers."""
+    found = {p: f"{file.__name__.rpartition('.')[2]}.py" for file in _FILES for p in file.PROPOSITIONS}
+    return {p.name: found[p] for p in all_propositions()}
 
 
 def propositions(names: str | Iterable[str]) -> tuple[Proposition, ...]:

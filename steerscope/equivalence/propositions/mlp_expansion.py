@@ -24,8 +24,19 @@ from steerscope.equivalence.closed_forms import (
     plain_weight_second_order,
     plain_weight_shift,
 )
-from steerscope.equivalence.propositions.parts import MLPParts, MLPWeights, drawn_update, is_piecewise_linear
+from steerscope.equivalence.propositions.base import Measurement, Series
+from steerscope.equivalence.propositions.parts import (
+    MLPParts,
+    MLPWeights,
+    curve,
+    drawn_update,
+    is_piecewise_linear,
+    mlp_parts,
+    tensors_at,
+)
 from steerscope.equivalence.propositions.subject import Subject
+from steerscope.equivalence.remainder import Remainder
+from steerscope.sites import SiteKind
 
 # Scales at which the largest change of a pre-activation is 0.03 to 0.003: small beside the width of any phi
 # (about 1), so that the next order bends the slope by 0.03 at most; large enough that a third-order remainder
@@ -114,3 +125,42 @@ def central_difference(function: Callable[[Tensor], Tensor], x: Tensor, directio
     near = function(x + step * direction) - function(x - step * direction)
     far = function(x + 2 * step * direction) - function(x - 2 * step * direction)
     return (8 * near - far) / (12 * step)
+
+
+def at_last_token(subject: Subject) -> tuple[MLPParts, Tensor]:
+    """Return the MLP of the subject's block, and what it reads at the last token of the first sequence, ``(d,)``."""
+    (z,) = tensors_at(subject, (SiteKind.MLP_IN,))
+    return mlp_parts(subject), z[0, -1]
+
+
+# --- what the checks of P1 to P6 share ---
+
+GROUP = "shifts of one MLP"
+SMOOTH = "phi smooth where it is evaluated (one activation pattern); the change small beside phi's width"
+NO_SECOND_ORDER = (
+    "phi is piecewise linear: within one activation pattern a plain MLP's expansion {} ends with the terms that are "
+    "subtracted, and no remainder is left whose slope could be measured"
+)
+# The notes ask for 2 +- 0.05; a wrong order is off by 1.
+SLOPE_TOLERANCE = 0.05
+
+
+def slope_within(name: str, remainder: Remainder, order: int) -> Measurement:
+    """Return the slope of a remainder as a measurement that has to be ``order``, within the tolerance."""
+    return Measurement(name, remainder.slope, order - SLOPE_TOLERANCE, order + SLOPE_TOLERANCE)
+
+
+def remainder_curve(remainder: Remainder, of: str) -> Series:
+    """Return a remainder against the scale of the change ``of`` something, for a figure."""
+    y_name = "remainder / predicted shift"
+    return curve(
+        f"scale of the {of} (1: largest change of a pre-activation is 1)", remainder.scales, y_name, remainder.relative
+    )
+
+
+def kink_notes(parts: MLPParts, z: Tensor) -> tuple[str, ...]:
+    """Return what a reader should know where phi has kinks; nothing where it is smooth."""
+    if not is_piecewise_linear(parts.activation):
+        return ()
+    nearest = float(parts.activated(z).abs().min())
+    return (f"phi has kinks; the change was kept short of the nearest one ({nearest:.1e} away), none was crossed",)

@@ -142,6 +142,12 @@ def fine_tuning(
     return update
 
 
+def base_and_tuned(subject: Subject, layers: tuple[int, ...], update: dict[str, Tensor]) -> tuple[Pass, Pass]:
+    """Return the base run and the fine-tuned run, both read at the outputs of ``layers``."""
+    sites = [post(layer) for layer in layers]
+    return run_at(subject, sites), run_at(subject, sites, update=update)
+
+
 def spread(subject: Subject, count: int = MAX_BLOCKS) -> tuple[int, ...]:
     """Return the layers a check fine-tunes: all, or ``count`` spread evenly, first, last and the subject's among them.
 

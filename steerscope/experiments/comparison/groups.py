@@ -20,9 +20,9 @@ from typing import Any
 from steerscope.analysis.provenance import knows_data, model_key
 from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
-from steerscope.experiments.evaluation.accuracy import wilson_interval
-from steerscope.experiments.training.records import RunResults
-from steerscope.experiments.training.run_folder import RESULTS, read_results
+from steerscope.experiments.runs.accuracy import wilson_interval
+from steerscope.experiments.runs.folder import RESULTS, read_results
+from steerscope.experiments.runs.records import RunResults
 
 SCHEMA_VERSION = 1
 

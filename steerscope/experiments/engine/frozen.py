@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steerscope.analysis.outputs import selected_positions
+from steerscope.analysis.capture.outputs import selected_positions
 from steerscope.experiments.engine.rows import padded, run
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.models.lengths import batches_within, switch_length

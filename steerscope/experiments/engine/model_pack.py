@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from steerscope.analysis.outputs import selected_positions
+from steerscope.analysis.capture.outputs import selected_positions
 from steerscope.experiments.engine.pack import Pack
 from steerscope.experiments.engine.rows import Rows, run, single_precision
 from steerscope.experiments.engine.spec import RunSpec

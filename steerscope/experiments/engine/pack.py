@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from steerscope.analysis.outputs import selected_positions
+from steerscope.analysis.capture.outputs import selected_positions
 from steerscope.errors import InputError
 from steerscope.experiments.engine.edits import PackedEdits
 from steerscope.experiments.engine.frozen import FrozenStreams, entering

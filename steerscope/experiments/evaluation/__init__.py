@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from steerscope.experiments.evaluation.accuracy import Accuracy, wilson_interval
 from steerscope.experiments.evaluation.evaluate import evaluate
-from steerscope.experiments.evaluation.result import Evaluation, Generation
+from steerscope.experiments.runs.accuracy import Accuracy, wilson_interval
+from steerscope.experiments.runs.evaluation import Evaluation, Generation
 
 __all__ = ["Accuracy", "Evaluation", "Generation", "evaluate", "wilson_interval"]

@@ -12,10 +12,9 @@ from typing import Any
 from torch import nn
 
 from steerscope.errors import InputError
-from steerscope.experiments.training import weights
 from steerscope.installed import require
 from steerscope.models.load import LoadedModel
-from steerscope.steering import SteeringModel, saving
+from steerscope.steering import SteeringModel, saving, weights
 from steerscope.steering.peft_files import CONFIG_NAME as CONFIG
 from steerscope.steering.peft_files import differences, instead_of_adapter, require_readable, stored_names
 

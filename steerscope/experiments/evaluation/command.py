@@ -12,12 +12,12 @@ from steerscope.analysis.provenance import RECIPE, content_hash
 from steerscope.analysis.stopwatch import StageProgress
 from steerscope.experiments.evaluation.adapters import SavedAdapter, with_adapter
 from steerscope.experiments.evaluation.evaluate import evaluate
-from steerscope.experiments.evaluation.result import Evaluation
+from steerscope.experiments.runs.evaluation import Evaluation
+from steerscope.experiments.runs.folder import GENERATIONS, RunFolder
+from steerscope.experiments.runs.memory import peak_memory
+from steerscope.experiments.runs.records import RunConfig, RunResults
 from steerscope.experiments.tasks.supervised import answer_tokens
 from steerscope.experiments.tasks.task import TaskExample, TaskForm
-from steerscope.experiments.training.records import RunConfig, RunResults
-from steerscope.experiments.training.run_folder import GENERATIONS, RunFolder
-from steerscope.experiments.training.surroundings import peak_memory
 from steerscope.files import written_aside
 from steerscope.folders import ADAPTER_WEIGHTS
 from steerscope.installed import package_versions

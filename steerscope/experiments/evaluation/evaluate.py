@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from steerscope.analysis.stopwatch import StageProgress
 from steerscope.errors import InputError
-from steerscope.experiments.evaluation.accuracy import Accuracy
 from steerscope.experiments.evaluation.generation import Generated, generate
 from steerscope.experiments.evaluation.likelihood import choice_log_likelihoods, completion_loss
-from steerscope.experiments.evaluation.result import Evaluation, Generation
+from steerscope.experiments.runs.accuracy import Accuracy
+from steerscope.experiments.runs.evaluation import Evaluation, Generation
 from steerscope.experiments.tasks.supervised import answer_tokens
 from steerscope.experiments.tasks.task import TaskExample, TaskForm, fingerprint, majority
 from steerscope.models.tokens import completion_tokens

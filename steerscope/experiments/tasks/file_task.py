@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from steerscope.analysis.examples import Example, check_examples, read_jsonl
+from steerscope.analysis.data.examples import Example, check_examples, read_jsonl
 from steerscope.errors import InputError
 from steerscope.experiments.tasks.parsing import chosen
 from steerscope.experiments.tasks.task import PARTS, Split, TaskExample, TaskForm, check_part, drawn, place_of
@@ -46,7 +46,7 @@ class FileTask:
 
     @classmethod
     def read(cls, path: str | Path) -> FileTask:
-        """Read a file of examples; see :func:`~steerscope.analysis.examples.read_jsonl`.
+        """Read a file of examples; see :func:`~steerscope.analysis.data.examples.read_jsonl`.
 
         Raises:
             InputError: The file cannot be read, or all its answers are the same.

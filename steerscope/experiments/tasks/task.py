@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
-from steerscope.analysis.examples import Example
+from steerscope.analysis.data.examples import Example
 from steerscope.errors import InputError, did_you_mean
 
 Split = Literal["train", "validation", "test"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steerscope.experiments.training.records import RunConfig, RunResults
-from steerscope.experiments.training.run_folder import RunFolder, read_results
+from steerscope.experiments.runs.folder import RunFolder, read_results
+from steerscope.experiments.runs.records import RunConfig, RunResults
 
 __all__ = ["RunConfig", "RunFolder", "RunResults", "read_results"]

@@ -9,11 +9,11 @@ from typing import Any
 from steerscope.analysis.provenance import differing, knows_data
 from steerscope.errors import InputError
 from steerscope.experiments.engine.rate_grid import Choice
+from steerscope.experiments.runs.folder import read_results
+from steerscope.experiments.runs.records import RunConfig, RunResults
 from steerscope.experiments.tasks.task import fingerprint
 from steerscope.experiments.training.data import Parts, run_settings
 from steerscope.experiments.training.options import TrainOptions
-from steerscope.experiments.training.records import RunConfig, RunResults
-from steerscope.experiments.training.run_folder import read_results
 
 
 def read_search(options: TrainOptions, parts: Parts) -> RunResults | None:

@@ -19,7 +19,10 @@ from steerscope.experiments.evaluation.adapters import ADAPTER
 from steerscope.experiments.evaluation.evaluate import evaluate
 from steerscope.experiments.evaluation.generation import fitting_prompts
 from steerscope.experiments.evaluation.likelihood import completion_loss
-from steerscope.experiments.evaluation.result import Evaluation
+from steerscope.experiments.runs.evaluation import Evaluation
+from steerscope.experiments.runs.folder import RunFolder, read_json, replace_json
+from steerscope.experiments.runs.memory import peak_memory
+from steerscope.experiments.runs.records import RunConfig, RunResults
 from steerscope.experiments.tasks.supervised import AnswerTokens, SupervisedSequence, answer_tokens, supervise
 from steerscope.experiments.tasks.task import TaskForm
 from steerscope.experiments.training.data import Collator, Parts, supervised, training_rows
@@ -27,9 +30,6 @@ from steerscope.experiments.training.engine import Trained, fit
 from steerscope.experiments.training.learning_rates import choice_of
 from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import SCALES_RATE, TrainOptions
-from steerscope.experiments.training.records import RunConfig, RunResults
-from steerscope.experiments.training.run_folder import RunFolder, read_json, replace_json
-from steerscope.experiments.training.surroundings import peak_memory
 from steerscope.experiments.training.trainee import Trainee, build
 from steerscope.files import told
 from steerscope.finite import NotFiniteError

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from steerscope.analysis.stopwatch import StageProgress
 from steerscope.errors import InputError
+from steerscope.experiments.runs.folder import CONFIG, RunFolder, read_results
+from steerscope.experiments.runs.records import RunConfig, RunResults
 from steerscope.experiments.tasks import Task
 from steerscope.experiments.training.data import Parts, draw_parts, run_settings
 from steerscope.experiments.training.learning_rates import read_search, require_same_subject
 from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import TrainOptions
-from steerscope.experiments.training.records import RunConfig, RunResults
 from steerscope.experiments.training.run import Run
-from steerscope.experiments.training.run_folder import CONFIG, RunFolder, read_results
 from steerscope.files import alone_in
 from steerscope.folders import Kind, require_folder_for
 from steerscope.models import load_model

@@ -15,7 +15,6 @@ from transformers import TrainerCallback
 from steerscope.errors import InputError
 from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import DEFAULT_RANK, TrainOptions
-from steerscope.experiments.training.weights import WeightModel
 from steerscope.finite import NotFiniteError
 from steerscope.installed import require
 from steerscope.models.blocks import is_transposed
@@ -27,6 +26,7 @@ from steerscope.steering.families.low_rank import NonlinearAdapter, start_slope
 from steerscope.steering.joint import JointConstraint
 from steerscope.steering.lofit import SparseScales
 from steerscope.steering.model import steered_by
+from steerscope.steering.weights import WeightModel
 
 # Of a training batch: what start slopes, and the interaction of joint training at every log, are measured on.
 _MEASURED_ROWS = 4

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steerscope.analysis.examples import Example
-from steerscope.analysis.options import MIN_EXAMPLES
+from steerscope.analysis.data.examples import Example
+from steerscope.analysis.scoring.options import MIN_EXAMPLES
 from steerscope.experiments.tasks import FileTask, Task, at_most
 
 # Least examples of a part to choose rates on, and of one to report.

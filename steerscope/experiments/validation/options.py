@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from steerscope.analysis.options import MIN_EXAMPLES
+from steerscope.analysis.scoring.options import MIN_EXAMPLES
 from steerscope.errors import InputError
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.installed import require

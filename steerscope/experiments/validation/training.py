@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from steerscope.analysis.examples import Example
+from steerscope.analysis.data.examples import Example
 from steerscope.analysis.provenance import content_hash
 from steerscope.experiments.engine.held_out import HeldOut, hold_out
 from steerscope.experiments.engine.model_pack import ModelPack
@@ -15,13 +15,13 @@ from steerscope.experiments.engine.sweep import Candidate
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.experiments.training.data import training_rows
 from steerscope.experiments.training.trainee import lora
-from steerscope.experiments.training.weights import WeightModel
 from steerscope.experiments.validation.data import DataSplits
 from steerscope.models.lengths import require_one_side, switch_length
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
 from steerscope.sites import Site, parse_site
 from steerscope.steering.config import SteeringConfig
+from steerscope.steering.weights import WeightModel
 
 # Where searches for a learning rate begin, as places on the grid of half decades: 3e-3 for edits, 1e-3 for LoRA, 1e-4
 # for full fine-tuning.

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steerscope.analysis.options import RankOptions
 from steerscope.analysis.provenance import RECIPE, content_hash, model_key
 from steerscope.analysis.ranking import rank_sites
 from steerscope.analysis.results import Ranking
-from steerscope.analysis.scores import DEFAULT_SCORE, Needs, ranking_scores
+from steerscope.analysis.scoring.options import RankOptions
+from steerscope.analysis.scoring.scores import DEFAULT_SCORE, Needs, ranking_scores
 from steerscope.errors import InputError
 from steerscope.experiments.engine.edits import build_edits
 from steerscope.experiments.engine.store import RunStore

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steerscope.analysis.encoding import encode_for
+from steerscope.analysis.data.encoding import encode_for
 from steerscope.analysis.stopwatch import StageProgress, Stopwatch
 from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import (
@@ -89,6 +89,15 @@ class VerifyOptions:
                 raise InputError(f"[[{name}]] is {getattr(self, name)}; expected at least 1.")
         if self.rows < 8:
             raise InputError(f"[[rows]] is {self.rows}; expected at least 8, of which a quarter is held out.")
+
+
+def chosen_propositions(names: Iterable[str] | None = None) -> tuple[Proposition, ...]:
+    """Return all propositions by number, or those of the given names.
+
+    Raises:
+        InputError: No name, or one that no proposition has.
+    """
+    return catalogue.all_propositions() if names is None else catalogue.propositions(names)
 
 
 def verify_random(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steerscope import Example, InputError
-from steerscope.analysis.encoding import encode
+from steerscope.analysis.data.encoding import encode
 from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import (
     explained,

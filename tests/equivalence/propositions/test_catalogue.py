@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from steerscope.equivalence.propositions import catalogue
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Series, Source, Verdict
-from steerscope.equivalence.propositions.catalogue import all_propositions, propositions, run
+from steerscope.equivalence.propositions.catalogue import all_propositions, file_names, propositions, run
 from steerscope.errors import InputError
 from tests.equivalence.propositions.trials import fingerprint, random_blocks
 
@@ -17,6 +20,18 @@ ALL = all_propositions()
 
 def test_42_propositions_each_once_and_in_order():
     assert [proposition.number for proposition in ALL] == list(range(1, 43))
+
+
+def test_the_name_of_a_file_has_the_numbers_of_its_propositions_and_no_others():
+    folder = Path(catalogue.__file__).parent
+    numbered: dict[str, list[str]] = {}
+    for file in sorted(folder.glob("p[0-9]*.py")):
+        digits = re.fullmatch(r"p((?:\d\d_)+)[a-z][a-z0-9_]*\.py", file.name)
+        assert digits is not None, f"{file.name} is not named pNN_topic.py or pNN_NN_topic.py"
+        for number in digits[1].strip("_").split("_"):
+            numbered.setdefault(f"P{int(number)}", []).append(file.name)
+    assert numbered == {name: [file] for name, file in file_names().items()}
+    assert list(file_names()) == [proposition.name for proposition in ALL]
 
 
 def test_every_proposition_says_what_it_claims_and_who_says_so():

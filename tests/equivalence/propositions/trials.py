@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cache
+from types import ModuleType
 
 import torch
 
@@ -37,6 +38,11 @@ def verdicts(propositions: Iterable[Proposition], subject: Subject) -> dict[int,
 
 def by_number(propositions: Iterable[Proposition], number: int) -> Proposition:
     return next(p for p in propositions if p.number == number)
+
+
+def home(modules: Iterable[ModuleType], number: int) -> ModuleType:
+    """Return the file that holds a proposition."""
+    return next(module for module in modules if any(p.number == number for p in module.PROPOSITIONS))
 
 
 def mutated_verdict(monkeypatch, module, number: int, name: str, mutate: Callable) -> Verdict:

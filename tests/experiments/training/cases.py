@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from steerscope.experiments.evaluation.accuracy import Accuracy
-from steerscope.experiments.evaluation.result import Evaluation, Generation
+from steerscope.experiments.runs.accuracy import Accuracy
+from steerscope.experiments.runs.evaluation import Evaluation, Generation
 from steerscope.experiments.training import RunConfig, RunFolder, RunResults
 
 MODEL = {"name": "tiny", "sha256": "ab" * 32, "dtype": "float32"}

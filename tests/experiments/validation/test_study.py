@@ -9,7 +9,7 @@ import pytest
 
 from steerscope import InputError
 from steerscope.analysis.evidence import EVIDENCE
-from steerscope.analysis.scores import DEFAULT_SCORE
+from steerscope.analysis.scoring.scores import DEFAULT_SCORE
 from steerscope.experiments.validation.depth_and_kind import CONSTANTS
 from steerscope.experiments.validation.result import TrainedSite, Validation
 from steerscope.experiments.validation.validate import compared

@@ -1,0 +1,192 @@
+"""One pass over the examples that records what every kernel needs, for all sites and all weights together.
+
+Forward hooks project what is read (by sites and by weight matrices), gradient hooks project what is derived,
+and the two meet in the features of each probe at once, so that neither activations nor gradients outlive a
+batch. Memory: ``examples x backward passes x feature length`` numbers per site (bfloat16 when sketched), the
+same for the sum over weights, and one batch's graph. The exact bound is :func:`feature_bytes`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steerscope.analysis.capture.features import Features, SketchPlan, feature_bytes
+from steerscope.analysis.capture.outputs import Probes, batch_outputs, selected_positions
+from steerscope.analysis.capture.recorder import Recorder, at_least_float32
+from steerscope.analysis.data.encoding import Encoded, batches
+from steerscope.finite import require_finite
+from steerscope.models.hooks import Tap, tapping
+from steerscope.models.load import LoadedModel
+from steerscope.models.tokens import pad_token
+from steerscope.sites import Site
+
+# Called with (passes done, passes in all) as work goes on.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ReadStats:
+    """What sites read, before anything is projected.
+
+    Attributes:
+        scales: Per site ``channel``: root mean square over tokens of every channel it reads.
+        lengths: Per site the typical length of what it reads, and of the same divided by ``scales``: medians over
+            the tokens in the middle and at the end of sequences. Medians, because a few tokens (the first of a text,
+            mostly) have streams a hundred times longer.
+    """
+
+    scales: dict[Site, Tensor]
+    lengths: dict[Site, tuple[float, float]]
+
+
+def read_scales(loaded: LoadedModel, encoded: Encoded, *, batch_size: int, max_examples: int) -> dict[Site, Tensor]:
+    """Return the ``scales`` of :func:`read_stats`."""
+    return read_stats(loaded, encoded, batch_size=batch_size, max_examples=max_examples).scales
+
+
+def read_stats(loaded: LoadedModel, encoded: Encoded, *, batch_size: int, max_examples: int) -> ReadStats:
+    """Measure what every site reads on the first ``max_examples`` examples, in one forward pass.
+
+    Channels that never vary from zero get the smallest positive scale, so that dividing by it is safe. Memory: two
+    tokens of every sequence at every site, until the pass ends.
+
+    Raises:
+        InputError: What a site reads is NaN or infinite.
+    """
+    sums: dict[Site, Tensor] = {}
+    samples: dict[Site, list[Tensor]] = {}
+    count, real, columns = 0, torch.zeros(0), torch.zeros(0)
+
+    def measure(site: Site) -> Tap:
+        def tap(value: Tensor, read: Tensor) -> None:
+            read = read.to(real.dtype)
+            squares = real @ read.pow(2).flatten(0, 1)
+            sums[site] = sums[site] + squares if site in sums else squares
+            rows = torch.arange(len(read), device=read.device)[:, None]
+            samples.setdefault(site, []).append(read[rows, columns].flatten(0, 1))
+
+        return tap
+
+    dtype = at_least_float32(next(p.dtype for p in loaded.model.parameters() if p.is_floating_point()))
+    chosen = range(min(max_examples, encoded.num_examples))
+    with torch.no_grad(), tapping(loaded.site_map, {site: measure(site) for site in loaded.site_map.sites()}):
+        for batch in batches(
+            encoded,
+            batch_size=batch_size,
+            pad_id=pad_token(loaded.tokenizer, loaded.model),
+            device=loaded.device,
+            examples=chosen,
+        ):
+            real = batch.mask.flatten().to(dtype)
+            columns = batch.offset[:, None] + torch.stack([batch.length // 2, batch.length - 1], dim=1)
+            count += int(batch.mask.sum())
+            nowhere = torch.zeros(1, dtype=torch.long, device=loaded.device)
+            with selected_positions(loaded.model, nowhere, nowhere):  # no logits are needed
+                loaded.model(
+                    input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.position_ids, use_cache=False
+                )
+    scales, lengths = {}, {}
+    for site, total in sums.items():
+        rms = (total / count).sqrt()
+        require_finite(f"what the site '{site}' reads", rms)
+        scales[site] = rms.clamp_min(max(1e-6 * float(rms.max()), 1e-30))
+        sample = torch.cat(samples.pop(site))
+        lengths[site] = (_median_length(sample), _median_length(sample / scales[site]))
+    return ReadStats(scales, lengths)
+
+
+def _median_length(vectors: Tensor) -> float:
+    return float(vectors.norm(dim=1).median())
+
+
+def capture(
+    loaded: LoadedModel,
+    encoded: Encoded,
+    probes: Probes,
+    plan: SketchPlan,
+    *,
+    seed: int,
+    batch_size: int,
+    padding_side: str = "right",
+    scale_examples: int = 64,
+    progress: Progress | None = None,
+) -> Features:
+    """Record the features of all sites and weights in one pass over the examples.
+
+    Args:
+        loaded: Model, tokenizer and sites.
+        encoded: Tokenised examples.
+        probes: Which outputs are differentiated.
+        plan: Exact features or sketches.
+        seed: Seed of the sketches.
+        batch_size: Sequences per batch; changes no number beyond rounding.
+        padding_side: ``left`` or ``right``; changes no number beyond rounding.
+        scale_examples: Examples on which the channels' scales are measured first (one forward pass).
+        progress: Called after every forward or backward pass.
+
+    Returns:
+        The features, rows in the order of ``encoded``'s examples.
+
+    Raises:
+        InputError: What a site reads, or a loss, is NaN or infinite.
+
+    Cost: one forward pass and ``probes.num_backward`` backward passes to activations, plus the projections
+    (about a quarter of that on a 135M model), plus the forward pass for the scales.
+    """
+    stats = read_stats(loaded, encoded, batch_size=batch_size, max_examples=scale_examples)
+    recorder = Recorder(loaded, encoded, probes, plan, stats.scales, seed)
+    shortest_first = batches(
+        encoded,
+        batch_size=batch_size,
+        pad_id=pad_token(loaded.tokenizer, loaded.model),
+        device=loaded.device,
+        padding_side=padding_side,
+    )
+    # The graph is largest while the fewest features are filled: the two peaks of memory do not add.
+    total_batches = list(shortest_first)[::-1]
+    passes, done = len(total_batches) * (1 + probes.num_backward), 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, passes)
+
+    with recorder.attached(), torch.enable_grad():
+        for batch in total_batches:
+            recorder.start(batch)
+            outputs = batch_outputs(loaded.model, batch, encoded, probes)
+            tick()
+            index = outputs.examples.cpu()
+            require_finite("the loss of an example", outputs.log_likelihood.detach(), outputs.residual)
+            recorder.residual[index] = outputs.residual.to(recorder.residual)
+            recorder.curvature[index] = outputs.curvature.to(recorder.curvature)
+            recorder.loss[index] = -outputs.log_likelihood.detach().to(recorder.loss)
+            recorder.correct[index] = outputs.correct.to(recorder.correct)
+            scalars = [outputs.probes[:, p].sum() for p in range(probes.num_probes)]
+            if not probes.spans:
+                scalars.append(outputs.log_likelihood.sum())
+            for slot, scalar in enumerate(scalars):
+                recorder.start_slot(slot)
+                torch.autograd.grad(scalar, recorder.source, retain_graph=slot + 1 < len(scalars))
+                recorder.finish_slot()
+                tick()
+            recorder.finish()
+            _return_freed_memory()
+    return recorder.features(probes.valid(encoded), stats.lengths)
+
+
+def _return_freed_memory() -> None:
+    """Let the system have the memory of a batch's graph again: glibc would keep it beside the features that grow."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+__all__ = ["Features", "Progress", "ReadStats", "SketchPlan", "capture", "feature_bytes", "read_scales", "read_stats"]

@@ -1,0 +1,1 @@
+"""What the model is asked and should answer, and the token sequences made of it."""

@@ -1,0 +1,108 @@
+"""From captured features to kernels over rows (example, probe) and over examples along the loss direction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steerscope.analysis.capture.features import Features
+from steerscope.equivalence.kernels import gram, widened
+from steerscope.finite import require_finite
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the rows of a kernel are.
+
+    Attributes:
+        example: ``row``: the example of each row.
+        probe: ``row``: its probe.
+        group: ``row``: rows whose mean update is one number: the same probe of as many choices.
+        residual: ``row``: (one-hot minus softmax) along the row's probe.
+        num_examples: Number of examples.
+    """
+
+    example: Tensor
+    probe: Tensor
+    group: Tensor
+    residual: Tensor
+    num_examples: int
+
+    @classmethod
+    def of(cls, features: Features) -> Rows:
+        """Return the rows of captured features: the probes each example has."""
+        example, probe = features.valid.nonzero(as_tuple=True)
+        have = features.valid.sum(1)[example]
+        return cls(example, probe, have * 1000 + probe, features.residual[example, probe], features.valid.shape[0])
+
+    def of_examples(self, examples: range) -> slice:
+        """Return the rows of consecutive examples."""
+        inside = (self.example >= examples.start) & (self.example < examples.stop)
+        found = inside.nonzero()[:, 0]
+        return slice(int(found[0]), int(found[-1]) + 1)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One tangent kernel. ``row``: (example, probe) pairs; ``example``: the loss direction of each example.
+
+    Attributes:
+        probe: ``row row``.
+        cross: ``row example``; ``row 0`` where it was not asked for.
+        loss: ``example example``.
+    """
+
+    probe: Tensor
+    cross: Tensor
+    loss: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        feature_sets: Iterable[Tensor],
+        features: Features,
+        rows: Rows,
+        *,
+        cross: bool = True,
+        what: str = "what is changed",
+    ) -> Kernel:
+        """Return the kernel of one or several feature tensors ``example slot feature`` (their kernels add).
+
+        Args:
+            feature_sets: The features.
+            features: What was captured with them.
+            rows: What the kernel's rows are.
+            cross: Without it that part stays empty: fine-tuning's kernel needs it, a candidate's does not.
+            what: Whose kernel, for a message.
+
+        Raises:
+            InputError: A derivative is NaN or infinite.
+        """
+        total: Kernel | None = None
+        for one in feature_sets:
+            k = features.valid.shape[1]
+            # Rows are picked before they are widened: a float copy of all features would be made in vain.
+            probes = widened(one[rows.example, rows.probe])
+            if features.spans:
+                loss = torch.einsum("np,npf->nf", features.residual.to(probes), widened(one[:, :k]))
+            else:
+                loss = widened(one[:, k])
+            between = probes @ loss.T if cross else probes.new_empty(len(probes), 0)
+            part = cls(gram(probes).cpu(), between.cpu(), gram(loss).cpu())
+            total = part if total is None else total + part
+        assert total is not None
+        # Sums of squares: a number that is not finite, anywhere in the features, shows there.
+        require_finite(f"a derivative of the outputs by {what}", total.probe.diagonal(), total.loss.diagonal())
+        return total
+
+    def __add__(self, other: Kernel) -> Kernel:
+        """Return the kernel of both parameters together."""
+        return Kernel(self.probe + other.probe, self.cross + other.cross, self.loss + other.loss)
+
+    @property
+    def scale(self) -> float:
+        """The mean of the diagonal over rows."""
+        return float(self.probe.diagonal().mean())

@@ -1,0 +1,72 @@
+"""What a ranking can be told to do differently."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from steerscope.analysis.capture.features import SketchPlan
+from steerscope.analysis.scoring.scores import DEFAULT_SCORE, ranking_scores
+from steerscope.errors import InputError
+from steerscope.models.site_map import unknown_name
+
+MIN_EXAMPLES = 24
+
+
+@dataclass(frozen=True)
+class RankOptions:
+    """Options of a ranking.
+
+    Attributes:
+        score: Score that orders the sites.
+        seed: Seed of splits, probes and sketches.
+        max_examples: At most so many examples, chosen by content.
+        num_probes: Output directions per example; one backward pass each (and one for the loss).
+        rank: Rank of the low-rank edit that parameter counts are for.
+        ridge: Ridge of the kernel regression, in units of the kernel's mean diagonal.
+        num_groups: Groups the jackknife leaves out one at a time.
+        max_sites: Most sites in the greedy set.
+        budget: Most parameters in the greedy set, or ``None``.
+        kinds: Kinds of site to rank, or ``None`` for all the layout has.
+        batch_size: Sequences per batch.
+        padding_side: ``left`` or ``right``; changes no number beyond rounding.
+        exact: Exact features (``True``), sketches (``False``), or exact where they fit (``None``).
+        exact_bytes: Largest exact features, in bytes, with ``exact=None``.
+        sketch: Size of the sketches.
+    """
+
+    score: str = DEFAULT_SCORE
+    seed: int = 0
+    max_examples: int = 192
+    num_probes: int = 4
+    rank: int = 8
+    ridge: float = 1.0
+    num_groups: int = 12
+    max_sites: int = 8
+    budget: int | None = None
+    kinds: tuple[str, ...] | None = None
+    batch_size: int = 16
+    padding_side: str = "right"
+    exact: bool | None = None
+    exact_bytes: int = 512 * 2**20
+    sketch: SketchPlan = field(default_factory=lambda: SketchPlan(exact=False))
+
+    def check(self) -> None:
+        """Refuse options that cannot work.
+
+        Raises:
+            InputError: Unknown score, or a number out of range.
+        """
+        if self.score not in ranking_scores():
+            raise unknown_name(self.score, list(ranking_scores()), "score")
+        least = {"num_probes": 1, "rank": 1, "num_groups": 2, "max_sites": 1, "batch_size": 1}
+        for name, minimum in {**least, "max_examples": MIN_EXAMPLES}.items():
+            if getattr(self, name) < minimum:
+                raise InputError(f"[[{name}]] is {getattr(self, name)}; expected at least {minimum}.")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"[[seed]] is {self.seed}; expected an integer from 0 to 2**63 - 1.")
+        if not self.ridge > 0:
+            raise InputError(f"[[ridge]] is {self.ridge}; expected a positive number (1 is the default).")
+        if self.budget is not None and self.budget < 1:
+            raise InputError(f"[[budget]] is {self.budget} parameters; expected at least 1.")
+        if self.padding_side not in ("left", "right"):
+            raise InputError(f"[[padding_side]] is {self.padding_side!r}; expected 'left' or 'right'.")

@@ -1,0 +1,144 @@
+"""The held-out problem every kernel score answers: learn fine-tuning's update from half the prompts.
+
+Prompts are split in two halves by content. Fine-tuning on one half (one gradient step along the loss of its
+prompts, all linear maps) moves the outputs of all prompts by ``K_FT residual`` to first order. A site's kernel
+is fitted to that update on the same half and judged on the other, then the halves change roles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steerscope.analysis.scoring.kernels import Kernel, Rows
+from steerscope.equivalence.kernels import RidgeFit
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One way round: train on one half, test on the other. Column 0 is the whole half, column 1 + g without group g.
+
+    Attributes:
+        train: Rows to learn from (a slice: halves stand together, so that blocks of a kernel are views).
+        test: Rows to judge on.
+        train_in: ``train column``: 1 where a row takes part.
+        test_in: ``test column``: 1 where a row takes part.
+        groups: Training rows of each jackknife group (counted from the first training row).
+        update: Fine-tuning's update per row, ``train column`` and ``test column``, mean per probe removed.
+        update_with_mean: The same with that mean.
+        residual: ``train`` and ``test``: (one-hot minus softmax) along the row's probe.
+    """
+
+    train: slice
+    test: slice
+    train_in: Tensor
+    test_in: Tensor
+    groups: tuple[slice, ...]
+    update: tuple[Tensor, Tensor]
+    update_with_mean: tuple[Tensor, Tensor]
+    residual: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Both ways round, with the ridge and how many groups the jackknife leaves out one at a time.
+
+    ``mean_energy`` is the fraction, between 0 and 1, of the update's squared size that its mean per probe makes, on
+    the rows the mean is taken over (the training halves).
+    """
+
+    directions: tuple[Direction, ...]
+    num_groups: int
+    ridge: float
+    mean_energy: float
+
+    @classmethod
+    def of(cls, target: Kernel, rows: Rows, halves: tuple[range, range], *, num_groups: int, ridge: float) -> Problem:
+        """Set up the problem for fine-tuning's kernel ``target`` and two halves of the examples (index ranges)."""
+        groups = _jackknife_groups(halves, rows.num_examples, num_groups)
+        directions, removed, energy = [], 0.0, 0.0
+        for train_examples, test_examples in (halves, halves[::-1]):
+            train, test = (rows.of_examples(chosen) for chosen in (train_examples, test_examples))
+            in_column = torch.ones(rows.num_examples, 1 + num_groups, dtype=torch.float64)
+            for g in range(num_groups):
+                in_column[groups == g, 1 + g] = 0
+            weights = torch.zeros_like(in_column)
+            chosen = slice(train_examples.start, train_examples.stop)
+            weights[chosen] = in_column[chosen]
+            update = target.cross.double() @ weights  # row column
+            train_in, test_in = in_column[rows.example[train]], in_column[rows.example[test]]
+            mean = _group_means(update[train], train_in, rows.group[train], rows.group)
+            centred = update - mean
+            removed += float((mean[train, 0] ** 2).sum())
+            energy += float((update[train, 0] ** 2).sum())
+            residual = rows.residual.double()
+            directions.append(
+                Direction(
+                    train,
+                    test,
+                    train_in,
+                    test_in,
+                    tuple(_run_of_zeros(train_in[:, 1 + g]) for g in range(num_groups)),
+                    (centred[train], centred[test]),
+                    (update[train], update[test]),
+                    (residual[train], residual[test]),
+                )
+            )
+        return cls(tuple(directions), num_groups, ridge, removed / max(energy, 1e-300))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a kernel predicts in one direction: ``train column`` or ``test column`` per target.
+
+    ``residual_weights`` (``train column``) are the dual weights of the regression on the residual.
+    """
+
+    update: Tensor
+    update_with_mean: Tensor
+    residual: Tensor
+    update_in_sample: Tensor
+    residual_weights: Tensor
+
+
+def predict(kernel: Tensor, direction: Direction, ridge: float) -> Predictions:
+    """Fit a unit-scale kernel (``row row``) on the training half and predict the other, in the kernel's precision.
+
+    Cost: one factorisation of the training rows, whatever the number of columns.
+    """
+    train, test = direction.train, direction.test
+    fit = RidgeFit.of(kernel[train, train], ridge)
+    columns = direction.train_in.shape[1]
+    residual = direction.residual[0][:, None].expand(-1, columns)
+    targets = torch.cat([direction.update[0], direction.update_with_mean[0], residual], dim=1)
+    present = targets * direction.train_in.repeat(1, 3)
+    left_out = [(rows, [1 + g, columns + 1 + g, 2 * columns + 1 + g]) for g, rows in enumerate(direction.groups)]
+    weights = fit.weights_without(present.to(kernel), left_out)
+    across = (kernel[test, train] @ weights).double()
+    within = (kernel[train, train] @ weights[:, :columns]).double()
+    update, with_mean, own = across.split(columns, dim=1)
+    return Predictions(update, with_mean, own, within, weights[:, 2 * columns :].double())
+
+
+def _jackknife_groups(halves: tuple[range, range], num_examples: int, num_groups: int) -> Tensor:
+    groups = torch.full((num_examples,), -1)
+    for half in halves:
+        groups[half.start : half.stop] = torch.arange(len(half)) * num_groups // max(len(half), 1)
+    return groups
+
+
+def _run_of_zeros(column: Tensor) -> slice:
+    """Return where a column is zero; groups are consecutive examples, so that is one run."""
+    zero = (column == 0).nonzero()[:, 0]
+    return slice(int(zero[0]), int(zero[-1]) + 1)
+
+
+def _group_means(values: Tensor, included: Tensor, groups: Tensor, wanted: Tensor) -> Tensor:
+    """Return, for every row of ``wanted`` groups, the mean of that group's included training values, by column."""
+    names, place = torch.unique(torch.cat([groups, wanted]), return_inverse=True)
+    train_place, out_place = place[: len(groups)], place[len(groups) :]
+    sums = torch.zeros(len(names), values.shape[1], dtype=values.dtype).index_add(0, train_place, values * included)
+    counts = torch.zeros_like(sums).index_add(0, train_place, included)
+    return (sums / counts.clamp_min(1))[out_place]

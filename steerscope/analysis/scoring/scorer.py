@@ -1,0 +1,169 @@
+"""Features to scores, site by site; a site's features are dropped once its kernel is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steerscope.analysis.capture.features import Features, SketchPlan
+from steerscope.analysis.results import KindScore, SiteScore
+from steerscope.analysis.scoring.intervals import jackknife_interval, spearman
+from steerscope.analysis.scoring.kernels import Kernel, Rows
+from steerscope.analysis.scoring.options import RankOptions
+from steerscope.analysis.scoring.problem import Problem
+from steerscope.analysis.scoring.scores import (
+    DEFAULT_SCORE,
+    Candidate,
+    Needs,
+    Place,
+    compute_scores,
+    get_score,
+    relative_length,
+)
+from steerscope.analysis.scoring.scores.learnable_share import quick_share
+from steerscope.finite import require_finite
+from steerscope.models.load import LoadedModel
+from steerscope.sites import Site, SiteKind
+
+
+class Scorer:
+    """Turns features into scores site by site, dropping the features of a site once its kernel is made."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        features: Features,
+        rows: Rows,
+        target: Kernel,
+        problem: Problem,
+        options: RankOptions,
+    ) -> None:
+        self.loaded, self.features, self.rows, self.target = loaded, features, rows, target
+        self.problem, self.options = problem, options
+        self.linear_kernels: dict[Site, Tensor] = {}
+        # Sites that write at one point share their vector, whose kernel scores are computed once.
+        self._vectors: dict[Site, tuple[Kernel, Tensor, dict[str, Tensor]]] = {}
+        self._scores: dict[tuple[Site, str], dict[str, Tensor]] = {}
+        self._kind_kernels: dict[tuple[SiteKind, str], Kernel] = {}
+        self._kind_lengths: dict[tuple[SiteKind, str], Tensor] = {}
+        self._kind_sites: dict[tuple[SiteKind, str], list[Site]] = {}
+
+    def num_params(self, site: Site, family: str) -> int:
+        """Parameters of one edit: a vector, or two factors of the given rank."""
+        width = self.loaded.site_map.width(site)
+        return width if family == "vector" else 2 * width * self.options.rank
+
+    def add(self, site: Site) -> None:
+        """Score one site, both families."""
+        kernel = Kernel.of(
+            [self.features.linear.pop(site)], self.features, self.rows, cross=False, what=f"an edit of '{site}'"
+        )
+        held = self.features.held_length[site.write]
+        length = relative_length(kernel.probe, self.features.read_length[site], held)
+        self._record(site, "linear", kernel, length, compute_scores(self._candidate(kernel, length, "linear", site)))
+        self.linear_kernels[site] = (kernel.probe / max(kernel.scale, 1e-300)).float()
+        if site.write not in self._vectors:
+            vector = Kernel.of(
+                [self.features.vector[site.write]],
+                self.features,
+                self.rows,
+                cross=False,
+                what=f"a vector at '{site.write}'",
+            )
+            length = relative_length(vector.probe, 1.0, held)
+            own = compute_scores(self._candidate(vector, length, "vector", None))
+            self._vectors[site.write] = vector, length, own
+        vector, length, own = self._vectors[site.write]
+        at_place = compute_scores(self._candidate(vector, length, "vector", site), Needs.PLACE)
+        self._record(site, "vector", vector, length, own | at_place)
+
+    def _candidate(self, kernel: Kernel, length: Tensor, family: str, site: Site | None) -> Candidate:
+        blocks = len(self.loaded.site_map.blocks)
+        place = None if site is None else Place(site, blocks, self.features.read_rms[site])
+        curvature, seed = self.features.curvature, self.options.seed
+        return Candidate(family, place, kernel, self.target, self.problem, self.rows, curvature, length, seed)
+
+    def _record(self, site: Site, family: str, kernel: Kernel, length: Tensor, scores: dict[str, Tensor]) -> None:
+        self._scores[site, family] = scores
+        for name, values in scores.items():
+            require_finite(f"the score {name!r} of '{site}' ({family})", values)
+        unit = max(kernel.scale, 1e-300)
+        scaled = Kernel(kernel.probe / unit, kernel.cross / unit, kernel.loss / unit)
+        key = (site.kind, family)
+        if key in self._kind_kernels:
+            scaled = self._kind_kernels[key] + scaled
+            length = self._kind_lengths[key] + length
+        self._kind_lengths[key] = length
+        self._kind_kernels[key] = scaled
+        self._kind_sites.setdefault(key, []).append(site)
+
+    def site_scores(self) -> tuple[SiteScore, ...]:
+        """Return all candidates, best first."""
+        by = self.options.score
+        order = sorted(self._scores, key=lambda key: (-float(self._scores[key][by][0]), str(key[0]), key[1]))
+        best = self._scores[order[0]][by]
+        out = []
+        for site, family in order:
+            scores = self._scores[site, family]
+            value, low, high = jackknife_interval(scores[by])
+            difference = jackknife_interval(best - scores[by])
+            out.append(
+                SiteScore(
+                    layer=site.layer,
+                    kind=site.kind.value,
+                    family=family,
+                    score=value,
+                    ci_low=low,
+                    ci_high=high,
+                    n_params=self.num_params(site, family),
+                    ties_with_best=difference[1] <= 0,
+                    scores={name: float(values[0]) for name, values in scores.items()},
+                )
+            )
+        return tuple(out)
+
+    def linear_shares(self) -> dict[Site, float]:
+        """Return the learnable share of every linear edit."""
+        return {site: float(self._scores[site, "linear"]["learnable_share"][0]) for site in self.linear_kernels}
+
+    def kind_scores(self) -> tuple[KindScore, ...]:
+        """Return each kind steered at all layers at once, best first."""
+        by = self.options.score if get_score(self.options.score).needs is Needs.KERNEL else DEFAULT_SCORE
+        out = []
+        for (kind, family), kernel in self._kind_kernels.items():
+            sites = self._kind_sites[kind, family]
+            # Each of n sites makes the n-th part of the regression's change; its edit is that much shorter. The
+            # length of the whole is the root mean square over sites.
+            length = self._kind_lengths[kind, family] / len(sites) ** 3
+            scores = compute_scores(self._candidate(kernel, length, family, None))[by]
+            require_finite(f"the score {by!r} of all sites of kind '{kind}' ({family})", scores)
+            value, low, high = jackknife_interval(scores)
+            count = sum(self.num_params(site, family) for site in sites)
+            out.append(KindScore(kind.value, family, value, low, high, count, len(sites)))
+        return tuple(sorted(out, key=lambda k: (-k.score, k.kind, k.family)))
+
+    def sketch_errors(self, sites: list[Site], plan: SketchPlan) -> dict[str, Any]:
+        """Measure the sketches' error: two halves of the blocks are two independent sketches.
+
+        Their difference, halved, estimates the error of the whole (which has half the variance of each).
+        """
+        sample = sites[:: max(1, len(sites) // 24)]
+        relative, shares = [], []
+        for site in sample:
+            feature = self.features.linear[site]
+            parts = feature.unflatten(-1, (plan.blocks, -1)).chunk(2, dim=2)
+            first, second = (
+                Kernel.of([part.flatten(2)], self.features, self.rows, cross=False, what=f"an edit of '{site}'").probe
+                for part in parts
+            )
+            relative.append(float((first - second).norm() / (first + second).norm().clamp_min(1e-300)))
+            shares.append([quick_share(kernel, self.problem) for kernel in (first, second)])
+        pairs = torch.tensor(shares, dtype=torch.float64)
+        return {
+            "sketch_error": sum(relative) / len(relative),
+            "score_error": float((pairs[:, 0] - pairs[:, 1]).pow(2).mean().sqrt() / 2),
+            "rank_agreement": spearman(pairs[:, 0], pairs[:, 1]),
+            "num_sites_measured": len(sample),
+        }

@@ -1,0 +1,74 @@
+"""Scores of a site, one file per idea; higher is always better.
+
+``score`` says what a score is and lists all; ``candidate`` is what they are computed from. A new score is one file with
+one function, named in :data:`FILES`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from steerscope.analysis.scoring.scores.candidate import Candidate, Place, is_zero, relative_length
+from steerscope.analysis.scoring.scores.score import (
+    Needs,
+    Score,
+    Unit,
+    all_scores,
+    get_score,
+    ranking_scores,
+    register_score,
+    unregister_score,
+)
+
+DEFAULT_SCORE = "learnable_share"
+# Importing a file registers its scores; tables list them in this order.
+FILES = (
+    "learnable_share",
+    "learnable_share_with_mean",
+    "in_sample_share",
+    "own_direction",
+    "predicted_loss",
+    "predicted_loss_bounded",
+    "alignment",
+    "gradient_capture",
+    "gradient_norm",
+    "places",
+)
+for _file in FILES:
+    import_module(f"{__name__}.{_file}")
+
+__all__ = [
+    "DEFAULT_SCORE",
+    "Candidate",
+    "Needs",
+    "Place",
+    "Score",
+    "Unit",
+    "all_scores",
+    "compute_scores",
+    "get_score",
+    "ranking_scores",
+    "register_score",
+    "relative_length",
+    "unregister_score",
+]
+
+
+def compute_scores(candidate: Candidate, *needs: Needs) -> dict[str, Tensor]:
+    """Return the scores of a candidate ``column``, in float64: all, or those of some needs.
+
+    Scores of a place are left out where it has none. A kernel of zero (an edit that moves no output) scores zero.
+    """
+    found: dict[str, Tensor] = {}
+    for score in map(get_score, ranking_scores(*needs)):
+        if score.needs is Needs.PLACE and candidate.place is None:
+            continue
+        if score.needs is Needs.KERNEL and is_zero(candidate.kernel.probe):
+            found[score.name] = candidate.zeros()
+            continue
+        value = torch.as_tensor(score.compute(candidate), dtype=torch.float64)
+        found[score.name] = value if value.dim() else value.expand(candidate.num_columns)
+    return found

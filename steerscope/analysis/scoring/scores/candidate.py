@@ -1,0 +1,124 @@
+"""What scores are computed from: one candidate's kernel beside fine-tuning's, and what several scores share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from steerscope.analysis.scoring.kernels import Kernel, Rows
+from steerscope.analysis.scoring.problem import Direction, Predictions, Problem, predict
+from steerscope.finite import require_finite
+from steerscope.sites import Site
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a candidate is.
+
+    Attributes:
+        site: The site.
+        num_layers: Blocks of the model.
+        read_rms: Root mean square of what the site reads, in the units of the residual stream.
+    """
+
+    site: Site
+    num_layers: int
+    read_rms: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An edit that could be trained: at one site, or at several together.
+
+    Every score of a kernel comes as a vector (``column``): entry 0 from all prompts, entry 1 + g with group g of the
+    prompts left out.
+
+    Attributes:
+        family: ``linear`` or ``vector``.
+        place: Where it is; None for several sites together.
+        kernel: Its neural tangent kernel: Gram matrix of the derivatives of the outputs by the edit's parameters.
+        target: Fine-tuning's kernel, the sum over all linear maps of the blocks.
+        problem: The held-out regression made from ``target``.
+        rows: What the kernels' rows are: (example, probe) pairs.
+        curvature: ``example probe probe``: the softmax's Fisher matrices.
+        squared_length: ``row row``: its quadratic form in a regression's dual weights is the square of the edit's
+            length over that of what it is added to (:func:`relative_length`).
+        seed: Seed of what is drawn.
+    """
+
+    family: str
+    place: Place | None
+    kernel: Kernel
+    target: Kernel
+    problem: Problem
+    rows: Rows
+    curvature: Tensor
+    squared_length: Tensor
+    seed: int = 0
+
+    @property
+    def num_columns(self) -> int:
+        """All prompts, and each group left out."""
+        return 1 + self.problem.num_groups
+
+    @cached_property
+    def unit_kernel(self) -> Tensor:
+        """The kernel over rows ``row row``, divided by the mean of its diagonal."""
+        return self.kernel.probe / self.kernel.scale
+
+    @cached_property
+    def predictions(self) -> tuple[tuple[Predictions, Direction], ...]:
+        """What the unit kernel predicts from each half on the other, with the problem it answers.
+
+        Cost: one factorisation of half the rows per direction, once for all scores.
+        """
+        return tuple((predict(self.unit_kernel, one, self.problem.ridge), one) for one in self.problem.directions)
+
+    @cached_property
+    def included(self) -> Tensor:
+        """``example column``: 1 where an example takes part."""
+        found = torch.zeros(self.rows.num_examples, self.num_columns, dtype=torch.float64)
+        for direction in self.problem.directions:
+            found[self.rows.example[direction.train]] = direction.train_in
+        return found
+
+    def zeros(self) -> Tensor:
+        """Return a score of zero ``column``."""
+        return torch.zeros(self.num_columns, dtype=torch.float64)
+
+
+def r_squared(parts: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """Return 1 - (squared error) / (squared truth) per column, pooled over (prediction, truth, used)."""
+    error = torch.stack([((truth - predicted) ** 2 * used).sum(0) for predicted, truth, used in parts]).sum(0)
+    size = torch.stack([(truth**2 * used).sum(0) for _, truth, used in parts]).sum(0)
+    return 1 - error / size.clamp_min(1e-300)
+
+
+def is_zero(kernel: Tensor) -> bool:
+    """Whether a kernel ``row row`` is zero: an edit that moves no output.
+
+    Raises:
+        InputError: It is NaN or infinite.
+    """
+    require_finite("a kernel", kernel.diagonal())
+    return float(kernel.diagonal().mean()) <= 0
+
+
+def relative_length(kernel: Tensor, read_length: float, held_length: float) -> Tensor:
+    """Return the ``squared_length`` of an edit whose kernel ``row row`` this is.
+
+    With dual weights ``b`` of the kernel at unit scale, ``c`` that scale, the edit's matrix has the squared norm
+    ``b^T K b / c^2``, and moves a token that reads ``x / s`` by at most that norm times ``|x / s|``.
+
+    Args:
+        kernel: Not scaled.
+        read_length: Typical length of what the edit reads, as its features are scaled; 1 for a fixed vector.
+        held_length: Typical length of what the edit is added to.
+    """
+    if is_zero(kernel):
+        return torch.zeros_like(kernel)
+    scale = float(kernel.diagonal().mean())
+    return kernel / scale * (read_length / max(held_length, 1e-30)) ** 2 / scale

@@ -1,0 +1,19 @@
+"""The Kullback-Leibler divergence of next-token distributions, and its derivative (P41)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def divergence(logits: Tensor, reference: Tensor) -> Tensor:
+    """Return ``KL(p || q)`` in nats, the mean over tokens, from logits ``(batch token vocabulary)``."""
+    log_p, log_q = logits.log_softmax(-1), reference.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+
+
+def divergence_slope(logits: Tensor, logits_shift: Tensor, reference: Tensor) -> Tensor:
+    """Return the derivative of ``KL(p || q)`` when the logits of p move along ``logits_shift``. Source: P41."""
+    log_p, log_q = logits.log_softmax(-1), reference.log_softmax(-1)
+    p = log_p.exp()
+    centred = logits_shift - (p * logits_shift).sum(-1, keepdim=True)
+    return (p * centred * (log_p - log_q)).sum(-1).mean()

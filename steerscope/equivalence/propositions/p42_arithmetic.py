@@ -1,0 +1,146 @@
+r"""P42: task arithmetic with adapters: do two edits trained apart add up?
+
+Parameters :math:`\theta_0 + a_1\tau_1 + a_2\tau_2` of adapters (task vectors :math:`\tau_t`). In the tangent model
+:math:`f_{lin} = f_0 + \nabla f^\top \tau` (Ortiz-Jimenez et al., 2305.12827) they add exactly. In the model itself
+the mixed difference
+
+.. math:: f(a_1, a_2) - f(a_1, 0) - f(0, a_2) + f(0, 0) = a_1 a_2\, \partial_1\partial_2 f + \dots
+
+is of order :math:`a_1 a_2`: of second order when both grow, of first when one does. The error of weight
+disentanglement in that paper, :math:`\xi = E\,\mathrm{dist}(f(a_1, 0), f(a_1, a_2))`, is another quantity: it is of
+first order in :math:`a_2` unless the second task does not act on the first one's data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from steerscope.equivalence.edits import family
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
+from steerscope.equivalence.propositions.parts import curve, relative_error
+from steerscope.equivalence.propositions.runs import post, run_at, shortened, slope_of
+from steerscope.equivalence.propositions.subject import Subject
+from steerscope.models.hooks import Edit
+from steerscope.sites import Site
+
+GROUP = "task arithmetic"
+LOW_RANK = family("low_rank")
+RANK = 2
+
+# Small enough that the next order changes a slope by less than 0.05, large enough for the square to stand above
+# rounding: 1e-8 against 1e-15.
+SCALES = (1e-2, 1e-3, 1e-4)
+SECOND_ORDER = (1.95, 2.05)
+FIRST_ORDER = (0.95, 1.05)
+# Linearity of a derivative: rounding.
+EXACT = 1e-11
+
+# Logits of the adapted model at strengths (a1, a2).
+Adapted = Callable[[Tensor, Tensor], Tensor]
+
+
+# --- formulas ---
+
+
+def mixed_term(both: Tensor, first: Tensor, second: Tensor, neither: Tensor) -> Tensor:
+    """Return ``f(a1, a2) - f(a1, 0) - f(0, a2) + f(0, 0)``. Source: P42."""
+    return both - first - second + neither
+
+
+def disentanglement_error(both: Tensor, alone: Tensor) -> Tensor:
+    """Return the distance of one task's outputs with and without the other: one term of ``xi``, 2305.12827."""
+    return (both - alone).norm()
+
+
+def tangent_shift(adapted: Adapted, first: float, second: float) -> Tensor:
+    """Return the shift of logits in the tangent model at ``(0, 0)`` along ``a1 tau_1 + a2 tau_2``."""
+    zero = torch.zeros((), dtype=torch.float64)
+    along = (torch.full_like(zero, first), torch.full_like(zero, second))
+    return torch.func.jvp(adapted, (zero, zero), along)[1]
+
+
+# --- check ---
+
+
+def _adapted(subject: Subject) -> tuple[Adapted, tuple[int, ...]]:
+    """Return the model with two task vectors of low-rank adapters, at ``U = 0`` and a common random D."""
+    layers = tuple(sorted({0, subject.layer}))
+    width = subject.site_map.d_model
+
+    def drawn(rows: int, columns: int, salt: int) -> Tensor:
+        return subject.draw(rows, columns, salt=salt) / width**0.5
+
+    start = {layer: drawn(RANK, width, 800 + layer) for layer in layers}
+    tasks = [
+        {layer: (drawn(width, RANK, 1000 * t + layer), drawn(RANK, width, 1500 + 1000 * t + layer)) for layer in layers}
+        for t in (1, 2)
+    ]
+
+    def adapted(first: Tensor, second: Tensor) -> Tensor:
+        def edit(layer: int) -> Edit:
+            (u1, d1), (u2, d2) = tasks[0][layer], tasks[1][layer]
+            now = {"U": first * u1 + second * u2, "D": start[layer] + first * d1 + second * d2}
+            return lambda h: LOW_RANK.delta(now, h)
+
+        edits: dict[Site, Edit] = {post(layer): edit(layer) for layer in layers}
+        return run_at(subject, edits=edits).logits
+
+    return adapted, layers
+
+
+def _check(subject: Subject) -> Evidence:
+    adapted, layers = _adapted(shortened(subject, 4))
+
+    def at(first: float, second: float) -> Tensor:
+        return adapted(torch.tensor(first, dtype=torch.float64), torch.tensor(second, dtype=torch.float64))
+
+    neither = at(0, 0)
+    one, two, both = tangent_shift(adapted, 1, 0), tangent_shift(adapted, 0, 1), tangent_shift(adapted, 1, 1)
+    alone1, alone2 = [at(a, 0) for a in SCALES], [at(0, a) for a in SCALES]
+    together = [at(a, a) for a in SCALES]
+    mixed = [float(mixed_term(t, f, s, neither).norm()) for t, f, s in zip(together, alone1, alone2, strict=True)]
+    fixed = SCALES[0]  # the second task's strength while the first one's shrinks
+    half = [float(mixed_term(at(a, fixed), f, alone2[0], neither).norm()) for a, f in zip(SCALES, alone1, strict=True)]
+    xi = [float(disentanglement_error(t, f)) for t, f in zip(together, alone1, strict=True)]
+    left = [float((t - neither - a * both).norm()) for a, t in zip(SCALES, together, strict=True)]
+    real = relative_error(alone1[0] + alone2[0] - 2 * neither, together[0] - neither)
+    size = float(neither.norm())
+    return Evidence(
+        claim=(
+            Measurement(
+                "tangent model: sum of two shifts minus the shift of the sum",
+                relative_error(one + two, both),
+                high=EXACT,
+            ),
+            Measurement("tangent model: slope of what it leaves over", slope_of(SCALES, left), *SECOND_ORDER),
+            Measurement("mixed difference, both strengths shrink: slope", slope_of(SCALES, mixed), *SECOND_ORDER),
+            Measurement("mixed difference, one strength shrinks: slope", slope_of(SCALES, half), *FIRST_ORDER),
+        ),
+        controls=(
+            Measurement("disentanglement error xi, both strengths shrink: slope", slope_of(SCALES, xi), *SECOND_ORDER),
+            Measurement(f"the model itself at strengths {fixed:g}: sum minus the shift of the sum", real, high=EXACT),
+        ),
+        notes=(f"rank-{RANK} adapters at layers {', '.join(map(str, layers))}, started at U = 0 with a common D",),
+        series={
+            "mixed difference": curve("strength of both tasks", SCALES, "over the logits", [m / size for m in mixed]),
+            "disentanglement error": curve("strength of both tasks", SCALES, "over the logits", [x / size for x in xi]),
+        },
+    )
+
+
+PROPOSITIONS: tuple[Proposition, ...] = (
+    Proposition(
+        42,
+        GROUP,
+        "task arithmetic of adapters",
+        "In the tangent model of Ortiz-Jimenez et al. (2305.12827) the shifts of two task vectors add exactly; in the "
+        "model their mixed difference is of order a1 a2.",
+        "The mixed difference, not that paper's xi, which is of first order unless one task leaves the other's data "
+        "alone.",
+        Source.LITERATURE,
+        _check,
+    ),
+)

@@ -1,0 +1,1 @@
+"""What training and evaluation leave behind: accuracies, evaluations, records, and a folder for each run."""

@@ -1,0 +1,228 @@
+"""What a run is and what came of it, as its folder keeps it.
+
+Fields are only added; ``schema_version`` changes when the meaning of one does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from steerscope.analysis.shown import Shown
+from steerscope.errors import InputError
+from steerscope.experiments.runs.evaluation import Evaluation
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What decides a run's outcome, written before it begins.
+
+    Attributes:
+        task: Name of the task.
+        method: ``none`` (the model as it is), ``post-block``, ``lora``, ``sft``, ...
+        sites: Names of the edited sites; empty for methods on weights.
+        rank: Rank of the edit, or ``None``.
+        seed: Training seed: data order and start.
+        model: Which model, as :meth:`~steerscope.models.load.ModelIdentity.as_dict` says it.
+        settings: All else, JSON-able: learning rate, steps, positions, data. Runs that differ in ``seed`` alone are
+            repetitions of one configuration.
+    """
+
+    task: str
+    method: str
+    sites: tuple[str, ...]
+    rank: int | None
+    seed: int
+    model: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, repr=False)
+class RunResults(Shown):
+    """What came out of a run, on test questions that chose nothing.
+
+    Attributes:
+        task: As in the configuration, like the next five.
+        method: ``none``, ``post-block``, ``lora``, ...
+        sites: Names of the edited sites.
+        rank: Rank of the edit, or ``None``.
+        seed: Training seed.
+        model: Which model.
+        settings: What else decided the outcome.
+        test_accuracy: Share of right generations.
+        test_low: Lower end of Wilson's 95% interval.
+        test_high: Upper end.
+        n: Test questions.
+        correct: How many were right.
+        majority: What the most frequent answer alone reaches on them.
+        test_set: Hash of the questions and answers.
+        loss: Nats per token of the right completions, or ``None`` where it is not finite or was not computed.
+        trainable_parameters: Numbers that the method trains.
+        total_parameters: Numbers in the model, those included.
+        tokens_per_second: Of training; of generation for method ``none``.
+        peak_memory: Bytes.
+        seconds: Wall time of the run.
+        versions: Package versions.
+        evaluation: All that the evaluation says.
+        command: How it was made.
+        training: What training found on its way: learning rates tried with their validation losses, losses, heads.
+        schema_version: Version of this format.
+    """
+
+    task: str
+    method: str
+    sites: tuple[str, ...]
+    rank: int | None
+    seed: int
+    model: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    test_accuracy: float
+    test_low: float
+    test_high: float
+    n: int
+    correct: int
+    majority: float
+    test_set: str
+    loss: float | None
+    trainable_parameters: int
+    total_parameters: int
+    tokens_per_second: float | None
+    peak_memory: int | None
+    seconds: float
+    versions: Mapping[str, str]
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @classmethod
+    def of(
+        cls,
+        config: RunConfig,
+        evaluation: Evaluation,
+        *,
+        trainable_parameters: int,
+        total_parameters: int,
+        tokens_per_second: float | None,
+        peak_memory: int | None,
+        seconds: float,
+        versions: Mapping[str, str],
+        command: str = "",
+        training: Mapping[str, Any] | None = None,
+    ) -> RunResults:
+        """Put together what a run was and what its evaluation on the test part found.
+
+        Raises:
+            InputError: The evaluation is of another part than test, or of another task.
+        """
+        if evaluation.split != "test" or evaluation.task != config.task:
+            raise InputError(
+                f"a run of task {config.task!r} is reported on its test part; got an evaluation of {evaluation.task!r} "
+                f"on {evaluation.split!r}. Evaluate on test."
+            )
+        low, high = evaluation.accuracy.interval
+        return cls(
+            **{f.name: getattr(config, f.name) for f in fields(config)},
+            test_accuracy=evaluation.accuracy.share,
+            test_low=low,
+            test_high=high,
+            n=evaluation.n,
+            correct=evaluation.correct,
+            majority=evaluation.majority,
+            test_set=evaluation.test_set,
+            loss=evaluation.loss,
+            trainable_parameters=trainable_parameters,
+            total_parameters=total_parameters,
+            tokens_per_second=tokens_per_second,
+            peak_memory=peak_memory,
+            seconds=seconds,
+            versions=versions,
+            evaluation=evaluation.as_dict(),
+            command=command,
+            training=training or {},
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> RunResults:
+        """Read what :func:`dataclasses.asdict` gave, strictly; ``where`` names it in messages.
+
+        Raises:
+            InputError: Another version, a field missing or of another type, or numbers that contradict each other.
+        """
+        if values.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(
+                f"{where} has schema_version {values.get('schema_version')!r}; expected {SCHEMA_VERSION}. Use the "
+                "steerscope that wrote it, or run again."
+            )
+        own: dict[str, Any] = {}
+        for one in fields(cls):
+            if one.name not in values:
+                if one.default is MISSING and one.default_factory is MISSING:
+                    raise InputError(f"{where} lacks {one.name!r}. Was it changed by hand? Run again.")
+                continue
+            value = values[one.name]
+            if not _fits(value, _KINDS[str(one.type)]):
+                raise InputError(f"{where}: {one.name} is {value!r}; expected {one.type}. Run again.")
+            own[one.name] = tuple(value) if one.name == "sites" else value
+        found = cls(**own)
+        if not (
+            0 <= found.test_low <= found.test_accuracy <= found.test_high <= 1
+            and found.n >= 1
+            and 0 <= found.majority <= 1
+            and math.isclose(found.correct / found.n, found.test_accuracy, abs_tol=1e-9)
+            and 0 <= found.trainable_parameters <= found.total_parameters
+        ):
+            raise InputError(
+                f"{where} contradicts itself: {found.line}, {found.correct} right, {found.trainable_parameters} of "
+                f"{found.total_parameters} parameters. Was it changed by hand? Run again."
+            )
+        return found
+
+    def headline(self) -> str:
+        """Return what was trained and how often it is right, in one sentence."""
+        return f"{self.method} on {self.task}, seed {self.seed}: {self.line}"
+
+    def paragraphs(self) -> list[str]:
+        """Return the line and what is behind it."""
+        sites = f" at {', '.join(self.sites[:3])}{' ...' if len(self.sites) > 3 else ''}" if self.sites else ""
+        rank = f", rank {self.rank}" if self.rank is not None else ""
+        rate = self.training.get("learning_rate")
+        facts = [
+            f"{self.method}{sites}{rank}, on {self.task}, seed {self.seed}, model {self.model.get('name')}",
+            f"trained parameters: {self.trainable_parameters:,} of {self.total_parameters:,}",
+            f"loss on the test part: {'none' if self.loss is None else f'{self.loss:.4f} nats per token'}",
+        ]
+        facts += [f"learning rate: {rate:g}"] if isinstance(rate, float) else []
+        return ["\n".join([self.line, *(f"  {fact}" for fact in facts)])]
+
+    @property
+    def line(self) -> str:
+        """The line a run ends with: ``test accuracy 61.2% [59.0%, 63.3%] n=2000 (majority 12.4%)``."""
+        return (
+            f"test accuracy {self.test_accuracy:.1%} [{self.test_low:.1%}, {self.test_high:.1%}] n={self.n} "
+            f"(majority {self.majority:.1%})"
+        )
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "int | None": (int, type(None)),
+    "float | None": (int, float, type(None)),
+    "tuple[str, ...]": (list,),
+    "Mapping[str, Any]": (dict,),
+    "Mapping[str, str]": (dict,),
+}
+
+
+def _fits(value: object, kinds: tuple[type, ...]) -> bool:
+    if isinstance(value, bool):
+        return object in kinds
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return isinstance(value, kinds) and (not isinstance(value, list) or all(isinstance(one, str) for one in value))
