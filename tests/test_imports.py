@@ -25,6 +25,7 @@ ORDER = [
     "finite",
     "files",
     "folders",
+    "site_kinds",
     "sites",
     "models",
     "equivalence",

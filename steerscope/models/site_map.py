@@ -43,7 +43,7 @@ class SiteMap:
             Site(layer, kind)
             for layer in range(len(self.blocks))
             for kind in SiteKind
-            if kind in chosen and not (kind is SiteKind.RESID_PRE and layer > 0)
+            if kind in chosen and not (kind.facts.is_first_block_only and layer > 0)
         )
 
     def resolve(self, site: Site | str) -> Site:

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from steerscope.errors import InputError
 from steerscope.finite import require_finite
 from steerscope.models.blocks import Block, is_transposed, linear_weight
-from steerscope.sites import Site, SiteKind
+from steerscope.site_kinds import Branch, Maps, Role
+from steerscope.sites import Site
 from steerscope.steering.beneath import active_adapter
 from steerscope.steering.families import Affine
 from steerscope.steering.identity import is_peft, language_model, tuner_layers
@@ -144,38 +145,31 @@ def _step(steering: SteeringModel, site: Site) -> _Step:
     edit = steering.edit_at(site).affine()
     if site.head is not None:
         edit = _of_all_heads(edit, site.head, steering.site_map.n_heads)
-    match site.kind:
-        case SiteKind.ATTN_HEADS:
-            return _Step(site, edit, (block.attn_write,), reads=True)
-        case SiteKind.MLP_HIDDEN:
-            return _Step(site, edit, (block.mlp_write,), reads=True)
-        case SiteKind.MLP_IN:
-            return _Step(site, edit, block.mlp_reads, reads=True)
-        case SiteKind.ATTN_OUT | SiteKind.RESID_MID:
-            return _Step(site, edit, (_writer(block, site, edit, block.attn_write, block.attn_post_norm),), reads=False)
-        case SiteKind.MLP_OUT | SiteKind.RESID_POST:
-            return _Step(site, edit, (_writer(block, site, edit, block.mlp_write, block.mlp_post_norm),), reads=False)
-        case _:
-            raise InputError(
-                f"the edit at '{site}' adds to the embeddings, which many models also use to make logits; no weight "
-                "holds it alone. Keep it as an adapter."
-            )
+    facts = site.kind.facts
+    if facts.read_by is not None:
+        return _Step(site, edit, block.maps(*facts.read_by), reads=True)
+    if facts.written_by:
+        return _Step(site, edit, _writer(block, site, edit, facts.written_by[-1]), reads=False)
+    raise InputError(
+        f"the edit at '{site}' adds to the embeddings, which many models also use to make logits; no weight "
+        "holds it alone. Keep it as an adapter."
+    )
 
 
-def _writer(block: Block, site: Site, edit: Affine, write: nn.Module, norm: nn.Module | None) -> nn.Module:
-    if site.kind in (SiteKind.RESID_MID, SiteKind.RESID_POST) and edit.matrix is not None:
-        branch = "mlp_out" if site.kind is SiteKind.RESID_POST else "attn_out"
+def _writer(block: Block, site: Site, edit: Affine, branch: Branch) -> tuple[nn.Module, ...]:
+    if site.kind.facts.role is Role.STREAM and edit.matrix is not None:
+        added = site.kind.adds_at
         raise InputError(
-            f"the edit at '{site}' acts on the whole stream, M x with x = (skip) + {branch}; the skip connection "
-            f"carries its part past every weight of the block. Only a vector, or an edit of '{site.layer}.{branch}', "
+            f"the edit at '{site}' acts on the whole stream, M x with x = (skip) + {added}; the skip connection "
+            f"carries its part past every weight of the block. Only a vector, or an edit of '{site.layer}.{added}', "
             "can be merged."
         )
-    if norm is not None:
+    if block.post_norm(branch) is not None:
         raise InputError(
             f"the edit at '{site}' is added behind a norm (layout '{block.description.layout}'), which has no bias and "
             "rescales what the weights before it write; they cannot hold it. Keep it as an adapter."
         )
-    return write
+    return block.maps(branch, Maps.WRITE)
 
 
 def _of_all_heads(edit: Affine, head: int, n_heads: int) -> Affine:

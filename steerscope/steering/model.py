@@ -23,16 +23,14 @@ from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.site_map import SiteMap, decoder_of, find_sites
 from steerscope.models.virtual_tokens import require_no_tokens_around, require_no_virtual_tokens
-from steerscope.sites import Site, SiteKind
+from steerscope.site_kinds import Place
+from steerscope.sites import Site
 from steerscope.steering import beneath, hub, loading, merging, saving, scales
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FAMILIES, SteeringEdit
 from steerscope.steering.identity import identify, is_peft, language_model, tuner_layers
 from steerscope.steering.passes import Passes, Told, passes_on
 from steerscope.steering.positions import Positions
-
-# Edits of these act on what enters or leaves a block, not inside it.
-_OUTSIDE = (SiteKind.RESID_PRE, SiteKind.RESID_POST)
 
 
 class SteeringModel(nn.Module):
@@ -75,7 +73,7 @@ class SteeringModel(nn.Module):
             require_no_virtual_tokens(base_model, f"positions {config.positions!r} are counted without them")
         blocks = [block.module for block in site_map.blocks]
         decoder = decoder_of(base_model)
-        inside = {blocks[site.layer] for site in self.sites if site.kind not in _OUTSIDE}
+        inside = {blocks[site.layer] for site in self.sites if site.kind.facts.place is Place.INSIDE}
         self._passes = Passes(self, Positions.parse(config.positions), base_model, decoder, blocks, inside)
         self._hooks = ExitStack()
         self._hooks.callback(self._passes.close)

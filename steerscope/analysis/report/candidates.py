@@ -10,12 +10,12 @@ from scipy.stats import rankdata
 
 from steerscope.analysis.report.vocabulary import clean, is_close, ordered_kinds
 from steerscope.analysis.results import KindScore, Ranking, SiteScore
-from steerscope.sites import SiteKind
+from steerscope.site_kinds import kinds_written_by_branches
 
 # Kinds that add to the stream: a fixed vector there is one and the same edit at every kind that adds at the
 # same point. Which ones do depends on the layout (in parallel blocks attn_out joins mlp_out), so equal numbers
 # decide, and only among these kinds.
-_WRITES = {SiteKind.ATTN_OUT, SiteKind.RESID_MID, SiteKind.MLP_OUT, SiteKind.RESID_POST}
+_WRITES = frozenset(kinds_written_by_branches())
 
 
 @dataclass(frozen=True)

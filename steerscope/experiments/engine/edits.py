@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from steerscope.models.hooks import Tap, tapping
 from steerscope.models.site_map import SiteMap
-from steerscope.sites import Site, SiteKind
+from steerscope.sites import Site
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FAMILIES, SteeringEdit
 from steerscope.steering.positions import Positions, token_mask
@@ -83,7 +83,9 @@ class PackedEdits(nn.Module):
         for place, run in enumerate(runs):
             for site in self.by_run[run]:
                 places.setdefault(site, []).append(place)
-        taps = {site: self._tap(site, runs, places[site], masks) for site in sorted(places, key=_order)}
+        taps = {
+            site: self._tap(site, runs, places[site], masks) for site in sorted(places, key=lambda site: site.order)
+        }
         with tapping(self.site_map, taps):
             yield
 
@@ -146,7 +148,3 @@ class _Stack:
         full = torch.ones(read.shape[1:-1], dtype=torch.bool, device=read.device)
         mask = torch.stack([full if mask is None else mask.to(read.device) for mask in self.masks])
         return torch.where(mask.unsqueeze(-1), added, 0)
-
-
-def _order(site: Site) -> tuple[int, int, int]:
-    return site.layer, list(SiteKind).index(site.kind), -1 if site.head is None else site.head
