@@ -35,8 +35,8 @@ from steerscope.equivalence.tangents import combine, random_projection
 from steerscope.experiments.validation.agreement import finite_losses, partial_spearman, spearman
 from steerscope.experiments.validation.result import Validation
 from steerscope.models.hooks import tapping
-from steerscope.models.selfcheck import vocab_size
 from steerscope.models.site_map import SiteMap
+from steerscope.models.wrappers import vocab_size
 from steerscope.sites import Site
 
 BLOCKS, SIZE = 8, 24

@@ -156,7 +156,7 @@ def _run(
     at_site: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Run the model with the block of ``site`` written out; ``at_site`` maps the tensor there to what goes on."""
-    unwrap = getattr(model, "get_base_model", None)  # an adapter library's wrapper
+    unwrap = getattr(model, "get_base_model", None)  # not by models.wrappers: no code is shared with the fast paths
     inner: Any = unwrap() if callable(unwrap) else model
     family = inner.config.model_type
     if family not in _BLOCKS:

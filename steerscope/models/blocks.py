@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from steerscope.errors import UnsupportedModelError
+from steerscope.models.wrappers import acting_layer
 from steerscope.site_kinds import Branch, Maps, SiteKind
 
 
@@ -236,9 +237,8 @@ def width_of(block: Block, kind: SiteKind, d_model: int) -> int:
 
 
 def linear_weight(module: nn.Module) -> Tensor:
-    """Return the weight of a linear map, looking inside an adapter's wrapper (``base_layer``)."""
-    inner = getattr(module, "base_layer", module)
-    weight = getattr(inner, "weight", None)
+    """Return the weight of a linear map, looking inside PEFT's wrapper of it."""
+    weight = getattr(acting_layer(module), "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         raise UnsupportedModelError(
             f"expected a linear map with a 2-dimensional weight, got {type(module).__name__}. "
@@ -249,8 +249,7 @@ def linear_weight(module: nn.Module) -> Tensor:
 
 def is_transposed(module: nn.Module) -> bool:
     """Whether the weight is stored input-first (GPT-2's ``Conv1D``)."""
-    inner = getattr(module, "base_layer", module)
-    return type(inner).__name__ == "Conv1D"
+    return type(acting_layer(module)).__name__ == "Conv1D"
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from steerscope.finite import require_finite
 from steerscope.models.blocks import Block, linear_weight
 from steerscope.models.hooks import Edit, edited, reading
 from steerscope.models.site_map import SiteMap
+from steerscope.models.wrappers import vocab_size
 from steerscope.site_kinds import Place
 from steerscope.sites import Site, SiteKind
 
@@ -66,12 +67,6 @@ def check_sites(model: nn.Module, site_map: SiteMap, num_tokens: int = 6) -> Non
             if torch.equal(run(), plain):
                 raise UnsupportedModelError(f"self-check: an edit of '{layer}.{kind}' left the logits as they were.")
         _check_writes(model, site_map, kind, run, clean, generator)
-
-
-def vocab_size(model: nn.Module) -> int:
-    """Return the number of token embeddings of a model."""
-    embeddings = model.get_input_embeddings()  # type: ignore[operator]
-    return int(embeddings.weight.shape[0])
 
 
 def _run_and_read(run: Callable[[], Tensor], site_map: SiteMap) -> dict[tuple[int, SiteKind], Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -15,6 +14,7 @@ from steerscope.errors import InputError
 from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.site_map import SiteMap
+from steerscope.models.wrappers import language_model, original_layer
 
 
 @dataclass(frozen=True)
@@ -60,37 +60,12 @@ class BaseIdentity:
         return cls(**values)
 
 
-def language_model(model: nn.Module) -> nn.Module:
-    """Return the transformers model inside wrappers, PEFT's and those of this project, or the model itself."""
-    inner: Any = model
-    # Wrappers hold it as a module; a transformers model has a property of that name.
-    while "base_model" in inner._modules:
-        unwrap = getattr(type(inner), "get_base_model", None)
-        inner = unwrap(inner) if callable(unwrap) else inner.base_model
-    assert isinstance(inner, nn.Module)
-    return inner
-
-
-def is_peft(model: nn.Module) -> bool:
-    """Whether PEFT wraps the model."""
-    return hasattr(model, "peft_config") and callable(getattr(model, "get_base_model", None))
-
-
-def tuner_layers(model: nn.Module) -> set[nn.Module]:
-    """Return the layers that PEFT put into a model, in whatever way."""
-    if "peft" not in sys.modules:  # slow to load, and without it there are none
-        return set()
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return {module for module in model.modules() if isinstance(module, BaseTunerLayer)}
-
-
 def own_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights of the language model itself by the names they have without PEFT, in its own order."""
     seen: set[int] = set()
 
     def below(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
-        own = _without_tuner(module)
+        own = original_layer(module)
         if own is None or id(own) in seen:
             return
         seen.add(id(own))
@@ -102,23 +77,6 @@ def own_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield from below(child, f"{prefix}{name}.")
 
     yield from below(language_model(model), "")
-
-
-def _without_tuner(module: nn.Module) -> nn.Module | None:
-    """Return the module that PEFT put another one around, or the module itself."""
-    if "peft" not in sys.modules:
-        return module
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    found: Any = module
-    while True:
-        if isinstance(found, BaseTunerLayer):
-            found = getattr(found, "base_layer", None)
-        elif isinstance(found, AuxiliaryTrainingWrapper):
-            found = found.original_module
-        else:
-            return found
 
 
 @torch.no_grad()

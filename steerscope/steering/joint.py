@@ -33,10 +33,10 @@ from steerscope.errors import InputError, did_you_mean
 from steerscope.files import read_text, write_text
 from steerscope.finite import require_finite_record
 from steerscope.models.hooks import reading
+from steerscope.models.wrappers import is_peft
 from steerscope.site_kinds import Maps, kind_read_by, kinds_written_by_branches
 from steerscope.sites import Site
 from steerscope.steering.families.low_rank import LinearAdapter
-from steerscope.steering.identity import is_peft
 from steerscope.steering.model import SteeringModel
 
 CONSTRAINTS = ("none", "input", "output")

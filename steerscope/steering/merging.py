@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from steerscope.errors import InputError
 from steerscope.finite import require_finite
 from steerscope.models.blocks import Block, is_transposed, linear_weight
+from steerscope.models.wrappers import acting_layer, is_peft, language_model, tuner_layers
 from steerscope.site_kinds import Branch, Maps, Role
 from steerscope.sites import Site
 from steerscope.steering.beneath import active_adapter
 from steerscope.steering.families import Affine
-from steerscope.steering.identity import is_peft, language_model, tuner_layers
 from steerscope.steering.peft_types import UNMERGED, type_name
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def merge(steering: SteeringModel, *, make_biases: bool = False) -> None:
     with torch.no_grad():
         for step in steps:
             for module in step.maps:
-                (_before if step.reads else _after)(_plain(module), step.edit)
+                (_before if step.reads else _after)(acting_layer(module), step.edit)
 
 
 def _require_mergeable(wrapped: Any) -> None:
@@ -126,7 +126,7 @@ def _require_mergeable(wrapped: Any) -> None:
             )
     model: Any = language_model(wrapped)
     tied = [get() for get in (model.get_input_embeddings, model.get_output_embeddings)]
-    are_tied = None not in tied and linear_weight(_plain(tied[0])) is linear_weight(_plain(tied[1]))
+    are_tied = None not in tied and linear_weight(acting_layer(tied[0])) is linear_weight(acting_layer(tied[1]))
     # A layer of PEFT that trains tokens replaces the rows of both; one that adds to a map would add to the other.
     if are_tied and any(hasattr(one, "merge") and not hasattr(one, "trainable_tokens_delta") for one in tied):
         raise InputError(
@@ -193,19 +193,8 @@ def _require(vector: Tensor | None) -> Tensor:
     return vector
 
 
-def _plain(module: nn.Module) -> nn.Module:
-    """Return the linear map inside PEFT's wrapper of it (its trained copy, if it has one), or the map itself."""
-    copies = module._modules.get("modules_to_save")
-    if isinstance(copies, nn.ModuleDict):
-        return copies[module.active_adapter]  # type: ignore[index]
-    unwrap = getattr(module, "get_base_layer", None)
-    found = unwrap() if callable(unwrap) else module
-    assert isinstance(found, nn.Module)
-    return found
-
-
 def _lacks_bias(module: nn.Module) -> bool:
-    return getattr(_plain(module), "bias", None) is None
+    return getattr(acting_layer(module), "bias", None) is None
 
 
 def _weight(module: nn.Module) -> Tensor:

@@ -21,14 +21,15 @@ from steerscope.models.compat import checkpoint_activations
 from steerscope.models.hooks import Tap, tapping
 from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import require_weights_in_memory
-from steerscope.models.site_map import SiteMap, decoder_of, find_sites
+from steerscope.models.site_map import SiteMap, find_sites
 from steerscope.models.virtual_tokens import require_no_tokens_around, require_no_virtual_tokens
+from steerscope.models.wrappers import decoder_of, is_peft, language_model, tuner_layers
 from steerscope.site_kinds import Place
 from steerscope.sites import Site
 from steerscope.steering import beneath, hub, loading, merging, saving, scales
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FAMILIES, SteeringEdit
-from steerscope.steering.identity import identify, is_peft, language_model, tuner_layers
+from steerscope.steering.identity import identify
 from steerscope.steering.passes import Passes, Told, passes_on
 from steerscope.steering.positions import Positions
 

@@ -35,10 +35,10 @@ from steerscope.finite import require_finite
 from steerscope.models.blocks import BlockDescription
 from steerscope.models.hooks import Edit, edited, reading
 from steerscope.models.site_map import find_sites
+from steerscope.models.wrappers import is_peft
 from steerscope.site_kinds import Place
 from steerscope.sites import Site, SiteKind
 from steerscope.steering.families import LinearAdapter
-from steerscope.steering.identity import is_peft
 from steerscope.steering.model import SteeringModel
 
 Batch = Mapping[str, Tensor]

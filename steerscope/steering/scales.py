@@ -13,8 +13,8 @@ from steerscope.errors import InputError
 from steerscope.finite import require_finite
 from steerscope.models.hooks import Tap, tapping
 from steerscope.models.site_map import SiteMap
+from steerscope.models.wrappers import language_model
 from steerscope.sites import Site
-from steerscope.steering.identity import language_model
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from steerscope.experiments.training.shared_prefix import SharedPrefixTrainer
 from steerscope.experiments.training.trainee import Trainee
 from steerscope.files import told
 from steerscope.models.bundled import quiet_transformers
-from steerscope.steering.identity import language_model
+from steerscope.models.wrappers import language_model
 
 # A checkpoint without one of these was cut off while it was written; the last is written last.
 _PARTS = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
