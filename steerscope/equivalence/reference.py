@@ -318,7 +318,7 @@ def dense_edit_jacobian(
     elif family == "linear":
         zero = torch.zeros(width, width, dtype=value.dtype, device=value.device)
     else:
-        raise InputError(f"unknown edit family {family!r} for the reference. Valid: vector, linear.")
+        raise InputError(f"unknown edit form {family!r} for the reference. Valid: vector, linear.")
 
     def rows(parameter: Tensor) -> Tensor:
         def edit(h: Tensor) -> Tensor:

@@ -27,8 +27,9 @@ from steerscope.models.wrappers import decoder_of, is_peft, language_model, tune
 from steerscope.site_kinds import Place
 from steerscope.sites import Site
 from steerscope.steering import beneath, hub, loading, merging, saving, scales
+from steerscope.steering.build import build_edits
 from steerscope.steering.config import SteeringConfig
-from steerscope.steering.families import FAMILIES, SteeringEdit
+from steerscope.steering.families import SteeringEdit
 from steerscope.steering.identity import identify
 from steerscope.steering.passes import Passes, Told, passes_on
 from steerscope.steering.positions import Positions
@@ -62,12 +63,11 @@ class SteeringModel(nn.Module):
             )
         self.base_model = base_model
         self.steering_config, self.site_map, self._loaded = config, site_map, loaded
-        self.sites = config.resolve(site_map)
+        edits = build_edits(config, site_map)
+        self.sites = tuple(edits)
         self._were_trainable = [p for p in base_model.parameters() if p.requires_grad]
         self.edits = nn.ModuleDict()
-        generator = torch.Generator().manual_seed(config.seed)
-        for site in self.sites:
-            edit = FAMILIES[config.family](config.options(site_map.width(site)), generator)
+        for site, edit in edits.items():
             self.edits[_key(site)] = edit.to(next(site_map.blocks[site.layer].module.parameters()).device)
         _freeze(base_model)
         if config.positions != "all":

@@ -16,25 +16,11 @@ from torch.func import functional_call
 from steerscope.models.hooks import Tap, tapping
 from steerscope.models.site_map import SiteMap
 from steerscope.sites import Site
+from steerscope.steering.build import build_edits
 from steerscope.steering.config import SteeringConfig
-from steerscope.steering.families import FAMILIES, SteeringEdit
+from steerscope.steering.families import SteeringEdit
 from steerscope.steering.positions import Positions, token_mask
 from steerscope.steering.prompt_end import Columns
-
-
-def build_edits(config: SteeringConfig, site_map: SiteMap) -> dict[Site, SteeringEdit]:
-    """Return the edits of a configuration as they start, by site in the order of computation.
-
-    Args:
-        config: Which edits, and the seed of what is drawn.
-        site_map: The model's sites.
-
-    Raises:
-        InputError: The model lacks a site.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    family = FAMILIES[config.family]
-    return {site: family(config.options(site_map.width(site)), generator) for site in config.resolve(site_map)}
 
 
 class PackedEdits(nn.Module):

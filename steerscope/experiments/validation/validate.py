@@ -17,7 +17,6 @@ from steerscope.analysis.ranking import rank_sites
 from steerscope.analysis.results import Ranking
 from steerscope.analysis.scores import DEFAULT_SCORE, Needs, ranking_scores
 from steerscope.errors import InputError
-from steerscope.experiments.engine.edits import build_edits
 from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.engine.sweep import Candidate, Outcome, Sweep
 from steerscope.experiments.validation.agreement import agreements, ceiling
@@ -30,6 +29,7 @@ from steerscope.files import told
 from steerscope.folders import Kind, require_folder_for
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site, parse_site
+from steerscope.steering.build import build_edits
 
 PLAIN_BASELINES = (
     "depth",
