@@ -32,7 +32,7 @@ def measure(what: str, model: str, steps: int, batch_size: int, rank: int, dtype
     from transformers import TrainerCallback
 
     from steerscope.experiments.shared_prefix import shared_length
-    from steerscope.experiments.tasks import get_answer_task
+    from steerscope.experiments.tasks import get_task
     from steerscope.experiments.tasks.supervised import supervise
     from steerscope.experiments.training.data import Collator, training_rows
     from steerscope.experiments.training.engine import trainer_of
@@ -50,9 +50,9 @@ def measure(what: str, model: str, steps: int, batch_size: int, rank: int, dtype
             self.at.append((time.perf_counter(), time.process_time()))
 
     method = "lora" if what == "lora" else "post-block"
-    options = TrainOptions("listops", method, rank=rank, batch_size=batch_size, steps=steps + WARM, dtype=dtype)
+    options = TrainOptions("listops_paper", method, rank=rank, batch_size=batch_size, steps=steps + WARM, dtype=dtype)
     loaded = load_model(model, dtype=dtype)
-    examples = get_answer_task("listops").split("train", options.steps * batch_size, 0)
+    examples = get_task("listops_paper").split("train", options.steps * batch_size, 0)
     sequences = supervise(examples, loaded.tokenizer, loaded.max_length).sequences
     rows = training_rows(sequences, options.steps, batch_size, 0)
     tokens = sum(len(row.ids) for row in rows[WARM * batch_size :])

@@ -27,8 +27,7 @@ from steerscope import SteeringConfig, load_model
 from steerscope.experiments.engine import EditPack, RunSpec, train_pack
 from steerscope.experiments.engine.judge import judge_pack
 from steerscope.experiments.engine.spec import Schedule
-from steerscope.experiments.tasks.answer_task import AnswerExample
-from steerscope.experiments.tasks.listops import ListOps
+from steerscope.experiments.tasks import get_task
 from steerscope.experiments.tasks.supervised import SupervisedSequence, supervise
 from steerscope.experiments.training.data import training_rows
 from steerscope.models.load import LoadedModel
@@ -41,11 +40,8 @@ TEST = 256
 
 def sequences(loaded: LoadedModel, part: str, count: int, seed: int) -> tuple[SupervisedSequence, ...]:
     """Draw ListOps expressions whose value, one token, follows the equals sign at once."""
-    drawn = ListOps().split(part, count, seed)  # type: ignore[arg-type]
-    examples = [AnswerExample(f"{one.prompt.removesuffix(' =')}=", one.completion.strip(), "") for one in drawn]
-    with_end = supervise(examples, loaded.tokenizer, loaded.max_length).sequences
-    # Without the end token, whose loss would be most of the loss at the start and says nothing about the task.
-    return tuple(SupervisedSequence(one.ids[:-1], one.first_target) for one in with_end)
+    examples = get_task("listops").split(part, count, seed)  # type: ignore[arg-type]
+    return supervise(examples, loaded.tokenizer, loaded.max_length, ends=False).sequences
 
 
 def main() -> None:

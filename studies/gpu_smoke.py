@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from steerscope.experiments.tasks.listops import ListOps
+from steerscope.experiments.tasks import get_task
 from tests.byte_models import VOCAB, byte_model, byte_tokenizer
 from tests.steering.cases import SETTINGS, randomise
 
@@ -161,7 +161,7 @@ def compare_rank(place: Path, device: str, dtype: str) -> dict[str, Any]:
 # Training computes in these data types never, and full fine-tuning's updates would be lost in bfloat16.
 NOT_TRAINED = {"float16"}
 NOT_FINE_TUNED = {"float16", "bfloat16"}
-TASK = ("--task", "listops_bare", "--max-new-tokens", 8)
+TASK = ("--task", "listops", "--max-new-tokens", 8)
 
 
 def trained(place: Path, method: str, device: str, dtype: str) -> Path:
@@ -341,7 +341,7 @@ def cost(shape: str, device: str, dtype: str, num_examples: int) -> dict[str, An
     from steerscope.analysis.outputs import make_probes
 
     loaded = random_model(shape, device, dtype)
-    examples = ListOps().split("train", num_examples, 0)
+    examples = get_task("listops").split("train", num_examples, 0)
     options = RankOptions(max_examples=num_examples, batch_size=16)
     encoded = encode(examples, loaded.tokenizer, loaded.max_length)
     probes = make_probes(encoded, options.num_probes, SHAPES[shape][-1], 0, torch.float32)

@@ -28,7 +28,7 @@ from steerscope.experiments.evaluation.generation import generate
 from steerscope.experiments.evaluation.likelihood import choice_log_likelihoods, completion_loss
 from steerscope.experiments.evaluation.result import Evaluation
 from steerscope.experiments.finetune import mean_loss, short_finetune
-from steerscope.experiments.tasks.answer_task import AnswerExample
+from steerscope.experiments.tasks.task import TaskExample
 from steerscope.experiments.training.data import draw_parts, supervised
 from steerscope.experiments.training.run import Run
 from steerscope.experiments.validation.data import splits_of_examples
@@ -78,7 +78,7 @@ def place(tmp_path_factory):
     (folder / "data").mkdir()
     write_task(folder / "data", "listops")
     write_task(folder / "data", "boolq")
-    write_jsonl(folder / "data.jsonl", lines(24))
+    write_jsonl(folder / "data.jsonl", lines(60))
     return folder
 
 
@@ -183,7 +183,7 @@ def test_verify_is_refused(tmp_path):
 CHOICES = (" 1", " 2", " 3")
 WORDS = [f"[ MAX {i % 7} {i % 5} {i} ] =" for i in range(24)]
 EXAMPLES = [Example(text, CHOICES[i % 3], CHOICES, i % 3) for i, text in enumerate(WORDS)]
-ASKED = [AnswerExample(text, "7", "7", choices=("7", "8"), answer_index=0) for text in ("MAX 7\n", "MAX 8\n")]
+ASKED = [TaskExample(text, "7", answer="7", choices=("7", "8"), answer_index=0) for text in ("MAX 7\n", "MAX 8\n")]
 
 
 @pytest.fixture(scope="module")
@@ -343,9 +343,9 @@ def test_every_writer_of_json_refuses_nan():
 
 def test_an_evaluation_of_a_model_that_overflows_reports_nothing():
     loaded = byte_loaded()
-    from steerscope.experiments.tasks import get_answer_task
+    from steerscope.experiments.tasks import get_task
 
-    form = get_answer_task("listops").form
+    form = get_task("listops").form
     with pytest.raises(NotFiniteError, match="largest logit"):
         evaluate(loaded.model, loaded.tokenizer, form, ASKED, likelihoods=False, max_new_tokens=2)
     assert loaded.model.get_input_embeddings().weight.shape[0] == VOCAB

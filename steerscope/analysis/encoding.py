@@ -14,7 +14,7 @@ from steerscope.analysis.examples import Example
 from steerscope.errors import InputError
 from steerscope.models.lengths import is_beyond, require_one_side, switch_length
 from steerscope.models.load import LoadedModel
-from steerscope.models.tokens import require_known_tokens, text_tokens
+from steerscope.models.tokens import completion_tokens, require_known_tokens
 
 
 class OutputMode(StrEnum):
@@ -129,8 +129,8 @@ def encode_for(loaded: LoadedModel, examples: Sequence[Example]) -> Encoded:
 def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Encoded:
     """Tokenise examples and decide how their outputs are read.
 
-    Prompt and completion are tokenised together, so that the boundary falls where the model would see it;
-    supervision starts at the first token in which prompt and whole text differ.
+    The prompt's tokens are its own, those that a model is given which is to go on from it: prompt and completion are
+    tokenised together where that leaves them as they are, else apart.
 
     Args:
         examples: All with choices, or all without.
@@ -143,9 +143,9 @@ def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_
     if not examples:
         raise InputError("got no examples, expected at least one.")
     with_choices = examples[0].choices is not None
-    prompts = [text_tokens(e.prompt, tokenizer) for e in examples]
-    texts = [[text_tokens(e.prompt + c, tokenizer) for c in (e.choices or (e.completion,))] for e in examples]
-    starts = [min(_common(prompt, text) for text in many) for prompt, many in zip(prompts, texts, strict=True)]
+    parts = [[completion_tokens(e.prompt, c, tokenizer) for c in (e.choices or (e.completion,))] for e in examples]
+    texts = [[before + after for before, after in many] for many in parts]
+    starts = [len(many[0][0]) for many in parts]
     for index, (many, start) in enumerate(zip(texts, starts, strict=True)):
         _check_lengths(examples[index], index, many, start, max_length)
     answers = tuple(e.answer_index or 0 for e in examples)
@@ -215,13 +215,6 @@ def batches(
             example=column([row.example for row in rows]),
             choice=column([row.choice for row in rows]),
         )
-
-
-def _common(first: list[int], second: list[int]) -> int:
-    for index, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return index
-    return min(len(first), len(second))
 
 
 def _differ_in_last(texts: list[list[int]]) -> bool:

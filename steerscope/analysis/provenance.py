@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 # Raised when a change of this package's code makes earlier results incomparable. Versions of packages are recorded and
 # never refused: a patch release moves last bits, not meanings.
-RECIPE = 1
+RECIPE = 2
 _PARTS = {"train": "training data", "validation": "validation data", "test": "test data"}
 
 

@@ -10,13 +10,17 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
 from steerscope.files import read_text
 from steerscope.finite import parse_json, require_finite_record
 from steerscope.folders import write_result
+from steerscope.sites import parse_kind
+
+if TYPE_CHECKING:
+    from steerscope.steering.config import SteeringConfig
 
 SCHEMA_VERSION = 1
 
@@ -162,6 +166,49 @@ class Ranking(Shown):
             if site.family == family:
                 return site
         raise InputError(f"this ranking has no family {family!r}; it has {sorted({s.family for s in self.sites})}.")
+
+    def steering_config(self, which: str = "best", **options: Any) -> SteeringConfig:
+        """Return the configuration of an adapter at sites that this ranking chooses.
+
+        Args:
+            which: ``best`` for the best site, ``set`` for the greedy set, or a kind (``mlp_out``) at all its layers.
+            **options: Other fields of :class:`~steerscope.steering.config.SteeringConfig`. ``rank`` is that of the
+                ranking, where the family has one, and ``family`` is ``linear`` unless given; ``vector`` takes the best
+                site for vectors, and other families that for linear edits, which is what was ranked.
+
+        Raises:
+            InputError: The ranking has no such kind, or no set; or an option that the configuration does not take.
+        """
+        from steerscope.steering.config import SteeringConfig
+        from steerscope.steering.families import FAMILIES
+
+        family = options.setdefault("family", "linear")
+        if family in FAMILIES and FAMILIES[family].has_rank:
+            options.setdefault("rank", self.settings.get("rank"))
+        known = {field.name for field in dataclasses.fields(SteeringConfig)} - {"sites"}
+        if unknown := sorted(set(options) - known):
+            raise InputError(
+                f"steering_config got {', '.join(unknown)}; expected fields among {', '.join(sorted(known))}."
+            )
+        return SteeringConfig(sites=self._sites_of(which, "vector" if family == "vector" else "linear"), **options)
+
+    def _sites_of(self, which: str, family: str) -> tuple[str, ...]:
+        if which == "best":
+            return (self.best(family).name,)
+        if which == "set":
+            if not self.greedy:
+                raise InputError(
+                    "this ranking has no set of sites: its budget was too small for one. Rank again with more."
+                )
+            return tuple(f"{step.layer}.{step.kind}" for step in self.greedy)
+        try:
+            kind = parse_kind(which).value
+        except InputError as error:
+            raise InputError(f"[[which]] is {which!r}; expected best, set or a kind of site ({error})") from error
+        ranked = {site.kind for site in self.sites}
+        if kind not in ranked:
+            raise InputError(f"this ranking has no sites of kind {kind!r}; it has {', '.join(sorted(ranked))}.")
+        return (kind,)
 
     def headline(self) -> str:
         """Return of what it is a ranking, and what it says, in one sentence."""

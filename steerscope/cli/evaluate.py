@@ -10,15 +10,18 @@ import typer
 
 from steerscope.cli.options import (
     DEFAULT_MODEL,
-    AnswerTaskFiles,
-    AnswerTaskName,
     Device,
     Dtype,
     ModelName,
+    OwnExamples,
     Quiet,
     Revision,
+    TaskFiles,
+    TaskName,
     TrustRemoteCode,
+    chosen_task,
     command_line,
+    show_warnings,
 )
 from steerscope.cli.words import as_typed
 from steerscope.errors import InputError
@@ -26,12 +29,13 @@ from steerscope.errors import InputError
 
 def evaluate(
     model: ModelName = DEFAULT_MODEL,
-    task: AnswerTaskName = "listops",
+    task: TaskName = None,
+    data: OwnExamples = None,
+    data_dir: TaskFiles = None,
     adapter: Annotated[Path | None, typer.Option(help="Folder of a saved adapter (steering or PEFT).")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     max_examples: Annotated[int | None, typer.Option(help="Use so many questions; without it, all.")] = None,
     out: Annotated[Path | None, typer.Option(help="New folder for results.json and generations.jsonl.")] = None,
-    data_dir: AnswerTaskFiles = None,
     batch_size: Annotated[int, typer.Option(help="Prompts per batch.")] = 16,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest generation; without it, the task's.")] = None,
     likelihoods: Annotated[bool, typer.Option(help="Also likelihoods of choices and the loss.")] = True,
@@ -47,8 +51,7 @@ def evaluate(
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.evaluation.adapters import read_adapter
     from steerscope.experiments.evaluation.command import EvaluateOptions, evaluate_model
-    from steerscope.experiments.tasks import get_answer_task
-    from steerscope.experiments.tasks.answer_task import check_part
+    from steerscope.experiments.tasks.task import check_part
     from steerscope.folders import Kind
 
     # Everything that can be refused is refused here, before a model is loaded.
@@ -58,7 +61,7 @@ def evaluate(
     check_part(split)
     if out is not None:
         check_folder(out, Kind.RUN, overwrite=False, advice="")
-    chosen = get_answer_task(task, data_dir)
+    chosen = chosen_task(task, data, data_dir)
     saved = None if adapter is None else read_adapter(adapter)
     options = EvaluateOptions(
         model=model,
@@ -73,6 +76,7 @@ def evaluate(
         seed=seed,
     )
     examples = chosen.split(split, max_examples, seed)  # type: ignore[arg-type]  # checked above
+    show_warnings(chosen)
 
     with stage_progress(quiet=quiet) as show:
         command = command_line()

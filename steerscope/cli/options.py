@@ -9,15 +9,21 @@ from typing import Annotated
 
 import typer
 
-DEFAULT_MODEL = "smollm2-135m"
+from steerscope.errors import InputError
+from steerscope.experiments.tasks import FileTask, Task, get_task, task_names
+
+DEFAULT_MODEL, DEFAULT_TASK = "smollm2-135m", "listops"
 
 ModelName = Annotated[str, typer.Argument(help="smollm2-135m, a folder, a .gguf file or a Hugging Face name.")]
-AnswerTaskName = Annotated[
-    str,
-    typer.Option(help="listops, listops_bare, listops_gen, boolq, winogrande, arc_easy, arc_challenge, gsm8k or aqua."),
+TaskName = Annotated[
+    str | None, typer.Option(help=f"One of {', '.join(task_names())}; without it and --data, {DEFAULT_TASK}.")
 ]
-AnswerTaskFiles = Annotated[
-    Path | None, typer.Option(help="Folder with <task>-<part>.jsonl.gz; without it, the datasets package.")
+TaskFiles = Annotated[
+    Path | None, typer.Option(help="Folder with the task's files; without it, ListOps is generated, others downloaded.")
+]
+OwnExamples = Annotated[
+    Path | None,
+    typer.Option(help="Your examples as JSON lines instead of --task: 60% train, 15% validation, 25% test."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
@@ -26,6 +32,28 @@ TrustRemoteCode = Annotated[bool, typer.Option(help="Run code that comes with th
 JsonTarget = Annotated[str | None, typer.Option(help="Write the result as JSON to this file, or - for stdout.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace the report in a folder that is not empty.")]
 Quiet = Annotated[bool, typer.Option(help="No progress.")]
+
+
+def chosen_task(task: str | None, data: Path | None, data_dir: Path | None) -> Task:
+    """Return the task that ``--task``, ``--data`` and ``--data-dir`` name.
+
+    Raises:
+        InputError: Two of them contradict each other, or what they name cannot be used.
+    """
+    if data is None:
+        return get_task(DEFAULT_TASK if task is None else task, data_dir)
+    for option, value in (("--task", task), ("--data-dir", data_dir)):
+        if value is not None:
+            raise InputError(
+                f"--data {str(data)!r} and {option} {str(value)!r} exclude each other. Leave one of them out."
+            )
+    return FileTask.read(data)
+
+
+def show_warnings(task: Task) -> None:
+    """Print what is to be known about a user's examples."""
+    for warning in task.warnings if isinstance(task, FileTask) else ():
+        print(f"  warning: {warning}", file=sys.stderr, flush=True)
 
 
 def command_line() -> str:

@@ -16,9 +16,13 @@ from steerscope.cli.options import (
     JsonTarget,
     ModelName,
     Overwrite,
+    OwnExamples,
     Quiet,
     Revision,
+    TaskFiles,
+    TaskName,
     TrustRemoteCode,
+    chosen_task,
     command_line,
 )
 from steerscope.errors import InputError
@@ -26,12 +30,14 @@ from steerscope.errors import InputError
 
 def rank(
     model: ModelName = DEFAULT_MODEL,
-    data: Annotated[Path | None, typer.Option(help="Examples as JSON lines; without it, ListOps.")] = None,
+    task: TaskName = None,
+    data: OwnExamples = None,
+    data_dir: TaskFiles = None,
     out: Annotated[Path | None, typer.Option(help="Folder for ranking.json, index.html and figures.")] = None,
     json: JsonTarget = None,
-    max_examples: Annotated[int, typer.Option(help="Use at most so many examples.")] = 192,
+    max_examples: Annotated[int, typer.Option(help="Use at most so many training examples.")] = 192,
     score: Annotated[str, typer.Option(help="Score that orders the sites.")] = "learnable_share",
-    seed: Annotated[int, typer.Option(help="Seed of splits, probes and sketches.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of examples, halves, probes and sketches.")] = 0,
     kinds: Annotated[str | None, typer.Option(help="Kinds of site, comma-separated; default all.")] = None,
     probes: Annotated[int, typer.Option(help="Output directions per example, one backward pass each.")] = 4,
     rank: Annotated[int, typer.Option(help="Rank of the linear edit that parameters are counted for.")] = 8,
@@ -47,13 +53,13 @@ def rank(
     quiet: Quiet = False,
 ) -> None:
     """Rank the steering sites of a model: what share of fine-tuning's first-order update is learnable where."""
-    from steerscope.analysis.examples import check_examples, read_jsonl
+    from steerscope.analysis.examples import check_examples
     from steerscope.analysis.options import MIN_EXAMPLES, RankOptions
     from steerscope.analysis.ranking import rank_sites
     from steerscope.analysis.report import print_ranking, write_report
     from steerscope.cli.output import check_folder, check_json_target
     from steerscope.cli.progress import stage_progress
-    from steerscope.experiments.tasks import get_task
+    from steerscope.experiments.tasks import FileTask, at_most
     from steerscope.folders import Kind
     from steerscope.installed import require
     from steerscope.models import load_model
@@ -82,19 +88,23 @@ def rank(
         require("report", "a report ([[out]])")
         check_folder(out, Kind.RANKING, overwrite=overwrite)
     check_json_target(json, "kernels")
-    if data is None:
-        task, examples = "listops", get_task("listops").split("train", max_examples, seed)
-    else:
-        task, examples = data.name, read_jsonl(data)
-        check_examples(examples, minimum=MIN_EXAMPLES)
+    source = chosen_task(task, data, data_dir)
+    if isinstance(source, FileTask):
+        source.require("a ranking", train=MIN_EXAMPLES)
+    # Training examples: what chooses a site has not seen the test part.
+    examples = at_most(source, "train", max_examples, seed)
+    _, about_examples = check_examples(examples, minimum=MIN_EXAMPLES)
 
     with stage_progress(quiet=quiet) as show:
         show("load", 0, 1)
         loaded = load_model(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
         show("load", 1, 1)
-        ranking = rank_sites(loaded, examples, options, task=task, progress=show)
-    command = command_line()
-    ranking = replace(ranking, settings=ranking.settings | {"command": command})
+        ranking = rank_sites(loaded, examples, options, task=source.name, progress=show)
+    ranking = replace(ranking, settings=ranking.settings | {"command": command_line()})
+    if isinstance(source, FileTask):
+        # Those about the file count its lines; those about the training part count the part's.
+        others = (warning for warning in ranking.warnings if warning not in about_examples)
+        ranking = replace(ranking, warnings=(*source.warnings, *others))
 
     if out is not None:
         page = write_report(ranking, out)

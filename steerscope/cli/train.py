@@ -10,14 +10,17 @@ import typer
 
 from steerscope.cli.options import (
     DEFAULT_MODEL,
-    AnswerTaskFiles,
-    AnswerTaskName,
     Device,
     ModelName,
+    OwnExamples,
     Quiet,
     Revision,
+    TaskFiles,
+    TaskName,
     TrustRemoteCode,
+    chosen_task,
     command_line,
+    show_warnings,
 )
 from steerscope.cli.words import as_typed
 from steerscope.errors import InputError
@@ -25,7 +28,9 @@ from steerscope.errors import InputError
 
 def train(
     model: ModelName = DEFAULT_MODEL,
-    task: AnswerTaskName = "listops",
+    task: TaskName = None,
+    data: OwnExamples = None,
+    data_dir: TaskFiles = None,
     method: Annotated[
         str,
         typer.Option(
@@ -39,6 +44,12 @@ def train(
             help="Sites or kinds to edit, repeatable or comma-separated; without it all layers of the method's."
         ),
     ] = None,
+    sites_from: Annotated[
+        Path | None, typer.Option(help="Take the sites from this ranking.json (or the folder of its report).")
+    ] = None,
+    sites_which: Annotated[
+        str, typer.Option(help="Of --sites-from: best, set (the greedy set), or a kind, for all its layers.")
+    ] = "best",
     rank: Annotated[int | None, typer.Option(help="Rank of edits and LoRA; without it 8.")] = None,
     positions: Annotated[str, typer.Option(help="all, prompt, completion, last, first:n or last:n.")] = "all",
     bias: Annotated[bool | None, typer.Option(help="A vector on what linear and nonlinear edits write; on.")] = None,
@@ -65,7 +76,6 @@ def train(
     lr_steps: Annotated[int | None, typer.Option(help="Steps of auto's runs; without it as many as --steps.")] = None,
     warmup: Annotated[float, typer.Option(help="Part of the steps in which the learning rate rises.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of training data, order and start.")] = 0,
-    data_dir: AnswerTaskFiles = None,
     train_examples: Annotated[int | None, typer.Option(help="Training examples; without it as many as needed.")] = None,
     validation_examples: Annotated[int, typer.Option(help="Examples that auto chooses on.")] = 256,
     max_examples: Annotated[int | None, typer.Option(help="Test questions; without it, all.")] = None,
@@ -88,17 +98,17 @@ def train(
     """Train on a task's train part, save what was trained, and measure accuracy on its test part."""
     from steerscope.cli.output import RESUME, check_folder
     from steerscope.cli.progress import stage_progress
-    from steerscope.experiments.tasks import get_answer_task
     from steerscope.experiments.training.options import TrainOptions
     from steerscope.experiments.training.train import train as train_model
     from steerscope.folders import Kind
 
     # Everything that can be refused is refused here, before a model is loaded.
+    source = chosen_task(task, data, data_dir)
     options = TrainOptions(
-        task=task,
+        task=source.name,
         method=method,
         model=model,
-        sites=tuple(name.strip() for names in site or () for name in names.split(",") if name.strip()),
+        sites=_sites(site, sites_from, sites_which, method),
         rank=rank,
         positions=positions,
         bias=bias,
@@ -131,10 +141,9 @@ def train(
         keep_checkpoints=keep_checkpoints,
     )
     options.check()
-    folder = out or Path("runs") / f"{task}-{method}-{seed}"
+    folder = out or Path("runs") / f"{source.name}-{method}-{seed}"
     check_folder(folder, Kind.RUN, overwrite=resume, advice=RESUME)
-    source = get_answer_task(task, data_dir)
-
+    show_warnings(source)
     command = command_line()
     try:
         with stage_progress(quiet=quiet) as show:
@@ -149,6 +158,32 @@ def train(
 
 def _say(sentence: str) -> None:
     print(f"  {as_typed(sentence)}.", file=sys.stderr, flush=True)
+
+
+def _sites(named: list[str] | None, ranking_file: Path | None, which: str, method: str) -> tuple[str, ...]:
+    """Return the sites that ``--site`` names or that a ranking chooses.
+
+    Raises:
+        InputError: Both are given, or the ranking cannot be read or has no such site.
+    """
+    names = tuple(name.strip() for names in named or () for name in names.split(",") if name.strip())
+    if ranking_file is None:
+        if which != "best":
+            raise InputError(f"[[sites_which]] is {which!r}, but no ranking is given. Add --sites-from RANKING.")
+        return names
+    if names:
+        raise InputError("[[site]] and [[sites_from]] both name sites. Leave one of them out.")
+    from steerscope.analysis.results import Ranking
+    from steerscope.experiments.training.methods import get_method
+
+    family = get_method(method).family
+    if family is None:
+        raise InputError(f"method {method!r} edits no site; leave out [[sites_from]].")
+    ranking = Ranking.load(ranking_file / "ranking.json" if ranking_file.is_dir() else ranking_file)
+    sites = ranking.steering_config(which, family=family).sites
+    model = ranking.model.get("name")
+    _say(f"sites from the ranking of {model} on {ranking.task} by {ranking.score}: {', '.join(sites)}")
+    return tuple(sites)
 
 
 def _learning_rate(text: str | None) -> float | str | None:

@@ -8,24 +8,34 @@ from typing import Annotated
 
 import typer
 
-from steerscope.cli.options import DEFAULT_MODEL, Device, ModelName, Quiet, Revision, TrustRemoteCode, command_line
+from steerscope.cli.options import (
+    DEFAULT_MODEL,
+    Device,
+    ModelName,
+    OwnExamples,
+    Quiet,
+    Revision,
+    TaskFiles,
+    TaskName,
+    TrustRemoteCode,
+    chosen_task,
+    command_line,
+)
 from steerscope.errors import InputError
 
 
 def validate(
     model: ModelName = DEFAULT_MODEL,
-    data: Annotated[Path | None, typer.Option(help="Examples as JSON lines, cut by content into three parts.")] = None,
-    task: Annotated[str, typer.Option(help="Task to train on, without --data.")] = "listops",
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with the task's files, for tasks that need one.")
-    ] = None,
+    task: TaskName = None,
+    data: OwnExamples = None,
+    data_dir: TaskFiles = None,
     sites: Annotated[str, typer.Option(help="How many sites, or names: 3.mlp_out,12.resid_post,...")] = "12",
     rank: Annotated[int, typer.Option(help="Rank of the linear edits and of LoRA.")] = 8,
     seeds: Annotated[int, typer.Option(help="Training seeds per site.")] = 2,
     steps: Annotated[int, typer.Option(help="Optimizer steps of every run.")] = 32,
     batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 16,
-    max_examples: Annotated[int, typer.Option(help="Prompts that the ranking is made from.")] = 192,
-    test_examples: Annotated[int, typer.Option(help="Test prompts.")] = 256,
+    max_examples: Annotated[int, typer.Option(help="Most prompts that the ranking is made from.")] = 192,
+    test_examples: Annotated[int, typer.Option(help="Most test prompts.")] = 256,
     references: Annotated[bool, typer.Option(help="Train LoRA, full fine-tuning and the greedy set too.")] = True,
     out: Annotated[Path, typer.Option(help="Folder for runs, validation.json and the report.")] = Path("validation"),
     resume: Annotated[bool, typer.Option(help="Go on with the runs that the folder holds.")] = False,
@@ -37,12 +47,10 @@ def validate(
     quiet: Quiet = False,
 ) -> None:
     """Train edits at sites spread over the model and compare the outcome with the ranking and plain baselines."""
-    from steerscope.analysis.examples import check_examples, read_jsonl
     from steerscope.analysis.report import write_report
     from steerscope.cli.output import RESUME, check_folder
     from steerscope.cli.progress import stage_progress
-    from steerscope.experiments.tasks import get_task
-    from steerscope.experiments.validation.data import splits_of_examples, splits_of_task
+    from steerscope.experiments.validation.data import splits_of_task
     from steerscope.experiments.validation.options import ValidateOptions
     from steerscope.experiments.validation.table import print_validation
     from steerscope.experiments.validation.validate import validate_ranking
@@ -67,11 +75,8 @@ def validate(
     check_folder(out, Kind.VALIDATION, overwrite=resume, advice=RESUME, also=(Kind.RANKING,))
     if dtype not in ("float32", "float64"):
         raise InputError(f"[[dtype]] is {dtype!r}; validation trains in float32 or float64. Name one of them.")
-    if data is None:
-        splits = splits_of_task(get_task(task, data_dir))
-    else:
-        examples, _ = check_examples(read_jsonl(data), minimum=3 * 16)
-        splits = splits_of_examples(data.name, examples)
+    source = chosen_task(task, data, data_dir)
+    splits = splits_of_task(source)
     for part, wanted in (("selection", options.num_selection), ("test", options.num_test)):
         (splits.selection if part == "selection" else splits.test)(wanted)
 

@@ -14,6 +14,7 @@ _ALIASES: dict[tuple[str, str], str] = {
     ("train", "family"): "method",
     ("train", "sites"): "site",
     ("train", "test_examples"): "max_examples",
+    ("train", "which"): "sites_which",
     ("validate", "num_ranking"): "max_examples",
     ("validate", "num_test"): "test_examples",
 }

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from steerscope.errors import InputError
-from steerscope.experiments.tasks.listops import ListOps
+from steerscope.experiments.tasks import GeneratedListOps, ListOps
 from steerscope.files import exit_code_of, written_aside
 from steerscope.folders import Kind, require_folder_for
 from steerscope.models.tokens import text_tokens
@@ -74,7 +74,8 @@ def train_tiny(family: str, folder: Path, *, steps: int = 2000, batch_size: int 
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **CONFIGS[family]))
     tokenizer = listops_tokenizer()
     # Longer lists than those of the task, so that enough flat ones are different.
-    examples = ListOps(max_depth=1, max_args=6).split("train", min(steps * batch_size, 30_000), seed)
+    flat = GeneratedListOps(generator=ListOps(max_depth=1, max_args=6))
+    examples = flat.split("train", min(steps * batch_size, 30_000), seed)
     texts = [text_tokens(e.prompt + e.completion, tokenizer) for e in examples]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
@@ -99,7 +100,7 @@ def train_tiny(family: str, folder: Path, *, steps: int = 2000, batch_size: int 
                 f"step {step} of {steps}: loss of the answer {float(answer.detach()):.3f}", file=sys.stderr, flush=True
             )
     model.eval()
-    held = ListOps(max_depth=1, max_args=6).split("test", 500, seed)
+    held = flat.split("test", 500, seed)
     ids, mask = _padded([text_tokens(e.prompt + e.completion, tokenizer) for e in held])
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits

@@ -37,6 +37,18 @@ def own_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def completion_tokens(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the tokens of a prompt and of what follows it.
+
+    The two are tokenised together where that leaves the prompt's own tokens as they are and adds some, else apart: a
+    model that is to continue the prompt sees the prompt's own tokens in either case.
+    """
+    before, whole = text_tokens(prompt, tokenizer), text_tokens(prompt + completion, tokenizer)
+    if whole[: len(before)] == before and len(whole) > len(before):
+        return before, whole[len(before) :]
+    return before, own_tokens(completion, tokenizer)
+
+
 def pad_token(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> int:
     """Return a token to fill with: any that the model has, since the mask hides it; even the end token.
 

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from steerscope.analysis.provenance import content_hash
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.adapters import read_adapter, with_adapter
-from steerscope.experiments.tasks import get_answer_task
-from steerscope.experiments.tasks.answer_task import AnswerTask
-from steerscope.experiments.tasks.supervised import supervise
+from steerscope.experiments.tasks import Task, get_task
+from steerscope.experiments.tasks.supervised import answer_tokens, supervise
 from steerscope.experiments.training.data import Collator
 from steerscope.experiments.training.run_folder import read_results
 from steerscope.files import exit_code_of, write_text
@@ -36,7 +35,7 @@ KINDS = (SiteKind.RESID_POST, SiteKind.MLP_OUT, SiteKind.ATTN_OUT, SiteKind.MLP_
 
 
 def measure_leftover(
-    run: Path, task: AnswerTask, *, ranks: Sequence[int] = (1, 8), examples: int = 128, batch_size: int = 16
+    run: Path, task: Task, *, ranks: Sequence[int] = (1, 8), examples: int = 128, batch_size: int = 16
 ) -> dict[str, Any]:
     """Measure and write what best-fitting linear edits leave of a run's divergence from its base model.
 
@@ -59,7 +58,8 @@ def measure_leftover(
     loaded = load_model(name, dtype=dtype, revision=results.model.get("revision"))
     tuned: nn.Module = with_adapter(loaded, read_adapter(run))
     asked = task.split("validation", None, 0)[:examples]
-    sequences = supervise(asked, loaded.tokenizer, loaded.max_length, loaded.model).sequences
+    ends = answer_tokens(task.form, asked, loaded.tokenizer).ends
+    sequences = supervise(asked, loaded.tokenizer, loaded.max_length, loaded.model, ends=ends).sequences
     if len(sequences) < 2:
         raise InputError(f"got {len(sequences)} examples that fit; expected at least 2. Ask for more.")
     collate, half = Collator(pad_token(loaded.tokenizer, loaded.model), False, False), len(sequences) // 2
@@ -105,7 +105,7 @@ def main() -> int:
     options = parser.parse_args()
 
     def work() -> None:
-        task = get_answer_task(read_results(options.run).task, options.data_dir)
+        task = get_task(read_results(options.run).task, options.data_dir)
         found = measure_leftover(options.run, task, ranks=options.ranks, examples=options.examples)
         print(json.dumps(found, indent=1, allow_nan=False))
 

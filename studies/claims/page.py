@@ -27,6 +27,9 @@ beyond.
 `tiny-llama` and the like are models of `python -m steerscope.experiments.tiny_models llama tiny-llama`: {LAYERS} blocks
 of width {WIDTH}, trained from scratch on flat ListOps, to be adapted to nested ones.
 
+The kept runs are of the prompts that these tasks had before ranking and training shared one (recipe 1): their `listops`
+is `listops_paper` now, and their `listops_bare`, `[MAX 3 5] =` and ` 5`, is `listops` now but for the spaces.
+
 **The rule.** Both sides of a comparison have the same seeds and answered the same test questions. The interval of the
 mean difference in accuracy (in points) has the half-width `sqrt((t sd_s / sqrt S)^2 + (1.96 sd_q / sqrt n)^2)`: `sd_s`
 is the standard deviation over S seeds of a seed's difference, t the 97.5% point of Student's distribution with S - 1

@@ -111,21 +111,20 @@ def test_completions():
 # --- boundaries and special tokens ---
 
 
-def test_a_boundary_that_merges_is_supervised_from_the_merged_token():
+def test_a_prompt_keeps_its_tokens_where_the_boundary_would_merge():
     tokenizer = merging_tokenizer()
+    # "xa" is one token, but whoever goes on from the prompt is given "x"
     encoded = encode([Example("c x", "a b")], tokenizer, 64)
-    assert words(encoded, tokenizer) == ["c | xa b"]
-    # without a merge the boundary is where the prompt ends
+    assert words(encoded, tokenizer) == ["c x | a b"]
     assert words(encode([Example("c x", "b")], tokenizer, 64), tokenizer) == ["c x | b"]
 
 
 def test_merged_choices():
     tokenizer = merging_tokenizer()
-    # " a" does not merge (white space stands between), "a" does: one choice is one token, the other two
+    # "a" would merge with the prompt's last token, "b" would not: the prompt is the same for both
     mixed = encode([choice("c x", "a", "b")], tokenizer, 64)
-    assert mixed.mode is OutputMode.CHOICE_LIKELIHOODS
-    # every choice is supervised from the first token in which any differs, so that all predict the same text
-    assert words(mixed, tokenizer) == ["c | xa", "c | x b"]
+    assert mixed.mode is OutputMode.CHOICE_LOGITS
+    assert words(mixed, tokenizer) == ["c x |"]
     plain = encode([choice("c x", "b", "c")], tokenizer, 64)
     assert plain.mode is OutputMode.CHOICE_LOGITS
     assert words(plain, tokenizer) == ["c x |"]
@@ -210,9 +209,8 @@ def test_a_prompt_without_a_token_names_the_example(prompt):
         encode([GOOD, Example(prompt, "9")], tiny_tokenizer(), 64)
 
 
-def test_a_prompt_swallowed_by_a_merge_names_the_example():
-    with pytest.raises(InputError, match=r"example 1 \('x'\).*predicted from nothing"):
-        encode([Example("x", "a")], merging_tokenizer(), 64)
+def test_a_prompt_is_not_swallowed_by_a_merge():
+    assert words(encode([Example("x", "a")], merging_tokenizer(), 64), merging_tokenizer()) == ["x | a"]
 
 
 def test_no_examples():

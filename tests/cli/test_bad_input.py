@@ -20,7 +20,7 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bad")
     save_model(folder / "model")
     save_model(folder / "parallel", "gpt_neox")
-    write_jsonl(folder / "data.jsonl", lines(24))
+    write_jsonl(folder / "data.jsonl", lines(60))
     return folder
 
 
@@ -53,7 +53,7 @@ BAD_FILES = {
     "mixed": (f'{GOOD}\n{{"prompt": "a", "completion": "b"}}', ["line 2: the file mixes two sorts of examples"]),
     "too few": (
         (GOOD + "\n") * 30,
-        ["received 30 examples, of which 1 differ", "expected at least 24", "Add examples"],
+        ["has 1 different examples, too few for a ranking", "where 24 are needed. Give at least 60 different prompts"],
     ),
     "all answers equal": (
         "".join(json.dumps({**row, "answer_index": 1}) + "\n" for row in lines(30)),
@@ -375,7 +375,7 @@ def no_passes(monkeypatch):
 
 
 def test_prompt_longer_than_the_context(no_passes, place, tmp_path, capsys):
-    rows = lines(24)
+    rows = lines(60)
     rows[5]["prompt"] = " ".join(["1"] * 64)
     data = write_jsonl(tmp_path / "long.jsonl", rows)
     said = refusal(capsys, "rank", place / "model", "--data", data)
@@ -384,7 +384,7 @@ def test_prompt_longer_than_the_context(no_passes, place, tmp_path, capsys):
 
 @pytest.mark.parametrize("completion", [" ", "\n"])
 def test_completion_without_a_token(no_passes, place, tmp_path, capsys, completion):
-    rows = [{"prompt": question(i), "completion": f" {i % 5}"} for i in range(24)]
+    rows = [{"prompt": question(i), "completion": f" {i % 5}"} for i in range(60)]
     rows[3]["completion"] = completion
     data = write_jsonl(tmp_path / "blank.jsonl", rows)
     said = refusal(capsys, "rank", place / "model", "--data", data)
@@ -392,7 +392,7 @@ def test_completion_without_a_token(no_passes, place, tmp_path, capsys, completi
 
 
 def test_prompt_without_a_token(no_passes, place, tmp_path, capsys):
-    rows = [{"prompt": question(i), "completion": f" {i % 5}"} for i in range(24)]
+    rows = [{"prompt": question(i), "completion": f" {i % 5}"} for i in range(60)]
     rows[3]["prompt"] = " "
     data = write_jsonl(tmp_path / "blank.jsonl", rows)
     said = refusal(capsys, "rank", place / "model", "--data", data)

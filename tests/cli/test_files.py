@@ -26,7 +26,7 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     make_place(folder)
     save_model(folder / "tiny")
-    write_jsonl(folder / "data.jsonl", lines(24))
+    write_jsonl(folder / "data.jsonl", lines(60))
     gguf_file(folder / "tiny.gguf")
     return folder
 
@@ -141,7 +141,7 @@ def test_places_that_cannot_be_written_to(place, tmp_path, capsys, where):
 
 def test_results_do_not_replace_the_data_or_the_model(place, tmp_path, capsys):
     folder = save_model(tmp_path / "model")
-    write_jsonl(tmp_path / "data.jsonl", lines(24))
+    write_jsonl(tmp_path / "data.jsonl", lines(60))
     (tmp_path / "link.json").symlink_to(tmp_path / "data.jsonl")
     before = content(tmp_path)
     arguments = ["rank", folder, "--data", tmp_path / "data.jsonl", "--quiet"]

@@ -17,6 +17,7 @@ import pytest
 from steerscope import Ranking, __version__
 from steerscope.analysis.report.captions import FIGURE_STEMS
 from steerscope.analysis.scores import ranking_scores
+from steerscope.experiments.tasks import FileTask
 from steerscope.sites import SiteKind
 from tests.cli.runs import lines, one_sentence, question, run, save_model, write_jsonl
 
@@ -29,8 +30,13 @@ def place(tmp_path_factory) -> Path:
     """A folder with a tiny model and three sorts of data."""
     folder = tmp_path_factory.mktemp("rank")
     save_model(folder / "model")
-    write_jsonl(folder / "data.jsonl", lines(30))
+    write_jsonl(folder / "data.jsonl", lines(60))
     return folder
+
+
+def trained(path: Path) -> int:
+    """How many of a file's examples are in the part that rankings use."""
+    return len(FileTask.read(path).split("train"))
 
 
 def ranked(place: Path, *options: object, data: str | Path = "data.jsonl", kinds: str = "mlp_out,resid_post") -> dict:
@@ -78,7 +84,7 @@ def test_json_contract(ranking, place):
     assert (model["name"], model["revision"], model["layers"]) == (str(place / "model"), None, 2)
     assert model["quantised"] is None
     assert model["sha256"] == hashlib.sha256((place / "model" / "model.safetensors").read_bytes()).hexdigest()
-    assert (ranking["task"], ranking["n_examples"], ranking["seed"]) == ("data.jsonl", 30, 0)
+    assert (ranking["task"], ranking["n_examples"], ranking["seed"]) == ("data.jsonl", trained(place / "data.jsonl"), 0)
     assert ranking["score"] == "learnable_share"
     assert ranking["versions"]["steerscope"] == __version__
     assert {"python", "torch", "transformers"} <= set(ranking["versions"])
@@ -235,7 +241,7 @@ def test_batch_size_changes_rounding_only(place):
 
 
 def test_file_order_does_not_matter(place):
-    write_jsonl(place / "reversed.jsonl", lines(30)[::-1])
+    write_jsonl(place / "reversed.jsonl", lines(60)[::-1])
     first, second = ranked(place), ranked(place, data="reversed.jsonl")
     assert [s["score"] for s in first["sites"]] == [s["score"] for s in second["sites"]]
 
@@ -255,13 +261,13 @@ def test_overwrite_replaces_the_report(place, report, tmp_path):
 
 
 def test_choices_of_several_tokens(place):
-    rows = [{"prompt": question(i), "choices": [" 1 2", " 3 4", " 5"], "answer_index": i % 3} for i in range(24)]
+    rows = [{"prompt": question(i), "choices": [" 1 2", " 3 4", " 5"], "answer_index": i % 3} for i in range(60)]
     write_jsonl(place / "several.jsonl", rows)
     assert ranked(place, data="several.jsonl")["outputs"]["mode"] == "choice_likelihoods"
 
 
 def test_no_choices(place):
-    rows = [{"prompt": question(i), "completion": f" {i % 5} {i % 3}"} for i in range(24)]
+    rows = [{"prompt": question(i), "completion": f" {i % 5} {i % 3}"} for i in range(60)]
     write_jsonl(place / "open.jsonl", rows)
     found = ranked(place, "--probes", 2, data="open.jsonl")
     assert found["outputs"]["mode"] == "completion"
@@ -269,11 +275,11 @@ def test_no_choices(place):
 
 
 def test_choices_of_different_numbers_compressed_with_duplicates_and_other_fields(place):
-    rows = [{**row, "id": i, "choices": row["choices"] + [" 4"] * (i % 2)} for i, row in enumerate(lines(24))]
+    rows = [{**row, "id": i, "choices": row["choices"] + [" 4"] * (i % 2)} for i, row in enumerate(lines(60))]
     text = "".join(json.dumps(row) + "\n" for row in [*rows, rows[3]])
     (place / "data.jsonl.gz").write_bytes(gzip.compress(text.encode()))
     found = ranked(place, data="data.jsonl.gz")
-    assert found["n_examples"] == 24
+    assert found["n_examples"] == trained(place / "data.jsonl.gz")
     assert found["outputs"]["mode"] == "choice_logits"
     assert any("1 exact duplicate removed" in warning for warning in found["warnings"])
 

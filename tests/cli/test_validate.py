@@ -64,7 +64,7 @@ def test_the_command(folder, data, tmp_path, capsys):
         (["--seeds", "0"], "seeds is 0; expected at least 1"),
         (["--dtype", "bfloat16"], "float32 or float64"),
         (["--task", "listop"], "there is no task 'listop'"),
-        (["--task", "boolq"], "give the folder that holds them"),
+        (["--task", "listops_gen"], "give the folder that holds them"),
         (["--task", "boolq", "--data-dir", "nowhere"], "there is no folder 'nowhere'"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
@@ -84,4 +84,7 @@ def test_too_small_a_file(folder, data, tmp_path, capsys):
     few = tmp_path / "few.jsonl"
     few.write_text("".join(data.read_text().splitlines(keepends=True)[:60]))
     assert main(["validate", str(folder), "--data", str(few), "--out", str(tmp_path / "o"), *SMALL]) == 2
-    assert "at least 200 different prompts" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "few.jsonl has 60 different examples, too few for a validation" in said
+    assert "to validation, where 16 are needed" in said
+    assert "Give at least 174 different prompts" in said

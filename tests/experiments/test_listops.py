@@ -44,7 +44,7 @@ def evaluate(expression: str) -> int:
 
 
 def expressions(examples):
-    return [example.prompt.removesuffix(" =") for example in examples]
+    return [example.prompt.removesuffix("=") for example in examples]
 
 
 @pytest.mark.parametrize(
@@ -82,25 +82,25 @@ def test_evaluator_agrees_with_published_rows():
 def test_labels_agree_with_the_evaluator(settings):
     task = ListOps(*settings)
     for split, n in (("train", 1000), ("validation", 60), ("test", 60)):
-        for example in task.split(split, n, seed=11):
-            assert int(example.completion) == evaluate(example.prompt.removesuffix(" =")), example.prompt
+        for expression, value in task.draw(split, n, seed=11):
+            assert value == evaluate(expression), expression
 
 
 def test_format():
     for example in get_task("listops").split("train", 300, seed=1):
-        assert example.prompt.endswith("] =")
+        assert example.prompt.endswith("]=")
         assert set(example.prompt) <= set("MINAXEDS0123456789[] =")
         assert "  " not in example.prompt
         assert "[ " not in example.prompt
         assert " ]" not in example.prompt
-        assert example.choices == tuple(f" {digit}" for digit in range(10))
+        assert example.choices == tuple("0123456789")
         assert example.completion == example.choices[example.answer_index]
 
 
 @pytest.mark.parametrize(("max_depth", "max_args"), [(1, 3), (2, 4), (3, 2)])
 def test_settings_bound_the_shape_and_reach_the_bound(max_depth, max_args):
     depths, widths, operators = Counter(), Counter(), Counter()
-    for expression in expressions(ListOps(max_depth, max_args).split("train", 1000, seed=0)):
+    for expression, _ in ListOps(max_depth, max_args).draw("train", 1000, seed=0):
         open_lists, deepest = [], 0
         for token in expression.replace("[", " [ ").replace("]", " ] ").split():
             if token == "[":
@@ -150,8 +150,8 @@ def test_parts_are_disjoint_even_up_to_the_order_of_arguments():
 def test_parts_are_disjoint_where_expressions_are_few():
     # 400 expressions in all: random draws of these sizes would collide many times over.
     task = ListOps(max_depth=1, max_args=2)
-    train, test = task.split("train", 100, 0), task.split("test", 5, 1)
-    assert not set(expressions(train)) & set(expressions(test))
+    train, test = task.draw("train", 100, 0), task.draw("test", 5, 1)
+    assert not set(train) & set(test)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -167,22 +167,22 @@ def test_seeds_differ_and_repeat():
     task = get_task("listops")
     draws = [tuple(task.split("train", 50, seed)) for seed in range(-1, 5)]
     assert len(set(draws)) == len(draws)
-    assert tuple(ListOps().split("train", 50, -1)) == draws[0]
+    assert [text for text, _ in ListOps().draw("train", 50, -1)] == expressions(draws[0])
 
 
 def test_draw_is_pinned():
     # Numbers in reports hang on these draws: they must not change between versions or machines.
     drawn = {split: get_task("listops").split(split, 2, seed=0) for split in SPLITS}
     assert {split: [e.prompt + e.completion for e in examples] for split, examples in drawn.items()} == {
-        "train": ["[MED [MIN 0 3 0 5] [MED 7 5 2 3] [MAX 0 1 0 6]] = 4", "[MAX 9 [MIN 3 6] [MAX 8 3 5] 5] = 9"],
-        "validation": ["[SM [MAX 6 2] 9] = 5", "[SM 1 5 [MIN 1 9 6 5] 9] = 6"],
-        "test": ["[MAX 8 [MIN 3 0 5]] = 8", "[SM 3 7] = 0"],
+        "train": ["[MED [MIN 0 3 0 5] [MED 7 5 2 3] [MAX 0 1 0 6]]=4", "[MAX 9 [MIN 3 6] [MAX 8 3 5] 5]=9"],
+        "validation": ["[SM [MAX 6 2] 9]=5", "[SM 1 5 [MIN 1 9 6 5] 9]=6"],
+        "test": ["[MAX 8 [MIN 3 0 5]]=8", "[SM 3 7]=0"],
     }
 
 
 @pytest.mark.parametrize("settings", [(2, 4), (2, 10)], ids=str)
 def test_answers_are_uniform(settings):
-    counts = Counter(example.answer_index for example in ListOps(*settings).split("train", 5000, seed=2))
+    counts = Counter(value for _, value in ListOps(*settings).draw("train", 5000, seed=2))
     chi_square = sum((counts[digit] - 500) ** 2 / 500 for digit in range(10))
     # Uniform draws exceed 27.9 once in a thousand (9 degrees of freedom); the draw is fixed, so no flakes.
     assert chi_square < 27.9
@@ -215,23 +215,23 @@ def test_guesses_from_the_surface_stay_weak():
 
 def test_exhausted_expressions_are_reported():
     with pytest.raises(InputError) as caught:
-        ListOps(max_depth=1, max_args=2).split("test", 1000, seed=0)
+        ListOps(max_depth=1, max_args=2).draw("test", 1000, seed=0)
     text = str(caught.value)
     assert text.startswith("received n=1000; expected at most ")
     assert "different test expressions" in text
     assert "max_depth=1 and max_args=2" in text
     most = int(text.split("at most ")[1].split(",")[0])
     assert 1 <= most < 100
-    assert len(ListOps(max_depth=1, max_args=2).split("test", most, seed=0)) == most
+    assert len(ListOps(max_depth=1, max_args=2).draw("test", most, seed=0)) == most
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("trian", 5, 0), "split is 'trian'; expected train, validation, test. Did you mean 'train'"),
-        (("train", 0, 0), "n is 0; expected an integer of at least 1"),
-        (("train", 5.0, 0), "n is 5.0; expected an integer of at least 1"),
-        (("train", True, 0), "n is True; expected an integer"),
+        (("train", 0, 0), "asked for 0 train examples of listops; expected 1 to 1,000,000"),
+        (("train", 5.0, 0), "asked for 5.0 train examples"),
+        (("train", True, 0), "asked for True train examples"),
         (("train", 5, "0"), "seed is '0'; expected an integer."),
         (("train", 5, None), "seed is None; expected an integer."),
     ],
@@ -271,5 +271,5 @@ def test_registry(tmp_path):
 def test_unknown_task_suggests(name):
     with pytest.raises(InputError) as caught:
         get_task(name)
-    assert f"there is no task {name!r}; expected one of arc_challenge, " in str(caught.value)
-    assert "Did you mean 'listops'?" in str(caught.value)
+    assert f"there is no task {name!r}; expected one of aqua, " in str(caught.value)
+    assert "Did you mean 'listops'" in str(caught.value)

@@ -21,7 +21,7 @@ from steerscope.experiments.evaluation.generation import generate
 from steerscope.experiments.evaluation.likelihood import choice_log_likelihoods, completion_loss
 from steerscope.experiments.finetune import mean_loss, short_finetune
 from steerscope.experiments.shared_prefix import shared_length
-from steerscope.experiments.tasks.answer_task import AnswerExample
+from steerscope.experiments.tasks.task import TaskExample
 from steerscope.experiments.training.data import Parts, supervised
 from steerscope.experiments.training.options import TrainOptions
 from steerscope.experiments.validation.data import splits_of_examples
@@ -74,8 +74,8 @@ def test_a_ranking_does_not_depend_on_the_batch(padding_side):
 TEXTS = ["q\n", "short one\n", "a question beyond it\n", "another question, beyond\n", "twelve bytes"]
 
 
-def question(prompt: str) -> AnswerExample:
-    return AnswerExample(prompt, "Yes", "Yes", choices=("Yes", "No, never"), answer_index=0)
+def question(prompt: str) -> TaskExample:
+    return TaskExample(prompt, "Yes", answer="Yes", choices=("Yes", "No, never"), answer_index=0)
 
 
 ASKED = [question(text) for text in TEXTS]

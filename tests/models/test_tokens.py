@@ -11,8 +11,8 @@ from steerscope.errors import InputError
 from steerscope.experiments.evaluation.generation import generate
 from steerscope.experiments.evaluation.likelihood import choice_log_likelihoods, completion_loss
 from steerscope.experiments.finetune import mean_loss, short_finetune
-from steerscope.experiments.tasks.answer_task import AnswerExample
 from steerscope.experiments.tasks.supervised import completion_tokens, supervise
+from steerscope.experiments.tasks.task import TaskExample
 from steerscope.experiments.validation.data import splits_of_examples
 from steerscope.experiments.validation.options import ValidateOptions
 from steerscope.experiments.validation.validate import validate_ranking
@@ -79,7 +79,7 @@ def test_rankings_and_training_read_a_chat_prompt_alike(template):
     assert sequence.ids == (0, *plain.ids)
     before, after = completion_tokens("<bos> MAX 7 =", " 7", tokenizer)
     assert ((*before, *after), len(before)) == (sequence.ids, sequence.first_target)
-    (learned,) = supervise([AnswerExample("<bos> MAX 7 =", " 7", "7")], tokenizer, None).sequences
+    (learned,) = supervise([TaskExample("<bos> MAX 7 =", " 7", answer="7")], tokenizer, None).sequences
     assert learned.ids == (*sequence.ids, 1)
 
 
@@ -93,7 +93,7 @@ def byte_adding(template: str):
 
 def test_evaluation_reads_a_chat_prompt_with_one_start():
     model = byte_model()
-    chat = [AnswerExample("<bos>ask\n", "Yes", "Yes", choices=("Yes", "No"), answer_index=0)]
+    chat = [TaskExample("<bos>ask\n", "Yes", answer="Yes", choices=("Yes", "No"), answer_index=0)]
     plain = byte_tokenizer()
     for template in ("<bos> $A", "<bos> $A <eos>", "<bos> $A <pad>"):
         tokenizer = byte_adding(template)
@@ -105,7 +105,7 @@ def test_evaluation_reads_a_chat_prompt_with_one_start():
 
 
 def test_an_end_that_the_completion_spells_is_learned_once():
-    (sequence,) = supervise([AnswerExample("ask\n", "7<eos>", "7")], byte_tokenizer(), None).sequences
+    (sequence,) = supervise([TaskExample("ask\n", "7<eos>", answer="7")], byte_tokenizer(), None).sequences
     assert sequence.ids[-2:] == (byte_tokenizer()("7")["input_ids"][0], 1)
 
 
@@ -145,7 +145,7 @@ def test_prompts_of_two_lengths_under_a_padding_token_beyond_the_embedding():
     prompts = ["ab", "a longer one"]
     plainly = generate(model, byte_tokenizer(), prompts, max_new_tokens=4)
     assert generate(model, tokenizer, prompts, max_new_tokens=4) == plainly
-    asked = [AnswerExample(p, "Yes", "Yes", choices=("Yes", "Never"), answer_index=0) for p in prompts]
+    asked = [TaskExample(p, "Yes", answer="Yes", choices=("Yes", "Never"), answer_index=0) for p in prompts]
     assert choice_log_likelihoods(model, tokenizer, asked) == choice_log_likelihoods(model, byte_tokenizer(), asked)
     assert completion_loss(model, tokenizer, asked) == completion_loss(model, byte_tokenizer(), asked)
 
@@ -158,7 +158,7 @@ def test_a_token_beyond_the_embedding_is_refused_at_every_door(door, tmp_path):
     tokenizer = with_added(tiny_tokenizer(), additional_special_tokens=["<tool>"])
     loaded = wrap_model(tiny_model("llama"), tokenizer)
     examples = ranked(prompt="<tool> [ MAX {} ] =")
-    answers = [AnswerExample(e.prompt, e.completion, "1", choices=CHOICES, answer_index=0) for e in examples]
+    answers = [TaskExample(e.prompt, e.completion, e.choices, e.answer_index, answer="1") for e in examples]
     options = ValidateOptions(sites=6, num_ranking=24, num_selection=16, num_test=16, batch_size=1, steps=24)
     doors = {
         "mean_loss": lambda: mean_loss(loaded, examples),

@@ -13,7 +13,8 @@ from steerscope.analysis.stopwatch import StageProgress
 from steerscope.experiments.evaluation.adapters import SavedAdapter, with_adapter
 from steerscope.experiments.evaluation.evaluate import evaluate
 from steerscope.experiments.evaluation.result import Evaluation
-from steerscope.experiments.tasks.answer_task import AnswerExample, AnswerForm
+from steerscope.experiments.tasks.supervised import answer_tokens
+from steerscope.experiments.tasks.task import TaskExample, TaskForm
 from steerscope.experiments.training.records import RunConfig, RunResults
 from steerscope.experiments.training.run_folder import GENERATIONS, RunFolder
 from steerscope.experiments.training.surroundings import peak_memory
@@ -22,6 +23,7 @@ from steerscope.folders import ADAPTER_WEIGHTS
 from steerscope.installed import package_versions
 from steerscope.models import load_model
 from steerscope.models.bundled import sha256_of
+from steerscope.models.load import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class EvaluateOptions:
 
 
 def evaluate_model(
-    form: AnswerForm,
-    examples: Sequence[AnswerExample],
+    form: TaskForm,
+    examples: Sequence[TaskExample],
     adapter: SavedAdapter | None,
     options: EvaluateOptions,
     out: Path | None,
@@ -80,7 +82,7 @@ def evaluate_model(
     show("load", 1, 1)
     folder = None
     if out is not None and options.split == "test":
-        folder = RunFolder.create(out, _config(form, examples, adapter, options, loaded.identity.as_dict()))
+        folder = RunFolder.create(out, _config(form, examples, adapter, options, loaded))
     found, generations = evaluate(
         model,
         loaded.tokenizer,
@@ -114,16 +116,16 @@ def evaluate_model(
 
 
 def _config(
-    form: AnswerForm,
-    examples: Sequence[AnswerExample],
+    form: TaskForm,
+    examples: Sequence[TaskExample],
     adapter: SavedAdapter | None,
     options: EvaluateOptions,
-    model: dict[str, Any],
+    loaded: LoadedModel,
 ) -> RunConfig:
     settings: dict[str, Any] = {
         "evaluated": True,
         "batch_size": options.batch_size,
-        "max_new_tokens": options.max_new_tokens or form.max_new_tokens,
+        "max_new_tokens": options.max_new_tokens or answer_tokens(form, examples, loaded.tokenizer).limit,
         "questions_seed": options.seed,
         "likelihoods": options.likelihoods,
         "data": {"test": content_hash(examples, ordered=False)},
@@ -142,6 +144,6 @@ def _config(
         sites=() if adapter is None else adapter.sites,
         rank=None if adapter is None else adapter.rank,
         seed=int((adapter.settings.get("seed") or 0) if adapter is not None else 0),
-        model=model,
+        model=loaded.identity.as_dict(),
         settings=settings,
     )

@@ -15,8 +15,9 @@ from steerscope.experiments.evaluation.accuracy import Accuracy
 from steerscope.experiments.evaluation.generation import Generated, generate
 from steerscope.experiments.evaluation.likelihood import choice_log_likelihoods, completion_loss
 from steerscope.experiments.evaluation.result import Evaluation, Generation
-from steerscope.experiments.tasks.answer_task import AnswerExample, AnswerForm, fingerprint, majority
-from steerscope.experiments.tasks.supervised import completion_tokens
+from steerscope.experiments.tasks.supervised import answer_tokens
+from steerscope.experiments.tasks.task import TaskExample, TaskForm, fingerprint, majority
+from steerscope.models.tokens import completion_tokens
 
 Likelihoods = Sequence[tuple[list[float], list[int]] | None]
 
@@ -24,8 +25,8 @@ Likelihoods = Sequence[tuple[list[float], list[int]] | None]
 def evaluate(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    form: AnswerForm,
-    examples: Sequence[AnswerExample],
+    form: TaskForm,
+    examples: Sequence[TaskExample],
     *,
     split: str = "test",
     batch_size: int = 16,
@@ -61,7 +62,8 @@ def evaluate(
     """
     if not examples:
         raise InputError("got no examples to evaluate on; expected at least one.")
-    limit = form.max_new_tokens if max_new_tokens is None else max_new_tokens
+    answers = answer_tokens(form, examples, tokenizer)
+    limit = answers.limit if max_new_tokens is None else max_new_tokens
 
     def stage(name: str) -> Any:
         return None if progress is None else lambda done, total: progress(name, done, total)
@@ -84,7 +86,9 @@ def evaluate(
             compared = choice_log_likelihoods(
                 model, tokenizer, examples, batch_size=batch_size, max_length=max_length, progress=stage("likelihood")
             )
-        loss = completion_loss(model, tokenizer, examples, batch_size=batch_size, max_length=max_length)
+        loss = completion_loss(
+            model, tokenizer, examples, batch_size=batch_size, max_length=max_length, ends=answers.ends
+        )
     generations = [
         _graded(form, example, one, scores) for example, one, scores in zip(examples, written, compared, strict=True)
     ]
@@ -98,7 +102,7 @@ def evaluate(
         majority=share,
         majority_answer=answer,
         answered=sum(one.parsed is not None for one in generations) / n,
-        ended=sum(one.ended for one in generations) / n,
+        ended=sum(one.ended for one in generations) / n if answers.ends else None,
         too_long=sum(one is None for one in written),
         gold_cut=_gold_cut(form, examples, tokenizer, limit),
         loss=loss,
@@ -112,14 +116,14 @@ def evaluate(
     ), generations
 
 
-def is_right(form: AnswerForm, text: str, example: AnswerExample) -> bool:
+def is_right(form: TaskForm, text: str, example: TaskExample) -> bool:
     """Return whether a generated text holds the right answer."""
     found = form.parse(text, example)
     return found is not None and form.same(found, example.answer)
 
 
 def _graded(
-    form: AnswerForm, example: AnswerExample, one: Generated | None, scores: tuple[list[float], list[int]] | None
+    form: TaskForm, example: TaskExample, one: Generated | None, scores: tuple[list[float], list[int]] | None
 ) -> Generation:
     return Generation(
         key=example.key,
@@ -135,7 +139,7 @@ def _graded(
     )
 
 
-def _by_likelihood(examples: Sequence[AnswerExample], compared: Likelihoods, *, normalised: bool) -> Accuracy | None:
+def _by_likelihood(examples: Sequence[TaskExample], compared: Likelihoods, *, normalised: bool) -> Accuracy | None:
     """Count the examples whose right choice is more likely than every other; one that did not fit is wrong."""
     if all(scores is None for scores in compared):
         return None
@@ -149,9 +153,7 @@ def _by_likelihood(examples: Sequence[AnswerExample], compared: Likelihoods, *, 
     return Accuracy(correct, len(examples))
 
 
-def _gold_cut(
-    form: AnswerForm, examples: Sequence[AnswerExample], tokenizer: PreTrainedTokenizerBase, limit: int
-) -> float:
+def _gold_cut(form: TaskForm, examples: Sequence[TaskExample], tokenizer: PreTrainedTokenizerBase, limit: int) -> float:
     cut = 0
     for example in examples:
         _, ids = completion_tokens(example.prompt, example.completion, tokenizer)

@@ -14,11 +14,11 @@ from steerscope.errors import InputError
 from steerscope.experiments.evaluation.generation import device_of, evaluating, left_padded
 from steerscope.experiments.evaluation.shared_prompt import continuation_log_likelihoods
 from steerscope.experiments.shared_prefix import Prefix
-from steerscope.experiments.tasks.answer_task import AnswerExample
-from steerscope.experiments.tasks.supervised import completion_tokens, supervise
+from steerscope.experiments.tasks.supervised import supervise
+from steerscope.experiments.tasks.task import TaskExample
 from steerscope.finite import require_finite
 from steerscope.models.lengths import is_beyond, readable_length, sides, switch_length
-from steerscope.models.tokens import pad_token, require_known_tokens
+from steerscope.models.tokens import completion_tokens, pad_token, require_known_tokens
 
 # A continuation: token ids, and where those to be scored begin.
 Scored = tuple[Sequence[int], int]
@@ -95,7 +95,7 @@ def _last_logits(model: nn.Module, given: dict[str, Any], kept: int) -> Tensor:
 def choice_log_likelihoods(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[AnswerExample],
+    examples: Sequence[TaskExample],
     *,
     batch_size: int = 16,
     max_length: int | None = None,
@@ -160,19 +160,20 @@ def choice_log_likelihoods(
 def completion_loss(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[AnswerExample],
+    examples: Sequence[TaskExample],
     *,
     batch_size: int = 16,
     max_length: int | None = None,
+    ends: bool = True,
 ) -> float:
-    """Return the loss of the right completions: nats per token, the end token included, all tokens weighing the same.
+    """Return the loss of the right completions: nats per token, all tokens weighing the same.
 
-    Examples that do not fit are left out, as in training.
+    The end token counts where it is learned (``ends``). Examples that do not fit are left out, as in training.
 
     Raises:
         InputError: No example fits, or one has a token that the model does not have; or the loss is NaN or infinite.
     """
-    found = supervise(examples, tokenizer, readable_length(model, max_length), model)
+    found = supervise(examples, tokenizer, readable_length(model, max_length), model, ends=ends)
     rows = [(one.ids, one.first_target) for one in found.sequences]
     sums = sequence_log_likelihoods(model, rows, pad_token(tokenizer, model), batch_size=batch_size)
     return float(-sums.sum() / sum(len(ids) - start for ids, start in rows))

@@ -53,11 +53,11 @@ class Evaluation(Shown):
         majority: Share that the most frequent answer of these very questions is right for.
         majority_answer: That answer.
         answered: Share of generations in which an answer could be read at all.
-        ended: Share that wrote the end token before the limit.
+        ended: Share that wrote the end token before the limit; ``None`` where answers are one token and have none.
         too_long: Questions that did not fit into the model's context; they count as wrong.
         gold_cut: Share of right completions that would not score, cut to ``max_new_tokens`` with this tokenizer:
             what the limit alone costs.
-        loss: Nats per token of the right completions, end token included.
+        loss: Nats per token of the right completions, end token included where answers have one.
         choice_sum: Accuracy of the choice with the greatest summed log-likelihood, or ``None`` for open answers.
         choice_mean: The same with sums divided by the number of tokens (length normalisation).
         max_new_tokens: Longest generation.
@@ -75,7 +75,7 @@ class Evaluation(Shown):
     majority: float
     majority_answer: str
     answered: float
-    ended: float
+    ended: float | None
     too_long: int
     gold_cut: float
     loss: float | None
@@ -115,10 +115,8 @@ class Evaluation(Shown):
                 f"by likelihood of the choices: {self.choice_sum} summed over tokens, {self.choice_mean} divided by "
                 "their number"
             )
-        found.append(
-            f"an answer could be read in {self.answered:.1%} of generations; {self.ended:.1%} ended before "
-            f"{self.max_new_tokens} tokens"
-        )
+        ended = "" if self.ended is None else f"; {self.ended:.1%} ended before {self.max_new_tokens} tokens"
+        found.append(f"an answer could be read in {self.answered:.1%} of generations{ended}")
         if self.too_long:
             found.append(f"{self.too_long} prompts did not fit into the model's context and count as wrong")
         if self.gold_cut:

@@ -1,86 +1,68 @@
 """Tasks: named sources of examples with training, validation and test parts that never overlap.
 
-Two sorts: :func:`get_task` gives short prompts whose choices are scored, for rankings and their validation;
-:func:`get_answer_task` gives prompts whose answers are generated and read, for training and evaluation.
+One task serves every command: ranking, validation, training and evaluation show a model the same prompt. Its examples
+are read by likelihood (of choices, or of the completion) and by generation, with the task's parser.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Protocol
 
-from steerscope.analysis.examples import Example
 from steerscope.errors import InputError, did_you_mean
-from steerscope.experiments.tasks.answer_task import AnswerExample, AnswerTask
-from steerscope.experiments.tasks.formats import answer_task_names, get_answer_task
+from steerscope.experiments.tasks.file_task import FileTask
+from steerscope.experiments.tasks.formats import FORMATS
+from steerscope.experiments.tasks.formats.listops import GENERATED, GeneratedListOps
 from steerscope.experiments.tasks.listops import ListOps
-from steerscope.experiments.tasks.local import FORMS, LocalTask
+from steerscope.experiments.tasks.sources import hub_rows, local_rows
+from steerscope.experiments.tasks.task import RowsTask, Split, Task, TaskExample, TaskForm, at_most
 
 __all__ = [
-    "AnswerExample",
-    "AnswerTask",
+    "FileTask",
+    "GeneratedListOps",
     "ListOps",
-    "LocalTask",
+    "RowsTask",
     "Split",
     "Task",
-    "answer_task_names",
-    "get_answer_task",
+    "TaskExample",
+    "TaskForm",
+    "at_most",
     "get_task",
     "task_names",
 ]
 
-Split = Literal["train", "validation", "test"]
-
-
-class Task(Protocol):
-    """What training and ranking need of a task."""
-
-    @property
-    def name(self) -> str:
-        """The name :func:`get_task` knows it by."""
-
-    @property
-    def description(self) -> str:
-        """One sentence: what is asked, and what an answer looks like."""
-
-    def split(self, split: Split, n: int, seed: int) -> list[Example]:
-        """Return ``n`` different examples of one part of the task.
-
-        No example of one part occurs in another, whatever ``n`` and the seeds, and the first ``n`` of a
-        longer draw with the same seed are the shorter draw.
-
-        Args:
-            split: Which part.
-            n: How many, at least 1.
-            seed: Another seed, another draw.
-
-        Raises:
-            InputError: An argument is out of range, or the part has fewer than ``n`` examples.
-        """
+# Names of before, and what to use instead.
+_GONE = {"listops_bare": ("listops", "its prompt is '[MAX 3 5]=' and its completion '5'")}
 
 
 def task_names() -> list[str]:
     """Return the names :func:`get_task` accepts."""
-    return sorted(["listops", *FORMS])
+    return sorted(FORMATS)
 
 
 def get_task(name: str, folder: str | Path | None = None) -> Task:
-    """Return the task called ``name``, with its default settings.
+    """Return the task called ``name``: from files in ``folder``, else generated (ListOps) or from the hub.
 
     Args:
         name: One of :func:`task_names`.
-        folder: Where the files of a task are that is not generated (all but ``listops``).
+        folder: Where the files are (``boolq-train.jsonl.gz``); without it ListOps is generated, and others come
+            through the ``datasets`` package.
 
     Raises:
-        InputError: There is no such task, or it needs files and no folder was given.
+        InputError: No such task, no such folder, or neither a folder nor the ``datasets`` package.
     """
-    if name not in task_names():
+    if name in _GONE:
+        now, why = _GONE[name]
+        raise InputError(f"task {name!r} is called {now!r} now ({why}). Name {now!r}.")
+    if name not in FORMATS:
         raise InputError(
             f"there is no task {name!r}; expected one of {', '.join(task_names())}."
-            f"{did_you_mean(str(name), task_names())} To use examples of your own, pass a .jsonl file."
+            f"{did_you_mean(str(name), task_names())} For examples of your own, pass a .jsonl file as [[data]]."
         )
-    if name == "listops":
-        return ListOps()
-    if folder is None:
+    form, stem, hub = FORMATS[name]
+    if folder is not None:
+        return RowsTask(form, local_rows(folder, stem))
+    if name in GENERATED:
+        return GENERATED[name]
+    if hub is None:
         raise InputError(f"task {name!r} is read from files; give the folder that holds them ([[data_dir]]).")
-    return LocalTask(name, Path(folder))
+    return RowsTask(form, hub_rows(hub, stem))

@@ -14,16 +14,11 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
-from steerscope.analysis.examples import Example
-from steerscope.errors import InputError, did_you_mean
-
-if TYPE_CHECKING:
-    from steerscope.experiments.tasks import Split
+from steerscope.errors import InputError
+from steerscope.experiments.tasks.task import check_part
 
 _OPERATORS = ("MIN", "MAX", "MED", "SM")
-_CHOICES = tuple(f" {digit}" for digit in range(10))
 # An argument above the deepest level is itself a list this often: about 1.5 inner lists by default.
 _NESTED = 0.5
 # Tenths of all expressions, by hash.
@@ -70,72 +65,59 @@ class ListOps:
         _check_integer("max_args", self.max_args, 2, 10)
 
     @property
-    def name(self) -> str:
-        """The name the task is known by."""
-        return "listops"
-
-    @property
     def description(self) -> str:
-        """One sentence: what is asked, and what an answer looks like."""
-        return (
-            f"ListOps: evaluate nested MIN, MAX, MED and SM (sum modulo 10) of digits, at most "
-            f"{self.max_depth} deep with up to {self.max_args} arguments; the answer is one of ten digits."
-        )
+        """One sentence: how large expressions are."""
+        return f"Lists of digits are at most {self.max_depth} deep, with up to {self.max_args} arguments."
 
-    def split(self, split: Split, n: int, seed: int) -> list[Example]:
-        """Return ``n`` different examples of one part: prompt ``"[MAX 3 5] ="``, completion ``" 5"``.
+    def draw(self, part: str, n: int, seed: int) -> list[tuple[str, int]]:
+        """Return ``n`` different expressions of one part with their values: ``("[MAX 3 5]", 5)``.
 
-        The first ``n`` of a longer draw with the same seed are the shorter draw. Every example has the ten
-        digits as ``choices``.
+        The first ``n`` of a longer draw with the same seed are the shorter draw.
 
         Args:
-            split: ``"train"``, ``"validation"`` or ``"test"``.
+            part: ``"train"``, ``"validation"`` or ``"test"``.
             n: How many, at least 1.
             seed: Another seed, another draw.
 
         Returns:
-            The examples, answers drawn uniformly.
+            Expressions whose values are drawn uniformly.
 
         Raises:
             InputError: An argument is out of range, or expressions this small run out before ``n``.
 
-        Cost: by default about 0.03 ms per training example and 0.1 ms per example of the other parts.
+        Cost: by default about 0.03 ms per training expression and 0.1 ms per expression of the other parts.
         """
-        if split not in _TENTHS:
-            raise InputError(
-                f"split is {split!r}; expected {', '.join(_TENTHS)}.{did_you_mean(str(split), list(_TENTHS))} "
-                "Use one of these."
-            )
+        check_part(part)
         _check_integer("n", n, 1, None)
         _check_integer("seed", seed, None, None)
-        examples = list(islice(self._stream(split, seed), n))
-        if len(examples) < n:
+        found = list(islice(self._stream(part, seed), n))
+        if len(found) < n:
             raise InputError(
-                f"received n={n}; expected at most {len(examples)}, which is how many different {split} "
+                f"received n={n}; expected at most {len(found)}, which is how many different {part} "
                 f"expressions with balanced answers max_depth={self.max_depth} and max_args={self.max_args} "
                 "give. Ask for fewer, or raise max_depth or max_args."
             )
-        return examples
+        return found
 
-    def _stream(self, split: str, seed: int) -> Iterator[Example]:
-        """Yield examples until expressions run out, the same ones for however many are taken."""
+    def _stream(self, part: str, seed: int) -> Iterator[tuple[str, int]]:
+        """Yield expressions until expressions run out, the same ones for however many are taken."""
         # Only random() is used below: its sequence is the one that Python promises not to change.
-        rng = random.Random(f"listops {split} {seed}")
+        rng = random.Random(f"listops {part} {seed}")
         seen: set[str] = set()
         # Expressions drawn while another answer was wanted wait here, so that none is drawn in vain.
-        waiting: list[deque[str]] = [deque() for _ in _CHOICES]
+        waiting: list[deque[str]] = [deque() for _ in range(10)]
         while True:
-            answer = _below(rng, len(_CHOICES))
+            answer = _below(rng, 10)
             draws = 0
             while not waiting[answer]:
                 if draws == _PATIENCE:
                     return
                 draws += 1
                 text, value = self._draw(rng, depth=1)
-                if text not in seen and _tenth(text) in _TENTHS[split]:
+                if text not in seen and _tenth(text) in _TENTHS[part]:
                     seen.add(text)
                     waiting[value].append(text)
-            yield Example(f"{waiting[answer].popleft()} =", _CHOICES[answer], _CHOICES, answer)
+            yield waiting[answer].popleft(), answer
 
     def _draw(self, rng: random.Random, depth: int) -> tuple[str, int]:
         """Return the text and the value of one random expression whose outermost list is at ``depth``."""

@@ -23,6 +23,7 @@ _IS = re.compile(r"\banswer\s+is\b\s*:?", re.IGNORECASE)
 
 _BOOLEAN = re.compile(rf"{_DECORATION}\(?(true|false)\b(?!\s*(?:/|or\b))", re.IGNORECASE)
 _NEGATED = re.compile(r"(?:\bnot|n['’]t|\bnever)\s+(?:true|false)\b", re.IGNORECASE)
+_YES_NO = re.compile(rf"{_DECORATION}(yes|no)(?=\s*(?:$|[.,:;!)\]*\n]))", re.IGNORECASE)
 _OPTION = re.compile(rf"{_DECORATION}\(?option\s*([12])(?![\d\w])", re.IGNORECASE)
 
 # A bare letter must end there: "A." or "A, since" but neither "A bee" nor "A.M." nor "all of them".
@@ -55,6 +56,28 @@ def boolean(text: str) -> str | None:
         return _behind_phrases(text, lambda rest: _lower(_BOOLEAN.match(rest)))
     words = {word.lower() for word in re.findall(r"\b(?:true|false)\b", text, re.IGNORECASE)}
     return words.pop() if len(words) == 1 and not _NEGATED.search(text) else None
+
+
+def yes_or_no(text: str) -> str | None:
+    """Return ``"yes"`` or ``"no"`` if the text starts with it and the word ends there: ``no one`` is no answer."""
+    return _lower(_YES_NO.match(text))
+
+
+def chosen(text: str, choices: Sequence[str]) -> str | None:
+    """Return the choice that a text is, else the only one that it starts with, white space around all of them aside.
+
+    A choice that ends in a letter or digit must not go on as a longer word or number: ``12`` does not start with ``1``.
+    """
+    written = text.strip()
+    plain = [one.strip() for one in choices]
+    equal = [one for one in plain if one == written]
+    starts = [one for one in plain if one and written.startswith(one) and not _goes_on(one, written)]
+    found = equal or starts
+    return found[0] if len(found) == 1 else None
+
+
+def _goes_on(start: str, text: str) -> bool:
+    return start[-1].isalnum() and text[len(start) : len(start) + 1].isalnum()
 
 
 def option(text: str) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from steerscope.analysis.examples import text_lines
 from steerscope.errors import InputError, did_you_mean
-from steerscope.experiments.tasks.answer_task import Row, RowSource
+from steerscope.experiments.tasks.task import Row, RowSource
 from steerscope.installed import require
 
 

@@ -1,4 +1,4 @@
-"""Tokens to learn from: prompt, completion and the end-of-sequence token, nothing cut.
+"""Tokens to learn from: prompt, completion and, unless an answer is one token, the end-of-sequence token; nothing cut.
 
 Generation starts from exactly the tokens that stand before the supervised ones here, and an example that does not
 fit is left out whole: cutting it on the right would drop its answer, or all supervision, without a word.
@@ -13,13 +13,13 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from steerscope.errors import InputError
-from steerscope.experiments.tasks.answer_task import AnswerExample
-from steerscope.models.tokens import own_tokens, require_known_tokens, text_tokens
+from steerscope.experiments.tasks.task import TaskExample, TaskForm
+from steerscope.models.tokens import completion_tokens, require_known_tokens
 
 
 @dataclass(frozen=True)
 class SupervisedSequence:
-    """Token ids; those from ``first_target`` on are learned, the last is the end-of-sequence token."""
+    """Token ids; those from ``first_target`` on are learned."""
 
     ids: tuple[int, ...]
     first_target: int
@@ -54,23 +54,44 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def completion_tokens(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Return the tokens of a prompt and of what follows it.
+@dataclass(frozen=True)
+class AnswerTokens:
+    """How long answers are with one tokenizer.
 
-    The two are tokenised together where that leaves the prompt's own tokens as they are, else apart: a model that
-    is to continue the prompt sees the prompt's own tokens in either case.
+    Attributes:
+        limit: Tokens that a generation may take: those of the longest answer, and its end where one is learned.
+        ends: Whether an end-of-sequence token is learned after them.
     """
-    before, whole = text_tokens(prompt, tokenizer), text_tokens(prompt + completion, tokenizer)
-    if whole[: len(before)] == before:
-        return before, whole[len(before) :]
-    return before, own_tokens(completion, tokenizer)
+
+    limit: int
+    ends: bool
+
+
+def answer_tokens(form: TaskForm, examples: Sequence[TaskExample], tokenizer: PreTrainedTokenizerBase) -> AnswerTokens:
+    """Return how long answers are: a task of one-token answers is one with most tokenizers, not with all.
+
+    Args:
+        form: The task's.
+        examples: Some of the task's.
+        tokenizer: The model's.
+
+    Cost: tokenises every different choice once, or every completion.
+    """
+    if form.max_new_tokens is not None and form.ends:
+        return AnswerTokens(form.max_new_tokens, True)
+    prompts = {text: one.prompt for one in form.samples or examples for text in one.choices or (one.completion,)}
+    longest = max(len(completion_tokens(prompt, text, tokenizer)[1]) for text, prompt in prompts.items())
+    ends = form.ends or longest > 1
+    return AnswerTokens(form.max_new_tokens or longest + ends, ends)
 
 
 def supervise(
-    examples: Sequence[AnswerExample],
+    examples: Sequence[TaskExample],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
     model: nn.Module | None = None,
+    *,
+    ends: bool = True,
 ) -> SupervisedExamples:
     """Tokenise examples for training.
 
@@ -79,18 +100,21 @@ def supervise(
         tokenizer: The model's.
         max_length: Longest sequence, end token included; ``None`` for no limit.
         model: What is to learn them; without it tokens that it may not have are not looked for.
+        ends: Whether an end-of-sequence token is learned after the completion; see :func:`answer_tokens`.
 
     Raises:
         InputError: No example fits, a prompt has no token, or a token is none of the model's.
     """
-    end = end_token(tokenizer)
+    end = end_token(tokenizer) if ends else None
     sequences, kept, too_long = [], [], []
     for index, example in enumerate(examples):
         before, after = completion_tokens(example.prompt, example.completion, tokenizer)
         if not before:
             raise InputError(f"the prompt {example.prompt[:40]!r} has no token. Give one that has.")
         # A completion may spell its end itself; two would teach that the end goes on.
-        ids = (*before, *after) if after and after[-1] == end else (*before, *after, end)
+        ids = (*before, *after)
+        if end is not None and not (after and after[-1] == end):
+            ids = (*ids, end)
         if max_length is not None and len(ids) > max_length:
             too_long.append(index)
             continue

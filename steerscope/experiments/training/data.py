@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from steerscope.analysis.provenance import RECIPE, content_hash
-from steerscope.experiments.tasks.answer_task import MOST_GENERATED, AnswerExample, AnswerTask, fingerprint
 from steerscope.experiments.tasks.supervised import SupervisedSequence, supervise
+from steerscope.experiments.tasks.task import MOST_GENERATED, Task, TaskExample, fingerprint
 from steerscope.experiments.training.options import TrainOptions
 from steerscope.models.lengths import require_one_side, switch_length
 from steerscope.models.load import LoadedModel
@@ -35,9 +35,9 @@ class Parts:
         pool: Hash of the train part that every seed draws from.
     """
 
-    train: tuple[AnswerExample, ...]
-    validation: tuple[AnswerExample, ...]
-    test: tuple[AnswerExample, ...]
+    train: tuple[TaskExample, ...]
+    validation: tuple[TaskExample, ...]
+    test: tuple[TaskExample, ...]
     pool: str = ""
 
     @property
@@ -56,7 +56,7 @@ class Parts:
         return fingerprint(self.train) if self.train else ""
 
 
-def draw_parts(task: AnswerTask, options: TrainOptions) -> Parts:
+def draw_parts(task: Task, options: TrainOptions) -> Parts:
     """Draw the examples of a run.
 
     Raises:
@@ -81,15 +81,23 @@ def run_settings(options: TrainOptions, parts: Parts) -> dict[str, Any]:
     return options.settings() | {"data": parts.data, "recipe": RECIPE}
 
 
-def supervised(parts: Parts, loaded: LoadedModel, options: TrainOptions) -> tuple[tuple[SupervisedSequence, ...], int]:
+def supervised(
+    parts: Parts, loaded: LoadedModel, options: TrainOptions, *, ends: bool = True
+) -> tuple[tuple[SupervisedSequence, ...], int]:
     """Return the training sequences that fit, and how many do not.
+
+    Args:
+        parts: The run's examples.
+        loaded: The model.
+        options: The run's.
+        ends: Whether an end-of-sequence token is learned.
 
     Raises:
         InputError: None fits, one has a token that is none of the model's, or they lie on both sides of the length
             where its rotary embedding switches.
     """
     limits = [limit for limit in (options.max_length, loaded.max_length) if limit is not None]
-    found = supervise(parts.train, loaded.tokenizer, min(limits) if limits else None, loaded.model)
+    found = supervise(parts.train, loaded.tokenizer, min(limits) if limits else None, loaded.model, ends=ends)
     switch = switch_length(loaded.model)
     if options.batch_size > 1:
         lengths = [len(one.ids) for one in found.sequences]

@@ -9,7 +9,7 @@ from typing import Any
 from steerscope.analysis.provenance import differing, knows_data
 from steerscope.errors import InputError
 from steerscope.experiments.engine.rate_grid import Choice
-from steerscope.experiments.tasks.answer_task import fingerprint
+from steerscope.experiments.tasks.task import fingerprint
 from steerscope.experiments.training.data import Parts, run_settings
 from steerscope.experiments.training.options import TrainOptions
 from steerscope.experiments.training.records import RunConfig, RunResults

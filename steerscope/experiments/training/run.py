@@ -20,8 +20,8 @@ from steerscope.experiments.evaluation.evaluate import evaluate
 from steerscope.experiments.evaluation.generation import fitting_prompts
 from steerscope.experiments.evaluation.likelihood import completion_loss
 from steerscope.experiments.evaluation.result import Evaluation
-from steerscope.experiments.tasks.answer_task import AnswerForm
-from steerscope.experiments.tasks.supervised import SupervisedSequence, supervise
+from steerscope.experiments.tasks.supervised import AnswerTokens, SupervisedSequence, answer_tokens, supervise
+from steerscope.experiments.tasks.task import TaskForm
 from steerscope.experiments.training.data import Collator, Parts, supervised, training_rows
 from steerscope.experiments.training.engine import Trained, fit
 from steerscope.experiments.training.learning_rates import choice_of
@@ -60,7 +60,7 @@ class Run:
         """Where all is that only an interrupted run needs."""
         return self.path / CHECKPOINTS
 
-    def whole(self, form: AnswerForm, config: RunConfig, command: str, folder: RunFolder) -> RunResults:
+    def whole(self, form: TaskForm, config: RunConfig, command: str, folder: RunFolder) -> RunResults:
         """Choose, train, save, test, and finish the folder."""
         since = time.perf_counter()
         if self.loaded.device.type == "cuda":
@@ -71,13 +71,14 @@ class Run:
             numbers, done, training = (0, total), None, dict[str, Any]()
             speed = found.generated_tokens / found.seconds if found.seconds else None
         else:
-            self._check_room(form)
-            sequences, too_long = supervised(self.parts, self.loaded, self.options)
+            answers = answer_tokens(form, self.parts.test, self.loaded.tokenizer)
+            self._check_room(answers)
+            sequences, too_long = supervised(self.parts, self.loaded, self.options, ends=answers.ends)
             if too_long:
                 self.say(f"{too_long} of {len(self.parts.train)} training examples are too long and were left out")
             if self.options.of.trains is Trains.LOFIT:
                 self._choose_heads(sequences)
-            choice = self._choose(sequences)
+            choice = self._choose(sequences, answers.ends)
             self._require_same_rate(choice.learning_rate)
             trainee, done, more = self._fit(sequences, choice.learning_rate, self.options.steps, "train", keeps=True)
             trainee.require_finite(choice.learning_rate)
@@ -101,7 +102,7 @@ class Run:
         folder.finish(results, generations)
         return results
 
-    def _check_room(self, form: AnswerForm) -> None:
+    def _check_room(self, answers: AnswerTokens) -> None:
         """Refuse, before anything is trained, what validation and test would refuse after it.
 
         Raises:
@@ -111,11 +112,11 @@ class Run:
         tokenizer, limit = self.loaded.tokenizer, self.loaded.max_length
         prompts = [text_tokens(one.prompt, tokenizer) for one in self.parts.test]
         require_known_tokens(prompts, tokenizer, self.loaded.model)
-        fitting_prompts(prompts, self.options.max_new_tokens or form.max_new_tokens, limit)
+        fitting_prompts(prompts, self.options.max_new_tokens or answers.limit, limit)
         if self.parts.validation:
-            supervise(self.parts.validation, tokenizer, limit, self.loaded.model)
+            supervise(self.parts.validation, tokenizer, limit, self.loaded.model, ends=answers.ends)
 
-    def _choose(self, sequences: tuple[SupervisedSequence, ...]) -> Choice:
+    def _choose(self, sequences: tuple[SupervisedSequence, ...], ends: bool) -> Choice:
         options = self.options
         if self.searched:
             choice = choice_of(self.searched)
@@ -137,7 +138,7 @@ class Run:
 
         def loss_at(rate: float) -> float:
             if rate not in known:
-                known[rate] = self._validation_loss(sequences, rate, steps)
+                known[rate] = self._validation_loss(sequences, rate, steps, ends)
                 replace_json(kept, {f"{k:g}": v for k, v in known.items()})
             loss = known[rate]
             return math.inf if loss is None else loss
@@ -170,7 +171,7 @@ class Run:
         replace_json(kept, {"learning_rate": learning_rate})
 
     def _validation_loss(
-        self, sequences: tuple[SupervisedSequence, ...], learning_rate: float, steps: int
+        self, sequences: tuple[SupervisedSequence, ...], learning_rate: float, steps: int, ends: bool = True
     ) -> float | None:
         """Return the loss, or ``None`` where there is no finite one."""
         stage = f"trying learning rate {learning_rate:g}"
@@ -185,6 +186,7 @@ class Run:
                 self.parts.validation,
                 batch_size=self.options.eval_batch_size,
                 max_length=self.loaded.max_length,
+                ends=ends,
             )
         except NotFiniteError:
             return None
@@ -288,7 +290,7 @@ class Run:
         with told(f"write the adapter to {str(place)!r}"):
             trainee.save(place)
 
-    def _test(self, form: AnswerForm, model: torch.nn.Module) -> tuple[Evaluation, list[Any]]:
+    def _test(self, form: TaskForm, model: torch.nn.Module) -> tuple[Evaluation, list[Any]]:
         return evaluate(
             model,
             self.loaded.tokenizer,

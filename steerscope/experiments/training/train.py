@@ -12,7 +12,7 @@ from pathlib import Path
 
 from steerscope.analysis.stopwatch import StageProgress
 from steerscope.errors import InputError
-from steerscope.experiments.tasks.answer_task import AnswerTask
+from steerscope.experiments.tasks import Task
 from steerscope.experiments.training.data import Parts, draw_parts, run_settings
 from steerscope.experiments.training.learning_rates import read_search, require_same_subject
 from steerscope.experiments.training.methods import Trains
@@ -28,7 +28,7 @@ from steerscope.models.load import LoadedModel
 
 def train(
     options: TrainOptions,
-    task: AnswerTask,
+    task: Task,
     out: str | Path,
     *,
     resume: bool = False,

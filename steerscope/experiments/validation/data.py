@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steerscope.analysis.examples import Example, content_order
-from steerscope.errors import InputError
-from steerscope.experiments.tasks import Task
+from steerscope.analysis.examples import Example
+from steerscope.analysis.options import MIN_EXAMPLES
+from steerscope.experiments.tasks import FileTask, Task, at_most
 
-# How a file without splits of its own is cut, by a hash of each example's content.
-PARTS = {"train": 0.6, "selection": 0.15, "test": 0.25}
+# Least examples of a part to choose rates on, and of one to report.
 LEAST = 16
 
 
@@ -21,40 +20,39 @@ class DataSplits:
     """Where examples of a validation come from.
 
     ``train(n, seed)`` is fresh data for another seed where the source has enough; ``selection`` chooses learning
-    rates and ``test`` is only ever used to report.
+    rates and ``test`` is only ever used to report. A part that has fewer than ``n`` examples gives all of them.
     """
 
     name: str
-    task: Task | None
-    pools: dict[str, list[Example]]
+    task: Task
 
     def train(self, n: int, seed: int) -> list[Example]:
         """Return at most ``n`` training examples of one seed."""
-        if self.task is not None:
-            # Seeds of the ranking and of training must not draw the same list.
-            return self.task.split("train", n, 1000 + seed)
-        pool = self.pools["train"]
-        return [pool[i] for i in content_order(pool, 1000 + seed)[:n]]
+        # Seeds of the ranking and of training must not draw the same list.
+        return [*at_most(self.task, "train", n, 1000 + seed)]
 
     def ranking(self, n: int, seed: int) -> list[Example]:
         """Return the examples that the ranking is made from: training examples, drawn by another seed."""
-        if self.task is not None:
-            return self.task.split("train", n, seed)
-        pool = self.pools["train"]
-        return [pool[i] for i in content_order(pool, seed)[:n]]
+        return [*at_most(self.task, "train", n, seed)]
 
     def selection(self, n: int) -> list[Example]:
-        """Return ``n`` held-out examples to choose learning rates on."""
-        return self.task.split("validation", n, 0) if self.task is not None else self.pools["selection"][:n]
+        """Return at most ``n`` held-out examples to choose learning rates on."""
+        return [*at_most(self.task, "validation", n, 0)]
 
     def test(self, n: int) -> list[Example]:
-        """Return ``n`` test examples."""
-        return self.task.split("test", n, 0) if self.task is not None else self.pools["test"][:n]
+        """Return at most ``n`` test examples."""
+        return [*at_most(self.task, "test", n, 0)]
 
 
 def splits_of_task(task: Task) -> DataSplits:
-    """Use a task's own disjoint parts: train, validation (for selection) and test."""
-    return DataSplits(task.name, task, {})
+    """Use a task's own disjoint parts: train, validation (for selection) and test.
+
+    Raises:
+        InputError: A user's file has too few examples for a part.
+    """
+    if isinstance(task, FileTask):
+        task.require("a validation", train=MIN_EXAMPLES, validation=LEAST, test=LEAST)
+    return DataSplits(task.name, task)
 
 
 def splits_of_examples(name: str, examples: Sequence[Example]) -> DataSplits:
@@ -63,18 +61,7 @@ def splits_of_examples(name: str, examples: Sequence[Example]) -> DataSplits:
     Raises:
         InputError: Too few examples for a part.
     """
-    pools: dict[str, list[Example]] = {part: [] for part in PARTS}
-    for example in examples:
-        place = int.from_bytes(hashlib.sha256(example.prompt.strip().encode()).digest()[:8], "big") / 2**64
-        part = "train" if place < PARTS["train"] else "selection" if place < 1 - PARTS["test"] else "test"
-        pools[part].append(example)
-    small = {part: len(pool) for part, pool in pools.items() if len(pool) < LEAST}
-    if small:
-        raise InputError(
-            f"{name} has {len(examples)} examples; cut by content, {small} remain for parts that need {LEAST} each. "
-            "Give at least 200 different prompts."
-        )
-    return DataSplits(name, None, pools)
+    return splits_of_task(FileTask.of(name, list(examples)))
 
 
 def majority_rate(examples: Sequence[Example]) -> float:

@@ -8,8 +8,8 @@ from scipy import stats
 from steerscope import InputError
 from steerscope.experiments.evaluation import Accuracy, Evaluation, wilson_interval
 from steerscope.experiments.evaluation.evaluate import evaluate
-from steerscope.experiments.tasks import get_answer_task
-from steerscope.experiments.tasks.answer_task import AnswerExample, AnswerForm, fingerprint
+from steerscope.experiments.tasks import get_task
+from steerscope.experiments.tasks.task import TaskExample, TaskForm, fingerprint
 from tests.byte_models import byte_model, byte_tokenizer
 from tests.experiments.evaluation.scripted import Scripted, evaluated
 from tests.experiments.tasks.rows import TASKS, write_task
@@ -25,10 +25,12 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_gold_scores_all_and_the_rest_nothing(folder, name):
-    task = get_answer_task(name, folder)
+    task = get_task(name, folder)
     examples = task.split("test")
     found, generations = evaluated(task.form, examples, [one.completion for one in examples])
-    assert found.accuracy.share == found.answered == found.ended == 1
+    assert found.accuracy.share == found.answered == 1
+    # One byte is one token here, and needs no end.
+    assert found.ended == (None if name in ("listops", "listops_gen") else 1)
     assert found.gold_cut == 0
     assert [one.text for one in generations] == [one.completion for one in examples]
     assert [one.prompt for one in generations] == [one.prompt for one in examples]
@@ -38,7 +40,7 @@ def test_gold_scores_all_and_the_rest_nothing(folder, name):
 
 
 def test_a_limit_too_short_for_the_answer_is_said(folder):
-    task = get_answer_task("gsm8k", folder)
+    task = get_task("gsm8k", folder)
     examples = task.split("test")
     found, _ = evaluated(task.form, examples, [one.completion for one in examples], max_new_tokens=20)
     assert found.gold_cut == pytest.approx(1 - found.accuracy.share)
@@ -48,10 +50,11 @@ def test_a_limit_too_short_for_the_answer_is_said(folder):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_wrong_answer_is_wrong(folder, name):
-    task = get_answer_task(name, folder)
+    task = get_task(name, folder)
     examples = task.split("test")
+    open_wrong = "Answer: A." if name == "aqua_paper" else "Answer: 99991"
     others = [
-        next((c for i, c in enumerate(one.choices) if i != one.answer_index), "") if one.choices else "Answer: 99991"
+        next((c for i, c in enumerate(one.choices) if i != one.answer_index), "") if one.choices else open_wrong
         for one in examples
     ]
     found, _ = evaluated(task.form, examples, others)
@@ -61,19 +64,19 @@ def test_a_wrong_answer_is_wrong(folder, name):
 @pytest.mark.parametrize("name", ["boolq", "winogrande", "arc_easy", "listops"])
 def test_going_on_after_the_answer(folder, name):
     # A model that never ends writes the next question and answers it: the first answer counts.
-    task = get_answer_task(name, folder)
+    task = get_task(name, folder)
     examples = task.split("test", 6)
     wrong = [one.choices[(one.answer_index + 1) % len(one.choices)] for one in examples]
     texts = [f"{one.completion}\nQuestion: again\n{bad}" for one, bad in zip(examples, wrong, strict=True)]
     assert evaluated(task.form, examples, texts)[0].correct == 6
 
 
-FORM = AnswerForm("toy", "Toy.", lambda row: None, lambda text, example: text.strip() or None, 4, ("train",), "none")
+FORM = TaskForm("toy", "Toy.", lambda row: None, lambda text, example: text.strip() or None, 4, ("train",), "none")
 
 
 def example(prompt, answer, choices=None):
     index = None if choices is None else choices.index(answer)
-    return AnswerExample(prompt, answer, answer, choices=choices, answer_index=index)
+    return TaskExample(prompt, answer, answer=answer, choices=choices, answer_index=index)
 
 
 def test_what_is_counted():
@@ -138,7 +141,7 @@ def test_no_examples():
 
 
 def test_real_generations_do_not_depend_on_the_batch(folder):
-    task = get_answer_task("listops", folder)
+    task = get_task("listops", folder)
     examples, model, tokenizer = task.split("test", 7), byte_model(), byte_tokenizer()
     one, first = evaluate(model, tokenizer, task.form, examples, batch_size=1)
     many, second = evaluate(model, tokenizer, task.form, examples, batch_size=16)

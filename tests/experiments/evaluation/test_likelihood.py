@@ -10,14 +10,14 @@ from steerscope.experiments.evaluation.likelihood import (
     sequence_log_likelihoods,
 )
 from steerscope.experiments.evaluation.shared_prompt import continuation_log_likelihoods
-from steerscope.experiments.tasks.answer_task import AnswerExample
+from steerscope.experiments.tasks.task import TaskExample
 from steerscope.steering import SteeringConfig, get_steering_model
 from tests.byte_models import byte_model, byte_tokenizer
 
 EXAMPLES = [
-    AnswerExample("q\n", "Answer: yes.", "yes", choices=("Answer: no.", "Answer: yes."), answer_index=1),
-    AnswerExample("a longer question\n", "b", "b", choices=("aaaa", "b", "cc"), answer_index=1),
-    AnswerExample("…", "x y", "x", choices=("x y", "z"), answer_index=0),
+    TaskExample("q\n", "Answer: yes.", answer="yes", choices=("Answer: no.", "Answer: yes."), answer_index=1),
+    TaskExample("a longer question\n", "b", answer="b", choices=("aaaa", "b", "cc"), answer_index=1),
+    TaskExample("…", "x y", answer="x", choices=("x y", "z"), answer_index=0),
 ]
 
 
@@ -56,7 +56,7 @@ def test_what_does_not_fit():
     with pytest.raises(InputError, match="no example fits with its choices"):
         choice_log_likelihoods(model, tokenizer, EXAMPLES, max_length=3)
     with pytest.raises(InputError, match="has no choices"):
-        choice_log_likelihoods(model, tokenizer, [AnswerExample("q", "a", "a")])
+        choice_log_likelihoods(model, tokenizer, [TaskExample("q", "a", answer="a")])
 
 
 def test_a_model_without_cache_that_always_computes_all_logits():

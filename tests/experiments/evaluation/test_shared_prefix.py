@@ -8,14 +8,14 @@ import torch
 from steerscope.experiments import shared_prefix
 from steerscope.experiments.evaluation.generation import generate
 from steerscope.experiments.evaluation.likelihood import choice_log_likelihoods, completion_loss
-from steerscope.experiments.tasks.answer_task import AnswerExample
+from steerscope.experiments.tasks.task import TaskExample
 from steerscope.steering import SteeringConfig, get_steering_model
 from tests.byte_models import byte_model, byte_tokenizer
 from tests.steering.cases import randomise
 
 START = "Read the line and say what it is: "
 EXAMPLES = [
-    AnswerExample(START + text, answer, answer, choices=(" yes", " no", " maybe"), answer_index=index)
+    TaskExample(START + text, answer, answer=answer, choices=(" yes", " no", " maybe"), answer_index=index)
     for text, answer, index in (
         ("a bee", " yes", 0),
         ("the quick fox", " no", 1),

@@ -6,7 +6,10 @@ import gzip
 import json
 from pathlib import Path
 
-TASKS = ("listops", "listops_bare", "listops_gen", "boolq", "winogrande", "arc_easy", "arc_challenge", "gsm8k", "aqua")
+from steerscope.experiments.tasks import task_names
+from steerscope.experiments.tasks.formats import FORMATS
+
+TASKS = tuple(task_names())
 OFFICIAL = {"boolq": ("train", "validation"), "winogrande": ("train", "validation"), "gsm8k": ("train", "test")}
 ALL = ("train", "validation", "test")
 
@@ -69,7 +72,8 @@ def write_rows(folder: Path, name: str, rows: list[dict | str], *, packed: bool 
 
 
 def write_task(folder: Path, task: str, sizes: tuple[int, int, int] = (60, 12, 16)) -> None:
-    start = 0
+    """Write the files of a task, which may be those of others too (``boolq_paper`` reads ``boolq``)."""
+    task, start = FORMATS[task][1], 0
     for part, size in zip(ALL, sizes, strict=True):
         if part in OFFICIAL.get(task, ALL):
             write_rows(folder, f"{task}-{part}", [row(task, start + i) for i in range(size)])

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from steerscope import InputError
-from steerscope.experiments.tasks import get_answer_task
+from steerscope.experiments.tasks import get_task
 
 ARC = {"question": "q{i}?", "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "answerKey": "3"}
 ROWS = {
@@ -29,12 +29,19 @@ ROWS = {
     },
 }
 GOLD = {
-    "boolq": "Answer: True.",
-    "winogrande": "Answer: Option2.",
-    "arc_easy": "Answer: (C) z.",
-    "arc_challenge": "Answer: (C) z.",
+    "boolq": " yes",
+    "boolq_closed": " yes",
+    "boolq_paper": "Answer: True.",
+    "winogrande": " B",
+    "winogrande_paper": "Answer: Option2.",
+    "arc_easy": " C",
+    "arc_easy_short": " C",
+    "arc_easy_paper": "Answer: (C) z.",
+    "arc_challenge": " C",
+    "arc_challenge_paper": "Answer: (C) z.",
     "gsm8k": "step\nAnswer: 1234",
-    "aqua": "so\nAnswer: E.",
+    "aqua": " E",
+    "aqua_paper": "so\nAnswer: E.",
 }
 
 
@@ -81,25 +88,25 @@ def hub(monkeypatch, mirror):
 
 @pytest.mark.parametrize("name", list(GOLD))
 def test_fields_of_the_hub(hub, name):
-    task = get_answer_task(name)
+    task = get_task(name)
     (example,) = task.split("test", 1)
     assert example.completion == GOLD[name]
     assert task.form.parse(example.completion, example) == example.answer
-    wanted = "validation" if name in ("boolq", "winogrande") else "test"
+    wanted = "validation" if name.startswith(("boolq", "winogrande")) else "test"
     assert [split for _, _, split in hub] == [wanted]
     assert task.split("train")
     assert task.split("validation")
-    if name == "aqua":
+    if name.startswith("aqua"):
         assert example.options == ("1", "2", "3", "4", "None")
 
 
 def test_datasets_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"pip install .steerscope\[data\]"):
-        get_answer_task("boolq")
-    assert get_answer_task("listops").split("test", 3)  # needs nothing
+        get_task("boolq")
+    assert get_task("listops").split("test", 3)  # needs nothing
     with pytest.raises(InputError, match="'listops_gen' is read from files"):
-        get_answer_task("listops_gen")
+        get_task("listops_gen")
 
 
 def test_offline(monkeypatch):
@@ -110,8 +117,8 @@ def test_offline(monkeypatch):
 
     module.load_dataset = load_dataset
     monkeypatch.setitem(sys.modules, "datasets", module)
-    with pytest.raises(InputError, match=r"test part of 'openai/gsm8k'.*no route to host.*--data-dir"):
-        get_answer_task("gsm8k").split("test")
+    with pytest.raises(InputError, match=r"test part of 'openai/gsm8k'.*no route to host.*as data_dir"):
+        get_task("gsm8k").split("test")
 
 
 @pytest.mark.parametrize(
@@ -131,4 +138,4 @@ def test_other_fields_than_expected(hub, monkeypatch, name, change):
         lambda path, config, split: [{k: filled(v, 0) for k, v in ROWS[path, config].items()} | change],
     )
     with pytest.raises(InputError, match=r"row 0 has not the fields|expected an integer|is no row"):
-        get_answer_task(name).split("test")
+        get_task(name).split("test")

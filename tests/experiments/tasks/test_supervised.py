@@ -5,11 +5,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from steerscope import InputError
-from steerscope.experiments.tasks.answer_task import AnswerExample
 from steerscope.experiments.tasks.supervised import completion_tokens, supervise
+from steerscope.experiments.tasks.task import TaskExample
 from tests.byte_models import byte_tokenizer
 
-EXAMPLES = [AnswerExample("ask\n", "Answer: 7", "7"), AnswerExample("a long question\n", "Answer: 8", "8")]
+EXAMPLES = [TaskExample("ask\n", "Answer: 7", answer="7"), TaskExample("a long question\n", "Answer: 8", answer="8")]
 
 
 @pytest.mark.parametrize("options", [{}, {"pad_token": "<eos>"}])  # a padding token that is also the end

@@ -14,7 +14,7 @@ from steerscope.errors import InputError
 from steerscope.experiments.comparison import compare
 from steerscope.experiments.evaluation.adapters import read_adapter, with_adapter
 from steerscope.experiments.evaluation.likelihood import completion_loss
-from steerscope.experiments.tasks import get_answer_task
+from steerscope.experiments.tasks import get_task
 from steerscope.experiments.training import engine, read_results
 from steerscope.experiments.training.data import draw_parts
 from steerscope.experiments.training.methods import METHODS as TABLE
@@ -388,8 +388,8 @@ def test_edits_start_as_published_where_asked(place):
 
 
 def test_generated_examples_are_as_many_as_the_steps_need():
-    task = get_answer_task("listops_bare")
-    run = TrainOptions("listops_bare", "post-block", steps=330, batch_size=32, test_examples=2)
+    task = get_task("listops")
+    run = TrainOptions("listops", "post-block", steps=330, batch_size=32, test_examples=2)
     parts = draw_parts(task, run)
     assert len({one.prompt for one in parts.train}) == 330 * 32 > 10_000
     fewer = draw_parts(task, replace(run, steps=2))

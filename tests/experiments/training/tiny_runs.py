@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from steerscope.experiments.tasks import get_answer_task
+from steerscope.experiments.tasks import get_task
 from steerscope.experiments.training.options import TrainOptions
 from steerscope.models import load_model
 from tests.byte_models import byte_model, byte_tokenizer
@@ -45,7 +45,7 @@ def options(place: Path, method: str = "post-block", **changes) -> TrainOptions:
 
 
 def task_of(place: Path, name: str = "listops"):
-    return get_answer_task(name, place / "data")
+    return get_task(name, place / "data")
 
 
 def loaded(place: Path, name: str = "model", **options):

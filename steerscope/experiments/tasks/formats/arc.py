@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-from steerscope.experiments.tasks.answer_task import AnswerExample, AnswerForm, Row
-from steerscope.experiments.tasks.formats.fields import LETTERS, answer_index, content, lettered, options, text
+from collections.abc import Callable
+from dataclasses import replace
+
+from steerscope.experiments.tasks.formats.fields import LETTERS, answer_index, lettered, letters, options, text
 from steerscope.experiments.tasks.parsing import letter
 from steerscope.experiments.tasks.sources import HubSource
+from steerscope.experiments.tasks.task import Row, TaskExample, TaskForm, folded
 
 
-def _build(row: Row) -> AnswerExample:
+def _build(row: Row) -> TaskExample:
+    question, choices = text(row, "question").strip(), options(row)
+    right = answer_index(row, len(choices))
+    return TaskExample(
+        f"Question: {question}\n{lettered(choices)}\nAnswer:",
+        letters(choices)[right],
+        letters(choices),
+        right,
+        answer=LETTERS[right],
+        options=choices,
+        content=folded(question),
+    )
+
+
+def _build_paper(row: Row) -> TaskExample:
     question, choices = text(row, "question").strip(), options(row)
     right = answer_index(row, len(choices))
     completions = tuple(f"Answer: ({label}) {one}" for label, one in zip(LETTERS, choices, strict=False))
     # Options of the source end with a full stop or not; the completion is to end with exactly one.
     completions = tuple(one if one.endswith((".", "?", "!")) else f"{one}." for one in completions)
-    return AnswerExample(
-        f"Answer the following multiple-choice question.\nQuestion: {question}\n{lettered(choices)}\n",
+    return TaskExample(
+        f"Answer the following multiple-choice question.\nQuestion: {question}\n{lettered(choices, '({}) {}')}\n",
         completions[right],
-        LETTERS[right],
+        completions,
+        right,
+        answer=LETTERS[right],
         options=choices,
-        choices=completions,
-        answer_index=right,
-        content=content(question),
+        content=folded(question),
     )
 
 
@@ -34,19 +51,34 @@ def _convert(row: Row) -> Row:
     }
 
 
-def _form(name: str, title: str) -> AnswerForm:
-    return AnswerForm(
+def _is_short(row: Row) -> bool:
+    """Choose rows by characters, so that a tokenizer changes nothing; they are about a quarter of ARC-Easy."""
+    return len(text(row, "question")) <= 80 and max(map(len, options(row))) <= 24
+
+
+def _form(
+    name: str, words: str, build: Callable[[Row], TaskExample], max_new_tokens: int | None, ends: bool
+) -> TaskForm:
+    return TaskForm(
         name=name,
-        description=f"{title}: a science question with lettered options; the answer is a letter and its text.",
-        build=_build,
+        description=words,
+        build=build,
         parse=lambda generation, example: letter(generation, example.options),
-        # Long enough for most options' texts; the letter stands at the start, so a cut costs nothing.
-        max_new_tokens=48,
+        max_new_tokens=max_new_tokens,
         official=("train", "validation", "test"),
         source="Clark et al. 2018, arXiv:1803.05457; allenai/ai2_arc",
+        ends=ends,
     )
 
 
-EASY, CHALLENGE = _form("arc_easy", "ARC-Easy"), _form("arc_challenge", "ARC-Challenge")
+_ASKED = "a science question with lettered options; the answer is"
+_LETTER, _TEXT = f"{_ASKED} a letter.", f"{_ASKED} a letter and its text (the paper's template)."
+EASY = _form("arc_easy", f"ARC-Easy: {_LETTER}", _build, None, ends=False)
+CHALLENGE = _form("arc_challenge", f"ARC-Challenge: {_LETTER}", _build, None, ends=False)
+_SHORT = "ARC-Easy with questions of at most 80 and answers of at most 24 characters; the answer is a letter."
+EASY_SHORT = replace(EASY, name="arc_easy_short", description=_SHORT, keeps=_is_short)
+# Long enough for most options' texts; the letter stands at the start, so a cut costs nothing.
+EASY_PAPER = _form("arc_easy_paper", f"ARC-Easy: {_TEXT}", _build_paper, 48, ends=True)
+CHALLENGE_PAPER = _form("arc_challenge_paper", f"ARC-Challenge: {_TEXT}", _build_paper, 48, ends=True)
 HUB_EASY = HubSource("allenai/ai2_arc", "ARC-Easy", _convert)
 HUB_CHALLENGE = HubSource("allenai/ai2_arc", "ARC-Challenge", _convert)

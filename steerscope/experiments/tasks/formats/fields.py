@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steerscope.experiments.tasks.answer_task import Row
+from steerscope.experiments.tasks.task import Row
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -48,14 +48,14 @@ def answer_index(row: Row, count: int) -> int:
     return value
 
 
-def content(*texts: str) -> str:
-    """Fold case and white space: rows that differ in nothing else are the same question."""
-    return " | ".join(" ".join(one.split()).casefold() for one in texts)
+def lettered(choices: tuple[str, ...], form: str = "{}. {}") -> str:
+    """Return the options one per line, ``A. text`` unless ``form`` says otherwise."""
+    return "\n".join(form.format(label, one) for label, one in zip(LETTERS, choices, strict=False))
 
 
-def lettered(choices: tuple[str, ...]) -> str:
-    """Return the options one per line, ``(A) text``."""
-    return "\n".join(f"({label}) {one}" for label, one in zip(LETTERS, choices, strict=False))
+def letters(choices: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the completions that name an option after ``Answer:``, one token each with most tokenizers."""
+    return tuple(f" {label}" for label in LETTERS[: len(choices)])
 
 
 def _short(value: object) -> str:

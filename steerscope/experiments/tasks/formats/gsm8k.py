@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from steerscope.experiments.tasks.answer_task import AnswerExample, AnswerForm, Row
-from steerscope.experiments.tasks.formats.fields import content, text
+from steerscope.experiments.tasks.formats.fields import text
 from steerscope.experiments.tasks.parsing import decimal_form, number, same_number
 from steerscope.experiments.tasks.sources import HubSource
+from steerscope.experiments.tasks.task import Row, TaskExample, TaskForm, folded
 
 
-def _build(row: Row) -> AnswerExample:
+def _build(row: Row) -> TaskExample:
     question, solution = text(row, "question").strip(), text(row, "solution").strip()
     answer = text(row, "answer").replace(",", "").strip()
-    return AnswerExample(
+    return TaskExample(
         f"{question}\n",
         f"{solution}\nAnswer: {answer}",
-        decimal_form(Fraction(answer)),  # not by the parser that this answer is to test
-        content=content(question),
+        answer=decimal_form(Fraction(answer)),  # not by the parser that this answer is to test
+        content=folded(question),
     )
 
 
@@ -28,9 +28,9 @@ def _convert(row: Row) -> Row:
     return {"question": row["question"], "solution": solution.strip(), "answer": answer.strip().replace(",", "")}
 
 
-FORM = AnswerForm(
+FORM = TaskForm(
     name="gsm8k",
-    description="GSM8K: a word problem; a worked solution, then a number.",
+    description="GSM8K: a word problem; a worked solution, then a number (the paper's template).",
     build=_build,
     parse=lambda generation, example: number(generation),
     same=same_number,

@@ -1,81 +1,67 @@
-"""ListOps with the instruction and the answer tag of the paper, or bare; generated, or read from files."""
+"""ListOps: the expression and an equals sign, or the paper's instruction and answer tag; generated, or from files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from steerscope.experiments.tasks.answer_task import (
-    MOST_GENERATED,
-    AnswerExample,
-    AnswerForm,
-    Row,
-    check_count,
-    check_part,
-)
-from steerscope.experiments.tasks.formats.fields import answer_index, content, text
+from steerscope.experiments.tasks.formats.fields import answer_index, text
 from steerscope.experiments.tasks.listops import ListOps
 from steerscope.experiments.tasks.parsing import leading_integer, tagged
+from steerscope.experiments.tasks.task import (
+    MOST_GENERATED,
+    Row,
+    Split,
+    TaskExample,
+    TaskForm,
+    check_count,
+    check_part,
+    folded,
+)
 
-if TYPE_CHECKING:
-    from steerscope.experiments.tasks import Split
-
-_CHOICES = tuple(f"<answer>{digit}</answer>" for digit in range(10))
-_BARE_CHOICES = tuple(f" {digit}" for digit in range(10))
+_DIGITS = tuple("0123456789")
+_TAGS = tuple(f"<answer>{digit}</answer>" for digit in range(10))
 # What "all examples" of a generated part means.
 SIZES = {"train": 10_000, "validation": 500, "test": 2_000}
 
 
-def _example(expression: str, value: int) -> AnswerExample:
+def _example(expression: str, value: int) -> TaskExample:
+    """No space: after ``=`` most tokenizers have one token for a digit, and two for a space and a digit."""
+    return TaskExample(f"{expression}=", _DIGITS[value], _DIGITS, value, answer=str(value), content=folded(expression))
+
+
+def _paper(expression: str, value: int) -> TaskExample:
     prompt = (
         "Evaluate the value of the following nested list expression.\n"
         "Return only the final numeric result inside <answer>…</answer>.\n\n"
         f"Expression:\n{expression}\n"
     )
-    return AnswerExample(
-        prompt, _CHOICES[value], str(value), choices=_CHOICES, answer_index=value, content=content(expression)
-    )
+    return TaskExample(prompt, _TAGS[value], _TAGS, value, answer=str(value), content=folded(expression))
 
 
-def _bare(expression: str, value: int) -> AnswerExample:
-    """The expression and an equals sign: a third of the tokens, and all that a model of a few words can read."""
-    return AnswerExample(
-        f"{expression} =",
-        _BARE_CHOICES[value],
-        str(value),
-        choices=_BARE_CHOICES,
-        answer_index=value,
-        content=content(expression),
-    )
+def _form(name: str, words: str, *, paper: bool = False) -> TaskForm:
+    example, parse = (_paper, tagged) if paper else (_example, leading_integer)
+    tag = " in a tag (the paper's template)" if paper else ""
 
-
-def _form(
-    name: str,
-    description: str,
-    example: Callable[[str, int], AnswerExample],
-    parse: Callable[[str], str | None],
-    max_new_tokens: int,
-) -> AnswerForm:
-    def build(row: Row) -> AnswerExample:
+    def build(row: Row) -> TaskExample:
         return example(text(row, "question").strip(), answer_index(row, 10))
 
-    return AnswerForm(
+    return TaskForm(
         name=name,
-        description=description,
+        description=f"{words}: evaluate nested MIN, MAX, MED and SM (sum modulo 10); the answer is a digit{tag}.",
         build=build,
         parse=lambda generation, example: parse(generation),
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=16 if paper else None,
         official=("train", "validation", "test"),
         source="Nangia and Bowman 2018, arXiv:1804.06028",
+        ends=paper,
     )
 
 
-_ASKED = "evaluate nested MIN, MAX, MED and SM of digits; the answer is a digit in a tag."
-FORM = _form("listops", f"ListOps: {_ASKED}", _example, tagged, 16)
-FORM_GENERATED_FILES = _form("listops_gen", f"ListOps with long expressions: {_ASKED}", _example, tagged, 16)
-_BARE_WORDS = "ListOps without instruction: after the expression and an equals sign comes the digit."
-BARE = _form("listops_bare", _BARE_WORDS, _bare, leading_integer, 4)
+FORM, PAPER = _form("listops", "ListOps"), _form("listops_paper", "ListOps", paper=True)
+GEN = _form("listops_gen", "ListOps with long expressions")
+GEN_PAPER = _form("listops_gen_paper", "ListOps with long expressions", paper=True)
 
 
 @dataclass(frozen=True)
@@ -87,19 +73,26 @@ class GeneratedListOps:
 
     is_generated: ClassVar[bool] = True
 
-    form: AnswerForm = FORM
-    example: Callable[[str, int], AnswerExample] = _example
+    form: TaskForm = FORM
+    example: Callable[[str, int], TaskExample] = _example
     generator: ListOps = field(default_factory=ListOps)
 
-    def split(self, split: Split, n: int | None = None, seed: int = 0) -> list[AnswerExample]:
-        """Return ``n`` generated examples; see :class:`~steerscope.experiments.tasks.answer_task.AnswerTask`."""
-        check_part(split)
-        check_count(n, MOST_GENERATED, f"{split} examples of {self.form.name}")
-        drawn = self.generator.split(split, SIZES[split] if n is None else n, seed)
-        return [self.example(one.prompt.removesuffix(" ="), int(one.completion)) for one in drawn]
+    @property
+    def name(self) -> str:
+        """The name that results keep."""
+        return self.form.name
+
+    @property
+    def description(self) -> str:
+        """One sentence: what is asked, and what an answer looks like."""
+        return f"{self.form.description} {self.generator.description}"
+
+    def split(self, part: Split, n: int | None = None, seed: int = 0) -> list[TaskExample]:
+        """Return ``n`` generated examples, answers drawn uniformly; see :class:`~steerscope.experiments.tasks.Task`."""
+        check_part(part)
+        check_count(n, MOST_GENERATED, f"{part} examples of {self.name}")
+        drawn = self.generator.draw(part, SIZES[part] if n is None else n, seed)
+        return [self.example(expression, value) for expression, value in drawn]
 
 
-GENERATED: dict[str, GeneratedListOps] = {
-    "listops": GeneratedListOps(),
-    "listops_bare": GeneratedListOps(BARE, _bare),
-}
+GENERATED = {"listops": GeneratedListOps(), "listops_paper": GeneratedListOps(PAPER, _paper)}
