@@ -27,12 +27,13 @@ from steerscope.analysis.capture import read_stats
 from steerscope.analysis.encoding import batches, encode
 from steerscope.analysis.examples import content_order
 from steerscope.analysis.features import SketchPlan
+from steerscope.analysis.intervals import spearman
 from steerscope.analysis.kernels import Kernel, Rows
 from steerscope.analysis.outputs import batch_outputs, make_probes
 from steerscope.analysis.problem import Problem, predict
 from steerscope.analysis.recorder import Recorder
 from steerscope.equivalence.tangents import combine, random_projection
-from steerscope.experiments.validation.agreement import finite_losses, partial_spearman, spearman
+from steerscope.experiments.validation.agreement import finite_losses, partial_spearman
 from steerscope.experiments.validation.result import Validation
 from steerscope.models.hooks import tapping
 from steerscope.models.site_map import SiteMap
@@ -247,7 +248,7 @@ def main() -> None:
     for name in table[0]:
         values = np.array([row[name] for row in table])
         found[name] = {
-            "spearman": round(spearman(values, losses), 4),
+            "spearman": round(spearman(values, losses) or 0.0, 4),
             "partial": round(partial_spearman(values, losses, depth), 4),
         }
     result = {

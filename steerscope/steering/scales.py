@@ -23,6 +23,8 @@ def measure_scales(
 ) -> dict[Site, float]:
     """Return the root mean square, over tokens and channels, of what each site reads.
 
+    The root mean square of :func:`steerscope.analysis.capture.read_stats`' scales, on batches of any kind.
+
     Args:
         model: The model, without edits.
         site_map: Its sites.

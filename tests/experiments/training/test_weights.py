@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.adapters import read_adapter, with_adapter
 from steerscope.experiments.training.weights import WeightModel, add_biases
-from steerscope.models.load import digest_of_parameters
+from steerscope.models.weight_hashes import digest_of_parameters
 from tests.experiments.training.tiny_runs import loaded, make_place
 
 IDS = torch.tensor([[5, 9, 30, 7]])
