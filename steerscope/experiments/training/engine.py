@@ -17,8 +17,8 @@ from steerscope.experiments.shared_prefix import shared_length
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.experiments.training.data import Collator, supervised_loss
 from steerscope.experiments.training.options import TrainOptions
+from steerscope.experiments.training.prefix_trainer import SharedPrefixTrainer
 from steerscope.experiments.training.run_folder import replace_json
-from steerscope.experiments.training.shared_prefix import SharedPrefixTrainer
 from steerscope.experiments.training.trainee import Trainee
 from steerscope.files import told
 from steerscope.models.bundled import quiet_transformers

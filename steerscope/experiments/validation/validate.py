@@ -122,9 +122,9 @@ def validate_ranking(
         command=command,
         data={
             "ranking": str(ranking.settings["data"]),
-            "train": data.fingerprint("train", options.seed),
-            "selection": data.fingerprint("selection"),
-            "test": data.fingerprint("test"),
+            "train": data.content_hash("train", options.seed),
+            "selection": data.content_hash("selection"),
+            "test": data.content_hash("test"),
         },
     )
     result = compared(result)
