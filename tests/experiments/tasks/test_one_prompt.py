@@ -13,7 +13,7 @@ from steerscope.experiments.tasks import FileTask, TaskExample, get_task
 from steerscope.models import load
 from tests.byte_models import byte_model, byte_tokenizer
 from tests.cli.runs import run
-from tests.experiments.tasks.rows import TASKS, write_rows, write_task
+from tests.experiments.tasks.rows import TASKS, row, write_rows, write_task
 
 Row = tuple[int, ...]
 # Groups of passages and twins make parts smaller than files.
@@ -79,6 +79,12 @@ def place(tmp_path_factory) -> Path:
     byte_tokenizer().save_pretrained(folder / "model")
     for task in TASKS:
         write_task(folder, task, SIZES)
+    # One answer to all questions is refused: turn the options of every other one.
+    for k, (part, size) in enumerate(zip(("train", "validation", "test"), SIZES, strict=True)):
+        rows = [row("aqua", 100 * k + i) for i in range(size)]
+        for one in rows[::2]:
+            one |= {"choices": one["choices"][::-1], "answer_index": 3}
+        write_rows(folder, f"aqua-{part}", rows)
     letters = [{"prompt": f"Which is {i}? Answer:", "choices": [" A", " B"], "answer_index": i % 2} for i in range(200)]
     write_rows(folder, "choices", letters, packed=False)
     write_rows(folder, "open", [{"prompt": f"{i} + 1 =", "completion": f" {i + 1}"} for i in range(200)], packed=False)
@@ -106,7 +112,7 @@ def test_every_command_shows_the_same_prompt(place, recorder, tmp_path, name):
             16, "train", model, *asked, "--steps", 4, "--batch-size", 4, "--out", tmp_path / "run", "--no-likelihoods"
         ),
         "validate": recorder.of(
-            60, "validate", model, *asked, "--max-examples", 24, "--test-examples", 16, "--sites", 6, "--steps", 4,
+            300, "validate", model, *asked, "--max-examples", 24, "--test-examples", 16, "--sites", 6, "--steps", 4,
             "--out", tmp_path / "validation",
         ),
     }  # fmt: skip

@@ -96,7 +96,7 @@ def test_parts_share_no_content(splits):
 
 
 def test_too_few_to_cut():
-    with pytest.raises(InputError, match="at least 200 different prompts"):
+    with pytest.raises(InputError, match="at least 174 different prompts"):
         splits_of_examples("few", examples(20))
 
 
