@@ -18,7 +18,7 @@ import torch
 from torch.func import functional_call, jacrev
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from steerscope.analysis.capture.capture import capture, read_scales
+from steerscope.analysis.capture.capture import capture, read_stats
 from steerscope.analysis.capture.features import SketchPlan
 from steerscope.analysis.capture.outputs import make_probes
 from steerscope.analysis.data.encoding import Encoded, OutputMode, TokenSequence, batches
@@ -63,7 +63,7 @@ def dense_bytes(loaded: LoadedModel) -> int:
 
 def dense_kernels(loaded: LoadedModel, encoded: Encoded, contrasts: torch.Tensor) -> tuple[dict, torch.Tensor]:
     site_map, model = loaded.site_map, loaded.model
-    scales = read_scales(loaded, encoded, batch_size=NUM_EXAMPLES, max_examples=NUM_EXAMPLES)
+    scales = read_stats(loaded, encoded, batch_size=NUM_EXAMPLES, max_examples=NUM_EXAMPLES).scales
     batch = next(batches(encoded, batch_size=NUM_EXAMPLES, pad_id=0, device=loaded.device))
     zeros = {str(s): torch.zeros(site_map.width(s), site_map.width(s), dtype=torch.float64) for s in site_map.sites()}
     names = {

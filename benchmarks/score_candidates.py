@@ -29,14 +29,15 @@ from steerscope.analysis.capture.outputs import batch_outputs, make_probes
 from steerscope.analysis.capture.recorder import Recorder
 from steerscope.analysis.data.encoding import batches, encode
 from steerscope.analysis.data.examples import content_order
+from steerscope.analysis.scoring.intervals import spearman
 from steerscope.analysis.scoring.kernels import Kernel, Rows
 from steerscope.analysis.scoring.problem import Problem, predict
 from steerscope.equivalence.tangents import combine, random_projection
-from steerscope.experiments.validation.agreement import finite_losses, partial_spearman, spearman
+from steerscope.experiments.validation.agreement import finite_losses, partial_spearman
 from steerscope.experiments.validation.result import Validation
 from steerscope.models.hooks import tapping
-from steerscope.models.selfcheck import vocab_size
 from steerscope.models.site_map import SiteMap
+from steerscope.models.wrappers import vocab_size
 from steerscope.sites import Site
 
 BLOCKS, SIZE = 8, 24
@@ -247,7 +248,7 @@ def main() -> None:
     for name in table[0]:
         values = np.array([row[name] for row in table])
         found[name] = {
-            "spearman": round(spearman(values, losses), 4),
+            "spearman": round(spearman(values, losses) or 0.0, 4),
             "partial": round(partial_spearman(values, losses, depth), 4),
         }
     result = {

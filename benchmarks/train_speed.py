@@ -37,7 +37,7 @@ def measure(what: str, model: str, steps: int, batch_size: int, rank: int, dtype
     from steerscope.experiments.training.data import Collator, training_rows
     from steerscope.experiments.training.engine import trainer_of
     from steerscope.experiments.training.options import TrainOptions
-    from steerscope.experiments.training.shared_prefix import with_cache
+    from steerscope.experiments.training.prefix_trainer import with_cache
     from steerscope.experiments.training.trainee import build
     from steerscope.models import load_model
     from steerscope.models.head import contiguous_head

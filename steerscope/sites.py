@@ -1,52 +1,14 @@
-"""What a site is: a kind of tensor at a layer. Names, aliases and defining equations; no computation.
-
-Notation of one block (docs/sites.md): ``h`` is the stream that enters, ``A`` attention, ``M`` the MLP, ``n1`` and
-``n2`` the norms on what they read, ``p1`` and ``p2`` the norms on what they write (identity where a layout
-has none)::
-
-    sequential   m = h + p1 A(n1 h)    out = m + p2 M(n2 m)
-    parallel     out = h + A(n1 h) + M(n2 h)
-"""
+"""What a site is: a kind of tensor at a layer (``site_kinds.py``). Names and aliases; no computation."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import StrEnum
 
 from steerscope.errors import InputError, did_you_mean
+from steerscope.site_kinds import SiteKind
 
-
-class SiteKind(StrEnum):
-    """The eight kinds of site, in the order in which a block computes them."""
-
-    RESID_PRE = "resid_pre"
-    ATTN_HEADS = "attn_heads"
-    ATTN_OUT = "attn_out"
-    RESID_MID = "resid_mid"
-    MLP_IN = "mlp_in"
-    MLP_HIDDEN = "mlp_hidden"
-    MLP_OUT = "mlp_out"
-    RESID_POST = "resid_post"
-
-
-MEANINGS: dict[SiteKind, str] = {
-    SiteKind.RESID_PRE: "the stream entering the first block (elsewhere it is resid_post of the layer below)",
-    SiteKind.ATTN_HEADS: "the heads' outputs, concatenated: what the attention's output projection reads",
-    SiteKind.ATTN_OUT: "what attention adds to the stream",
-    SiteKind.RESID_MID: "the stream between attention and MLP",
-    SiteKind.MLP_IN: "what the MLP alone receives",
-    SiteKind.MLP_HIDDEN: "what the MLP's down projection reads",
-    SiteKind.MLP_OUT: "what the MLP adds to the stream",
-    SiteKind.RESID_POST: "the stream leaving the block",
-}
-
-# Sites that add at the same point of the stream: their edits share the output derivative and differ only in
-# what they read, so a fixed vector is one and the same edit at both.
-SAME_WRITE: dict[SiteKind, SiteKind] = {
-    SiteKind.RESID_MID: SiteKind.ATTN_OUT,
-    SiteKind.RESID_POST: SiteKind.MLP_OUT,
-}
+__all__ = ["ALIASES", "REFUSED", "Site", "SiteKind", "parse_kind", "parse_site"]
 
 # Other people's names. TransformerLens names are accepted with and without their ``blocks.N.`` prefix.
 ALIASES: dict[str, SiteKind] = {
@@ -122,8 +84,9 @@ class Site:
         object.__setattr__(self, "kind", SiteKind(self.kind))
         if self.layer < 0:
             raise InputError(f"layer {self.layer} is negative; layers count from 0.")
-        if self.head is not None and self.kind is not SiteKind.ATTN_HEADS:
-            raise InputError(f"only 'attn_heads' has heads; got head {self.head} with kind '{self.kind}'.")
+        if self.head is not None and not self.kind.facts.has_heads:
+            headed = ", ".join(f"'{kind}'" for kind in SiteKind if kind.facts.has_heads)
+            raise InputError(f"only {headed} has heads; got head {self.head} with kind '{self.kind}'.")
 
     def __str__(self) -> str:
         return f"{self.layer}.{self.kind}" + ("" if self.head is None else f".{self.head}")
@@ -131,7 +94,12 @@ class Site:
     @property
     def write(self) -> Site:
         """The site whose vector edit is the same edit (``attn_out`` for ``resid_mid``; often itself)."""
-        return Site(self.layer, SAME_WRITE.get(self.kind, self.kind), self.head)
+        return Site(self.layer, self.kind.adds_at, self.head)
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """A key that sorts sites by the order in which a model computes them; all heads come before single ones."""
+        return self.layer, self.kind.order, -1 if self.head is None else self.head
 
 
 _SITE = re.compile(r"^(?:blocks\.)?(\d+)\.([A-Za-z_.-]+?)(?:\.(\d+))?$")
@@ -149,6 +117,6 @@ def parse_site(text: str) -> Site:
     if match is None:
         raise InputError(f"cannot read the site {text!r}; expected 'layer.kind', for example '12.resid_post'.")
     layer, kind, head = int(match[1]), parse_kind(match[2]), match[3]
-    if kind is SiteKind.RESID_PRE and layer > 0:
+    if kind.facts.is_first_block_only and layer > 0:
         return Site(layer - 1, SiteKind.RESID_POST)
     return Site(layer, kind, None if head is None else int(head))

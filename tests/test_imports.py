@@ -26,6 +26,7 @@ ORDER = [
     "finite",
     "files",
     "folders",
+    "site_kinds",
     "sites",
     "models",
     "equivalence",

@@ -27,8 +27,8 @@ from steerscope.errors import InputError
 from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import require_weights_in_memory
-from steerscope.models.selfcheck import vocab_size
 from steerscope.models.virtual_tokens import require_no_virtual_tokens
+from steerscope.models.wrappers import vocab_size
 from steerscope.sites import Site, SiteKind
 
 

@@ -1,1 +1,1 @@
-"""The mathematics: first-order maps, closed forms, edit families, tangent features and kernels."""
+"""The mathematics: first-order maps, closed forms, edit forms, tangent features and kernels."""

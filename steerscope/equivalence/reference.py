@@ -156,7 +156,7 @@ def _run(
     at_site: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Run the model with the block of ``site`` written out; ``at_site`` maps the tensor there to what goes on."""
-    unwrap = getattr(model, "get_base_model", None)  # an adapter library's wrapper
+    unwrap = getattr(model, "get_base_model", None)  # not by models.wrappers: no code is shared with the fast paths
     inner: Any = unwrap() if callable(unwrap) else model
     family = inner.config.model_type
     if family not in _BLOCKS:
@@ -318,7 +318,7 @@ def dense_edit_jacobian(
     elif family == "linear":
         zero = torch.zeros(width, width, dtype=value.dtype, device=value.device)
     else:
-        raise InputError(f"unknown edit family {family!r} for the reference. Valid: vector, linear.")
+        raise InputError(f"unknown edit form {family!r} for the reference. Valid: vector, linear.")
 
     def rows(parameter: Tensor) -> Tensor:
         def edit(h: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from steerscope.analysis.theory.common import weight_names
 from steerscope.errors import InputError
 from steerscope.finite import OVERFLOW, require_finite
 from steerscope.models.load import LoadedModel
-from steerscope.models.selfcheck import vocab_size
 from steerscope.models.tokens import pad_token
+from steerscope.models.wrappers import vocab_size
 
 # Told steps done, steps in all and the loss of the last step (nan before the first).
 Progress = Callable[[int, int, float], None]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from steerscope.errors import UnsupportedModelError
-from steerscope.models.site_map import decoder_of
+from steerscope.models.wrappers import decoder_of, language_model
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def forward_differentiable_attention(model: nn.Module) -> Iterator[nn.Module]:
     if before == "eager":
         yield model
         return
-    switch = getattr(_inner(model), "set_attn_implementation", None)
+    switch = getattr(language_model(model), "set_attn_implementation", None)
     try:
         if switch is None:
             raise ValueError("the model has no set_attn_implementation")
@@ -50,9 +50,5 @@ def keep_softcapping(model: nn.Module) -> None:
     """
     config: Any = decoder_of(model).config
     if getattr(config, "attn_logit_softcapping", None) is not None and config._attn_implementation == "sdpa":
-        _inner(model).set_attn_implementation("eager")
-
-
-def _inner(model: nn.Module) -> Any:
-    unwrap = getattr(model, "get_base_model", None)
-    return unwrap() if callable(unwrap) else model
+        inner: Any = language_model(model)
+        inner.set_attn_implementation("eager")

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from steerscope.errors import UnsupportedModelError
-from steerscope.sites import MEANINGS, SiteKind
+from steerscope.models.wrappers import acting_layer
+from steerscope.site_kinds import Branch, Maps, SiteKind
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class BlockDescription:
     @property
     def kinds(self) -> tuple[SiteKind, ...]:
         """The kinds of site such a block has."""
-        return tuple(k for k in SiteKind if not (self.parallel and k is SiteKind.RESID_MID))
+        return tuple(k for k in SiteKind if not (self.parallel and k.facts.is_sequential_only))
 
     def equations(self) -> dict[SiteKind, str]:
         """Return the equation that defines every kind of site in this layout."""
@@ -84,7 +85,9 @@ class BlockDescription:
     def describe(self) -> str:
         """Return the layout's sites with equation and meaning, one line each."""
         rows = [f"layout: {self.layout}"]
-        rows += [f"  {kind.value:<11} = {equation:<52} {MEANINGS[kind]}" for kind, equation in self.equations().items()]
+        rows += [
+            f"  {kind.value:<11} = {equation:<52} {kind.facts.meaning}" for kind, equation in self.equations().items()
+        ]
         return "\n".join(rows)
 
 
@@ -161,15 +164,27 @@ class Block:
             activation=activation,
         )
 
-    @property
-    def attn_writer(self) -> nn.Module:
-        """The module whose output is ``attn_out``: the post-norm where there is one."""
-        return self.attn_post_norm or self.attn_write
+    # --- its parts by the words of the table of site kinds ---
 
-    @property
-    def mlp_writer(self) -> nn.Module:
-        """The module whose output is ``mlp_out``: the post-norm where there is one."""
-        return self.mlp_post_norm or self.mlp_write
+    def maps(self, branch: Branch, maps: Maps) -> tuple[nn.Module, ...]:
+        """Return the linear maps that read a branch's input, or the one that writes its output."""
+        if branch is Branch.ATTENTION:
+            return self.attn_reads if maps is Maps.READS else (self.attn_write,)
+        return self.mlp_reads if maps is Maps.READS else (self.mlp_write,)
+
+    def reader(self, branch: Branch, maps: Maps) -> nn.Module:
+        """Return the one module whose input is what a branch's linear maps read."""
+        if maps is Maps.WRITE:
+            return self.maps(branch, maps)[0]
+        return self.attn if branch is Branch.ATTENTION else self.mlp_in
+
+    def post_norm(self, branch: Branch) -> nn.Module | None:
+        """Return the norm on what a branch writes, or ``None``."""
+        return self.attn_post_norm if branch is Branch.ATTENTION else self.mlp_post_norm
+
+    def writer(self, branch: Branch) -> nn.Module:
+        """Return the module whose output a branch adds to the stream: the norm on it where there is one."""
+        return self.post_norm(branch) or self.maps(branch, Maps.WRITE)[0]
 
     def linear_maps(self) -> dict[str, nn.Module]:
         """Return the block's linear maps by path inside the block (seven in a Llama block)."""
@@ -214,17 +229,16 @@ class Block:
 
 def width_of(block: Block, kind: SiteKind, d_model: int) -> int:
     """Return the number of channels of a kind of site in ``block``."""
-    if kind is SiteKind.ATTN_HEADS:
-        return linear_shape(block.attn_write)[1]
-    if kind is SiteKind.MLP_HIDDEN:
-        return linear_shape(block.mlp_write)[1]
-    return d_model
+    match kind.facts.read_by:
+        case (branch, Maps.WRITE):  # of as many channels as the branch has inside
+            return linear_shape(block.maps(branch, Maps.WRITE)[0])[1]
+        case _:
+            return d_model
 
 
 def linear_weight(module: nn.Module) -> Tensor:
-    """Return the weight of a linear map, looking inside an adapter's wrapper (``base_layer``)."""
-    inner = getattr(module, "base_layer", module)
-    weight = getattr(inner, "weight", None)
+    """Return the weight of a linear map, looking inside PEFT's wrapper of it."""
+    weight = getattr(acting_layer(module), "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         raise UnsupportedModelError(
             f"expected a linear map with a 2-dimensional weight, got {type(module).__name__}. "
@@ -235,8 +249,7 @@ def linear_weight(module: nn.Module) -> Tensor:
 
 def is_transposed(module: nn.Module) -> bool:
     """Whether the weight is stored input-first (GPT-2's ``Conv1D``)."""
-    inner = getattr(module, "base_layer", module)
-    return type(inner).__name__ == "Conv1D"
+    return type(acting_layer(module)).__name__ == "Conv1D"
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:

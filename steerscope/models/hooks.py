@@ -21,6 +21,7 @@ from steerscope.models.blocks import Block, as_token_axes
 from steerscope.models.readings import Key, Readings
 from steerscope.models.site_map import SiteMap
 from steerscope.models.threads import acts_here, bound_to_this_thread
+from steerscope.site_kinds import Place, Role
 from steerscope.sites import Site, SiteKind
 
 # Called with the tensor on the model's path at the site's write point and with what the site reads (the same
@@ -111,25 +112,16 @@ def _at_output(module: nn.Module, stream: _Stream, tap: Tap, add_stream: bool = 
 
 def _attach(block: Block, kind: SiteKind, stream: _Stream, tap: Tap) -> Any:
     """Set the hook that reaches one site."""
-    match kind:
-        case SiteKind.RESID_PRE:
-            return _at_input(block.module, stream, tap)
-        case SiteKind.ATTN_HEADS:
-            return _at_input(block.attn_write, stream, tap)
-        case SiteKind.ATTN_OUT:
-            return _at_output(block.attn_writer, stream, tap)
-        case SiteKind.RESID_MID:
-            # m = h + attn_out has no module of its own. Adding where attention writes reaches the MLP *and*
-            # the skip; a hook on the norm before the MLP would reach the MLP alone.
-            return _at_output(block.attn_writer, stream, tap, add_stream=True)
-        case SiteKind.MLP_IN:
-            return _at_input(block.mlp_in, stream, tap)
-        case SiteKind.MLP_HIDDEN:
-            return _at_input(block.mlp_write, stream, tap)
-        case SiteKind.MLP_OUT:
-            return _at_output(block.mlp_writer, stream, tap)
-        case SiteKind.RESID_POST:
-            return _at_output(block.module, stream, tap)
+    facts = kind.facts
+    if facts.place is Place.ENTERS:
+        return _at_input(block.module, stream, tap)
+    if facts.place is Place.LEAVES:
+        return _at_output(block.module, stream, tap)
+    if facts.read_by is not None:
+        return _at_input(block.reader(*facts.read_by), stream, tap)
+    # The stream inside a block (resid_mid: m = h + attn_out) has no module of its own. Adding where attention writes
+    # reaches the MLP *and* the skip; a hook on the norm before the MLP would reach the MLP alone.
+    return _at_output(block.writer(facts.written_by[-1]), stream, tap, add_stream=facts.role is Role.STREAM)
 
 
 @contextmanager
@@ -246,8 +238,7 @@ def edited(
         if site.head is not None and Site(site.layer, site.kind) in map(found.resolve, edits):
             raise InputError(f"'{site}' is one of the heads of '{site.layer}.{site.kind}', which is edited too.")
         taps[site] = _adding(checked(site, edit))
-    order = list(SiteKind)
-    with tapping(found, dict(sorted(taps.items(), key=lambda item: (item[0].layer, order.index(item[0].kind))))):
+    with tapping(found, {site: taps[site] for site in sorted(taps, key=lambda s: (s.layer, s.kind.order))}):
         yield inner
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from steerscope.errors import InputError, UnsupportedModelError
-from steerscope.models.site_map import decoder_of
+from steerscope.models.wrappers import decoder_of
 
 _SWITCHING = ("longrope", "su")  # the second is what Phi-3 called it first
 

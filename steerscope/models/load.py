@@ -31,6 +31,7 @@ from steerscope.models.load_errors import not_loaded, refuse_quantised
 from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.selfcheck import check_sites
 from steerscope.models.site_map import SiteMap, find_sites
+from steerscope.models.weight_hashes import digest_of_parameters
 
 DTYPES = {
     "float32": torch.float32,
@@ -42,7 +43,10 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which model a result is about.
+    """Which model a result is about: its files, its size and how it was computed with.
+
+    Results are compared by it, so its hash is exact. Whether an adapter fits a model, in whatever data type and from
+    whatever file, is another question, which :class:`steerscope.steering.identity.BaseIdentity` answers.
 
     Attributes:
         name: As the user named it.
@@ -220,15 +224,6 @@ def wrap_model(
         setup=setup,
     )
     return LoadedModel(model, tokenizer, site_map, identity)
-
-
-def digest_of_parameters(model: nn.Module) -> str:
-    """Return a SHA-256 over all parameters' names and bytes (about a second per gigabyte)."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _locate(name: str) -> tuple[Path, str | None, str | None]:

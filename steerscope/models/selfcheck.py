@@ -19,6 +19,8 @@ from steerscope.finite import require_finite
 from steerscope.models.blocks import Block, linear_weight
 from steerscope.models.hooks import Edit, edited, reading
 from steerscope.models.site_map import SiteMap
+from steerscope.models.wrappers import vocab_size
+from steerscope.site_kinds import Place
 from steerscope.sites import Site, SiteKind
 
 
@@ -59,18 +61,12 @@ def check_sites(model: nn.Module, site_map: SiteMap, num_tokens: int = 6) -> Non
 
     middle = len(site_map.blocks) // 2
     for kind in site_map.description.kinds:
-        layer = 0 if kind is SiteKind.RESID_PRE else middle
+        layer = 0 if kind.facts.is_first_block_only else middle
         edit = _random_edit(clean[layer, kind], generator)
         with edited(model, site_map, {Site(layer, kind): edit}):
             if torch.equal(run(), plain):
                 raise UnsupportedModelError(f"self-check: an edit of '{layer}.{kind}' left the logits as they were.")
         _check_writes(model, site_map, kind, run, clean, generator)
-
-
-def vocab_size(model: nn.Module) -> int:
-    """Return the number of token embeddings of a model."""
-    embeddings = model.get_input_embeddings()  # type: ignore[operator]
-    return int(embeddings.weight.shape[0])
 
 
 def _run_and_read(run: Callable[[], Tensor], site_map: SiteMap) -> dict[tuple[int, SiteKind], Tensor]:
@@ -154,7 +150,7 @@ def _check_writes(
         unedited = _block_output(block, None, entered, delta, attn_call)
         after = read[site.layer, SiteKind.RESID_POST]
         _compare(after, expected, f"an edit of '{site}' does not move the block as its equation says")
-        if kind is not SiteKind.RESID_PRE and torch.equal(after, unedited):
+        if kind.facts.place is not Place.ENTERS and torch.equal(after, unedited):
             raise UnsupportedModelError(f"self-check: an edit of '{site}' does not reach the block's output.")
 
 

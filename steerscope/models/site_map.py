@@ -9,6 +9,7 @@ from torch import nn
 from steerscope.errors import InputError, UnsupportedModelError, did_you_mean
 from steerscope.models.blocks import Block, BlockDescription, linear_shape, module_at, width_of
 from steerscope.models.layouts import description_for
+from steerscope.models.wrappers import decoder_of
 from steerscope.sites import Site, SiteKind, parse_kind, parse_site
 
 
@@ -43,7 +44,7 @@ class SiteMap:
             Site(layer, kind)
             for layer in range(len(self.blocks))
             for kind in SiteKind
-            if kind in chosen and not (kind is SiteKind.RESID_PRE and layer > 0)
+            if kind in chosen and not (kind.facts.is_first_block_only and layer > 0)
         )
 
     def resolve(self, site: Site | str) -> Site:
@@ -87,24 +88,6 @@ class SiteMap:
             has = ", ".join(self.description.kinds)
             why = " (attention and MLP read the same stream)" if self.description.parallel else ""
             raise InputError(f"a block of layout '{self.description.layout}' has no site '{kind}'{why}. It has: {has}.")
-
-
-def decoder_of(model: nn.Module) -> nn.Module:
-    """Return the stack of blocks inside a causal language model, through PEFT's wrapper if there is one.
-
-    Raises:
-        UnsupportedModelError: The model has no decoder that transformers can name.
-    """
-    unwrap = getattr(model, "get_base_model", None)
-    inner = unwrap() if callable(unwrap) else model
-    get_decoder = getattr(inner, "get_decoder", None)
-    decoder = get_decoder() if callable(get_decoder) else getattr(inner, "base_model", None)
-    if not isinstance(decoder, nn.Module):
-        raise UnsupportedModelError(
-            f"expected a causal language model of transformers, got {type(model).__name__}. "
-            "Load it with AutoModelForCausalLM, or with steerscope.load_model."
-        )
-    return decoder
 
 
 def find_sites(model: nn.Module, description: BlockDescription | None = None) -> SiteMap:

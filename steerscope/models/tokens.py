@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from steerscope.errors import InputError
-from steerscope.models.selfcheck import vocab_size
+from steerscope.models.wrappers import vocab_size
 
 # Texts that show what a tokenizer adds, for a text that has no token of its own.
 _PROBES = ("a", "0", ".", "the")

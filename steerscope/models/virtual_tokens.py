@@ -11,13 +11,14 @@ from typing import Any
 from torch import nn
 
 from steerscope.errors import InputError
+from steerscope.models.wrappers import is_peft
 
 
 def num_virtual_tokens(model: nn.Module) -> int:
     """Return how many virtual tokens PEFT puts before every row of a model, inside this package's wrappers too."""
     inner: Any = model
     while isinstance(inner, nn.Module):
-        if hasattr(inner, "peft_config") and callable(getattr(inner, "get_base_model", None)):
+        if is_peft(inner):
             config: Any = inner.active_peft_config
             return int(config.num_virtual_tokens or 0) if config.is_prompt_learning else 0
         inner = inner._modules.get("base_model")

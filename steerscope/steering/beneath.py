@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from steerscope.errors import InputError
-from steerscope.steering.identity import is_peft, language_model, own_weights, tuner_layers
+from steerscope.models.weight_hashes import own_weights
+from steerscope.models.wrappers import is_peft, language_model, tuner_layers
 from steerscope.steering.peft_files import differences, read_peft_config, stored_names
 from steerscope.steering.peft_types import PROMPT_TYPES, require_supported, type_name
 

@@ -144,8 +144,7 @@ class SteeringConfig:
                     f"family {self.family!r} edits {', '.join(kinds)} alone, got the site '{site}'; "
                     "use [[sites='attn_heads']], or [[family='vector']]."
                 )
-        order = list(SiteKind)
-        return tuple(sorted(found, key=lambda s: (s.layer, order.index(s.kind), -1 if s.head is None else s.head)))
+        return tuple(sorted(found, key=lambda site: site.order))
 
     def options(self, width: int) -> EditOptions:
         """Return how one edit of ``width`` channels is built."""
@@ -196,7 +195,7 @@ def _sites_of(name: str, site_map: SiteMap) -> list[Site]:
     read = _read_name(name)
     if isinstance(read, Site):
         return [site_map.resolve(read)]
-    if read is SiteKind.RESID_PRE and len(site_map.blocks) > 1:
+    if read.facts.is_first_block_only and len(site_map.blocks) > 1:
         raise InputError(
             "'resid_pre' over all layers is '0.resid_pre' and 'resid_post' of all layers but the last; name these."
         )

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from steerscope.errors import InputError
 from steerscope.models.load import LoadedModel
-from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.site_map import SiteMap
+from steerscope.models.weight_hashes import fingerprint_of
+from steerscope.models.wrappers import language_model
 
 
 @dataclass(frozen=True)
 class BaseIdentity:
-    """The base model of an adapter.
+    """The base model of an adapter: what must agree for the adapter to fit.
+
+    Its hash is the same in every data type the model can be loaded in and whatever PEFT added; what a result is about,
+    to the bit, is :class:`steerscope.models.load.ModelIdentity`.
 
     Attributes:
         name: As its configuration or its loader names it.
@@ -58,97 +59,6 @@ class BaseIdentity:
                 "written by another version or changed by hand: save it again."
             )
         return cls(**values)
-
-
-def language_model(model: nn.Module) -> nn.Module:
-    """Return the transformers model inside wrappers, PEFT's and those of this project, or the model itself."""
-    inner: Any = model
-    # Wrappers hold it as a module; a transformers model has a property of that name.
-    while "base_model" in inner._modules:
-        unwrap = getattr(type(inner), "get_base_model", None)
-        inner = unwrap(inner) if callable(unwrap) else inner.base_model
-    assert isinstance(inner, nn.Module)
-    return inner
-
-
-def is_peft(model: nn.Module) -> bool:
-    """Whether PEFT wraps the model."""
-    return hasattr(model, "peft_config") and callable(getattr(model, "get_base_model", None))
-
-
-def tuner_layers(model: nn.Module) -> set[nn.Module]:
-    """Return the layers that PEFT put into a model, in whatever way."""
-    if "peft" not in sys.modules:  # slow to load, and without it there are none
-        return set()
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return {module for module in model.modules() if isinstance(module, BaseTunerLayer)}
-
-
-def own_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights of the language model itself by the names they have without PEFT, in its own order."""
-    seen: set[int] = set()
-
-    def below(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
-        own = _without_tuner(module)
-        if own is None or id(own) in seen:
-            return
-        seen.add(id(own))
-        for name, parameter in own._parameters.items():
-            if parameter is not None and id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield prefix + name, parameter
-        for name, child in own.named_children():
-            yield from below(child, f"{prefix}{name}.")
-
-    yield from below(language_model(model), "")
-
-
-def _without_tuner(module: nn.Module) -> nn.Module | None:
-    """Return the module that PEFT put another one around, or the module itself."""
-    if "peft" not in sys.modules:
-        return module
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    found: Any = module
-    while True:
-        if isinstance(found, BaseTunerLayer):
-            found = getattr(found, "base_layer", None)
-        elif isinstance(found, AuxiliaryTrainingWrapper):
-            found = found.original_module
-        else:
-            return found
-
-
-@torch.no_grad()
-def fingerprint_of(model: nn.Module, without: frozenset[str] = frozenset()) -> str:
-    """Return the fingerprint of a model's own weights.
-
-    Changes of single weights below bfloat16's resolution (one part in 256) are not seen; a fine-tuned copy, in which
-    millions of weights move a little, is.
-
-    Args:
-        model: The model; what PEFT added to it is left out.
-        without: Names of weights to leave out: those that an adapter brings along.
-
-    Returns:
-        The SHA-256 in hexadecimal.
-
-    Raises:
-        InputError: Weights are offloaded.
-
-    Cost: reads every weight once, about a second per gigabyte.
-    """
-    require_weights_in_memory(model, "the fingerprint that an adapter is saved and loaded with")
-    digest = hashlib.sha256()
-    for name, parameter in own_weights(model):
-        if name in without:
-            continue
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        rounded = parameter.detach().to(torch.bfloat16).cpu().contiguous()
-        digest.update(rounded.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def identify(

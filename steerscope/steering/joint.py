@@ -33,9 +33,10 @@ from steerscope.errors import InputError, did_you_mean
 from steerscope.files import read_text, write_text
 from steerscope.finite import require_finite_record
 from steerscope.models.hooks import reading
-from steerscope.sites import Site, SiteKind
+from steerscope.models.wrappers import is_peft
+from steerscope.site_kinds import Maps, kind_read_by, kinds_written_by_branches
+from steerscope.sites import Site
 from steerscope.steering.families.low_rank import LinearAdapter
-from steerscope.steering.identity import is_peft
 from steerscope.steering.model import SteeringModel
 
 CONSTRAINTS = ("none", "input", "output")
@@ -43,12 +44,6 @@ CONSTRAINTS = ("none", "input", "output")
 _HISTORY = "joint_history.json"
 # What optimizers call their first moments.
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
-_WRITERS: dict[SiteKind, tuple[SiteKind, ...]] = {
-    SiteKind.ATTN_OUT: (SiteKind.ATTN_HEADS,),
-    SiteKind.RESID_MID: (SiteKind.ATTN_HEADS,),
-    SiteKind.MLP_OUT: (SiteKind.MLP_HIDDEN,),
-    SiteKind.RESID_POST: (SiteKind.ATTN_HEADS, SiteKind.MLP_HIDDEN),
-}
 
 
 @dataclass(frozen=True)
@@ -328,16 +323,16 @@ def _loras_at(steering: SteeringModel, site: Site, constraint: str) -> tuple[_Lo
             f"joint constraints are defined for families 'linear' and 'nonlinear', with D and U; got {edit.name!r}. "
             "Use one of these."
         )
-    if site.kind not in _WRITERS:
+    branches = site.kind.facts.written_by
+    if not branches:
         raise InputError(
             f"no LoRA of a block writes to the tensor of '{site}'; joint constraints are defined at "
-            f"{', '.join(_WRITERS)}."
+            f"{', '.join(kinds_written_by_branches())}."
         )
     found = []
-    for reads in _WRITERS[site.kind]:
-        attention = reads is SiteKind.ATTN_HEADS
-        norm = block.attn_post_norm if attention else block.mlp_post_norm
-        module: Any = block.attn_write if attention else block.mlp_write
+    for branch in branches:
+        norm = block.post_norm(branch)
+        module: Any = block.maps(branch, Maps.WRITE)[0]
         if not getattr(module, "lora_B", None):
             continue
         if norm is not None and constraint == "none":
@@ -354,7 +349,7 @@ def _loras_at(steering: SteeringModel, site: Site, constraint: str) -> tuple[_Lo
                 "this LoRA writes a bias besides B (lora_bias=True), which no constraint on B holds off. Leave "
                 "lora_bias out of its configuration, or use constraint 'none'."
             )
-        found.append(_Lora(module, Site(site.layer, reads)))
+        found.append(_Lora(module, Site(site.layer, kind_read_by(branch, Maps.WRITE))))
     if not found and constraint != "none":
         raise InputError(
             f"no LoRA writes where '{site}' acts; add the attention's output projection or the MLP's down projection "

@@ -11,8 +11,9 @@ from steerscope.errors import InputError
 from steerscope.models.blocks import BlockDescription
 from steerscope.models.load import LoadedModel
 from steerscope.models.site_map import find_sites
+from steerscope.models.wrappers import is_peft
 from steerscope.steering import beneath, saving
-from steerscope.steering.identity import identify, is_peft, require_same
+from steerscope.steering.identity import identify, require_same
 
 if TYPE_CHECKING:
     from steerscope.steering.model import SteeringModel

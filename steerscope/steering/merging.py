@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from steerscope.errors import InputError
 from steerscope.finite import require_finite
 from steerscope.models.blocks import Block, is_transposed, linear_weight
-from steerscope.sites import Site, SiteKind
+from steerscope.models.wrappers import acting_layer, is_peft, language_model, tuner_layers
+from steerscope.site_kinds import Branch, Maps, Role
+from steerscope.sites import Site
 from steerscope.steering.beneath import active_adapter
 from steerscope.steering.families import Affine
-from steerscope.steering.identity import is_peft, language_model, tuner_layers
 from steerscope.steering.peft_types import UNMERGED, type_name
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def merge(steering: SteeringModel, *, make_biases: bool = False) -> None:
     with torch.no_grad():
         for step in steps:
             for module in step.maps:
-                (_before if step.reads else _after)(_plain(module), step.edit)
+                (_before if step.reads else _after)(acting_layer(module), step.edit)
 
 
 def _require_mergeable(wrapped: Any) -> None:
@@ -125,7 +126,7 @@ def _require_mergeable(wrapped: Any) -> None:
             )
     model: Any = language_model(wrapped)
     tied = [get() for get in (model.get_input_embeddings, model.get_output_embeddings)]
-    are_tied = None not in tied and linear_weight(_plain(tied[0])) is linear_weight(_plain(tied[1]))
+    are_tied = None not in tied and linear_weight(acting_layer(tied[0])) is linear_weight(acting_layer(tied[1]))
     # A layer of PEFT that trains tokens replaces the rows of both; one that adds to a map would add to the other.
     if are_tied and any(hasattr(one, "merge") and not hasattr(one, "trainable_tokens_delta") for one in tied):
         raise InputError(
@@ -144,38 +145,31 @@ def _step(steering: SteeringModel, site: Site) -> _Step:
     edit = steering.edit_at(site).affine()
     if site.head is not None:
         edit = _of_all_heads(edit, site.head, steering.site_map.n_heads)
-    match site.kind:
-        case SiteKind.ATTN_HEADS:
-            return _Step(site, edit, (block.attn_write,), reads=True)
-        case SiteKind.MLP_HIDDEN:
-            return _Step(site, edit, (block.mlp_write,), reads=True)
-        case SiteKind.MLP_IN:
-            return _Step(site, edit, block.mlp_reads, reads=True)
-        case SiteKind.ATTN_OUT | SiteKind.RESID_MID:
-            return _Step(site, edit, (_writer(block, site, edit, block.attn_write, block.attn_post_norm),), reads=False)
-        case SiteKind.MLP_OUT | SiteKind.RESID_POST:
-            return _Step(site, edit, (_writer(block, site, edit, block.mlp_write, block.mlp_post_norm),), reads=False)
-        case _:
-            raise InputError(
-                f"the edit at '{site}' adds to the embeddings, which many models also use to make logits; no weight "
-                "holds it alone. Keep it as an adapter."
-            )
+    facts = site.kind.facts
+    if facts.read_by is not None:
+        return _Step(site, edit, block.maps(*facts.read_by), reads=True)
+    if facts.written_by:
+        return _Step(site, edit, _writer(block, site, edit, facts.written_by[-1]), reads=False)
+    raise InputError(
+        f"the edit at '{site}' adds to the embeddings, which many models also use to make logits; no weight "
+        "holds it alone. Keep it as an adapter."
+    )
 
 
-def _writer(block: Block, site: Site, edit: Affine, write: nn.Module, norm: nn.Module | None) -> nn.Module:
-    if site.kind in (SiteKind.RESID_MID, SiteKind.RESID_POST) and edit.matrix is not None:
-        branch = "mlp_out" if site.kind is SiteKind.RESID_POST else "attn_out"
+def _writer(block: Block, site: Site, edit: Affine, branch: Branch) -> tuple[nn.Module, ...]:
+    if site.kind.facts.role is Role.STREAM and edit.matrix is not None:
+        added = site.kind.adds_at
         raise InputError(
-            f"the edit at '{site}' acts on the whole stream, M x with x = (skip) + {branch}; the skip connection "
-            f"carries its part past every weight of the block. Only a vector, or an edit of '{site.layer}.{branch}', "
+            f"the edit at '{site}' acts on the whole stream, M x with x = (skip) + {added}; the skip connection "
+            f"carries its part past every weight of the block. Only a vector, or an edit of '{site.layer}.{added}', "
             "can be merged."
         )
-    if norm is not None:
+    if block.post_norm(branch) is not None:
         raise InputError(
             f"the edit at '{site}' is added behind a norm (layout '{block.description.layout}'), which has no bias and "
             "rescales what the weights before it write; they cannot hold it. Keep it as an adapter."
         )
-    return write
+    return block.maps(branch, Maps.WRITE)
 
 
 def _of_all_heads(edit: Affine, head: int, n_heads: int) -> Affine:
@@ -199,19 +193,8 @@ def _require(vector: Tensor | None) -> Tensor:
     return vector
 
 
-def _plain(module: nn.Module) -> nn.Module:
-    """Return the linear map inside PEFT's wrapper of it (its trained copy, if it has one), or the map itself."""
-    copies = module._modules.get("modules_to_save")
-    if isinstance(copies, nn.ModuleDict):
-        return copies[module.active_adapter]  # type: ignore[index]
-    unwrap = getattr(module, "get_base_layer", None)
-    found = unwrap() if callable(unwrap) else module
-    assert isinstance(found, nn.Module)
-    return found
-
-
 def _lacks_bias(module: nn.Module) -> bool:
-    return getattr(_plain(module), "bias", None) is None
+    return getattr(acting_layer(module), "bias", None) is None
 
 
 def _weight(module: nn.Module) -> Tensor:

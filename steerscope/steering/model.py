@@ -21,18 +21,18 @@ from steerscope.models.compat import checkpoint_activations
 from steerscope.models.hooks import Tap, tapping
 from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import require_weights_in_memory
-from steerscope.models.site_map import SiteMap, decoder_of, find_sites
+from steerscope.models.site_map import SiteMap, find_sites
 from steerscope.models.virtual_tokens import require_no_tokens_around, require_no_virtual_tokens
-from steerscope.sites import Site, SiteKind
+from steerscope.models.wrappers import decoder_of, is_peft, language_model, tuner_layers
+from steerscope.site_kinds import Place
+from steerscope.sites import Site
 from steerscope.steering import beneath, hub, loading, merging, saving, scales
+from steerscope.steering.build import build_edits
 from steerscope.steering.config import SteeringConfig
-from steerscope.steering.families import FAMILIES, SteeringEdit
-from steerscope.steering.identity import identify, is_peft, language_model, tuner_layers
+from steerscope.steering.families import SteeringEdit
+from steerscope.steering.identity import identify
 from steerscope.steering.passes import Passes, Told, passes_on
 from steerscope.steering.positions import Positions
-
-# Edits of these act on what enters or leaves a block, not inside it.
-_OUTSIDE = (SiteKind.RESID_PRE, SiteKind.RESID_POST)
 
 
 class SteeringModel(nn.Module):
@@ -63,19 +63,18 @@ class SteeringModel(nn.Module):
             )
         self.base_model = base_model
         self.steering_config, self.site_map, self._loaded = config, site_map, loaded
-        self.sites = config.resolve(site_map)
+        edits = build_edits(config, site_map)
+        self.sites = tuple(edits)
         self._were_trainable = [p for p in base_model.parameters() if p.requires_grad]
         self.edits = nn.ModuleDict()
-        generator = torch.Generator().manual_seed(config.seed)
-        for site in self.sites:
-            edit = FAMILIES[config.family](config.options(site_map.width(site)), generator)
+        for site, edit in edits.items():
             self.edits[_key(site)] = edit.to(next(site_map.blocks[site.layer].module.parameters()).device)
         _freeze(base_model)
         if config.positions != "all":
             require_no_virtual_tokens(base_model, f"positions {config.positions!r} are counted without them")
         blocks = [block.module for block in site_map.blocks]
         decoder = decoder_of(base_model)
-        inside = {blocks[site.layer] for site in self.sites if site.kind not in _OUTSIDE}
+        inside = {blocks[site.layer] for site in self.sites if site.kind.facts.place is Place.INSIDE}
         self._passes = Passes(self, Positions.parse(config.positions), base_model, decoder, blocks, inside)
         self._hooks = ExitStack()
         self._hooks.callback(self._passes.close)

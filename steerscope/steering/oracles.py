@@ -35,9 +35,10 @@ from steerscope.finite import require_finite
 from steerscope.models.blocks import BlockDescription
 from steerscope.models.hooks import Edit, edited, reading
 from steerscope.models.site_map import find_sites
+from steerscope.models.wrappers import is_peft
+from steerscope.site_kinds import Place
 from steerscope.sites import Site, SiteKind
 from steerscope.steering.families import LinearAdapter
-from steerscope.steering.identity import is_peft
 from steerscope.steering.model import SteeringModel
 
 Batch = Mapping[str, Tensor]
@@ -183,7 +184,7 @@ class Oracles:
 
             return edit
 
-        places = [site for site in tuned if site.kind in (SiteKind.RESID_PRE, SiteKind.RESID_POST)]
+        places = [site for site in tuned if site.kind.facts.place is not Place.INSIDE]
         with self._base(), edited(self.model, self.site_map, {site: recording(site) for site in places}):
             self.model(**_inputs(batch))
         return {site: one_step_shift(tuned[site], arriving[site]) for site in sites}
@@ -216,8 +217,7 @@ class Oracles:
         """
         if rank < 1 or not batches:
             raise InputError(f"got rank {rank} and {len(batches)} batches; expected at least 1 of each.")
-        order = list(SiteKind)
-        chosen = sorted(map(self.site_map.resolve, sites), key=lambda s: (s.layer, order.index(s.kind)))
+        chosen = sorted(map(self.site_map.resolve, sites), key=lambda s: (s.layer, s.kind.order))
         maps: dict[Site, LinearMap] = {}
         for site in chosen:
             reads, shifts = [], []

@@ -17,9 +17,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from steerscope.errors import InputError
+from steerscope.models.wrappers import language_model
 from steerscope.steering.checkpointing import forget_pass, remember_pass
 from steerscope.steering.generating import Generation, generation_of
-from steerscope.steering.identity import language_model
 from steerscope.steering.positions import Positions, token_mask
 from steerscope.steering.prompt_end import Columns, SpecialTokens, columns_of, ends_from_labels
 

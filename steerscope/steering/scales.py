@@ -13,8 +13,8 @@ from steerscope.errors import InputError
 from steerscope.finite import require_finite
 from steerscope.models.hooks import Tap, tapping
 from steerscope.models.site_map import SiteMap
+from steerscope.models.wrappers import language_model
 from steerscope.sites import Site
-from steerscope.steering.identity import language_model
 
 
 @torch.no_grad()
@@ -22,6 +22,8 @@ def measure_scales(
     model: nn.Module, site_map: SiteMap, sites: Sequence[Site], batches: Iterable[Mapping[str, Tensor]]
 ) -> dict[Site, float]:
     """Return the root mean square, over tokens and channels, of what each site reads.
+
+    The root mean square of :func:`steerscope.analysis.capture.read_stats`' scales, on batches of any kind.
 
     Args:
         model: The model, without edits.

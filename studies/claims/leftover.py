@@ -26,8 +26,8 @@ from steerscope.files import exit_code_of, write_text
 from steerscope.models import load_model
 from steerscope.models.lengths import batches_within, switch_length
 from steerscope.models.tokens import pad_token
+from steerscope.models.wrappers import is_peft
 from steerscope.sites import SiteKind
-from steerscope.steering.identity import is_peft
 from steerscope.steering.oracles import Oracles
 
 LEFTOVER = "leftover.json"

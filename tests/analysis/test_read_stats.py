@@ -13,6 +13,7 @@ from steerscope.analysis.data.encoding import Encoded, encode
 from steerscope.analysis.data.examples import Example
 from steerscope.models.load import LoadedModel, wrap_model
 from steerscope.sites import Site, SiteKind
+from steerscope.steering.scales import measure_scales
 from tests.tiny import VOCAB, tiny_model, tiny_tokenizer
 
 
@@ -92,3 +93,12 @@ def test_batches_change_no_length(batch_size: int) -> None:
     other = read_stats(loaded, encoded, batch_size=batch_size, max_examples=6)
     for site, (raw, scaled) in one.lengths.items():
         assert other.lengths[site] == (pytest.approx(raw, rel=1e-10), pytest.approx(scaled, rel=1e-10))
+
+
+def test_the_scale_of_a_trained_edit_is_the_mean_over_channels() -> None:
+    loaded, encoded = case("llama")
+    sites = loaded.site_map.sites()
+    one_by_one = [{"input_ids": torch.tensor([sequence.ids])} for sequence in encoded.sequences]
+    scales = measure_scales(loaded.model, loaded.site_map, sites, one_by_one)
+    stats = read_stats(loaded, encoded, batch_size=4, max_examples=6)
+    assert scales == pytest.approx({site: float(stats.scales[site].square().mean().sqrt()) for site in sites})

@@ -263,7 +263,7 @@ def test_refusals():
         reference.dense_weight_jacobian(outputs, model, ids, None, None, "lm_head.wieght")
     with pytest.raises(InputError, match="one axis of numbers"):
         reference.dense_edit_jacobian(lambda logits: logits, model, ids, None, None, post, "vector")
-    with pytest.raises(InputError, match="unknown edit family 'low_rank'"):
+    with pytest.raises(InputError, match="unknown edit form 'low_rank'"):
         reference.dense_edit_jacobian(outputs, model, ids, None, None, post, "low_rank")
     with pytest.raises(InputError, match="unknown method 'jvp'"):
         reference.dense_edit_jacobian(outputs, model, ids, None, None, post, "vector", method="jvp")

@@ -11,6 +11,7 @@ from steerscope.models import BlockDescription, edited, find_sites, hooks, readi
 from steerscope.models.layouts import FAMILIES as DESCRIPTIONS
 from steerscope.models.layouts.parallel import NEOX, NEOX_SEQUENTIAL
 from steerscope.models.selfcheck import check_sites
+from steerscope.site_kinds import Branch
 from steerscope.sites import Site, SiteKind
 from tests.tiny import FAMILIES, VOCAB, tiny_model
 
@@ -133,7 +134,7 @@ def test_resid_mid_on_the_norm_before_the_mlp_is_caught(monkeypatch, family):
         ("gemma2", SiteKind.ATTN_OUT, lambda b, s, tap: hooks._at_output(b.attn_write, s, tap), "attn_out"),
         ("gemma2", SiteKind.MLP_OUT, lambda b, s, tap: hooks._at_output(b.mlp_write, s, tap), "mlp_out"),
         # resid_post of the block read at the MLP's writer
-        ("llama", SiteKind.RESID_POST, lambda b, s, tap: hooks._at_output(b.mlp_writer, s, tap), "resid_post"),
+        ("llama", SiteKind.RESID_POST, lambda b, s, tap: hooks._at_output(b.writer(Branch.MLP), s, tap), "resid_post"),
         # the MLP's input reached at the norm's input
         ("llama", SiteKind.MLP_IN, lambda b, s, tap: hooks._at_input(b.mlp_norm, s, tap), "mlp_in"),
         # only the gate reads the edit
@@ -141,7 +142,7 @@ def test_resid_mid_on_the_norm_before_the_mlp_is_caught(monkeypatch, family):
         # only the queries' input
         ("llama", SiteKind.ATTN_HEADS, lambda b, s, tap: hooks._at_input(b.attn_reads[0], s, tap), "attn_out"),
         # resid_mid that reads what attention wrote, without the stream
-        ("llama", SiteKind.RESID_MID, lambda b, s, tap: hooks._at_output(b.attn_writer, s, tap), "resid_mid"),
+        ("llama", SiteKind.RESID_MID, lambda b, s, tap: hooks._at_output(b.attn_write, s, tap), "resid_mid"),
     ],
 )
 def test_hooks_at_wrong_places_are_caught(monkeypatch, family, kind, place, complaint):

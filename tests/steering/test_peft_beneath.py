@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from steerscope.errors import InputError
 from steerscope.models import wrap_model
+from steerscope.models.weight_hashes import fingerprint_of, own_weights
 from steerscope.steering import SteeringConfig, SteeringModel, get_steering_model
-from steerscope.steering.identity import fingerprint_of, own_weights
 from tests.steering.cases import padded, prompts, randomise
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -45,13 +45,11 @@ class ReadStats:
     lengths: dict[Site, tuple[float, float]]
 
 
-def read_scales(loaded: LoadedModel, encoded: Encoded, *, batch_size: int, max_examples: int) -> dict[Site, Tensor]:
-    """Return the ``scales`` of :func:`read_stats`."""
-    return read_stats(loaded, encoded, batch_size=batch_size, max_examples=max_examples).scales
-
-
 def read_stats(loaded: LoadedModel, encoded: Encoded, *, batch_size: int, max_examples: int) -> ReadStats:
     """Measure what every site reads on the first ``max_examples`` examples, in one forward pass.
+
+    Channel by channel, because edits of a ranking are scaled so; one number over all channels, as trained edits are
+    scaled, is what :func:`steerscope.steering.scales.measure_scales` returns.
 
     Channels that never vary from zero get the smallest positive scale, so that dividing by it is safe. Memory: two
     tokens of every sequence at every site, until the pass ends.
@@ -189,4 +187,4 @@ def _return_freed_memory() -> None:
         trim(0)
 
 
-__all__ = ["Features", "Progress", "ReadStats", "SketchPlan", "capture", "feature_bytes", "read_scales", "read_stats"]
+__all__ = ["Features", "Progress", "ReadStats", "SketchPlan", "capture", "feature_bytes", "read_stats"]

@@ -18,17 +18,8 @@ from steerscope.equivalence.tangents import combine, combine_blocks, random_proj
 from steerscope.models.blocks import as_token_axes
 from steerscope.models.hooks import tapping
 from steerscope.models.load import LoadedModel
-from steerscope.sites import Site, SiteKind
-
-# Which sites read where a write point's derivative applies.
-READS: dict[SiteKind, tuple[SiteKind, ...]] = {
-    SiteKind.RESID_PRE: (SiteKind.RESID_PRE,),
-    SiteKind.ATTN_HEADS: (SiteKind.ATTN_HEADS,),
-    SiteKind.ATTN_OUT: (SiteKind.ATTN_OUT, SiteKind.RESID_MID),
-    SiteKind.MLP_IN: (SiteKind.MLP_IN,),
-    SiteKind.MLP_HIDDEN: (SiteKind.MLP_HIDDEN,),
-    SiteKind.MLP_OUT: (SiteKind.MLP_OUT, SiteKind.RESID_POST),
-}
+from steerscope.site_kinds import kinds_adding_at, stream_behind
+from steerscope.sites import Site
 
 # Linear maps of a block by what they read: those of one group share it.
 GROUPS = ("attn_in", "attn_heads", "mlp_in", "mlp_hidden")
@@ -147,7 +138,7 @@ class Recorder:
         stack.enter_context(
             tapping(
                 site_map,
-                {s: self._write_tap(s) if s.kind in READS else self._read_tap(s) for s in site_map.sites()},
+                {s: self._write_tap(s) if s.write == s else self._read_tap(s) for s in site_map.sites()},
             )
         )
         return stack
@@ -168,15 +159,11 @@ class Recorder:
 
     def _sites_written_at(self, write: Site) -> list[Site]:
         kinds = self.loaded.site_map.description.kinds
-        return [Site(write.layer, kind) for kind in READS[write.kind] if kind in kinds]
+        return [Site(write.layer, kind) for kind in kinds_adding_at(write.kind) if kind in kinds]
 
     def _holder(self, write: Site) -> Site:
         """Return the site that reads what an edit at a write point is added to: the stream, where it is the stream."""
-        kinds = self.loaded.site_map.description.kinds
-        streams = {SiteKind.ATTN_OUT: SiteKind.RESID_MID, SiteKind.MLP_OUT: SiteKind.RESID_POST}
-        kind = streams.get(write.kind, write.kind)
-        # A parallel block has no stream between attention and MLP: both are added to its output.
-        return Site(write.layer, kind if kind in kinds else SiteKind.RESID_POST)
+        return Site(write.layer, stream_behind(write.kind, self.loaded.site_map.description.kinds))
 
     def _read_site(self, site: Site, read: Tensor) -> None:
         rows = self.blocks * self.plan.size

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from steerscope.analysis.report.table import format_summary, format_table, print_ranking
 from steerscope.analysis.report.text import headline
 from steerscope.analysis.results import Ranking
-from steerscope.files import written_aside
 from steerscope.folders import Kind, require_folder_for
 from steerscope.installed import require
 
@@ -71,25 +70,10 @@ def write_report(ranking: Ranking, folder: str | Path) -> Path:
     """
     require("report", "a report")
     from steerscope.analysis.report.captions import FIGURE_STEMS, figure_entries
-    from steerscope.analysis.report.figure_style import figure_bytes
     from steerscope.analysis.report.page import render_page
+    from steerscope.analysis.report.page_folder import write_page_folder
 
-    # What an earlier report may hold beside what this one writes.
-    earlier = tuple(f"figures/{stem}.{ending}" for stem in FIGURE_STEMS for ending in ("svg", "png"))
     target = Path(folder)
     require_folder_for(target, Kind.RANKING, also=(Kind.VALIDATION,))
-    drawn = []
-    # Everything is drawn, then written aside, before anything is replaced: a failure or an interruption must leave
-    # no half-written report behind, nor touch an earlier one.
-    for entry in figure_entries(ranking):
-        figure = entry.plot(ranking)
-        drawn.append((entry, figure_bytes(figure, "svg"), figure_bytes(figure, "png")))
-    page = render_page(ranking, [(entry, svg) for entry, svg, _ in drawn])
-    with written_aside(target, "the report", last=("ranking.json", "index.html"), instead_of=earlier) as aside:
-        (aside / "figures").mkdir()
-        for entry, svg, png in drawn:
-            (aside / "figures" / f"{entry.stem}.svg").write_bytes(svg)
-            (aside / "figures" / f"{entry.stem}.png").write_bytes(png)
-        ranking.save(aside / "ranking.json")
-        (aside / "index.html").write_text(page, encoding="utf-8", newline="\n")
-    return target / "index.html"
+    figures = figure_entries(ranking)
+    return write_page_folder(ranking, target, "ranking.json", figures, render_page, stems=FIGURE_STEMS)

@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from steerscope.analysis.report.vocabulary import clean, is_close, ordered_kinds
 from steerscope.analysis.results import KindScore, Ranking, SiteScore
-from steerscope.sites import SiteKind
+from steerscope.analysis.scoring.intervals import spearman
+from steerscope.site_kinds import kinds_written_by_branches
 
 # Kinds that add to the stream: a fixed vector there is one and the same edit at every kind that adds at the
 # same point. Which ones do depends on the layout (in parallel blocks attn_out joins mlp_out), so equal numbers
 # decide, and only among these kinds.
-_WRITES = {SiteKind.ATTN_OUT, SiteKind.RESID_MID, SiteKind.MLP_OUT, SiteKind.RESID_POST}
+_WRITES = frozenset(kinds_written_by_branches())
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,6 @@ def prompts_learned_from(ranking: Ranking) -> int:
     return named if isinstance(named, int) else ranking.n_examples // 2
 
 
-def _spearman(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Return the rank correlation, or ``None`` where one of the two is constant."""
-    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
-
-
 def agreements(ranking: Ranking) -> list[Agreement]:
     """Compare every other score with the default one over the sites of the main family.
 
@@ -168,6 +161,6 @@ def _agreements(ranking: Ranking) -> Iterator[Agreement]:
     for name in sorted({name for site in sites for name in site.scores} - {ranking.score}):
         scored = [site for site in sites if name in site.scores]
         values = np.array([site.scores[name] for site in scored])
-        rho = _spearman(values, np.array([site.score for site in scored]))
+        rho = spearman(values, np.array([site.score for site in scored]))
         top = values.max()
         yield Agreement(name, rho, tuple(s for s, value in zip(scored, values, strict=True) if value == top))

@@ -5,10 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-
-from matplotlib.figure import Figure
+from collections.abc import Iterator
 
 from steerscope.analysis.report import figures
 from steerscope.analysis.report.candidates import (
@@ -20,22 +17,11 @@ from steerscope.analysis.report.candidates import (
     sites_of_family,
     ties,
 )
+from steerscope.analysis.report.page_folder import PageFigure
 from steerscope.analysis.report.text import set_sentence
 from steerscope.analysis.report.trained import plot_predicted_against_trained, trained_points
 from steerscope.analysis.report.vocabulary import clean, count, format_score, ordered_kinds, score_words
 from steerscope.analysis.results import Ranking
-
-
-@dataclass(frozen=True)
-class FigureEntry:
-    """One figure of the report: file stem, heading, the function that draws it, and its words."""
-
-    stem: str
-    heading: str
-    plot: Callable[[Ranking], Figure]
-    alt: str
-    caption: str
-
 
 FIGURE_STEMS = (
     "predicted_against_trained",
@@ -48,12 +34,12 @@ FIGURE_STEMS = (
 )
 
 
-def figure_entries(ranking: Ranking) -> list[FigureEntry]:
+def figure_entries(ranking: Ranking) -> list[PageFigure[Ranking]]:
     """Return the figures this ranking has the data for, in the order of the page."""
     return list(_entries(ranking)) if ranking.sites else []
 
 
-def _entries(ranking: Ranking) -> Iterator[FigureEntry]:
+def _entries(ranking: Ranking) -> Iterator[PageFigure[Ranking]]:
     """Yield the figures' entries; each figure's own precondition is tested here, before drawing."""
     name, rows, family = ranking.score, candidates(ranking), main_family(ranking)
     sites = sites_of_family(ranking, family)
@@ -64,7 +50,7 @@ def _entries(ranking: Ranking) -> Iterator[FigureEntry]:
     lowest = format_score(min(site.score for site in sites), name)
     if trained := trained_points(ranking):
         best_first = sorted(trained, key=lambda point: point.loss)
-        yield FigureEntry(
+        yield PageFigure(
             "predicted_against_trained",
             "Predicted against trained",
             plot_predicted_against_trained,
@@ -75,7 +61,7 @@ def _entries(ranking: Ranking) -> Iterator[FigureEntry]:
             "foresees training, marks fall from the upper left to the lower right. Dashed: references, trained on the "
             "same prompts.",
         )
-    yield FigureEntry(
+    yield PageFigure(
         "heat_map",
         "Every site at a glance",
         figures.plot_heat_map,
@@ -85,7 +71,7 @@ def _entries(ranking: Ranking) -> Iterator[FigureEntry]:
         "which a block computes them. Lighter is more. Hatched: the model has no such site.",
     )
     shown = rows[:20]
-    yield FigureEntry(
+    yield PageFigure(
         "ranking",
         "The best candidates and their intervals",
         figures.plot_ranking,
@@ -106,7 +92,7 @@ def _entries(ranking: Ranking) -> Iterator[FigureEntry]:
                 f" It runs from {most.spearman:.2f} for {score_words(most.name).label} to {least.spearman:.2f} "
                 f"for {score_words(least.name).label}."
             )
-        yield FigureEntry(
+        yield PageFigure(
             "other_scores",
             "What the other scores say",
             figures.plot_other_scores,
@@ -116,7 +102,7 @@ def _entries(ranking: Ranking) -> Iterator[FigureEntry]:
             f"the {label}. A score inside the grey band agrees no more than a random order does.",
         )
     if num_layers(ranking) > 1:
-        yield FigureEntry(
+        yield PageFigure(
             "kinds_over_depth",
             "Kinds over depth",
             figures.plot_kinds_over_depth,
@@ -125,7 +111,7 @@ def _entries(ranking: Ranking) -> Iterator[FigureEntry]:
             "The heat map as lines: where in depth each kind does best, and how far apart the kinds are.",
         )
     if ranking.greedy:
-        yield FigureEntry(
+        yield PageFigure(
             "greedy_growth",
             "Growing a set of sites",
             figures.plot_greedy_growth,
@@ -137,7 +123,7 @@ def _entries(ranking: Ranking) -> Iterator[FigureEntry]:
         )
     if any(curve.n_prompts for curve in ranking.curves):
         first = next(curve for curve in ranking.curves if curve.n_prompts)
-        yield FigureEntry(
+        yield PageFigure(
             "learning_curves",
             "Would more prompts help?",
             figures.plot_learning_curves,

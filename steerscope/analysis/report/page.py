@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from steerscope.analysis.report import text
 from steerscope.analysis.report.candidates import candidates, prompts_learned_from, ties
-from steerscope.analysis.report.captions import FigureEntry
+from steerscope.analysis.report.page_folder import PageFigure, render, table_values
 from steerscope.analysis.report.table import TextTable, greedy_table, kind_table, site_table
 from steerscope.analysis.report.trained import foreseen_table
 from steerscope.analysis.report.vocabulary import (
@@ -25,10 +22,10 @@ from steerscope.analysis.report.vocabulary import (
 )
 from steerscope.analysis.results import Ranking
 
-_FOLDER = Path(__file__).parent
+_TEMPLATE = Path(__file__).parent / "index.html.jinja"
 
 
-def render_page(ranking: Ranking, figures: Sequence[tuple[FigureEntry, bytes]]) -> str:
+def render_page(ranking: Ranking, figures: Sequence[tuple[PageFigure[Ranking], bytes]]) -> str:
     """Return the page as HTML.
 
     Args:
@@ -39,26 +36,9 @@ def render_page(ranking: Ranking, figures: Sequence[tuple[FigureEntry, bytes]]) 
         One HTML document that loads nothing: styles are inlined and figures are data URIs. Every string of the
         ranking is escaped.
     """
-    # Data URIs rather than inline SVG: the figures' ids repeat and would collide in one document.
-    shown = [
-        {
-            "heading": entry.heading,
-            "alt": entry.alt,
-            "caption": entry.caption,
-            "stem": entry.stem,
-            "uri": "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii"),
-        }
-        for entry, svg in figures
-    ]
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("index.html.jinja").render(
-        css=(_FOLDER / "style.css").read_text(encoding="utf-8"),
+    return render(
+        _TEMPLATE,
+        figures,
         model=clean(ranking.model.get("name", "unnamed model"), 80),
         task=clean(ranking.task, 80),
         n_examples=count(ranking.n_examples, "prompt"),
@@ -70,7 +50,6 @@ def render_page(ranking: Ranking, figures: Sequence[tuple[FigureEntry, bytes]]) 
         facts=_facts(ranking),
         certainty=text.certainty_sentences(ranking),
         warnings=text.warning_sentences(ranking),
-        figures=shown,
         foreseen=_table(foreseen_table(ranking)),
         top=_table(site_table(ranking, 10)),
         every=_table(site_table(ranking, None)) if len(candidates(ranking)) > 10 else None,
@@ -138,14 +117,7 @@ def _bar(value: float, low: float, high: float) -> dict[str, str]:
 
 def _table(table: TextTable) -> dict[str, Any] | None:
     """Return a table for the template, or ``None`` without rows."""
-    if not table.rows:
-        return None
-    return {
-        "title": table.title,
-        "note": table.note,
-        "columns": [{"name": name, "right": name in table.right} for name in table.columns],
-        "rows": table.rows,
-    }
+    return table_values(table) if table.rows else None
 
 
 def _scores(ranking: Ranking) -> list[tuple[str, str]]:

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from steerscope.analysis.scoring.scores import all_scores
-from steerscope.sites import MEANINGS, SiteKind
+from steerscope.site_kinds import SITE_KINDS, SiteKind
 
 KIND_ORDER: tuple[str, ...] = tuple(kind.value for kind in SiteKind)
-_KIND_MEANINGS: dict[str, str] = {kind.value: meaning for kind, meaning in MEANINGS.items()}
+_KIND_MEANINGS: dict[str, str] = {kind.value: facts.meaning for kind, facts in SITE_KINDS.items()}
 
 
 @dataclass(frozen=True)

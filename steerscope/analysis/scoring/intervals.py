@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
 from scipy import stats
 from torch import Tensor
 
@@ -20,13 +23,19 @@ def jackknife_interval(replicates: Tensor) -> tuple[float, float, float]:
     return value, value - half, value + half
 
 
-def spearman(first: Tensor, second: Tensor) -> float:
-    """Return Spearman's rank correlation, 0 where one side is constant.
+def spearman(first: ArrayLike, second: ArrayLike, *, at_least: int = 3) -> float | None:
+    """Return Spearman's rank correlation, or ``None`` where there is none to speak of: one side is constant.
+
+    Args:
+        first: The values of one side, a tensor or an array.
+        second: Those of the other, in the same order.
+        at_least: Number of values from which on there is a correlation; two values always have one of 1 or -1.
 
     Raises:
         InputError: A value is NaN or infinite.
     """
-    require_finite("a value to be ranked", first, second)
-    if len(first) < 2 or bool((first == first[0]).all()) or bool((second == second[0]).all()):
-        return 0.0
-    return float(stats.spearmanr(first.numpy(), second.numpy()).statistic)
+    one, other = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    require_finite("a value to be ranked", torch.from_numpy(one), torch.from_numpy(other))
+    if len(one) < at_least or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return None
+    return float(np.corrcoef(stats.rankdata(one), stats.rankdata(other))[0, 1])

@@ -164,6 +164,6 @@ class Scorer:
         return {
             "sketch_error": sum(relative) / len(relative),
             "score_error": float((pairs[:, 0] - pairs[:, 1]).pow(2).mean().sqrt() / 2),
-            "rank_agreement": spearman(pairs[:, 0], pairs[:, 1]),
+            "rank_agreement": spearman(pairs[:, 0], pairs[:, 1], at_least=2) or 0.0,
             "num_sites_measured": len(sample),
         }

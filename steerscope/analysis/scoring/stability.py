@@ -36,7 +36,7 @@ def stability_of_halves(
         shares.append(torch.tensor([quick_share(kernel, problem) for kernel in kernels.values()]))
     top = min(10, len(kernels))
     best = [set(share.topk(top).indices.tolist()) for share in shares]
-    value = spearman(*shares)
+    value = spearman(*shares, at_least=2) or 0.0
     return Stability(
         spearman=value,
         threshold=THRESHOLD,

@@ -15,7 +15,8 @@ from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.blocks import Block
 from steerscope.models.hooks import reading
 from steerscope.models.load import LoadedModel
-from steerscope.models.site_map import SiteMap, decoder_of
+from steerscope.models.site_map import SiteMap
+from steerscope.models.wrappers import decoder_of
 from steerscope.sites import Site, SiteKind
 
 

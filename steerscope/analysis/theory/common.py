@@ -15,7 +15,7 @@ from steerscope.finite import require_finite
 from steerscope.models.blocks import linear_weight
 from steerscope.models.hooks import reading
 from steerscope.models.load import LoadedModel
-from steerscope.models.site_map import decoder_of
+from steerscope.models.wrappers import decoder_of
 from steerscope.sites import Site, SiteKind
 
 Update = Mapping[str, Tensor]

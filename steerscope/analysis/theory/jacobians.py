@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from steerscope.equivalence.closed_forms import activation_slope
 from steerscope.errors import InputError
 from steerscope.models.blocks import Block, linear_shape
+from steerscope.site_kinds import kinds_adding_at
 from steerscope.sites import SiteKind
 
 _CHUNK = 64
@@ -134,11 +135,11 @@ def shared_maps(block: Block, tensors: dict[SiteKind, Tensor]) -> Iterator[Share
     down, write = (effective_weight(module).detach() for module in (block.mlp_write, block.attn_write))
     mlp_post = _post(block.mlp_post_norm, lambda: block.mlp_write(tensors[SiteKind.MLP_HIDDEN]))
     attention: dict[SiteKind, Tensor | None] = {
-        kind: None for kind in (SiteKind.ATTN_OUT, SiteKind.RESID_MID) if kind in tensors
+        kind: None for kind in kinds_adding_at(SiteKind.ATTN_OUT) if kind in tensors
     }
     if block.attn_post_norm is None:
         attention[SiteKind.ATTN_HEADS] = write
-    identity: dict[SiteKind, Tensor | None] = {SiteKind.MLP_OUT: None, SiteKind.RESID_POST: None}
+    identity: dict[SiteKind, Tensor | None] = dict.fromkeys(kinds_adding_at(SiteKind.MLP_OUT))
     if mlp_post is None:
         identity[SiteKind.MLP_HIDDEN] = down
     yield SharedMaps(None, identity | attention if parallel else identity)

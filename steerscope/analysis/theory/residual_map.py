@@ -31,6 +31,7 @@ from steerscope.analysis.theory.shared_edit import Form, shared_edits
 from steerscope.errors import InputError
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.load import LoadedModel
+from steerscope.site_kinds import Place
 from steerscope.sites import SiteKind
 
 RIDGE = 1e-2
@@ -92,7 +93,7 @@ def residual_map(
     if len(ids) < 5:
         raise InputError(f"got {len(ids)} sequences; expected at least 5, of which a fifth is held out. Add prompts.")
     check_size(loaded, (ids.shape[1] - skip) * len(ids))
-    kinds = [kind for kind in loaded.site_map.description.kinds if kind is not SiteKind.RESID_PRE]
+    kinds = [kind for kind in loaded.site_map.description.kinds if kind.facts.place is not Place.ENTERS]
     calls = block_calls(loaded, ids, layers)
     split = (len(ids) - max(len(ids) // 5, 1)) * (ids.shape[1] - skip)
     cells = []

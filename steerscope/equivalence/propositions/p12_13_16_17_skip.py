@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from steerscope.equivalence.edits import family
+from steerscope.equivalence.edit_forms import edit_form
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
 from steerscope.equivalence.propositions.parts import (
     as_parameters,
@@ -70,7 +70,7 @@ def read_at_resid_post(skip: Tensor, mlp: Tensor) -> Tensor:
 def adapter(parameters: Mapping[str, Tensor], read: Tensor, activation: Callable[[Tensor], Tensor] | None) -> Tensor:
     """Return ``U D x + b``, with an activation ``U phi(D x) + b``; ``x`` is ``(..., d)``."""
     if activation is None:
-        return family("low_rank").delta({k: parameters[k] for k in ("U", "D")}, read) + parameters["b"]
+        return edit_form("low_rank").delta({k: parameters[k] for k in ("U", "D")}, read) + parameters["b"]
     return activation(read @ parameters["D"].T) @ parameters["U"].T + parameters["b"]
 
 
@@ -171,7 +171,7 @@ def check_fixed_vector(subject: Subject) -> Evidence:
         return run(subject, edits={kind: edit}).logits
 
     def reads(x: Tensor) -> Tensor:
-        return family("linear").delta(linear, x)
+        return edit_form("linear").delta(linear, x)
 
     post_block = logits(SiteKind.RESID_POST, lambda x: vector.expand_as(x))
     with _bias(block.mlp_write, bias_of_down(block.mlp_write, vector)):

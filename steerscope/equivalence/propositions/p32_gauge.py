@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from steerscope.equivalence.edits import family
+from steerscope.equivalence.edit_forms import edit_form
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
 from steerscope.equivalence.propositions.parts import (
     as_stored,
@@ -43,7 +43,7 @@ from steerscope.models.hooks import Edit
 from steerscope.sites import Site
 
 GROUP = "gauge"
-LOW_RANK = family("low_rank")
+LOW_RANK = edit_form("low_rank")
 
 # Inverses of I + U D with condition numbers up to 1e3, through a few layers: rounding stays below; wrong forms are
 # off by 1e-2 and more.

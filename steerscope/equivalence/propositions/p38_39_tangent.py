@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from steerscope.equivalence.edits import family
+from steerscope.equivalence.edit_forms import edit_form
 from steerscope.equivalence.kernels import gram
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
 from steerscope.equivalence.propositions.parts import (
@@ -47,7 +47,7 @@ from steerscope.models.blocks import linear_weight
 from steerscope.sites import Site, SiteKind
 
 GROUP = "tangent space"
-LOW_RANK = family("low_rank")
+LOW_RANK = edit_form("low_rank")
 
 # Two orders of summation of the same products (theory.md: 2.5e-9 observed in another arithmetic).
 EXACT = 1e-8

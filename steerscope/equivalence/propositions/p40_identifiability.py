@@ -31,7 +31,7 @@ from steerscope.equivalence.propositions.parts import curve, relative_error
 from steerscope.equivalence.propositions.runs import post, run_at, shortened, slope_of
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.errors import UnsupportedModelError
-from steerscope.models.site_map import decoder_of
+from steerscope.models.wrappers import decoder_of
 
 GROUP = "identifiability"
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from steerscope.equivalence.edits import family
+from steerscope.equivalence.edit_forms import edit_form
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
 from steerscope.equivalence.propositions.parts import curve, relative_error
 from steerscope.equivalence.propositions.runs import post, run_at, shortened, slope_of
@@ -27,7 +27,7 @@ from steerscope.models.hooks import Edit
 from steerscope.sites import Site
 
 GROUP = "task arithmetic"
-LOW_RANK = family("low_rank")
+LOW_RANK = edit_form("low_rank")
 RANK = 2
 
 # Small enough that the next order changes a slope by less than 0.05, large enough for the square to stand above

@@ -27,6 +27,7 @@ from steerscope.equivalence.propositions.subject import Subject
 from steerscope.errors import UnsupportedModelError
 from steerscope.models.blocks import Block, is_transposed, linear_weight
 from steerscope.models.hooks import Edit, edited, reading
+from steerscope.models.wrappers import acting_layer
 from steerscope.sites import Site, SiteKind
 
 MLPWeights = GatedWeights | PlainWeights
@@ -110,8 +111,7 @@ def mlp_parts(subject: Subject, block: Block | None = None) -> MLPParts:
 
 def parameter_name(subject: Subject, module: nn.Module, name: str = "weight") -> str:
     """Return the name of a module's parameter in ``model.named_parameters()``."""
-    inner = getattr(module, "base_layer", module)
-    wanted = inner.get_parameter(name)
+    wanted = acting_layer(module).get_parameter(name)
     return next(found for found, parameter in subject.model.named_parameters() if parameter is wanted)
 
 

@@ -15,26 +15,12 @@ from torch.func import functional_call
 
 from steerscope.models.hooks import Tap, tapping
 from steerscope.models.site_map import SiteMap
-from steerscope.sites import Site, SiteKind
+from steerscope.sites import Site
+from steerscope.steering.build import build_edits
 from steerscope.steering.config import SteeringConfig
-from steerscope.steering.families import FAMILIES, SteeringEdit
+from steerscope.steering.families import SteeringEdit
 from steerscope.steering.positions import Positions, token_mask
 from steerscope.steering.prompt_end import Columns
-
-
-def build_edits(config: SteeringConfig, site_map: SiteMap) -> dict[Site, SteeringEdit]:
-    """Return the edits of a configuration as they start, by site in the order of computation.
-
-    Args:
-        config: Which edits, and the seed of what is drawn.
-        site_map: The model's sites.
-
-    Raises:
-        InputError: The model lacks a site.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    family = FAMILIES[config.family]
-    return {site: family(config.options(site_map.width(site)), generator) for site in config.resolve(site_map)}
 
 
 class PackedEdits(nn.Module):
@@ -83,7 +69,9 @@ class PackedEdits(nn.Module):
         for place, run in enumerate(runs):
             for site in self.by_run[run]:
                 places.setdefault(site, []).append(place)
-        taps = {site: self._tap(site, runs, places[site], masks) for site in sorted(places, key=_order)}
+        taps = {
+            site: self._tap(site, runs, places[site], masks) for site in sorted(places, key=lambda site: site.order)
+        }
         with tapping(self.site_map, taps):
             yield
 
@@ -146,7 +134,3 @@ class _Stack:
         full = torch.ones(read.shape[1:-1], dtype=torch.bool, device=read.device)
         mask = torch.stack([full if mask is None else mask.to(read.device) for mask in self.masks])
         return torch.where(mask.unsqueeze(-1), added, 0)
-
-
-def _order(site: Site) -> tuple[int, int, int]:
-    return site.layer, list(SiteKind).index(site.kind), -1 if site.head is None else site.head

@@ -12,8 +12,8 @@ from steerscope.experiments.engine.pack import Pack
 from steerscope.experiments.engine.rows import Rows, run, single_precision
 from steerscope.experiments.engine.spec import RunSpec
 from steerscope.experiments.tasks.supervised import SupervisedSequence
+from steerscope.models.wrappers import language_model
 from steerscope.steering import SteeringModel
-from steerscope.steering.identity import language_model
 from steerscope.steering.joint import JointConstraint
 
 

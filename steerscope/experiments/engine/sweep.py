@@ -57,7 +57,7 @@ class SweepData(Protocol):
     def held_out(self, part: str) -> HeldOut:
         """Return the examples of ``selection`` or ``test``."""
 
-    def fingerprint(self, part: str, seed: int = 0) -> str:
+    def content_hash(self, part: str, seed: int = 0) -> str:
         """Return a hash of the examples of a part (``train`` of a seed, ``selection``, ``test``)."""
 
 
@@ -280,8 +280,8 @@ class Sweep:
         sites = () if config is None else config.sites
         return {
             "model": list(model_key(self.loaded.identity.as_dict())),
-            "train": self.data.fingerprint("train", seed),
-            "selection": self.data.fingerprint("selection"),
+            "train": self.data.content_hash("train", seed),
+            "selection": self.data.content_hash("selection"),
             "scales": {} if config is None or config.scale == "none" else {name: self.scales[name] for name in sites},
             "method": one.name,
             "config": None if config is None else config.to_dict(),
@@ -291,7 +291,7 @@ class Sweep:
         }
 
     def _test_config(self, one: Candidate, learning_rate: float, seed: int) -> dict[str, Any]:
-        return {**self._config(one, learning_rate, seed), "test": self.data.fingerprint("test")}
+        return {**self._config(one, learning_rate, seed), "test": self.data.content_hash("test")}
 
     def _tell(self, what: str, step: int) -> None:
         self._done = min(self._done + step, self._total)

@@ -20,8 +20,8 @@ from steerscope.models.lengths import is_beyond, readable_length, sides, switch_
 from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.tokens import pad_token, require_known_tokens, text_tokens
 from steerscope.models.virtual_tokens import require_no_virtual_tokens
+from steerscope.models.wrappers import language_model
 from steerscope.steering import SteeringModel
-from steerscope.steering.identity import language_model
 
 
 @dataclass(frozen=True)

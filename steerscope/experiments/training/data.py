@@ -140,7 +140,7 @@ class Collator:
         keeps: Whether the model takes ``logits_to_keep``.
         told: Whether the model takes ``prompt_lengths`` (a steered one).
         shared: How many tokens all rows begin with that stand apart, before the padding; see
-            :mod:`~steerscope.experiments.training.shared_prefix`.
+            :mod:`~steerscope.experiments.training.prefix_trainer`.
     """
 
     pad: int

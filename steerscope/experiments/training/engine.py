@@ -18,11 +18,11 @@ from steerscope.experiments.shared_prefix import shared_length
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.experiments.training.data import Collator, supervised_loss
 from steerscope.experiments.training.options import TrainOptions
-from steerscope.experiments.training.shared_prefix import SharedPrefixTrainer
+from steerscope.experiments.training.prefix_trainer import SharedPrefixTrainer
 from steerscope.experiments.training.trainee import Trainee
 from steerscope.files import told
 from steerscope.models.bundled import quiet_transformers
-from steerscope.steering.identity import language_model
+from steerscope.models.wrappers import language_model
 
 # A checkpoint without one of these was cut off while it was written; the last is written last.
 _PARTS = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")

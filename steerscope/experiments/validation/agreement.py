@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from steerscope.analysis.scoring.intervals import spearman
+
 Array = NDArray[np.float64]
 RESAMPLES = 2000
 
@@ -74,22 +76,14 @@ class Ceiling:
     num_pairs: int
 
 
-def spearman(first: Array, second: Array) -> float:
+def _spearman(first: Array, second: Array) -> float:
     """Return Spearman's correlation; 0 where one side is constant (it then orders nothing)."""
-    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
-    return _pearson(stats.rankdata(first), stats.rankdata(second))
-
-
-def _pearson(first: Array, second: Array) -> float:
-    a, b = first - first.mean(), second - second.mean()
-    size = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / size if size > 0 else 0.0
+    return spearman(first, second) or 0.0
 
 
 def partial_spearman(first: Array, second: Array, given: Array) -> float:
     """Return Spearman's correlation of two with the linear effect of the ranks of a third taken out of both."""
-    xy, xz, yz = spearman(first, second), spearman(first, given), spearman(second, given)
+    xy, xz, yz = _spearman(first, second), _spearman(first, given), _spearman(second, given)
     return float(_partial(np.array(xy), np.array(xz), np.array(yz)))
 
 
@@ -157,7 +151,7 @@ def agreements(
         ranks = _ranks(score[sites])
         drawn[name] = _correlations(ranks, outcome)
         partial[name] = _partial(drawn[name], _correlations(ranks, place), by_place)
-    whole = {name: spearman(score, -mean) for name, score in scores.items()}
+    whole = {name: _spearman(score, -mean) for name, score in scores.items()}
     best = max((name for name in baselines if name in scores), key=lambda name: whole[name], default=None)
     out = {}
     for name, score in scores.items():
@@ -198,7 +192,7 @@ def ceiling(losses: Array, depth: Array, *, seed: int) -> Ceiling:
         return Ceiling(nan, nan, nan, nan, 0)
 
     def mean_over_pairs(i: NDArray[np.int64]) -> float:
-        return float(np.mean([spearman(table[i, a], table[i, b]) for a, b in pairs]))
+        return float(np.mean([_spearman(table[i, a], table[i, b]) for a, b in pairs]))
 
     rng = np.random.default_rng(seed)
     everyone = np.arange(len(table))

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from steerscope.sites import Site, SiteKind
+from steerscope.site_kinds import Place
+from steerscope.sites import Site
 
 CONSTANTS = Path(__file__).with_name("constants.json")
 
@@ -67,5 +68,5 @@ def known_studies(path: Path = CONSTANTS) -> dict[str, dict[str, Any]]:
 
 def _depth(site: Site, num_layers: int) -> float:
     # What enters the first block lies before it; blocks lie at 0 to 1.
-    place = -1 if site.kind is SiteKind.RESID_PRE else site.layer
+    place = -1 if site.kind.facts.place is Place.ENTERS else site.layer
     return place / max(num_layers - 1, 1)

@@ -94,7 +94,7 @@ def choose_sites(site_map: SiteMap, wanted: int | Sequence[str]) -> tuple[Site, 
         doubled = sorted({str(site) for site in named if named.count(site) > 1})
         if doubled:
             raise InputError(f"site {', '.join(doubled)} is named twice; name every site once.")
-        return tuple(sorted(named, key=_order))
+        return tuple(sorted(named, key=lambda site: (site.layer, site.kind.order)))
     turns = [kind for kind in _TURNS if kind in site_map.description.kinds]
     last = len(site_map.blocks) - 1
     if wanted > len(turns) * (last + 1):
@@ -108,7 +108,7 @@ def choose_sites(site_map: SiteMap, wanted: int | Sequence[str]) -> tuple[Site, 
         nearest = sorted(range(last + 1), key=lambda other, layer=layer: abs(other - layer))  # type: ignore[misc]
         free = (Site(other, turns[(index + k) % len(turns)]) for other in nearest for k in range(len(turns)))
         found.append(next(site for site in free if site not in found))
-    return tuple(sorted(found, key=_order))
+    return tuple(sorted(found, key=lambda site: (site.layer, site.kind.order)))
 
 
 _TURNS = (
@@ -120,7 +120,3 @@ _TURNS = (
     SiteKind.ATTN_OUT,
     SiteKind.MLP_IN,
 )
-
-
-def _order(site: Site) -> tuple[int, int]:
-    return site.layer, list(SiteKind).index(site.kind)

@@ -113,7 +113,7 @@ class SplitData:
             self._held[part] = self._tokenised(self.examples(part))
         return self._held[part]
 
-    def fingerprint(self, part: str, seed: int = 0) -> str:
+    def content_hash(self, part: str, seed: int = 0) -> str:
         """Return a hash of the examples of a part; of training examples their order counts."""
         return content_hash(self.examples(part, seed), ordered=part == "train")
 

@@ -17,7 +17,6 @@ from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.options import RankOptions
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE, Needs, ranking_scores
 from steerscope.errors import InputError
-from steerscope.experiments.engine.edits import build_edits
 from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.engine.sweep import Candidate, Outcome, Sweep
 from steerscope.experiments.validation.agreement import agreements, ceiling
@@ -30,6 +29,7 @@ from steerscope.files import told
 from steerscope.folders import Kind, require_folder_for
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site, parse_site
+from steerscope.steering.build import build_edits
 
 PLAIN_BASELINES = (
     "depth",
@@ -122,9 +122,9 @@ def validate_ranking(
         command=command,
         data={
             "ranking": str(ranking.settings["data"]),
-            "train": data.fingerprint("train", options.seed),
-            "selection": data.fingerprint("selection"),
-            "test": data.fingerprint("test"),
+            "train": data.content_hash("train", options.seed),
+            "selection": data.content_hash("selection"),
+            "test": data.content_hash("test"),
         },
     )
     result = compared(result)

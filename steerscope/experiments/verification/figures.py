@@ -6,8 +6,7 @@ it draws; :func:`figure_entries` asks only for those that are there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from steerscope.analysis.report.figure_style import (
     new_figure,
     styled,
 )
+from steerscope.analysis.report.page_folder import PageFigure
 from steerscope.analysis.report.vocabulary import count, ordered_kinds
 from steerscope.experiments.verification.figure_parts import finish, line
 from steerscope.experiments.verification.results import Verification
@@ -40,17 +40,6 @@ VERDICT_LOOKS = {
     "vacuous here": ("V", "#ffffff", MUTED),
     "fails": ("F", "#5c1010", "white"),
 }
-
-
-@dataclass(frozen=True)
-class VerifyFigure:
-    """One figure: file stem, heading, the function that draws it, and its words."""
-
-    stem: str
-    heading: str
-    plot: Callable[[Verification], Figure]
-    alt: str
-    caption: str
 
 
 @styled
@@ -301,7 +290,7 @@ def plot_strength(found: Verification) -> Figure:
     return figure
 
 
-def figure_entries(found: Verification) -> list[VerifyFigure]:
+def figure_entries(found: Verification) -> list[PageFigure[Verification]]:
     """Return the figures this verification has the data for, in the order of the page."""
     return list(_entries(found))
 
@@ -321,9 +310,9 @@ FIGURE_STEMS = (
 )
 
 
-def _entries(found: Verification) -> Iterator[VerifyFigure]:
+def _entries(found: Verification) -> Iterator[PageFigure[Verification]]:
     counts = ", ".join(f"{number} {verdict}" for verdict, number in found.counts().items())
-    yield VerifyFigure(
+    yield PageFigure(
         "verdicts",
         "Every proposition at a glance",
         plot_verdicts,
@@ -333,7 +322,7 @@ def _entries(found: Verification) -> Iterator[VerifyFigure]:
         "advance.",
     )
     if any(len(data["x"]) > 1 for one in found.propositions for data in one.series.values()):
-        yield VerifyFigure(
+        yield PageFigure(
             "curves",
             "Curves behind the verdicts",
             plot_curves,
@@ -343,7 +332,7 @@ def _entries(found: Verification) -> Iterator[VerifyFigure]:
     measured = found.measurements
     if measured.get("slopes"):
         slopes = ", ".join(f"{one['at']} {slope_words(one)}" for one in measured["slopes"])
-        yield VerifyFigure(
+        yield PageFigure(
             "slopes",
             "Is the map first-order through the whole model?",
             plot_slopes,
@@ -354,7 +343,7 @@ def _entries(found: Verification) -> Iterator[VerifyFigure]:
         )
     if measured.get("block_slopes"):
         within = sum(one["within"] for one in measured["block_slopes"])
-        yield VerifyFigure(
+        yield PageFigure(
             "block_slopes",
             "Is the map first-order on every block?",
             plot_block_slopes,
@@ -364,7 +353,7 @@ def _entries(found: Verification) -> Iterator[VerifyFigure]:
             "to its weights, in float64. Random updates have the trained one's norm in every matrix.",
         )
     if measured.get("radius"):
-        yield VerifyFigure(
+        yield PageFigure(
             "radius",
             "Where the first-order map ends",
             plot_radius,
@@ -375,7 +364,7 @@ def _entries(found: Verification) -> Iterator[VerifyFigure]:
             "than the radius.",
         )
     if measured.get("conditioning"):
-        yield VerifyFigure(
+        yield PageFigure(
             "conditioning",
             "Reachable, but at what cost?",
             plot_conditioning,
@@ -385,7 +374,7 @@ def _entries(found: Verification) -> Iterator[VerifyFigure]:
             "whole block (Newton's method), relative to the tensor it is added to.",
         )
     if measured.get("stream_shares"):
-        yield VerifyFigure(
+        yield PageFigure(
             "stream_shares",
             "What a block's output is made of",
             plot_stream_shares,
@@ -394,7 +383,7 @@ def _entries(found: Verification) -> Iterator[VerifyFigure]:
             "published ratio compares MLP and attention only and leaves out the entering stream.",
         )
     if measured.get("oracle_spectra"):
-        yield VerifyFigure(
+        yield PageFigure(
             "oracle_spectra",
             "Low rank is one thing, linear another",
             plot_oracle_spectra,
@@ -403,7 +392,7 @@ def _entries(found: Verification) -> Iterator[VerifyFigure]:
             "of that rank from the base stream predicts, on prompts it was not fitted on.",
         )
     if measured.get("residual_map"):
-        yield VerifyFigure(
+        yield PageFigure(
             "residual_map",
             "What a linear edit at each site cannot imitate",
             plot_residual_map,
@@ -413,7 +402,7 @@ def _entries(found: Verification) -> Iterator[VerifyFigure]:
             "nothing at most sites; their numbers are in verify.json.",
         )
     if measured.get("modulation"):
-        yield VerifyFigure(
+        yield PageFigure(
             "modulation",
             "What the gate lets through",
             plot_modulation,
@@ -422,7 +411,7 @@ def _entries(found: Verification) -> Iterator[VerifyFigure]:
             "minimum: a histogram of magnitudes that piles up at that number is one of phi(a_g).",
         )
     if measured.get("strength"):
-        yield VerifyFigure(
+        yield PageFigure(
             "strength",
             "Oracle edits of one layer, by strength",
             plot_strength,

@@ -51,7 +51,7 @@ class Data:
         self.asked.append(part)
         return HeldOut(tuple(sequences()[:8] if part == "selection" else sequences()[8:]), None)
 
-    def fingerprint(self, part, seed=0):
+    def content_hash(self, part, seed=0):
         return f"{part} {seed}"
 
 

@@ -22,7 +22,7 @@ from steerscope.experiments.training.options import TrainOptions
 from steerscope.experiments.training.run import Run
 from steerscope.experiments.training.train import train
 from steerscope.experiments.training.trainee import build
-from steerscope.models.load import digest_of_parameters
+from steerscope.models.weight_hashes import digest_of_parameters
 from tests.experiments.training.tiny_runs import METHODS, loaded, make_place, options, task_of
 
 # What differs between two runs that are equal.

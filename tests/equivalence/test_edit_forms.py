@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from steerscope.equivalence.edits import FAMILIES, EditFamily, family
+from steerscope.equivalence.edit_forms import EDIT_FORMS, EditForm, edit_form
 from steerscope.errors import InputError
 
 READ, WRITE, RANK = 5, 4, 3
 
 
-def draw(found: EditFamily, seed: int = 0) -> dict[str, torch.Tensor]:
+def draw(found: EditForm, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shapes = found.init_shapes(READ, WRITE, RANK if found.has_rank else None)
     return {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()}
@@ -20,9 +20,9 @@ def read(seed: int = 1) -> torch.Tensor:
     return torch.randn(2, 6, READ, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EDIT_FORMS)
 def test_every_family_keeps_what_it_says_of_itself(name):
-    found = family(name)
+    found = edit_form(name)
     parameters, h = draw(found), read()
     delta = found.delta(parameters, h)
     assert found.name == name
@@ -46,30 +46,30 @@ def test_every_family_keeps_what_it_says_of_itself(name):
 
 def test_formulas_token_by_token():
     h = read()
-    v, linear, low = draw(family("vector")), draw(family("linear")), draw(family("low_rank"))
+    v, linear, low = draw(edit_form("vector")), draw(edit_form("linear")), draw(edit_form("low_rank"))
     for b in range(2):
         for t in range(6):
-            found = family("vector").delta(v, h)[b, t]
+            found = edit_form("vector").delta(v, h)[b, t]
             assert torch.equal(found, v["v"])
-            found = family("linear").delta(linear, h)[b, t]
+            found = edit_form("linear").delta(linear, h)[b, t]
             torch.testing.assert_close(found, linear["A"] @ h[b, t], rtol=1e-12, atol=1e-13)
-            found = family("low_rank").delta(low, h)[b, t]
+            found = edit_form("low_rank").delta(low, h)[b, t]
             torch.testing.assert_close(found, low["U"] @ (low["D"] @ h[b, t]), rtol=1e-12, atol=1e-13)
 
 
 def test_low_rank_is_linear_with_a_product_matrix():
-    low, h = draw(family("low_rank")), read()
+    low, h = draw(edit_form("low_rank")), read()
     product = {"A": low["U"] @ low["D"]}
     torch.testing.assert_close(
-        family("low_rank").delta(low, h), family("linear").delta(product, h), rtol=1e-12, atol=1e-13
+        edit_form("low_rank").delta(low, h), edit_form("linear").delta(product, h), rtol=1e-12, atol=1e-13
     )
     assert torch.linalg.matrix_rank(product["A"]) == RANK
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EDIT_FORMS)
 def test_derivative_at_zero_is_the_tangent_feature(name):
     """d(sum of g * delta) at the zero edit: sum g, sum g h^T, and sum g (D h)^T for a drawn D."""
-    found, h = family(name), read()
+    found, h = edit_form(name), read()
     g = torch.randn(2, 6, WRITE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     parameters = draw(found)
     start = {n: torch.zeros_like(p) if n in found.zero_at else p for n, p in parameters.items()}
@@ -89,7 +89,7 @@ def test_derivative_at_zero_is_the_tangent_feature(name):
 
 
 def test_batches_of_parameters_with_vmap():
-    found, h = family("low_rank"), read()
+    found, h = edit_form("low_rank"), read()
     many = [draw(found, seed) for seed in range(3)]
     stacked = {n: torch.stack([p[n] for p in many]) for n in many[0]}
     together = torch.func.vmap(found.delta, in_dims=(0, None))(stacked, h)
@@ -98,25 +98,25 @@ def test_batches_of_parameters_with_vmap():
 
 
 def test_parameter_counts_by_hand():
-    assert family("vector").num_parameters(16, 16) == 16
-    assert family("linear").num_parameters(16, 16) == 256
-    assert family("low_rank").num_parameters(576, 576, 8) == 2 * 8 * 576
+    assert edit_form("vector").num_parameters(16, 16) == 16
+    assert edit_form("linear").num_parameters(16, 16) == 256
+    assert edit_form("low_rank").num_parameters(576, 576, 8) == 2 * 8 * 576
 
 
 def test_unknown_family_is_refused_with_a_suggestion():
-    with pytest.raises(InputError, match=r"unknown edit family 'lowrank'\. Did you mean 'low_rank'\?"):
-        family("lowrank")
+    with pytest.raises(InputError, match=r"unknown edit form 'lowrank'\. Did you mean 'low_rank'\?"):
+        edit_form("lowrank")
 
 
 def test_ranks_and_sizes_that_make_no_sense():
     with pytest.raises(InputError, match="needs a rank"):
-        family("low_rank").init_shapes(4, 4)
+        edit_form("low_rank").init_shapes(4, 4)
     with pytest.raises(InputError, match=r"has no rank; got rank=2"):
-        family("vector").init_shapes(4, 4, rank=2)
+        edit_form("vector").init_shapes(4, 4, rank=2)
     with pytest.raises(InputError, match="got rank size 0"):
-        family("low_rank").init_shapes(4, 4, rank=0)
+        edit_form("low_rank").init_shapes(4, 4, rank=0)
     with pytest.raises(InputError, match="got read size -1"):
-        family("linear").num_parameters(-1, 4)
+        edit_form("linear").num_parameters(-1, 4)
 
 
 @pytest.mark.parametrize(
@@ -133,4 +133,4 @@ def test_ranks_and_sizes_that_make_no_sense():
 def test_parameters_that_do_not_fit_are_refused(name, shapes, complaint):
     parameters = {n: torch.zeros(s, dtype=torch.float64) for n, s in shapes.items()}
     with pytest.raises(InputError, match=complaint):
-        family(name).delta(parameters, read())
+        edit_form(name).delta(parameters, read())

@@ -11,7 +11,7 @@ from steerscope.experiments.shared_prefix import SHORTEST, shared_length
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.experiments.training.data import Collator, supervised_loss, training_rows
 from steerscope.experiments.training.engine import takes_logits_to_keep, trainer_of
-from steerscope.experiments.training.shared_prefix import with_cache
+from steerscope.experiments.training.prefix_trainer import with_cache
 from steerscope.experiments.training.trainee import build
 from steerscope.models.precision import true_float64
 from tests.byte_models import byte_model

@@ -1,8 +1,8 @@
-"""Edit families: what can be added at a site, as pure functions of parameters and of what the site reads.
+"""Edit forms: what can be added at a site, as pure functions of parameters and of what the site reads.
 
 An edit adds ``delta(parameters, h)`` at a site; ``h`` is what the site reads, one token at a time, with the same
-parameters at every token. No hooks and no training here. Tensors: ``h`` is ``(..., read)``, the edit
-``(..., write)``; at all of today's sites both widths are the site's.
+parameters at every token. No hooks and no training here; ``steering/families`` holds the families that are trained.
+Tensors: ``h`` is ``(..., read)``, the edit ``(..., write)``; at all of today's sites both widths are the site's.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Delta = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class EditFamily:
-    """One parametrised family of edits.
+class EditForm:
+    """One parametrised form of edits.
 
     Attributes:
-        name: The family's name in :data:`FAMILIES`.
+        name: The form's name in :data:`EDIT_FORMS`.
         equation: The edit, in the symbols of ``axes``.
         axes: The axes of every parameter, in the words ``read``, ``write`` and ``rank``.
         zero_at: The parameters that make the edit exactly zero once they are zero, whatever the others are.
-            With all parameters zero, every family's edit is zero.
+            With all parameters zero, every form's edit is zero.
         is_linear_in_parameters: Whether twice the parameters are twice the edit. Where it is not (``low_rank``
             is bilinear), the derivative at all-zero parameters is zero; take it at ``zero_at = 0`` with
             the other parameters drawn at random.
@@ -44,7 +44,7 @@ class EditFamily:
 
     @property
     def has_rank(self) -> bool:
-        """Whether the family needs a rank."""
+        """Whether the form needs a rank."""
         return any("rank" in axes for axes in self.axes.values())
 
     def init_shapes(self, width_read: int, width_write: int, rank: int | None = None) -> dict[str, tuple[int, ...]]:
@@ -53,19 +53,19 @@ class EditFamily:
         Args:
             width_read: Channels of what the edit reads.
             width_write: Channels of what it adds.
-            rank: Inner width; required for families that have one, refused for the others.
+            rank: Inner width; required for forms that have one, refused for the others.
 
         Raises:
             InputError: A size is not positive, or a rank is missing or means nothing.
         """
         if self.has_rank and rank is None:
-            raise InputError(f"edit family {self.name!r} ({self.equation}) needs a rank; pass rank=8, for example.")
+            raise InputError(f"edit form {self.name!r} ({self.equation}) needs a rank; pass rank=8, for example.")
         if rank is not None and not self.has_rank:
-            raise InputError(f"edit family {self.name!r} ({self.equation}) has no rank; got rank={rank}.")
+            raise InputError(f"edit form {self.name!r} ({self.equation}) has no rank; got rank={rank}.")
         sizes = {"read": width_read, "write": width_write} | ({} if rank is None else {"rank": rank})
         for axis, size in sizes.items():
             if size < 1:
-                raise InputError(f"edit family {self.name!r} got {axis} size {size}; expected at least 1.")
+                raise InputError(f"edit form {self.name!r} got {axis} size {size}; expected at least 1.")
         return {name: tuple(sizes[axis] for axis in axes) for name, axes in self.axes.items()}
 
     def num_parameters(self, width_read: int, width_write: int, rank: int | None = None) -> int:
@@ -91,7 +91,7 @@ class EditFamily:
     def _check(self, parameters: Mapping[str, Tensor], width_read: int) -> None:
         if set(parameters) != set(self.axes):
             raise InputError(
-                f"edit family {self.name!r} ({self.equation}) has parameters {sorted(self.axes)}, "
+                f"edit form {self.name!r} ({self.equation}) has parameters {sorted(self.axes)}, "
                 f"got {sorted(parameters)}."
             )
         sizes = {"read": width_read}
@@ -102,7 +102,7 @@ class EditFamily:
             )
             if not fits:
                 raise InputError(
-                    f"parameter {name!r} of edit family {self.name!r} has shape {shape}; expected ({', '.join(axes)}) "
+                    f"parameter {name!r} of edit form {self.name!r} has shape {shape}; expected ({', '.join(axes)}) "
                     f"where {', '.join(f'{axis} = {size}' for axis, size in sizes.items())}."
                 )
 
@@ -121,11 +121,11 @@ def _low_rank(parameters: Mapping[str, Tensor], read: Tensor) -> Tensor:
     return torch.einsum("wk,...k->...w", parameters["U"], inner)
 
 
-# Source of the forms: T16. Further families are added here.
-FAMILIES: dict[str, EditFamily] = {
+# Source of the forms: T16. Further forms are added here.
+EDIT_FORMS: dict[str, EditForm] = {
     found.name: found
     for found in (
-        EditFamily(
+        EditForm(
             name="vector",
             equation="v",
             axes={"v": ("write",)},
@@ -133,7 +133,7 @@ FAMILIES: dict[str, EditFamily] = {
             is_linear_in_parameters=True,
             formula=_vector,
         ),
-        EditFamily(
+        EditForm(
             name="linear",
             equation="A h",
             axes={"A": ("write", "read")},
@@ -141,7 +141,7 @@ FAMILIES: dict[str, EditFamily] = {
             is_linear_in_parameters=True,
             formula=_linear,
         ),
-        EditFamily(
+        EditForm(
             name="low_rank",
             equation="U D h",
             axes={"U": ("write", "rank"), "D": ("rank", "read")},
@@ -153,14 +153,14 @@ FAMILIES: dict[str, EditFamily] = {
 }
 
 
-def family(name: str) -> EditFamily:
-    """Return the edit family of that name.
+def edit_form(name: str) -> EditForm:
+    """Return the edit form of that name.
 
     Raises:
         InputError: There is none; the message suggests the closest and lists all.
     """
-    if name not in FAMILIES:
+    if name not in EDIT_FORMS:
         raise InputError(
-            f"unknown edit family {name!r}.{did_you_mean(name, list(FAMILIES))} Families: {', '.join(FAMILIES)}."
+            f"unknown edit form {name!r}.{did_you_mean(name, list(EDIT_FORMS))} Forms: {', '.join(EDIT_FORMS)}."
         )
-    return FAMILIES[name]
+    return EDIT_FORMS[name]

@@ -1,0 +1,99 @@
+"""What is inside a wrapper: the language model, its decoder, and the layers that PEFT put others around.
+
+PEFT's wrapper, and those of this package, hold the model they wrap as a module ``base_model``, in any depth. Whatever
+needs the model itself asks here.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import nn
+
+from steerscope.errors import UnsupportedModelError
+
+# --- models ---
+
+
+def language_model(model: nn.Module) -> nn.Module:
+    """Return the transformers model inside wrappers, PEFT's and those of this project, or the model itself."""
+    inner: Any = model
+    # Wrappers hold it as a module; a transformers model has a property of that name.
+    while "base_model" in inner._modules:
+        unwrap = getattr(type(inner), "get_base_model", None)
+        inner = unwrap(inner) if callable(unwrap) else inner.base_model
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """Return the stack of blocks inside a causal language model, through wrappers if there are any.
+
+    Raises:
+        UnsupportedModelError: The model has no decoder that transformers can name.
+    """
+    inner = language_model(model)
+    get_decoder = getattr(inner, "get_decoder", None)
+    decoder = get_decoder() if callable(get_decoder) else getattr(inner, "base_model", None)
+    if not isinstance(decoder, nn.Module):
+        raise UnsupportedModelError(
+            f"expected a causal language model of transformers, got {type(model).__name__}. "
+            "Load it with AutoModelForCausalLM, or with steerscope.load_model."
+        )
+    return decoder
+
+
+def vocab_size(model: nn.Module) -> int:
+    """Return the number of token embeddings of a model."""
+    embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    return int(embeddings.weight.shape[0])
+
+
+def is_peft(model: nn.Module) -> bool:
+    """Whether PEFT wraps the model."""
+    return hasattr(model, "peft_config") and callable(getattr(model, "get_base_model", None))
+
+
+# --- layers ---
+
+
+def tuner_layers(model: nn.Module) -> set[nn.Module]:
+    """Return the layers that PEFT put into a model, in whatever way."""
+    if "peft" not in sys.modules:  # slow to load, and without it there are none
+        return set()
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {module for module in model.modules() if isinstance(module, BaseTunerLayer)}
+
+
+def acting_layer(module: nn.Module) -> nn.Module:
+    """Return the layer that acts inside PEFT's wrapper of it: its trained copy where it has one, else the original.
+
+    A module that PEFT did not wrap is returned as it is.
+    """
+    copies = module._modules.get("modules_to_save")
+    if isinstance(copies, nn.ModuleDict):
+        wrapped: Any = module
+        return wrapped.original_module if wrapped.disable_adapters else copies[wrapped.active_adapters[0]]
+    unwrap = getattr(module, "get_base_layer", None)
+    found = unwrap() if callable(unwrap) else module
+    assert isinstance(found, nn.Module)
+    return found
+
+
+def original_layer(module: nn.Module) -> nn.Module | None:
+    """Return the layer that PEFT put another one around, or the module itself; ``None`` where PEFT added all of it."""
+    if "peft" not in sys.modules:
+        return module
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    found: Any = module
+    while True:
+        if isinstance(found, BaseTunerLayer):
+            found = getattr(found, "base_layer", None)
+        elif isinstance(found, AuxiliaryTrainingWrapper):
+            found = found.original_module
+        else:
+            return found
