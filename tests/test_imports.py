@@ -195,12 +195,12 @@ def test_no_circles_within_a_room(room):
 
 def test_a_circle_is_found():
     sources = {
-        "steerscope.experiments.evaluation.command": "from steerscope.experiments.runs.records import RunConfig",
-        "steerscope.experiments.runs.records": "def late():\n    from ..evaluation import result",
-        "steerscope.experiments.training.run": "from steerscope.experiments.training import records",
+        "steerscope.experiments.one.ask": "from steerscope.experiments.other.keep import Kept",
+        "steerscope.experiments.other.keep": "def late():\n    from ..one import ask",
+        "steerscope.experiments.other.run": "from steerscope.experiments.other import keep",
     }
-    assert set(circle_in(neighbours("experiments", sources))) == {"evaluation", "training"}
-    del sources["steerscope.experiments.runs.records"]
+    assert set(circle_in(neighbours("experiments", sources))) == {"one", "other"}
+    del sources["steerscope.experiments.other.keep"]
     assert circle_in(neighbours("experiments", sources)) == []
 
 
