@@ -1,8 +1,8 @@
 """Reading and editing sites of a running model through forward hooks.
 
 Edits are added (x + d), never written as replaced values, so a zero edit leaves the logits bit-equal. Only
-the hooks set here are removed again; other libraries' hooks stay. Hooks act in the thread that set them, and what they
-keep between the modules of a block is kept per thread: in other threads the same model gives its own numbers.
+the hooks set here are removed again; other libraries' hooks stay. Hooks act in the thread or asyncio task that set
+them, and what they keep between the modules of a block is kept per thread: elsewhere the model gives its own numbers.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from steerscope.errors import InputError, UnsupportedModelError
 from steerscope.models.addends import Edit, checked
 from steerscope.models.blocks import Block, as_token_axes
+from steerscope.models.contexts import Entry, acts_here, hooks_bound_here
 from steerscope.models.readings import Key, Readings
 from steerscope.models.site_map import SiteMap
-from steerscope.models.threads import acts_here, bound_to_this_thread
 from steerscope.site_kinds import Place, Role
 from steerscope.sites import Site, SiteKind
 
@@ -39,12 +39,12 @@ def _first(value: Any) -> Tensor:
 class _Stream(threading.local):
     """The stream entering a block in this thread's pass: ``resid_mid`` needs it, flat tokens need its shape.
 
-    ``owner`` is the thread whose passes are meant, None for those of every thread.
+    ``owner`` is the context whose passes are meant, None for those of every thread.
     """
 
     h: Tensor
 
-    def __init__(self, owner: object | None = None) -> None:
+    def __init__(self, owner: Entry | None = None) -> None:
         self.owner = owner
 
     def is_wanted(self) -> bool:
@@ -141,7 +141,7 @@ def tapping(site_map: SiteMap, taps: Mapping[Site, Tap], *, every_thread: bool =
     """
     _require_bound(site_map, {site.layer for site in taps})
     with ExitStack() as stack:
-        owner = None if every_thread else stack.enter_context(bound_to_this_thread())
+        owner = None if every_thread else stack.enter_context(hooks_bound_here())
         streams: dict[int, _Stream] = {}
         for site, tap in taps.items():
             block = site_map.blocks[site.layer]

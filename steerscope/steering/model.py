@@ -225,16 +225,16 @@ class SteeringModel(nn.Module):
     def disable_adapter(self, *, keep_lora: bool = False) -> Iterator[None]:
         """Run the model without the edits inside the context, and without a LoRA underneath unless it is kept.
 
-        Other threads keep their edits. PEFT switches a LoRA for all threads, so passes of others are refused meanwhile.
+        Other threads and asyncio tasks keep their edits; tasks started inside have none. PEFT switches a LoRA for all
+        threads, so passes of others are refused meanwhile.
 
         Raises:
-            InputError: Another thread has switched the LoRA off.
+            InputError: Another thread or task has switched the LoRA off.
         """
         lora = is_peft(self.base_model) and not keep_lora
         with (
             self._passes.switched_off(),
-            self._passes.lora_switched_off() if lora else nullcontext(),
-            self.base_model.disable_adapter() if lora else nullcontext(),  # type: ignore[operator]
+            self._passes.lora_switched_off(self.base_model.disable_adapter) if lora else nullcontext(),  # type: ignore[arg-type]
         ):
             yield
 
