@@ -224,10 +224,10 @@ def edited(
     if edits is None and isinstance(site_map, Mapping):
         site_map, edits = None, site_map
     found = _sites_of(model) if site_map is None else site_map
-    if not isinstance(found, SiteMap) or edits is None:
+    if not isinstance(found, SiteMap) or not isinstance(edits, Mapping):
         raise InputError(
             f"edited() got {type(model).__name__}, {type(site_map).__name__} and {type(edits).__name__}; expected "
-            "(model, site_map, edits), or (loaded, edits) with what load_model() returned."
+            "(model, site_map, {site: function}), or (loaded, {site: function}) with what load_model() returned."
         )
     inner = _require_belongs(found, model if isinstance(model, nn.Module) else getattr(model, "model", None))
     taps: dict[Site, Tap] = {}

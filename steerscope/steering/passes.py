@@ -265,7 +265,8 @@ class Passes:
         if not self.positions.need_prompt:
             return columns, None
         if told.prompt_lengths is not None:
-            return columns, columns.ends_from_lengths(told.prompt_lengths)
+            fills = bool(given.get("use_cache")) or given.get("past_key_values") is not None
+            return columns, columns.ends_from_lengths(told.prompt_lengths, is_whole=not fills)
         if told.labels is not None:
             return columns, ends_from_labels(told.labels, columns, ids, special, rule)
         return columns, None
