@@ -22,7 +22,7 @@ from steerscope.models.contexts import Entry, acts_here, hooks_bound_here
 from steerscope.models.readings import Key, Readings
 from steerscope.models.site_map import SiteMap
 from steerscope.site_kinds import Place, Role
-from steerscope.sites import Site, SiteKind
+from steerscope.sites import Site, SiteKind, one_or_several
 
 # Called with the tensor on the model's path at the site's write point and with what the site reads (the same
 # tensor for most kinds); what it returns, unless None, takes the first one's place.
@@ -243,12 +243,12 @@ def edited(
 
 
 @contextmanager
-def reading(site_map: SiteMap | HasSites, sites: Iterable[Key]) -> Iterator[Readings[Key]]:
+def reading(site_map: SiteMap | HasSites, sites: Iterable[Key] | Key) -> Iterator[Readings[Key]]:
     """Collect the tensors of sites (``batch token channel``) from this thread's forward passes inside the context.
 
     Args:
         site_map: The model's sites, or a loaded or steered model, which knows them.
-        sites: Which, by name or as :class:`Site`.
+        sites: Which, by name or as :class:`Site`; one or several.
 
     Returns:
         A dictionary with the keys that were asked for; a site is found under its other names too. It is filled as
@@ -264,7 +264,7 @@ def reading(site_map: SiteMap | HasSites, sites: Iterable[Key]) -> Iterator[Read
             "what load_model() returned."
         )
     asked: dict[Site, list[Key]] = {}
-    for name in sites:
+    for name in one_or_several(sites):
         asked.setdefault(found_map.resolve(name), []).append(name)
     found = Readings(found_map, asked)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from steerscope.errors import InputError
 from steerscope.models.contexts import Entry, entered, entries
+from steerscope.models.virtual_tokens import require_no_tokens_from_callers
 from steerscope.models.wrappers import language_model
 from steerscope.steering.checkpointing import forget_pass, remember_pass
 from steerscope.steering.generating import Generation, generation_of
@@ -251,6 +252,8 @@ class Passes:
         ids = given.get("inputs_embeds") if ids is None else ids
         if ids is None:
             raise InputError("the decoder was called without input_ids and inputs_embeds; pass one of them.")
+        if ids.dim() != 2 or given.get("past_key_values") is not None:
+            require_no_tokens_from_callers(language_model(self._base), f"positions {rule!r} are counted without them")
         columns, ends = self._columns(given, ids, rule)
         return token_mask(self.positions, columns, ends=ends, given=self._told.mask)
 
