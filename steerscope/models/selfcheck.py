@@ -65,7 +65,11 @@ def check_sites(model: nn.Module, site_map: SiteMap, num_tokens: int = 6) -> Non
         edit = _random_edit(clean[layer, kind], generator)
         with edited(model, site_map, {Site(layer, kind): edit}):
             if torch.equal(run(), plain):
-                raise UnsupportedModelError(f"self-check: an edit of '{layer}.{kind}' left the logits as they were.")
+                raise UnsupportedModelError(
+                    f"self-check: an edit of '{layer}.{kind}' left the logits as they were. Either the model does not "
+                    f"go on with what is edited there, or the edit is too small beside the stream for {plain.dtype}: "
+                    "load the model in float32."
+                )
         _check_writes(model, site_map, kind, run, clean, generator)
 
 

@@ -347,9 +347,9 @@ class SteeringModel(nn.Module):
             raise InputError("save_pretrained() writes a folder; call push_to_hub('owner/name') to upload the adapter.")
         place = saving.as_folder(folder)
         self._require_lora_beneath()
-        if not self._passes.is_active:
+        if self._passes.is_without_lora():
             raise InputError(
-                "save_pretrained() was called inside disable_adapter(), where the LoRA underneath may be off. Leave "
+                "save_pretrained() was called inside disable_adapter(), where the LoRA underneath is off. Leave "
                 "disable_adapter(), then save."
             )
         beneath.require_kept(self.base_model)

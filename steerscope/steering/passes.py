@@ -144,7 +144,7 @@ class Passes:
         """
         with entered(self, _LORA_OFF) as entry:
             with self._lock:
-                if self._without_lora and not self._is_without_lora():
+                if self._without_lora and not self.is_without_lora():
                     raise self._lora_is_off()
                 if not self._without_lora:
                     self._lora_back.enter_context(switch())
@@ -159,12 +159,12 @@ class Passes:
                         self._lora_back.close()
                         self._switches += 1
 
-    def _is_without_lora(self) -> bool:
+    def is_without_lora(self) -> bool:
         """Whether the running code is inside a context for which the LoRA is off."""
         return any(one in self._without_lora for one in entries(self, _LORA_OFF))
 
     def _require_lora_as_meant(self) -> None:
-        if bool(self._without_lora) != self._is_without_lora():
+        if bool(self._without_lora) != self.is_without_lora():
             raise self._lora_is_off()
         if entries(self, _LORA_OFF) and not self._without_lora:
             raise InputError(

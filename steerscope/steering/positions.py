@@ -92,9 +92,10 @@ def token_mask(
         return real & (order < positions.count)
     if ends is None:
         raise InputError(
-            f"positions {positions.rule!r} need to know where the prompt ends. Pass labels (-100 on the prompt; a "
-            "Trainer with label smoothing or a loss of its own does not hand them on), prompt_lengths=(tokens of every "
-            "prompt), or use generate(), whose input is the prompt."
+            f"positions {positions.rule!r} need to know where the prompt ends. Pass labels (-100 on the prompt), "
+            "prompt_lengths=(tokens of every prompt), or use generate(), whose input is the prompt. A Trainer with "
+            "label smoothing, a loss of its own or shift_labels does not hand labels on: let its data_collator put "
+            "prompt_lengths into every batch."
         )
     ends = ends.to(order.device)
     inside = order < ends

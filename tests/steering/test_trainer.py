@@ -147,3 +147,15 @@ def test_a_lora_underneath_resumes_too(tmp_path, trains_lora):
         assert torch.equal(found[name], expected[name]), name
     with torch.no_grad():
         assert torch.equal(again.eval()(**BATCH).logits, whole.eval()(**BATCH).logits)
+
+
+def test_labels_that_the_trainer_keeps_to_itself(tmp_path):
+    """With label smoothing; a collator that says where prompts end helps."""
+    model = steering_of(base(), positions="last")
+    trainer = trainer_of(model, tmp_path, label_smoothing_factor=0.1, max_steps=1)
+    with pytest.raises(InputError, match="let its data_collator put prompt_lengths into every batch"):
+        trainer.train()
+    collate = trainer.data_collator
+    trainer.data_collator = lambda rows: {**collate(rows), "prompt_lengths": torch.full((len(rows),), 3)}
+    trainer.train()
+    assert trainer.state.global_step == 1
