@@ -45,8 +45,8 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "voc
               "special_tokens_map.json", "added_tokens.json", "chat_template.*")  # fmt: skip
 _DATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json", "*.arrow", "*.parquet",
          "*.jsonl", "*.jsonl.gz")  # fmt: skip
-# What becomes rows or weights for a program that looks for files of any name: load_dataset(folder) takes the ending that
-# most of them have, so one JSON file of ours can change what it reads.
+# What becomes rows or weights for a program that looks for files of any name: load_dataset(folder) takes the ending
+# that most of them have, so one JSON file of ours can change what it reads.
 _PACKED = ("", ".gz", ".bz2", ".xz", ".zst", ".zip")
 _LOOSE_DATA = (*(f"*.{end}{pack}" for end in ("csv", "tsv", "json", "txt", "xml") for pack in _PACKED),
                "*.ndjson", "*.jsonl.*", "*.h5", "*.hdf5", "*.npy", "*.npz", "*.zip", "*.tar", "*.tar.gz")  # fmt: skip
