@@ -6,6 +6,8 @@ In Python all of it is an :class:`~steerscope.errors.InputError` whose cause is 
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import re
 import secrets
@@ -14,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from steerscope.errors import InputError, typed
 
@@ -101,18 +104,47 @@ def told(doing: str, advice: str = "") -> Iterator[None]:
 
 
 def read_text(path: Path, what: str) -> str:
-    """Return the text of a UTF-8 file; ``what`` names it in messages (``"the ranking"``).
+    """Return the text of a UTF-8 file, without a byte order mark; ``what`` names it in messages (``"the ranking"``).
 
     Raises:
         InputError: It cannot be read or is not UTF-8.
     """
     with told(f"read {what} {str(path)!r}"):
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise InputError(
                 f"cannot read {what} {str(path)!r}: byte {error.start} is not UTF-8. Is it another file?"
             ) from error
+
+
+def parse_json(text: str) -> Any:
+    """Return what a JSON text holds; a NaN or an infinity in it, which Python would read, is an error of its syntax.
+
+    Raises:
+        json.JSONDecodeError: The text is no JSON, or nested deeper than Python reads.
+    """
+
+    def number(spelled: str) -> float:
+        value = float(spelled)
+        if not math.isfinite(value):
+            raise json.JSONDecodeError(f"{spelled} is no finite number", text, max(text.find(spelled), 0))
+        return value
+
+    try:
+        return json.loads(text, parse_constant=number, parse_float=number)
+    except RecursionError as error:
+        raise json.JSONDecodeError("nested too deeply", text, 0) from error
+
+
+def json_of(path: Path) -> Any:
+    """Return what a JSON file holds, with a byte order mark (as Windows writes) or without.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is not UTF-8 or no JSON, holds NaN or infinity, or is nested too deeply.
+    """
+    return parse_json(path.read_text(encoding="utf-8-sig"))
 
 
 def replace_file(path: Path, write_to: Callable[[Path], object]) -> None:

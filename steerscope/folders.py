@@ -6,7 +6,6 @@ validation loses it: so a folder that holds one sort of thing gets nothing of an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from enum import StrEnum
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from steerscope.errors import InputError
-from steerscope.files import told, write_text
+from steerscope.files import json_of, told, write_text
 
 
 class Kind(StrEnum):
@@ -228,6 +227,6 @@ def _adapter(config: Any) -> Kind:
 
 def _json(path: Path) -> Any:
     """Return what a JSON file holds, or ``None`` where it is none."""
-    with suppress(OSError, ValueError, RecursionError):
-        return json.loads(path.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError):
+        return json_of(path)
     return None

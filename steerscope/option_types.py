@@ -11,9 +11,8 @@ import operator
 import os
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from functools import cache
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -31,12 +30,29 @@ def plain_fields(options: Any) -> None:
     Raises:
         InputError: A field is of another type.
     """
-    for name, kind in _kinds(type(options)).items():
-        value = getattr(options, name)
-        plain = _plain(value, kind)
-        if plain is _MISFIT:
-            raise InputError(words(f"[[{name}]] is {value!r}; expected {_said(kind)}."))
+    for name, plain in plain_values(type(options), vars(options)).items():
         object.__setattr__(options, name, plain)
+
+
+def plain_values(kind: Any, values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Return values of a dataclass's fields as their annotations have them; fields that are not there are left out.
+
+    Args:
+        kind: The dataclass.
+        values: By name of field; other names are left out too.
+        where: What stands before the field's name in messages, with a space; for what is read from a file.
+
+    Raises:
+        InputError: One is of another type.
+    """
+    found = {}
+    for name, hint in _kinds(kind).items():
+        if name in values:
+            found[name] = _plain(values[name], hint)
+            if found[name] is _MISFIT:
+                field = f"{where}{name}" if where else f"[[{name}]]"
+                raise InputError(words(f"{field} is {_short(values[name])}; expected {_said(hint)}."))
+    return found
 
 
 def options_or_default(options: Options | None, kind: type[Options]) -> Options:
@@ -52,8 +68,7 @@ def options_or_default(options: Options | None, kind: type[Options]) -> Options:
     return options
 
 
-@cache
-def _kinds(kind: type) -> dict[str, Any]:
+def _kinds(kind: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in fields(kind)}
 
@@ -93,6 +108,11 @@ def _names(value: Any) -> Any:
         return _MISFIT
     found = tuple(value)
     return tuple(map(str, found)) if all(isinstance(one, str | Site) for one in found) else _MISFIT
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:60]}..."
 
 
 def _said(kind: Any) -> str:

@@ -25,8 +25,7 @@ from steerscope.analysis.provenance import changed_versions, differing, knows_da
 from steerscope.errors import InputError
 from steerscope.experiments.runs.evaluation import Generation
 from steerscope.experiments.runs.records import RunConfig, RunResults
-from steerscope.files import read_text, told, write_text
-from steerscope.finite import parse_json
+from steerscope.files import parse_json, read_text, told, write_text
 from steerscope.installed import package_versions
 
 CONFIG, RESULTS, GENERATIONS = "config.json", "results.json", "generations.jsonl"
