@@ -6,6 +6,8 @@ In Python all of it is an :class:`~steerscope.errors.InputError` whose cause is 
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import re
 import secrets
@@ -14,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from steerscope.errors import InputError, typed
 
@@ -101,18 +104,47 @@ def told(doing: str, advice: str = "") -> Iterator[None]:
 
 
 def read_text(path: Path, what: str) -> str:
-    """Return the text of a UTF-8 file; ``what`` names it in messages (``"the ranking"``).
+    """Return the text of a UTF-8 file, without a byte order mark; ``what`` names it in messages (``"the ranking"``).
 
     Raises:
         InputError: It cannot be read or is not UTF-8.
     """
     with told(f"read {what} {str(path)!r}"):
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise InputError(
                 f"cannot read {what} {str(path)!r}: byte {error.start} is not UTF-8. Is it another file?"
             ) from error
+
+
+def parse_json(text: str) -> Any:
+    """Return what a JSON text holds; a NaN or an infinity in it, which Python would read, is an error of its syntax.
+
+    Raises:
+        json.JSONDecodeError: The text is no JSON, or nested deeper than Python reads.
+    """
+
+    def number(spelled: str) -> float:
+        value = float(spelled)
+        if not math.isfinite(value):
+            raise json.JSONDecodeError(f"{spelled} is no finite number", text, max(text.find(spelled), 0))
+        return value
+
+    try:
+        return json.loads(text, parse_constant=number, parse_float=number)
+    except RecursionError as error:
+        raise json.JSONDecodeError("nested too deeply", text, 0) from error
+
+
+def json_of(path: Path) -> Any:
+    """Return what a JSON file holds, with a byte order mark (as Windows writes) or without.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is not UTF-8 or no JSON, holds NaN or infinity, or is nested too deeply.
+    """
+    return parse_json(path.read_text(encoding="utf-8-sig"))
 
 
 def replace_file(path: Path, write_to: Callable[[Path], object]) -> None:
@@ -174,7 +206,8 @@ def written_aside(
 ) -> Iterator[Path]:
     """Give an empty folder to write files in; when all of them are whole they move into ``folder``.
 
-    If the block fails, is interrupted or the disk is full, ``folder`` stays as it was. Other files in it are left.
+    If the block or the move fails, is interrupted or the disk is full, ``folder`` stays as it was. Other files in it
+    are left.
 
     Args:
         folder: Where the files go; made if missing.
@@ -195,19 +228,51 @@ def written_aside(
             yield aside
             files = sorted(path.relative_to(aside) for path in aside.rglob("*") if path.is_file())
             ends = [Path(name) for name in last]
-            for name in ends[:1]:
-                (folder / name).unlink(missing_ok=True)
-            for pattern in instead_of:
-                for old in folder.glob(pattern):
-                    old.unlink()
-            for name in [*(name for name in files if name not in ends), *(name for name in ends if name in files)]:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (aside / name).replace(folder / name)
+            gone = [*ends[:1], *(old.relative_to(folder) for pattern in instead_of for old in folder.glob(pattern))]
+            moving = [*(name for name in files if name not in ends), *(name for name in ends if name in files)]
+            _exchange(folder, aside, moving, gone)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
             if made:
                 with suppress(OSError):  # only if nothing came of it
                     folder.rmdir()
+
+
+def _exchange(folder: Path, aside: Path, names: Sequence[Path], gone: Sequence[Path]) -> None:
+    """Move files of ``aside`` into ``folder``; whatever stops it on the way, the files that were there come back.
+
+    Args:
+        folder: Where the files go.
+        aside: Where they are.
+        names: What moves, in this order.
+        gone: Earlier files that are taken away before.
+    """
+    earlier = aside.with_name(f"{aside.name}-earlier")
+    try:
+        for name in gone:
+            _moved(folder / name, earlier / name)
+        for name in names:
+            _moved(folder / name, earlier / name)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (aside / name).replace(folder / name)
+    except BaseException:
+        # What moved is read from the folders themselves: an interrupt may come between a move and a note of it.
+        for name in names:
+            if not (aside / name).exists() and not (folder / name).is_dir():
+                (folder / name).unlink(missing_ok=True)
+        for old in [path for path in earlier.rglob("*") if path.is_symlink() or not path.is_dir()]:
+            old.replace(folder / old.relative_to(earlier))
+        shutil.rmtree(earlier, ignore_errors=True)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _moved(old: Path, kept: Path) -> None:
+    """Move an earlier file to where it is kept; a folder in its place is left, and refused by the move over it."""
+    if old.is_symlink() or (old.exists() and not old.is_dir()):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another process was first
+            old.replace(kept)
 
 
 def _is_closed(folder: Path) -> bool:

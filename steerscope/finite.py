@@ -7,7 +7,6 @@ Where a quantity is undefined (the share of a shift that is zero, a correlation 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -69,22 +68,6 @@ def require_finite_record(what: str, record: Any, advice: str) -> None:
             f"{what} holds a number that is NaN or infinite ({place.lstrip('.') or 'itself'}); expected finite ones. "
             f"{advice}"
         )
-
-
-def parse_json(text: str) -> Any:
-    """Return what a JSON text holds; a NaN or an infinity in it, which Python would read, is an error of its syntax.
-
-    Raises:
-        json.JSONDecodeError: The text is no JSON.
-    """
-
-    def number(spelled: str) -> float:
-        value = float(spelled)
-        if not math.isfinite(value):
-            raise json.JSONDecodeError(f"{spelled} is no finite number", text, max(text.find(spelled), 0))
-        return value
-
-    return json.loads(text, parse_constant=number, parse_float=number)
 
 
 def _first_not_finite(value: Any, place: str) -> str | None:

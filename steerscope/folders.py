@@ -6,7 +6,6 @@ validation loses it: so a folder that holds one sort of thing gets nothing of an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from enum import StrEnum
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from steerscope.errors import InputError
-from steerscope.files import told, write_text
+from steerscope.files import json_of, told, write_text
 
 
 class Kind(StrEnum):
@@ -45,9 +44,20 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "voc
               "special_tokens_map.json", "added_tokens.json", "chat_template.*")  # fmt: skip
 _DATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json", "*.arrow", "*.parquet",
          "*.jsonl", "*.jsonl.gz")  # fmt: skip
+# What becomes rows or weights for a program that looks for files of any name: load_dataset(folder) takes the ending
+# that most of them have, so one JSON file of ours can change what it reads.
+_PACKED = ("", ".gz", ".bz2", ".xz", ".zst", ".zip")
+_LOOSE_DATA = (*(f"*.{end}{pack}" for end in ("csv", "tsv", "json", "txt", "xml") for pack in _PACKED),
+               "*.ndjson", "*.jsonl.*", "*.h5", "*.hdf5", "*.npy", "*.npz", "*.zip", "*.tar", "*.tar.gz")  # fmt: skip
+_LOOSE_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack")
+# Texts about a folder, and what the Trainer writes beside what it trained.
+_BESIDE = ("requirements*.txt", "license*", "readme*", "notice*", "*_results.json", "trainer_state.json",
+           "joint_history.json")  # fmt: skip
 # Names that other programs read: a JSON file of ours under one of them would be taken for theirs.
 _TAKEN_NAMES = (*_WEIGHTS, *_MODEL, *_TOKENIZER, *_DATA, ADAPTER_CONFIG, "adapter_model*", "trainer_state.json")
 _GENERATIONS = "generations.jsonl"
+_RESULTS = ("config.json", "results.json", "evaluation.json", "ranking.json", "validation.json", "verify.json",
+            "comparison.json")  # fmt: skip
 _TRAINER = ("trainer_state.json", "training_args.bin")
 
 
@@ -68,8 +78,11 @@ def require_folder_for(folder: str | Path, kind: Kind, *, also: Iterable[Kind] =
     with told(f"look into {str(folder)!r}"):
         if not place.is_dir():
             return
-        found = _held(place)
-    own = {kind, *also}
+        found = list(_held(place))
+        own = {kind, *also}
+        # Beside an earlier result of the same sort they came later or were there with it: nothing changes for them.
+        if not any(other in own for other, _ in found):
+            found += _loose(place)
     for other, file in found:
         if other not in own:
             raise InputError(
@@ -84,13 +97,20 @@ def require_names_for(names: Iterable[str], where: str, kind: Kind) -> None:
     Raises:
         InputError: There is a model or data in it.
     """
-    for other, patterns in ((Kind.MODEL, (*_WEIGHTS, *_MODEL)), (Kind.DATA, _DATA)):
-        for name in names:
-            if _matches(name.rpartition("/")[2], patterns):
-                raise InputError(
-                    f"{where} holds {other} ({name}); {kind} in it would change what it is for others, so nothing was "
-                    "uploaded. Name another repository."
-                )
+    there = [name.rpartition("/")[2] for name in names]
+    found = [
+        (other, name)
+        for other, patterns in ((Kind.MODEL, (*_WEIGHTS, *_MODEL)), (Kind.DATA, _DATA))
+        for name in there
+        if _matches(name, patterns)
+    ]
+    if ADAPTER_CONFIG not in there:
+        found += _loose_names(there)
+    for other, name in found[:1]:
+        raise InputError(
+            f"{where} holds {other} ({name}); {kind} in it would change what it is for others, so nothing was "
+            "uploaded. Name another repository."
+        )
 
 
 def require_json_file(path: Path, sign: str) -> None:
@@ -133,9 +153,11 @@ def _held(folder: Path) -> Iterator[tuple[Kind, str]]:
     """Yield the sorts of things in a folder, each with the file that shows it."""
     names = {path.name for path in folder.iterdir()}
     config = _json(folder / "config.json") if "config.json" in names else None
-    is_run = isinstance(config, dict) and {"task", "method", "settings"} <= set(config)
-    if is_run or ("results.json" in names and _GENERATIONS in names):
-        yield Kind.RUN, "config.json" if is_run else "results.json"
+    has_results = "results.json" in names and _GENERATIONS in names
+    # A configuration that was cut off is a run's if a run's results are beside it.
+    is_run = has_results or (isinstance(config, dict) and {"task", "method"} <= set(config))
+    if is_run:
+        yield Kind.RUN, "results.json" if has_results else "config.json"
     if "evaluation.json" in names and _GENERATIONS in names:
         yield Kind.RUN, "evaluation.json"
     if ADAPTER_CONFIG in names:
@@ -164,6 +186,33 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return name not in (ADAPTER_WEIGHTS, _GENERATIONS) and any(fnmatch(name, pattern) for pattern in patterns)
 
 
+def _loose(folder: Path) -> Iterator[tuple[Kind, str]]:
+    """Yield the files in a folder that are data or weights by their ending alone, unless this package wrote them."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    for kind, name in _loose_names(names):
+        if not _is_ours(folder / name):
+            yield kind, name
+
+
+def _loose_names(names: Iterable[str]) -> Iterator[tuple[Kind, str]]:
+    all_names = list(names)
+    of_trainer = set(all_names) & set(_TRAINER)
+    for name in all_names:
+        low = name.lower()
+        if any(fnmatch(low, pattern) for pattern in (*_TOKENIZER, *_BESIDE, ADAPTER_CONFIG, _GENERATIONS)):
+            continue
+        if any(fnmatch(low, pattern) for pattern in _LOOSE_WEIGHTS) and not of_trainer and low != "adapter_model.bin":
+            yield Kind.MODEL, name
+        elif any(fnmatch(low, pattern) for pattern in _LOOSE_DATA):
+            yield Kind.DATA, name
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a JSON file is a result of this package, by its content, or part of one, by its name."""
+    values = _json(path) if path.suffix == ".json" else None
+    return path.name in _RESULTS or (isinstance(values, dict) and "schema_version" in values)
+
+
 def _has_stored_runs(folder: Path) -> bool:
     """Whether the runs of a validation are there, which keeps them as files and not as folders."""
     return any(path.is_file() for path in (folder / "runs").glob("*.json"))
@@ -178,6 +227,6 @@ def _adapter(config: Any) -> Kind:
 
 def _json(path: Path) -> Any:
     """Return what a JSON file holds, or ``None`` where it is none."""
-    with suppress(OSError, ValueError, RecursionError):
-        return json.loads(path.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError):
+        return json_of(path)
     return None

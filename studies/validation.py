@@ -25,8 +25,7 @@ from steerscope.experiments.validation.result import Validation
 from steerscope.experiments.validation.table import score_table, sentences, trained_table
 from steerscope.experiments.validation.training import sites_of
 from steerscope.experiments.validation.validate import compared
-from steerscope.files import exit_code_of, read_text, write_page, write_text
-from steerscope.finite import parse_json
+from steerscope.files import exit_code_of, parse_json, read_text, write_page, write_text
 
 # From the plan: how much better than ``share`` a candidate has to be.
 LEAST_GAIN = 0.05

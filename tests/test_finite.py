@@ -36,7 +36,8 @@ from steerscope.experiments.validation.options import ValidateOptions
 from steerscope.experiments.validation.result import Validation
 from steerscope.experiments.validation.validate import validate_ranking
 from steerscope.experiments.verification.run import VerifyOptions, verify_model
-from steerscope.finite import NotFiniteError, parse_json, require_finite, require_finite_record
+from steerscope.files import parse_json
+from steerscope.finite import NotFiniteError, require_finite, require_finite_record
 from steerscope.models import wrap_model
 from steerscope.steering import SteeringConfig, get_steering_model
 from steerscope.steering.oracles import Oracles, fitted_map

@@ -42,6 +42,8 @@ OTHERS = {
     "changed weights": {"adapter_config.json": text({"format": "steerscope weights"})},
     "a dataset": {"dataset_info.json": b"{}", "data-00000-of-00001.arrow": b"rows"},
     "rows": {"train.jsonl": b"{}\n"},
+    **{name: {name: b"1"} for name in ("data.csv", "data.json", "notes.txt", "train.tsv", "TEST.CSV", "data.csv.gz")},
+    **{name: {name: b"weights"} for name in ("x.bin", "model.pth", "weights.pt", "optimizer.pt", "last.ckpt")},
     "a run": {"config.json": text({"task": "listops", "method": "lora", "settings": {}})},
     "a ranking": {"ranking.json": b"{}", "index.html": b""},
     "a validation": {"runs/0123.json": b"{}", "ranking.json": b"{}"},
@@ -75,6 +77,25 @@ def test_the_base_model_still_loads_after_a_save_into_its_folder(tmp_path):
     assert content(tmp_path / "model") == before
     assert load_model(tmp_path / "model").identity.sha256 == loaded.identity.sha256
     AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+
+
+def test_texts_about_a_folder_and_files_beside_an_earlier_save_are_in_nobodys_way(tmp_path):
+    for name in ("requirements.txt", "LICENSE.txt", "all_results.json", "trainer_state.json", "optimizer.pt"):
+        (tmp_path / name).write_text("{}")
+    two_layers_parallel().save(tmp_path / "mine.json")
+    steering().save_pretrained(tmp_path)
+    (tmp_path / "logits.pt").write_bytes(b"1")
+    (tmp_path / "notes.txt").write_text("mine")
+    steering().save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("config", ["{", "[]", '{"task": "listops", "method": "lora"}'])
+def test_a_run_whose_configuration_is_damaged_is_no_model(tmp_path, config):
+    for name, value in (("config.json", config), ("results.json", "{}"), ("generations.jsonl", "")):
+        (tmp_path / name).write_text(value)
+    require_folder_for(tmp_path, Kind.RUN)
+    with pytest.raises(InputError, match="holds a run of train or evaluate"):
+        require_folder_for(tmp_path, Kind.RANKING)
 
 
 @pytest.mark.parametrize("first", ["tokenizer", "adapter"])

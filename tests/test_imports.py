@@ -28,6 +28,7 @@ ORDER = [
     "folders",
     "site_kinds",
     "sites",
+    "option_types",
     "models",
     "equivalence",
     "steering",

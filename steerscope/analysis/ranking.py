@@ -25,10 +25,11 @@ from steerscope.analysis.scoring.stability import learning_curve, stability_of_h
 from steerscope.analysis.stopwatch import StageProgress, Stopwatch
 from steerscope.errors import InputError
 from steerscope.installed import package_versions
-from steerscope.models.load import LoadedModel
+from steerscope.models.load import LoadedModel, require_loaded
 from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.virtual_tokens import require_no_virtual_tokens
 from steerscope.models.wrappers import vocab_size
+from steerscope.option_types import options_or_default
 from steerscope.sites import Site, SiteKind
 
 
@@ -60,7 +61,8 @@ def rank_sites(
     Cost: one forward pass and a backward pass per probe (and one for the loss) over the examples, a quarter more
     for the projections, then a few seconds of linear algebra per hundred sites at the default size.
     """
-    options = options or RankOptions()
+    require_loaded(loaded)
+    options = options_or_default(options, RankOptions)
     options.check()
     require_weights_in_memory(loaded.model, "a ranking")
     require_no_virtual_tokens(loaded.model, "a ranking reads tokens by their place in a row")

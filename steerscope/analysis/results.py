@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
-from steerscope.files import read_text
-from steerscope.finite import parse_json, require_finite_record
+from steerscope.files import parse_json, read_text
+from steerscope.finite import require_finite_record
 from steerscope.folders import write_result
 from steerscope.sites import parse_kind
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,19 @@ class LoadedModel:
         return context_of(self.model)
 
 
+def require_loaded(loaded: object) -> None:
+    """Refuse what is no loaded model where one is asked for.
+
+    Raises:
+        InputError: It is a name, a model of transformers, or something else.
+    """
+    if not isinstance(loaded, LoadedModel):
+        raise InputError(
+            f"expected a loaded model, got a {type(loaded).__name__}. Pass load_model(name), or "
+            "wrap_model(model, tokenizer) for a model in memory."
+        )
+
+
 def load_model(
     name_or_path: str | Path = BUNDLED_NAME,
     *,
@@ -132,7 +146,17 @@ def load_model(
             little memory, a package that is missing, code that comes with the model and was not asked for.
         UnsupportedModelError: No known layout, or the self-check failed.
     """
-    name = str(name_or_path)
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise InputError(
+            f"the model is {name_or_path!r}, a {type(name_or_path).__name__}; expected a name or a path. Give "
+            f"{BUNDLED_NAME!r}, a model folder, a .gguf file or a Hugging Face name."
+        )
+    name = os.fspath(name_or_path)
+    if not name.strip():
+        raise InputError(
+            f"the model's name is empty; expected {BUNDLED_NAME!r}, a model folder ('.' for this one), a .gguf file or "
+            "a Hugging Face name."
+        )
     chosen_dtype = _dtype(dtype)
     chosen_device = _device(device)
     with told(f"read the model {name!r}"):
@@ -239,6 +263,8 @@ def _locate(name: str) -> tuple[Path, str | None, str | None]:
         return converted_gguf(path), note, sha256_of(path)
     if path.is_file():
         raise InputError(f"{name!r} is a file; expected a transformers model folder or a .gguf file. Name one.")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{name!r} is no folder and no file; expected a transformers model folder. Check the path.")
     if path.is_dir() and not (path / "config.json").exists():
         raise InputError(f"folder {name!r} has no config.json; expected a transformers model folder. Check the path.")
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1

@@ -13,6 +13,7 @@ from steerscope.models.load import LoadedModel
 from steerscope.models.site_map import SiteMap
 from steerscope.models.weight_hashes import fingerprint_of
 from steerscope.models.wrappers import language_model
+from steerscope.option_types import plain_values
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class BaseIdentity:
         """Read what :meth:`as_dict` wrote.
 
         Raises:
-            InputError: Fields are missing or unknown.
+            InputError: Fields are missing, unknown or of another type.
         """
         known = {f.name for f in fields(cls)}
         if set(values) != known:
@@ -58,7 +59,7 @@ class BaseIdentity:
                 f"the adapter's file names its base model with {sorted(values)}; expected {sorted(known)}. It was "
                 "written by another version or changed by hand: save it again."
             )
-        return cls(**values)
+        return cls(**plain_values(cls, values, "the adapter's base_model: "))
 
 
 def identify(

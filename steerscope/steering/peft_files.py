@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from steerscope.errors import InputError
+from steerscope.files import json_of
 from steerscope.steering.peft_types import type_name
 
 CONFIG_NAME = "adapter_config.json"
@@ -83,7 +83,7 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_NAME
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = json_of(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}). Copy the adapter again.") from error
     if not isinstance(told, dict) or "peft_type" not in told:

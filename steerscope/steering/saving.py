@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from steerscope.errors import InputError
-from steerscope.files import write_text, written_aside
+from steerscope.files import json_of, write_text, written_aside
 from steerscope.finite import require_finite
 from steerscope.folders import STEERING_FORMAT, Kind, require_folder_for
 from steerscope.installed import require
 from steerscope.models.site_map import SiteMap
+from steerscope.option_types import plain_values
 from steerscope.sites import Site
 from steerscope.steering.beneath import LORA_FOLDER, lora_place, name_base, some, write_beneath
 from steerscope.steering.config import SteeringConfig
@@ -34,6 +35,11 @@ from steerscope.steering.peft_files import CONFIG_NAME, WEIGHTS_NAME, instead_of
 FORMAT = STEERING_FORMAT
 VERSION = 1
 _FIELDS = {"format", "format_version", "steerscope_version", "equation", "steering", "base_model", "sites", "lora"}
+_KINDS: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("sites", "steering", "base_model"), (dict, "an object")),
+    **dict.fromkeys(("equation", "steerscope_version"), (str, "a text")),
+    "lora": (str | None, "the name of a LoRA, or null"),
+}
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ def read(folder: Path) -> AdapterFile:
         require("train", f"the adapter in {str(folder)!r}, which stands on a LoRA,")
     stored_names(folder)
     tensors = load_file(folder / WEIGHTS_NAME)
-    config = SteeringConfig.from_dict(told["steering"])
+    config = _read_steering(told["steering"], tensors, repr(str(folder / CONFIG_NAME)))
     if told["equation"] != FAMILIES[config.family].equation:
         raise InputError(
             f"the adapter in {str(folder)!r} becomes {told['equation']!r}; family {config.family!r} of this steerscope "
@@ -149,7 +155,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"wrote.{instead_of_adapter(folder)}"
         )
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = json_of(path)
     except (ValueError, OSError) as error:
         raise InputError(
             f"{str(path)!r} cannot be read ({error}); it was cut off or damaged. Copy it again."
@@ -160,14 +166,42 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{' but one of PEFT; load it with PeftModel' if isinstance(told, dict) and 'peft_type' in told else ''}. "
             "Give a folder that SteeringModel.save_pretrained() wrote."
         )
-    if told.get("format_version") != VERSION:
+    if type(told.get("format_version")) is not int:
+        raise InputError(
+            f"{str(path)!r} has format_version {told.get('format_version')!r}; expected a whole number. It was changed "
+            "by hand: copy it again."
+        )
+    if told["format_version"] != VERSION:
         raise InputError(
             f"{str(path)!r} has format {told.get('format_version')!r}; this steerscope reads {VERSION}. "
             f"It was written by steerscope {told.get('steerscope_version')!r}: use that version."
         )
-    if set(told) != _FIELDS or not all(isinstance(told[name], dict) for name in ("sites", "steering", "base_model")):
+    if set(told) != _FIELDS:
         raise InputError(f"{str(path)!r} has fields {sorted(told)}; expected {sorted(_FIELDS)}. Save it again.")
+    for name, (kind, said) in _KINDS.items():
+        if not isinstance(told[name], kind):
+            raise InputError(f"{str(path)!r}: {name} is {told[name]!r}; expected {said}. Copy it again.")
     return told
+
+
+def _read_steering(values: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> SteeringConfig:
+    """Read an adapter's configuration, refusing before anything is built what the tensors beside it contradict."""
+    plain = plain_values(SteeringConfig, values, f"{where}: steering.")
+    seed, rank = plain.get("seed", 0), plain.get("rank")
+    if not -(2**63) <= seed < 2**63:
+        raise InputError(f"{where}: steering.seed is {seed}; expected one of 64 bits. Copy it again.")
+    if rank is not None and tensors and all(rank > max(value.shape, default=0) for value in tensors.values()):
+        raise InputError(
+            f"{where}: steering.rank is {rank}, more than any tensor in {WEIGHTS_NAME} has rows or columns. Copy the "
+            "whole folder that was saved."
+        )
+    return SteeringConfig.from_dict({**values, **plain})
+
+
+def lacks(missing: list[str], unknown: list[str]) -> str:
+    """Return what is missing and what is there without a place, in words; one of the lists may be empty."""
+    parts = [f"lacks {some(missing)}"] if missing else []
+    return " and ".join([*parts, f"has unknown {some(unknown)}"] if unknown else parts)
 
 
 def require_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
@@ -179,7 +213,7 @@ def require_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor],
     missing, unknown = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
     if missing or unknown:
         raise InputError(
-            f"{where} lacks {some(missing)} and has unknown {some(unknown)}; expected the tensors of this adapter's "
+            f"{where} {lacks(missing, unknown)}; expected the tensors of this adapter's "
             "sites and family. Use the folder that belongs to this configuration."
         )
     for name, value in given.items():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from steerscope.errors import InputError
-from steerscope.files import read_text, written_aside
+from steerscope.files import json_of, written_aside
 from steerscope.folders import WEIGHTS_FORMAT, Kind, require_folder_for
 from steerscope.models.blocks import linear_weight
 from steerscope.models.load import LoadedModel
@@ -184,13 +184,22 @@ def read_changed(folder: Path) -> tuple[dict[str, Any], BaseIdentity]:
     Raises:
         InputError: It is of another version or was changed by hand.
     """
-    told = json.loads(read_text(folder / CONFIG_NAME, "the configuration"))
-    lists = all(isinstance(told.get(name), list) for name in ("added", "changed"))
+    try:
+        told = json_of(folder / CONFIG_NAME)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(folder / CONFIG_NAME)!r} cannot be read ({error}). Copy it again.") from error
+    if not isinstance(told, dict):
+        raise InputError(f"{str(folder / CONFIG_NAME)!r} holds no JSON object. Copy it again.")
+    lists = all(
+        isinstance(told.get(name), list) and all(isinstance(one, str) for one in told[name])
+        for name in ("added", "changed")
+    )
     if (
         set(told) != _FIELDS
         or told["format_version"] != VERSION
         or not isinstance(told["base_model"], dict)
         or not lists
+        or not isinstance(told["method"], str)
     ):
         raise InputError(
             f"{str(folder / CONFIG_NAME)!r} has fields {sorted(told)} and format {told.get('format_version')!r}; "

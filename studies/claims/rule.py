@@ -35,7 +35,7 @@ from scipy.stats import t as student
 from steerscope.errors import InputError
 from steerscope.experiments.comparison.groups import Entry
 from steerscope.experiments.runs.folder import GENERATIONS, read_results
-from steerscope.finite import parse_json
+from steerscope.files import parse_json
 
 MIN_SEEDS = 3
 MARGIN = 0.01

@@ -34,12 +34,22 @@ def test_table_figure_and_json(runs, tmp_path, capsys):
     assert run("compare", runs, "--out", out, "--overwrite") == 0
 
 
+def told(path, **changes) -> None:
+    file = path / "results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda path: (path / "results.json").unlink(), "holds no finished run"),
         (lambda path: (path / "results.json").write_text('{"schema_version": 1}'), "lacks 'task'"),
         (lambda path: (path / "results.json").write_text("{"), "cannot be read"),
+        (lambda path: told(path, seconds=-1.0), "contradicts itself"),
+        (lambda path: told(path, settings={"data": 5}), "settings.data is 5"),
+        (lambda path: told(path, method="lora", sites=["0.resid_post"]), "method 'lora' with sites ['0.resid_post']"),
+        (lambda path: told(path, method="sft", settings={"family": "linear"}), "and family 'linear'"),
+        (lambda path: told(path, method="vector", settings={"family": "linear"}), "and family 'linear'"),
     ],
 )
 def test_refused(runs, tmp_path, capsys, damage, message):

@@ -291,6 +291,50 @@ def test_a_folder_gets_all_or_nothing(tmp_path):
     assert content(folder) == {"b": b"b"}
 
 
+@pytest.mark.parametrize("moved", [False, True], ids=["before the move", "after the move"])
+@pytest.mark.parametrize("count", range(1, 7))
+def test_an_interrupt_during_the_move_brings_the_earlier_files_back(tmp_path, monkeypatch, count, moved):
+    """Six moves: three earlier files go out of the way, three new ones come; the last of them ends the save."""
+
+    def save(text: str, names: tuple[str, ...]) -> None:
+        with written_aside(tmp_path, "it", last=("end",), instead_of=("old*",)) as aside:
+            for name in names:
+                (aside / name).write_text(text)
+
+    save("earlier", ("a", "old", "end"))
+    before, real, calls = content(tmp_path), Path.replace, []
+
+    def replace(path: Path, target: Path) -> Path:
+        calls.append(path)
+        if len(calls) == count and not moved:
+            raise KeyboardInterrupt
+        found = real(path, target)
+        if len(calls) == count:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        save("later", ("a", "b", "end"))
+    assert len(calls) >= count
+    assert content(tmp_path) == before
+
+
+def test_a_folder_in_the_way_of_a_file_stays(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "inner").write_text("inner")
+    (tmp_path / "a").write_text("earlier")
+
+    def save() -> None:
+        with written_aside(tmp_path, "it") as aside:
+            (aside / "a").write_text("later")
+            (aside / "b").write_text("later")
+
+    with pytest.raises(InputError, match="cannot write it to"):
+        save()
+    assert content(tmp_path) == {"a": b"earlier", "b/inner": b"inner"}
+
+
 def test_one_at_a_time(tmp_path):
     with alone_in(tmp_path, "train"), pytest.raises(InputError, match="another process is about to train in"):
         alone_in(tmp_path, "train").__enter__()

@@ -133,6 +133,10 @@ def test_a_truncated_or_foreign_configuration_is_refused(saved):
     refused(saved, "cut off or damaged")
     (saved / CONFIG).write_text('{"peft_type": "LORA"}')
     refused(saved, "one of PEFT; load it with PeftModel")
+    (saved / CONFIG).write_text("[" * 100_000)
+    refused(saved, "nested too deeply.* cut off or damaged")
+    (saved / CONFIG).write_text(text, encoding="utf-8-sig")  # as Windows writes it
+    SteeringModel.from_pretrained(tiny_model("llama"), saved).unload()
     (saved / CONFIG).write_text("[]")
     refused(saved, "is not a steering adapter")
     told = json.loads(text)
@@ -143,6 +147,28 @@ def test_a_truncated_or_foreign_configuration_is_refused(saved):
         ("steering", {**told["steering"], "rank": 4}, r"'0.resid_post.D' of shape \(3, 16\).*expected \(4, 16\)"),
         ("steering", {**told["steering"], "gain": 4}, r"unknown \['gain'\]"),
         ("base_model", {}, "names its base model with"),
+        ("base_model", [], r"base_model is \[\]; expected an object"),
+        ("base_model", {**told["base_model"], "fingerprint": None}, "fingerprint is None; expected a text"),
+        ("base_model", {**told["base_model"], "fingerprint": 5}, "fingerprint is 5; expected a text"),
+        ("format_version", "1", "format_version '1'; expected a whole number"),
+        ("format_version", True, "format_version True; expected a whole number"),
+        ("equation", None, "equation is None; expected a text"),
+        ("lora", 5, "lora is 5; expected the name of a LoRA, or null"),
+        *(
+            ("steering", {**told["steering"], field: value}, f"steering.{field} is .*(expected|more than any tensor)")
+            for field, value in [
+                ("sites", None),
+                ("sites", 5),
+                ("sites", [5]),
+                ("bias", "False"),
+                ("rank", True),
+                ("rank", 10**12),
+                ("seed", 10**30),
+                ("seed", None),
+                ("family", 3),
+                ("dtype", None),
+            ]
+        ),
     ]:
         (saved / CONFIG).write_text(json.dumps({**told, key: value}))
         refused(saved, message)
@@ -156,8 +182,8 @@ def test_tensors_that_do_not_belong_are_refused(saved):
     tensors = load_file(saved / WEIGHTS)
     name = "0.resid_post.U"
     for changed, message in [
-        ({k: v for k, v in tensors.items() if k != name}, f"lacks {name} and has unknown nothing"),
-        ({**tensors, "2.resid_post.U": tensors[name].clone()}, "lacks nothing and has unknown 2.resid_post.U"),
+        ({k: v for k, v in tensors.items() if k != name}, f"lacks {name}; expected"),
+        ({**tensors, "2.resid_post.U": tensors[name].clone()}, "safetensors has unknown 2.resid_post.U"),
         ({**tensors, name: tensors[name].T.contiguous()}, r"of shape \(3, 16\) in torch.float32; expected \(16, 3\)"),
         ({**tensors, name: tensors[name].double()}, "in torch.float64; expected"),
         ({**tensors, name: tensors[name] * float("nan")}, "holds NaN"),

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from steerscope.errors import InputError
 from steerscope.models.blocks import linear_shape
 from steerscope.models.load import LoadedModel
+from steerscope.option_types import plain_fields
 from steerscope.sites import Site
 
 
@@ -58,6 +60,12 @@ class SketchPlan:
     blocks: int = 8
     size: int = 16
     weight_size: int = 80
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        for name in ("blocks", "size", "weight_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} of a sketch is {getattr(self, name)}; expected at least 1.")
 
     def describe(self) -> str:
         """Return the plan in words."""

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from steerscope.analysis.data.examples import Example
 from steerscope.errors import InputError
 from steerscope.models.lengths import is_beyond, require_one_side, switch_length
-from steerscope.models.load import LoadedModel
+from steerscope.models.load import LoadedModel, require_loaded
 from steerscope.models.tokens import completion_tokens, require_known_tokens
 
 
@@ -115,6 +115,7 @@ def encode_for(loaded: LoadedModel, examples: Sequence[Example]) -> Encoded:
         InputError: As :func:`encode`; a token that the model has no embedding for; choices of one example on both sides
             of the length where its rotary embedding switches.
     """
+    require_loaded(loaded)
     encoded = encode(examples, loaded.tokenizer, loaded.max_length)
     every = [sequence.ids for sequence in encoded.sequences]
     require_known_tokens([*every, *encoded.choice_tokens], loaded.tokenizer, loaded.model)

@@ -8,6 +8,7 @@ from steerscope.analysis.capture.features import SketchPlan
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE, ranking_scores
 from steerscope.errors import InputError
 from steerscope.models.site_map import unknown_name
+from steerscope.option_types import plain_fields
 
 MIN_EXAMPLES = 24
 
@@ -50,6 +51,9 @@ class RankOptions:
     exact_bytes: int = 512 * 2**20
     sketch: SketchPlan = field(default_factory=lambda: SketchPlan(exact=False))
 
+    def __post_init__(self) -> None:
+        plain_fields(self)
+
     def check(self) -> None:
         """Refuse options that cannot work.
 
@@ -68,5 +72,7 @@ class RankOptions:
             raise InputError(f"[[ridge]] is {self.ridge}; expected a positive number (1 is the default).")
         if self.budget is not None and self.budget < 1:
             raise InputError(f"[[budget]] is {self.budget} parameters; expected at least 1.")
+        if self.kinds == ():
+            raise InputError("[[kinds]] is empty; expected a kind of site at least, or None for all.")
         if self.padding_side not in ("left", "right"):
             raise InputError(f"[[padding_side]] is {self.padding_side!r}; expected 'left' or 'right'.")

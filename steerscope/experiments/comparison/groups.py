@@ -23,6 +23,7 @@ from steerscope.errors import InputError
 from steerscope.experiments.runs.accuracy import wilson_interval
 from steerscope.experiments.runs.folder import RESULTS, read_results
 from steerscope.experiments.runs.records import RunResults
+from steerscope.experiments.training.methods import METHODS
 
 SCHEMA_VERSION = 1
 
@@ -171,6 +172,23 @@ def run_folders(folders: Sequence[str | Path]) -> list[Path]:
     return list(found.values())
 
 
+def _require_method(run: RunResults, place: Path) -> None:
+    """Refuse results whose sites or family are none that their method has; methods of other programs pass.
+
+    Raises:
+        InputError: They contradict each other.
+    """
+    method = METHODS.get(run.method)
+    if method is None:
+        return
+    family = run.settings.get("family")
+    if (run.sites and not method.edits) or (family is not None and family != method.family):
+        raise InputError(
+            f"{str(place)!r} contradicts itself: method {run.method!r} with sites {list(run.sites)[:3]} and family "
+            f"{family!r}. Was it changed by hand? Run again."
+        )
+
+
 def compare(folders: Sequence[str | Path]) -> Comparison:
     """Read finished runs and group them.
 
@@ -185,6 +203,8 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
         raise InputError("got no folders to compare; give at least one run folder.")
     places = run_folders(folders)
     runs = [read_results(place) for place in places]
+    for place, run in zip(places, runs, strict=True):
+        _require_method(run, place)
     first = runs[0]
     for place, run in zip(places, runs, strict=True):
         for what in ("task", "test_set", "n"):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from steerscope.errors import InputError
+from steerscope.option_types import plain_fields
 from steerscope.steering.config import SteeringConfig
 
 
@@ -27,9 +28,10 @@ class Schedule:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         for name in ("steps", "batch_size"):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
+            if value < 1:
                 raise InputError(f"{name} is {value!r}; expected a whole number of at least 1.")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup is {self.warmup}; expected a part of the steps, from 0 to below 1.")
@@ -59,7 +61,8 @@ class RunSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.learning_rate, float | int) and 0 < self.learning_rate < math.inf):
+        plain_fields(self)
+        if not (0 < self.learning_rate < math.inf):
             raise InputError(f"learning_rate is {self.learning_rate!r}; expected a positive number, such as 1e-3.")
         if self.config.positions == "mask":
             raise InputError(

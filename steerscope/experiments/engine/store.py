@@ -18,8 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from steerscope.errors import InputError
-from steerscope.files import read_text, replace_file, told, write_text
-from steerscope.finite import parse_json
+from steerscope.files import parse_json, read_text, replace_file, told, write_text
 
 # Raised when a change of code makes old runs incomparable.
 RECIPE = 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from steerscope.errors import InputError
+from steerscope.files import json_of
 from steerscope.installed import require
 from steerscope.models.load import LoadedModel
 from steerscope.steering import SteeringModel, saving, weights
@@ -60,7 +60,7 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     if not (place / CONFIG).exists() and (place / ADAPTER / CONFIG).exists():
         place = place / ADAPTER
     try:
-        config = json.loads((place / CONFIG).read_text(encoding="utf-8"))
+        config = json_of(place / CONFIG)
     except FileNotFoundError as error:
         raise InputError(
             f"{str(folder)!r} holds no adapter: {CONFIG} is missing. Give a folder that save_pretrained() wrote."

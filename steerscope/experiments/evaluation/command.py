@@ -24,6 +24,7 @@ from steerscope.installed import package_versions
 from steerscope.models import load_model
 from steerscope.models.bundled import sha256_of
 from steerscope.models.load import LoadedModel
+from steerscope.option_types import plain_fields
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class EvaluateOptions:
     max_new_tokens: int | None = None
     likelihoods: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
 
 
 def evaluate_model(

@@ -24,9 +24,8 @@ from typing import Any
 from steerscope.analysis.provenance import changed_versions, differing, knows_data
 from steerscope.errors import InputError
 from steerscope.experiments.runs.evaluation import Generation
-from steerscope.experiments.runs.records import RunConfig, RunResults
-from steerscope.files import read_text, told, write_text
-from steerscope.finite import parse_json
+from steerscope.experiments.runs.records import RunConfig, RunResults, require_fields
+from steerscope.files import parse_json, read_text, told, write_text
 from steerscope.installed import package_versions
 
 CONFIG, RESULTS, GENERATIONS = "config.json", "results.json", "generations.jsonl"
@@ -70,10 +69,13 @@ class RunFolder:
         """
         folder = Path(path)
         begun = read_json(folder / CONFIG, "a run that could go on")
+        require_fields(begun, RunConfig, repr(str(folder / CONFIG)))
+        if not isinstance(begun.get("versions", {}), dict):
+            raise InputError(f"{str(folder / CONFIG)!r}: versions is no object. Was it changed by hand? Run again.")
         wanted = json.loads(_json(asdict(config)))
         is_finished, note = (folder / RESULTS).exists(), ""
         settings = begun.get("settings")
-        if knows_data(wanted["settings"]) and isinstance(settings, dict) and not knows_data(settings):
+        if knows_data(wanted["settings"]) and settings is not None and not knows_data(settings):
             # Written before runs said so: what is done can be read, what is not must not go on with other data.
             if not is_finished:
                 raise InputError(

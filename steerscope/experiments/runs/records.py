@@ -165,9 +165,8 @@ class RunResults(Shown):
                     raise InputError(f"{where} lacks {one.name!r}. Was it changed by hand? Run again.")
                 continue
             value = values[one.name]
-            if not _fits(value, _KINDS[str(one.type)]):
-                raise InputError(f"{where}: {one.name} is {value!r}; expected {one.type}. Run again.")
             own[one.name] = tuple(value) if one.name == "sites" else value
+        require_fields(values, cls, where)
         found = cls(**own)
         if not (
             0 <= found.test_low <= found.test_accuracy <= found.test_high <= 1
@@ -175,10 +174,12 @@ class RunResults(Shown):
             and 0 <= found.majority <= 1
             and math.isclose(found.correct / found.n, found.test_accuracy, abs_tol=1e-9)
             and 0 <= found.trainable_parameters <= found.total_parameters
+            and all(number is None or number >= 0 for number in (found.seconds, found.tokens_per_second, found.loss))
+            and (found.peak_memory is None or found.peak_memory >= 0)
         ):
             raise InputError(
                 f"{where} contradicts itself: {found.line}, {found.correct} right, {found.trainable_parameters} of "
-                f"{found.total_parameters} parameters. Was it changed by hand? Run again."
+                f"{found.total_parameters} parameters, {found.seconds} seconds. Was it changed by hand? Run again."
             )
         return found
 
@@ -218,6 +219,33 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "Mapping[str, Any]": (dict,),
     "Mapping[str, str]": (dict,),
 }
+
+
+def require_fields(values: Mapping[str, Any], kind: type, where: str) -> None:
+    """Refuse a field of another type than its record has; one of a wrong type is not one that is missing.
+
+    Args:
+        values: What was read.
+        kind: :class:`RunConfig` or :class:`RunResults`.
+        where: Names the file in messages.
+
+    Raises:
+        InputError: There is one, in the settings' data and the model's names too.
+    """
+    for one in fields(kind):
+        if one.name in values and not _fits(values[one.name], _KINDS[str(one.type)]):
+            raise InputError(f"{where}: {one.name} is {_short(values[one.name])}; expected {one.type}. Run again.")
+    data = values.get("settings", {}).get("data", {})
+    if not isinstance(data, Mapping) or not all(isinstance(value, str) for value in data.values()):
+        raise InputError(f"{where}: settings.data is {_short(data)}; expected a hash per part. Run again.")
+    for name in ("name", "sha256", "setup", "dtype"):
+        if not isinstance(found := values.get("model", {}).get(name), str | None):
+            raise InputError(f"{where}: model.{name} is {_short(found)}; expected a text. Run again.")
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:60]}..."
 
 
 def _fits(value: object, kinds: tuple[type, ...]) -> bool:

@@ -10,6 +10,7 @@ from steerscope.errors import InputError, did_you_mean
 from steerscope.experiments.engine.rate_grid import rate
 from steerscope.experiments.training.methods import Method, Trains, get_method
 from steerscope.installed import require
+from steerscope.option_types import plain_fields
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.joint import CONSTRAINTS
 
@@ -98,6 +99,9 @@ class TrainOptions:
     likelihoods: bool = True
     save_every: int | None = None
     keep_checkpoints: bool = False
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
 
     @property
     def of(self) -> Method:

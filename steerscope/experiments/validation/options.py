@@ -11,6 +11,7 @@ from steerscope.errors import InputError
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.installed import require
 from steerscope.models.site_map import SiteMap
+from steerscope.option_types import plain_fields
 from steerscope.sites import Site, SiteKind
 
 MIN_SITES = 6
@@ -43,6 +44,9 @@ class ValidateOptions:
     num_test: int = 256
     references: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
 
     @property
     def schedule(self) -> Schedule:

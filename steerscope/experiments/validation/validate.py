@@ -27,7 +27,8 @@ from steerscope.experiments.validation.result import TrainedSite, Validation
 from steerscope.experiments.validation.training import SplitData, edit_at, sites_of, weights_of
 from steerscope.files import told
 from steerscope.folders import Kind, require_folder_for
-from steerscope.models.load import LoadedModel
+from steerscope.models.load import LoadedModel, require_loaded
+from steerscope.option_types import options_or_default
 from steerscope.sites import Site, parse_site
 from steerscope.steering.build import build_edits
 
@@ -74,6 +75,8 @@ def validate_ranking(
     Cost: one ranking, then three training runs per site and one more per further seed, each through the blocks
     from the site up.
     """
+    require_loaded(loaded)
+    options = options_or_default(options, ValidateOptions)
     options.check()
     require_folder_for(folder, Kind.VALIDATION, also=(Kind.RANKING,))
     chosen = choose_sites(loaded.site_map, options.sites)

@@ -19,8 +19,7 @@ from steerscope.analysis.shown import Shown
 from steerscope.equivalence.propositions.base import Measurement, Verdict
 from steerscope.equivalence.propositions.catalogue import Result
 from steerscope.errors import InputError
-from steerscope.files import read_text
-from steerscope.finite import parse_json
+from steerscope.files import parse_json, read_text
 from steerscope.folders import write_result
 
 SCHEMA_VERSION = 1

@@ -40,6 +40,7 @@ from steerscope.installed import package_versions
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.load import LoadedModel, load_model
 from steerscope.models.precision import true_float64
+from steerscope.option_types import options_or_default, plain_fields
 from steerscope.sites import SiteKind
 
 # How a model is loaded in a data type: the command line adds revision and trust.
@@ -80,6 +81,9 @@ class VerifyOptions:
     random_updates: int = 2
     block_updates: int = 3
 
+    def __post_init__(self) -> None:
+        plain_fields(self)
+
     def check(self) -> None:
         """Raise :class:`InputError` for a number out of range."""
         if self.seed < 0:
@@ -110,7 +114,7 @@ def verify_random(
         options: Only the seed matters here.
         progress: Called with the stage's name, steps done and steps in all.
     """
-    options = options or VerifyOptions()
+    options = options_or_default(options, VerifyOptions)
     options.check()
     watch = Stopwatch(progress)
     watch.stage("propositions")
@@ -137,7 +141,7 @@ def verify_model(
     Raises:
         InputError: The model cannot be loaded, has too short a context, or its numbers are NaN or infinite.
     """
-    options = options or VerifyOptions()
+    options = options_or_default(options, VerifyOptions)
     options.check()
     watch = Stopwatch(progress)
     watch.stage("load")

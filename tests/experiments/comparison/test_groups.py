@@ -56,7 +56,7 @@ def test_other_settings_are_other_configurations(runs):
     ],
 )
 def test_unlike_tests_are_refused(runs, changes, other, message):
-    finished(runs / "a-new", evaluation(**changes), method="lora", seed=9, **other)
+    finished(runs / "a-new", evaluation(**changes), method="lora", sites=(), seed=9, **other)
     with pytest.raises(InputError, match=rf"(?s)answered different questions: {message}"):
         compare([runs])
 

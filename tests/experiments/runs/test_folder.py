@@ -103,6 +103,12 @@ def test_every_field_has_a_check():
         ({"n": 0}, "contradicts itself"),
         ({"majority": 1.2}, "contradicts itself"),
         ({"trainable_parameters": -1}, "contradicts itself"),
+        ({"seconds": -1.0}, "contradicts itself"),
+        ({"tokens_per_second": -1.0}, "contradicts itself"),
+        ({"settings": []}, r"settings is \[\]; expected"),
+        ({"settings": {"data": 5}}, "settings.data is 5; expected a hash per part"),
+        ({"settings": {"data": {"test": 5}}}, "settings.data is .*; expected a hash per part"),
+        ({"model": {"sha256": 5}}, "model.sha256 is 5; expected a text"),
         ({"schema_version": 2}, "has schema_version 2; expected 1"),
     ],
 )
@@ -113,6 +119,19 @@ def test_malformed_results(tmp_path, change, message):
     (path / "results.json").write_text(json.dumps(saved))
     with pytest.raises(InputError, match=message):
         read_results(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"settings": []}, {"settings": {"data": 5}}, {"settings": None}, {"model": 5}, {"sites": 5}, {"seed": "0"},
+     {"versions": []}, {"model": {"sha256": []}}],
+)  # fmt: skip
+def test_a_run_with_a_damaged_configuration_does_not_go_on(tmp_path, change):
+    RunFolder.create(tmp_path, config())
+    told = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(told | change))
+    with pytest.raises(InputError, match=r"config.json': .* is .*\. .*Run again"):
+        RunFolder.reopen(tmp_path, config())
 
 
 @pytest.mark.parametrize(

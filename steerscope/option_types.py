@@ -1,0 +1,122 @@
+"""What a field of an option class may hold, by its annotation, checked and made plain before any work starts.
+
+Whole numbers and floats of numpy become Python's, so that results can be written as JSON; a bool is no number, a float
+no whole number, and NaN nothing at all.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from numbers import Real
+from typing import Any, TypeVar
+
+from steerscope.errors import InputError, words
+from steerscope.sites import Site
+
+Options = TypeVar("Options")
+_MISFIT = object()
+_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", type(None): "None"}
+
+
+def plain_fields(options: Any) -> None:
+    """Replace the fields of a frozen dataclass by plain values of their annotated types; for ``__post_init__``.
+
+    Raises:
+        InputError: A field is of another type.
+    """
+    for name, plain in plain_values(type(options), vars(options)).items():
+        object.__setattr__(options, name, plain)
+
+
+def plain_values(kind: Any, values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Return values of a dataclass's fields as their annotations have them; fields that are not there are left out.
+
+    Args:
+        kind: The dataclass.
+        values: By name of field; other names are left out too.
+        where: What stands before the field's name in messages, with a space; for what is read from a file.
+
+    Raises:
+        InputError: One is of another type.
+    """
+    found = {}
+    for name, hint in _kinds(kind).items():
+        if name in values:
+            found[name] = _plain(values[name], hint)
+            if found[name] is _MISFIT:
+                field = f"{where}{name}" if where else f"[[{name}]]"
+                raise InputError(words(f"{field} is {_short(values[name])}; expected {_said(hint)}."))
+    return found
+
+
+def options_or_default(options: Options | None, kind: type[Options]) -> Options:
+    """Return options as they are, or the default ones for ``None``.
+
+    Raises:
+        InputError: They are something else, a dictionary for example.
+    """
+    if options is None:
+        return kind()
+    if not isinstance(options, kind):
+        raise InputError(f"options is a {type(options).__name__}; expected {kind.__name__}(...), or None.")
+    return options
+
+
+def _kinds(kind: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def _parts(kind: Any) -> tuple[Any, ...]:
+    return typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    """Return a value as one of the types of an annotation has it, or ``_MISFIT``."""
+    return next((plain for part in _parts(kind) if (plain := _plain_one(value, part)) is not _MISFIT), _MISFIT)
+
+
+def _plain_one(value: Any, kind: Any) -> Any:
+    is_bool = type(value).__name__ in ("bool", "bool_")  # numpy's is no bool of Python's
+    if kind is bool:
+        return bool(value) if is_bool else _MISFIT
+    if kind is int and not is_bool:
+        try:
+            return operator.index(value)
+        except TypeError:
+            return _MISFIT
+    if kind is float and isinstance(value, Real) and not is_bool and not math.isnan(value):
+        return value if type(value) in (int, float) else float(value)
+    if kind is str and isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    if typing.get_origin(kind) is tuple:
+        return _names(value)
+    return value if kind not in (int, float, str) and isinstance(value, kind) else _MISFIT
+
+
+def _names(value: Any) -> Any:
+    """Return names as a tuple; one alone is a tuple of one."""
+    if isinstance(value, str | Site):
+        return (value if isinstance(value, str) else str(value),)
+    if not isinstance(value, Iterable) or isinstance(value, bytes | dict):
+        return _MISFIT
+    found = tuple(value)
+    return tuple(map(str, found)) if all(isinstance(one, str | Site) for one in found) else _MISFIT
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:60]}..."
+
+
+def _said(kind: Any) -> str:
+    return " or ".join(
+        _WORDS.get(part) or ("names" if typing.get_origin(part) is tuple else f"a {part.__name__}")
+        for part in _parts(kind)
+    )
