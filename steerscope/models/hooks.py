@@ -204,7 +204,7 @@ def edited(
     site_map: SiteMap | Mapping[Site, Edit] | Mapping[str, Edit] | None = None,
     edits: Mapping[Site, Edit] | Mapping[str, Edit] | None = None,
 ) -> Iterator[nn.Module]:
-    """Run the model with edits added at sites, in this thread; leaving the context removes them.
+    """Run the model with edits added at sites, in this thread or task; leaving the context removes them.
 
     ``edited(model, site_map, edits)``, or ``edited(loaded, edits)`` with what knows its own sites.
 
@@ -244,7 +244,8 @@ def edited(
 
 @contextmanager
 def reading(site_map: SiteMap | HasSites, sites: Iterable[Key] | Key) -> Iterator[Readings[Key]]:
-    """Collect the tensors of sites (``batch token channel``) from this thread's forward passes inside the context.
+    """Collect the tensors of sites (``batch token channel``) from this thread's or task's forward passes inside the
+    context.
 
     Args:
         site_map: The model's sites, or a loaded or steered model, which knows them.

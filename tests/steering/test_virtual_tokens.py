@@ -25,6 +25,9 @@ METHODS = {
     "cpt": (peft.CPTConfig, {"cpt_token_ids": [5, 6, 7, 8], "cpt_mask": [1] * 4, "cpt_tokens_type_mask": [1] * 4}),
 }
 
+# Under edits p-tuning is refused whatever the positions: PEFT does not save its encoder.
+STEERABLE = [method for method in METHODS if method != "p-tuning"]
+
 
 def config_of(method: str) -> peft.PeftConfig:
     kind, options = METHODS[method]
@@ -35,7 +38,7 @@ def with_virtual_tokens(method: str) -> peft.PeftModel:
     return peft.get_peft_model(tiny_model("llama"), config_of(method)).eval()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", STEERABLE)
 def test_positions_are_refused_when_wrapping(method):
     model = with_virtual_tokens(method)
     for rule in (*RULES, "mask"):
@@ -72,7 +75,7 @@ def test_passes_under_a_wrapper_of_peft_are_refused(method, outside):
     assert model(**given).logits.shape[1] == row.shape[1]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", STEERABLE)
 def test_evaluation_and_rankings_are_refused(method, tmp_path):
     model = with_virtual_tokens(method)
     model.save_pretrained(tmp_path)
