@@ -131,6 +131,7 @@ def unloaded(monkeypatch):
     [
         (["--method", "post-blok"], "there is no method 'post-blok'; .* Did you mean 'post-block'"),
         (["--task", "listop"], "Did you mean 'listops'"),
+        (["--site", ","], "--site names no site"),
         (["--site", "1.resid_pots"], "unknown site kind 'resid_pots'. Did you mean 'resid_post'"),
         (["--site", "1.pre-mlp"], "is ambiguous"),
         (["--method", "lora", "--site", "1.resid_post"], "'lora' edits no site; leave out --site"),
