@@ -109,8 +109,9 @@ def setup_of(folder: Path) -> str:
 def converted_gguf(path: Path) -> Path:
     """Return a folder with the GGUF file's model in safetensors form, converting it the first time.
 
-    The folder is named by the file's hash and :data:`CONVERSION`, and appears only when complete, so an interrupted conversion
-    leaves nothing that would be loaded later. Several processes may convert at once; the first to finish wins.
+    The folder is named by :data:`CONVERSION` and the file's hash and appears only when complete, so an interrupted
+    conversion leaves nothing that would be loaded later. Several processes may convert at once; the first to
+    finish wins.
 
     Raises:
         InputError: The extra ``gguf`` is not installed, the file is no GGUF that transformers can read, or the cache

@@ -144,7 +144,7 @@ def unloaded(monkeypatch):
         (["--steps", 0], "--steps is 0"),
         (["--learning-rate", "fast"], "expected a number or 'auto'"),
         (["--learning-rate", 0], "expected a positive number"),
-        (["--learning-rate", "nan"], "expected a positive number"),
+        (["--learning-rate", "nan"], "learning-rate is nan; expected a number"),
         (["--learning-rate", "auto", "--tries", 2], "--tries is 2; expected at least 3"),
         (["--warmup", 1], "--warmup is 1.0"),
         (["--positions", "lst"], "lst"),
