@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from steerscope.errors import InputError, did_you_mean
 from steerscope.site_kinds import SiteKind
@@ -120,3 +122,18 @@ def parse_site(text: str) -> Site:
     if kind.facts.is_first_block_only and layer > 0:
         return Site(layer - 1, SiteKind.RESID_POST)
     return Site(layer, kind, None if head is None else int(head))
+
+
+def one_or_several(sites: Any) -> tuple[Any, ...]:
+    """Return sites or kinds as a tuple, also where one alone was given instead of several.
+
+    Raises:
+        InputError: They are neither.
+    """
+    if isinstance(sites, str | Site):
+        return (sites,)
+    if not isinstance(sites, Iterable):
+        raise InputError(
+            f"got {sites!r} for sites; expected a site ('12.resid_post'), a kind ('resid_post'), or several of them."
+        )
+    return tuple(sites)

@@ -161,7 +161,7 @@ def rank_sites(
 def _kinds(loaded: LoadedModel, options: RankOptions) -> tuple[SiteKind, ...]:
     if options.kinds is None:
         return loaded.site_map.description.kinds
-    return loaded.site_map.resolve_kinds(list(options.kinds))
+    return loaded.site_map.resolve_kinds(options.kinds)
 
 
 def _plan(loaded: LoadedModel, encoded: Encoded, probes: Probes, options: RankOptions) -> SketchPlan:

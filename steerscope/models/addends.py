@@ -22,8 +22,13 @@ def checked(site: Site, edit: Edit) -> Edit:
         edit: As the caller gave it.
 
     Raises:
-        InputError: When the result is called.
+        InputError: It cannot be called; or, when the result is called.
     """
+    if isinstance(edit, Tensor) or not callable(edit):
+        raise InputError(
+            f"the edit at '{site}' is {type(edit).__name__}; expected a function from what the site reads to what is "
+            "added there. For a vector write lambda x: vector."
+        )
 
     def checking(read: Tensor) -> Tensor:
         version = None if read.is_inference() else read._version

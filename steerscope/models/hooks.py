@@ -1,8 +1,8 @@
 """Reading and editing sites of a running model through forward hooks.
 
 Edits are added (x + d), never written as replaced values, so a zero edit leaves the logits bit-equal. Only
-the hooks set here are removed again; other libraries' hooks stay. Hooks act in the thread that set them, and what they
-keep between the modules of a block is kept per thread: in other threads the same model gives its own numbers.
+the hooks set here are removed again; other libraries' hooks stay. Hooks act in the thread or asyncio task that set
+them, and what they keep between the modules of a block is kept per thread: elsewhere the model gives its own numbers.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from steerscope.errors import InputError, UnsupportedModelError
 from steerscope.models.addends import Edit, checked
 from steerscope.models.blocks import Block, as_token_axes
+from steerscope.models.contexts import Entry, acts_here, hooks_bound_here
 from steerscope.models.readings import Key, Readings
 from steerscope.models.site_map import SiteMap
-from steerscope.models.threads import acts_here, bound_to_this_thread
 from steerscope.site_kinds import Place, Role
-from steerscope.sites import Site, SiteKind
+from steerscope.sites import Site, SiteKind, one_or_several
 
 # Called with the tensor on the model's path at the site's write point and with what the site reads (the same
 # tensor for most kinds); what it returns, unless None, takes the first one's place.
@@ -39,12 +39,12 @@ def _first(value: Any) -> Tensor:
 class _Stream(threading.local):
     """The stream entering a block in this thread's pass: ``resid_mid`` needs it, flat tokens need its shape.
 
-    ``owner`` is the thread whose passes are meant, None for those of every thread.
+    ``owner`` is the context whose passes are meant, None for those of every thread.
     """
 
     h: Tensor
 
-    def __init__(self, owner: object | None = None) -> None:
+    def __init__(self, owner: Entry | None = None) -> None:
         self.owner = owner
 
     def is_wanted(self) -> bool:
@@ -141,7 +141,7 @@ def tapping(site_map: SiteMap, taps: Mapping[Site, Tap], *, every_thread: bool =
     """
     _require_bound(site_map, {site.layer for site in taps})
     with ExitStack() as stack:
-        owner = None if every_thread else stack.enter_context(bound_to_this_thread())
+        owner = None if every_thread else stack.enter_context(hooks_bound_here())
         streams: dict[int, _Stream] = {}
         for site, tap in taps.items():
             block = site_map.blocks[site.layer]
@@ -224,10 +224,10 @@ def edited(
     if edits is None and isinstance(site_map, Mapping):
         site_map, edits = None, site_map
     found = _sites_of(model) if site_map is None else site_map
-    if not isinstance(found, SiteMap) or edits is None:
+    if not isinstance(found, SiteMap) or not isinstance(edits, Mapping):
         raise InputError(
             f"edited() got {type(model).__name__}, {type(site_map).__name__} and {type(edits).__name__}; expected "
-            "(model, site_map, edits), or (loaded, edits) with what load_model() returned."
+            "(model, site_map, {site: function}), or (loaded, {site: function}) with what load_model() returned."
         )
     inner = _require_belongs(found, model if isinstance(model, nn.Module) else getattr(model, "model", None))
     taps: dict[Site, Tap] = {}
@@ -243,12 +243,12 @@ def edited(
 
 
 @contextmanager
-def reading(site_map: SiteMap | HasSites, sites: Iterable[Key]) -> Iterator[Readings[Key]]:
+def reading(site_map: SiteMap | HasSites, sites: Iterable[Key] | Key) -> Iterator[Readings[Key]]:
     """Collect the tensors of sites (``batch token channel``) from this thread's forward passes inside the context.
 
     Args:
         site_map: The model's sites, or a loaded or steered model, which knows them.
-        sites: Which, by name or as :class:`Site`.
+        sites: Which, by name or as :class:`Site`; one or several.
 
     Returns:
         A dictionary with the keys that were asked for; a site is found under its other names too. It is filled as
@@ -264,7 +264,7 @@ def reading(site_map: SiteMap | HasSites, sites: Iterable[Key]) -> Iterator[Read
             "what load_model() returned."
         )
     asked: dict[Site, list[Key]] = {}
-    for name in sites:
+    for name in one_or_several(sites):
         asked.setdefault(found_map.resolve(name), []).append(name)
     found = Readings(found_map, asked)
 

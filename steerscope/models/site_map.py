@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -10,7 +11,7 @@ from steerscope.errors import InputError, UnsupportedModelError, did_you_mean
 from steerscope.models.blocks import Block, BlockDescription, linear_shape, module_at, width_of
 from steerscope.models.layouts import description_for
 from steerscope.models.wrappers import decoder_of
-from steerscope.sites import Site, SiteKind, parse_kind, parse_site
+from steerscope.sites import Site, SiteKind, one_or_several, parse_kind, parse_site
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,9 +64,9 @@ class SiteMap:
             raise InputError(f"site '{found}' names head {found.head}; this model has heads 0 to {self.n_heads - 1}.")
         return found
 
-    def resolve_kinds(self, names: list[str]) -> tuple[SiteKind, ...]:
+    def resolve_kinds(self, names: Iterable[str] | str) -> tuple[SiteKind, ...]:
         """Return the kinds for user-given names, checked against this layout."""
-        kinds = tuple(parse_kind(name) for name in names)
+        kinds = tuple(parse_kind(name) for name in one_or_several(names))
         for kind in kinds:
             self._require_kind(kind)
         return kinds

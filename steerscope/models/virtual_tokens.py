@@ -6,12 +6,13 @@ would depend on the batch it is in.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from torch import nn
 
 from steerscope.errors import InputError
-from steerscope.models.wrappers import is_peft
+from steerscope.models.wrappers import is_peft, language_model
 
 
 def num_virtual_tokens(model: nn.Module) -> int:
@@ -54,3 +55,26 @@ def require_no_tokens_around(model: nn.Module) -> None:
     around = getattr(vars(model).get("prepare_inputs_for_generation"), "__self__", None)
     if isinstance(around, nn.Module):
         require_no_virtual_tokens(around, "generate() of the steered model inside would leave them out")
+
+
+def require_no_tokens_from_callers(model: nn.Module, why: str) -> None:
+    """Refuse a pass that PEFT's wrapper around a steered model makes with virtual tokens before the rows.
+
+    The wrapper leaves no trace on what it wraps, and what it passes (embeddings, or keys and values) does not differ
+    from what a caller may pass, so the calling functions are asked.
+
+    Args:
+        model: The language model whose pass it is.
+        why: What they would spoil, a clause.
+
+    Raises:
+        InputError: It does.
+    """
+    if "peft" not in sys.modules:
+        return
+    frame = sys._getframe(1)
+    while (caller := frame.f_back) is not None:
+        frame = caller
+        around = frame.f_locals.get("self") if frame.f_code.co_varnames[:1] == ("self",) else None
+        if isinstance(around, nn.Module) and is_peft(around) and language_model(around) is model:
+            require_no_virtual_tokens(around, why)

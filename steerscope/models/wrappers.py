@@ -11,13 +11,32 @@ from typing import Any
 
 from torch import nn
 
-from steerscope.errors import UnsupportedModelError
+from steerscope.errors import InputError, UnsupportedModelError
 
 # --- models ---
 
 
+def require_model(model: object) -> None:
+    """Refuse what is no model, the name of one for example.
+
+    Raises:
+        InputError: It is none.
+    """
+    if not isinstance(model, nn.Module):
+        what = repr(model) if isinstance(model, str | None) else type(model).__name__
+        raise InputError(
+            f"expected a causal language model of transformers, got {what}. Load one with AutoModelForCausalLM, or "
+            "with steerscope.load_model (what it returns holds it as model)."
+        )
+
+
 def language_model(model: nn.Module) -> nn.Module:
-    """Return the transformers model inside wrappers, PEFT's and those of this project, or the model itself."""
+    """Return the transformers model inside wrappers, PEFT's and those of this project, or the model itself.
+
+    Raises:
+        InputError: It is no model.
+    """
+    require_model(model)
     inner: Any = model
     # Wrappers hold it as a module; a transformers model has a property of that name.
     while "base_model" in inner._modules:

@@ -7,6 +7,7 @@ hold, and the model they are put on is the model they were taken from.
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,11 @@ def require_kept(model: nn.Module) -> None:
         require_supported(config)
     name = active_adapter(model)
     assert name is not None
+    if not layers and not model.peft_config[name].is_prompt_learning:  # type: ignore[index,union-attr]
+        raise InputError(
+            "PEFT's layers were taken out of the model inside its wrapper (unload() or merge_and_unload()), so there "
+            "is nothing of them to save or to train. Put the edits on the model that it returned."
+        )
     if any(getattr(layer, "merged", False) for layer in layers):
         raise InputError(
             "PEFT's adapter is merged into the weights, which are then not those of the base model. Call "
@@ -71,11 +77,42 @@ def require_kept(model: nn.Module) -> None:
             "PEFT's adapter is switched off; loaded again, it would act. Switch it on "
             "(model.base_model.enable_adapter_layers()), or unload() it and put the edits on the plain model."
         )
+    if (scale := next(filter(None, (_scaled(layer, name) for layer in layers)), None)) is not None:
+        found, configured = scale
+        raise InputError(
+            f"layers of PEFT's adapter {name!r} are scaled by {found:g} where its configuration says {configured:g} "
+            "(set_scale(), scale_layer() or rescale_adapter_scale()), which PEFT does not save. Set it back "
+            "(set_scale(name, 1.0), or leave rescale_adapter_scale()), or write it into lora_alpha of a new adapter."
+        )
     if unsaved := _trained_but_unsaved(model, name):
         raise InputError(
             f"{unsaved[0]!r} and {len(unsaved) - 1} more parameters are trainable, and PEFT does not save them with "
             f"its adapter {name!r}. Freeze them, or name their modules in modules_to_save of PEFT's configuration."
         )
+
+
+def _scaled(layer: Any, name: str) -> tuple[float, float] | None:
+    """Return a layer's scale and the one that its configuration gives, where they differ."""
+    scaling = getattr(layer, "scaling", None)
+    alphas = getattr(layer, "lora_alpha", None) or getattr(layer, "alpha", None)
+    if (
+        not hasattr(layer, "set_scale")
+        or not isinstance(scaling, dict)
+        or name not in scaling
+        or not isinstance(alphas, dict)
+        or name not in alphas
+    ):
+        return None
+    found = scaling[name]
+    if type(layer).__module__.startswith("peft.tuners.adalora"):  # divides by the rank when it runs
+        configured = alphas[name] if alphas[name] > 0 else float(layer.r[name])
+    else:
+        try:
+            layer.set_scale(name, 1.0)  # PEFT knows how it computes the scale, and says it nowhere else
+            configured = scaling[name]
+        finally:
+            scaling[name] = found
+    return None if math.isclose(found, configured, rel_tol=1e-9) else (float(found), float(configured))
 
 
 def saved_tensors(model: Any, name: str) -> dict[str, Tensor]:

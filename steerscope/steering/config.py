@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -11,7 +12,7 @@ import torch
 
 from steerscope.errors import InputError, did_you_mean
 from steerscope.models.site_map import SiteMap
-from steerscope.sites import Site, SiteKind, parse_kind, parse_site
+from steerscope.sites import Site, SiteKind, one_or_several, parse_kind, parse_site
 from steerscope.steering.families import ACTIVATIONS, FAMILIES, EditOptions, SteeringEdit
 from steerscope.steering.positions import Positions
 
@@ -26,7 +27,8 @@ class SteeringConfig:
     """A steering adapter: which edits, where, at which tokens.
 
     Attributes:
-        sites: Names such as ``12.resid_post`` or ``3.attn_heads.5``, or a kind alone (``resid_post``) for every layer.
+        sites: Names such as ``12.resid_post`` or ``3.attn_heads.5``, or a kind alone (``resid_post``) for every layer;
+            one or several, also as :class:`Site`.
         family: ``vector``, ``linear``, ``nonlinear``, ``loreft``, ``direft``, ``noreft``, ``lofit_scale`` or
             ``lofit_offset``.
         rank: Inner width; 8 unless given, None for families without one.
@@ -53,7 +55,7 @@ class SteeringConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        names = (self.sites,) if isinstance(self.sites, str) else tuple(str(name) for name in self.sites)
+        names = tuple(str(name) for name in one_or_several(self.sites))
         object.__setattr__(self, "sites", names)
         if not names:
             raise InputError("a steering adapter needs a site, got none; for example sites='resid_post'.")
@@ -64,7 +66,9 @@ class SteeringConfig:
         Positions.parse(self.positions)
         self._check_activation()
         if family.has_bias_choice:
-            object.__setattr__(self, "bias", True if self.bias is None else bool(self.bias))
+            if self.bias is not None and type(self.bias) is not bool:
+                raise InputError(f"[[bias]] is {self.bias!r}; expected True or False.")
+            object.__setattr__(self, "bias", True if self.bias is None else self.bias)
         elif self.bias is not None:
             raise InputError(
                 f"family {self.family!r} ({family.equation}) leaves no choice of bias; leave out [[bias]]."
@@ -76,6 +80,7 @@ class SteeringConfig:
                 f"family {self.family!r} ({family.equation}) is not defined with a scale on what it reads; got "
                 f"[[scale={self.scale!r}]]. Leave it out, or use one of {', '.join(can)}."
             )
+        object.__setattr__(self, "seed", _as_int(self.seed))
         if type(self.seed) is not int:
             raise InputError(f"[[seed]] is {self.seed!r}; expected a whole number.")
         _one_of("start", self.start, STARTS)
@@ -83,6 +88,8 @@ class SteeringConfig:
             raise InputError(
                 f"family {self.family!r} has one start, as no edit, here and elsewhere; leave out [[start]]."
             )
+        if isinstance(self.dtype, torch.dtype):
+            object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
         _one_of("dtype", self.dtype, tuple(DTYPES))
         if family.is_orthonormal and self.dtype not in ("float32", "float64"):
             raise InputError(
@@ -101,7 +108,7 @@ class SteeringConfig:
                     f"family {self.family!r} ({family.equation}) has no rank; got [[rank={self.rank}]]. Leave it out."
                 )
             return
-        rank = DEFAULT_RANK if self.rank is None else self.rank
+        rank = DEFAULT_RANK if self.rank is None else _as_int(self.rank)
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
             raise InputError(
                 f"[[rank]] must be a whole number of at least 1, got {self.rank!r}; for example [[rank=8]]."
@@ -177,6 +184,16 @@ class SteeringConfig:
             )
         sites = values["sites"]
         return cls(**{**values, "sites": tuple(sites) if isinstance(sites, list) else sites})
+
+
+def _as_int(value: Any) -> Any:
+    """Return numpy's and torch's whole numbers as Python's; anything else as it is."""
+    if isinstance(value, bool):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
 
 
 def _one_of(field: str, value: str, valid: tuple[str, ...]) -> None:

@@ -23,6 +23,7 @@ from steerscope.steering.prompt_end import (
     SpecialTokens,
     as_ids,
     cached_columns,
+    checked_lengths,
     real_columns,
     require_no_padding,
 )
@@ -157,11 +158,8 @@ def generation_of(
         )
     lengths = real.sum(-1)
     if prompt_lengths is not None:
-        lengths = prompt_lengths.to(lengths.device)
-        if lengths.shape != (len(real),):
-            raise InputError(
-                f"got prompt lengths of shape {tuple(lengths.shape)} for {len(real)} prompts; expected one per row."
-            )
+        tokens_of_rows = lengths + cached if mask is None else lengths
+        lengths = checked_lengths(prompt_lengths, tokens_of_rows, len(real)).to(lengths.device)
     found = Generation(real, lengths, tokens)
     if cached:
         found.caches.add(given["past_key_values"])

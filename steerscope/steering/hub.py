@@ -15,6 +15,7 @@ from steerscope.errors import InputError
 from steerscope.folders import Kind, require_names_for
 from steerscope.steering.beneath import LORA_FOLDER
 from steerscope.steering.peft_files import CONFIG_NAME, WEIGHTS_NAME
+from steerscope.steering.saving import as_folder
 
 # No other file of a repository is fetched: nothing pickled, no code.
 FILES = (CONFIG_NAME, WEIGHTS_NAME, f"{LORA_FOLDER}/*.json", f"{LORA_FOLDER}/*.safetensors")
@@ -30,7 +31,7 @@ def local_folder(place: str | Path, revision: str | None, token: str | bool | No
     Raises:
         InputError: There is no such folder or repository, or a revision of a local folder was asked for.
     """
-    folder = Path(place)
+    folder = as_folder(place)
     if folder.exists() or not _REPOSITORY.fullmatch(str(place)):
         if revision is not None:
             raise InputError(

@@ -23,7 +23,7 @@ from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.site_map import SiteMap, find_sites
 from steerscope.models.virtual_tokens import require_no_tokens_around, require_no_virtual_tokens
-from steerscope.models.wrappers import decoder_of, is_peft, language_model, tuner_layers
+from steerscope.models.wrappers import decoder_of, is_peft, language_model, require_model, tuner_layers
 from steerscope.site_kinds import Place
 from steerscope.sites import Site
 from steerscope.steering import beneath, hub, loading, merging, saving, scales
@@ -200,6 +200,11 @@ class SteeringModel(nn.Module):
                 "PEFT put layers into this model after it was steered: edits inside blocks may miss what they do, and "
                 "save_pretrained() would not hold them. Wrap the plain model with PEFT first, then steer the result."
             )
+        if self._tuner_layers - tuner_layers(self.base_model):
+            raise InputError(
+                "layers of PEFT were taken out of this model after it was steered (unload() or merge_and_unload() of "
+                "PEFT's wrapper), so the edits stand on another model. unload() them, and steer what PEFT returned."
+            )
 
     def _require_mask_is_used(self, steering_mask: Tensor | None) -> None:
         if steering_mask is not None and self._passes.positions.rule != "mask":
@@ -225,16 +230,16 @@ class SteeringModel(nn.Module):
     def disable_adapter(self, *, keep_lora: bool = False) -> Iterator[None]:
         """Run the model without the edits inside the context, and without a LoRA underneath unless it is kept.
 
-        Other threads keep their edits. PEFT switches a LoRA for all threads, so passes of others are refused meanwhile.
+        Other threads and asyncio tasks keep their edits; tasks started inside have none. PEFT switches a LoRA for all
+        threads, so passes of others are refused meanwhile.
 
         Raises:
-            InputError: Another thread has switched the LoRA off.
+            InputError: Another thread or task has switched the LoRA off.
         """
         lora = is_peft(self.base_model) and not keep_lora
         with (
             self._passes.switched_off(),
-            self._passes.lora_switched_off() if lora else nullcontext(),
-            self.base_model.disable_adapter() if lora else nullcontext(),  # type: ignore[operator]
+            self._passes.lora_switched_off(self.base_model.disable_adapter) if lora else nullcontext(),  # type: ignore[arg-type]
         ):
             yield
 
@@ -332,14 +337,21 @@ class SteeringModel(nn.Module):
         that transformers' Trainer gives to every model are taken and have no effect.
 
         Raises:
-            InputError: The model has several LoRAs active underneath, or one that was put on after the edits; or it is
-                to be uploaded, which :meth:`push_to_hub` does.
+            InputError: The model has several LoRAs active underneath, or one that was put on after the edits, taken
+                out, switched off, or scaled at run time; an edit holds NaN; it is no folder; or it is to be uploaded,
+                which :meth:`push_to_hub` does.
 
         Cost: reads the base model once, for its fingerprint.
         """
         if push_to_hub:
             raise InputError("save_pretrained() writes a folder; call push_to_hub('owner/name') to upload the adapter.")
+        place = saving.as_folder(folder)
         self._require_lora_beneath()
+        if not self._passes.is_active:
+            raise InputError(
+                "save_pretrained() was called inside disable_adapter(), where the LoRA underneath may be off. Leave "
+                "disable_adapter(), then save."
+            )
         beneath.require_kept(self.base_model)
         adapter = saving.AdapterFile(
             config=self.steering_config,
@@ -350,7 +362,7 @@ class SteeringModel(nn.Module):
             lora=beneath.active_adapter(self.base_model),
             tensors=self.steering_tensors(),
         )
-        saving.write(Path(folder), adapter, self.base_model)
+        saving.write(place, adapter, self.base_model)
 
     def push_to_hub(
         self,
@@ -450,10 +462,11 @@ class SteeringModel(nn.Module):
 
     def __deepcopy__(self, memo: Any) -> SteeringModel:
         """Refuse: the copy's hooks would use the edits of the original."""
-        raise InputError(
-            "a steering model cannot be copied; save_pretrained() it, and put it on a second copy of the base model "
-            "with from_pretrained(). For the base model's outputs use disable_adapter()."
-        )
+        raise _no_copy()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be pickled or copied, for the same reason."""
+        raise _no_copy()
 
     def __getattr__(self, name: str) -> Any:
         """Look up what is not here in the base model, as PEFT's wrappers do."""
@@ -484,6 +497,12 @@ def get_steering_model(
     inner = model.model if isinstance(model, LoadedModel) else model
     if isinstance(inner, SteeringModel):
         raise InputError("this model is steered already; call unload() first, or name all sites in one configuration.")
+    require_model(inner)
+    if not isinstance(config, SteeringConfig):
+        raise InputError(
+            f"expected a SteeringConfig, got {type(config).__name__}; for example "
+            "get_steering_model(model, SteeringConfig(sites='resid_post'))."
+        )
     beneath.require_kept(inner)
     site_map = loaded.site_map if loaded is not None and description is None else find_sites(inner, description)
     return SteeringModel(inner, config, site_map, loaded)
@@ -494,6 +513,13 @@ def steered_by(model: nn.Module) -> SteeringModel | None:
     passes = passes_on(decoder_of(model))
     owner = None if passes is None else passes.owner
     return owner if isinstance(owner, SteeringModel) else None
+
+
+def _no_copy() -> InputError:
+    return InputError(
+        "a steering model cannot be copied or pickled; save_pretrained() it, and put it on a second copy of the base "
+        "model with from_pretrained(). For the base model's outputs use disable_adapter()."
+    )
 
 
 def _key(site: Site) -> str:

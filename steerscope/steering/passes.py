@@ -2,21 +2,23 @@
 
 A hook on the decoder opens a pass, whoever calls the model: the wrapper, ``generate``, or PEFT's wrapper (which calls
 ``forward`` of the language model past its hooks). What the decoder does not see, where prompts end and masks of the
-caller, is told beforehand. All of it is kept per thread, so that a model may be used in several.
+caller, is told beforehand. All of it is kept per thread or asyncio task, so that a model may be used in several.
 """
 
 from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from steerscope.errors import InputError
+from steerscope.models.contexts import Entry, entered, entries
+from steerscope.models.virtual_tokens import require_no_tokens_from_callers
 from steerscope.models.wrappers import language_model
 from steerscope.steering.checkpointing import forget_pass, remember_pass
 from steerscope.steering.generating import Generation, generation_of
@@ -54,12 +56,14 @@ class Told:
     generation: Generation | None = None
 
 
+# States that contexts set.
+_OFF, _LORA_OFF, _TOLD = "off", "LoRA off", "told"
+
+
 class _OfThread(threading.local):
-    """What belongs to the passes of one thread."""
+    """What belongs to the pass of one thread, which nothing interrupts."""
 
     def __init__(self) -> None:
-        self.told = Told()
-        self.is_active = True  # nothing is asked of the caller while edits are off
         self.under_way: Pass | None = None
         self.latest = Pass()
         self.switches = 0  # how often the LoRA was switched when the pass began
@@ -82,7 +86,8 @@ class Passes:
         self._base = base
         self._mine = _OfThread()
         self._lock = threading.Lock()
-        self._without_lora: int | None = None  # the thread that switched the LoRA off
+        self._without_lora: list[Entry] = []  # the contexts for which PEFT switched the LoRA off
+        self._lora_back = ExitStack()
         self._switches = 0
         self._signature = inspect.signature(decoder.forward)
         self._handles = [
@@ -106,12 +111,12 @@ class Passes:
         mine = self._mine
         if mine.under_way is not None:
             return mine.under_way
-        if self.positions.rule != "all" and mine.is_active:
+        if self.positions.rule != "all" and self.is_active:
             raise InputError(
                 f"a block was called by itself, where positions {self.positions.text!r} cannot be told. Call the "
                 "model, or use disable_adapter()."
             )
-        return Pass(is_edited=mine.is_active)
+        return Pass(is_edited=self.is_active)
 
     @property
     def latest(self) -> Pass:
@@ -120,43 +125,57 @@ class Passes:
 
     @property
     def is_active(self) -> bool:
-        """Whether edits act in passes of this thread."""
-        return self._mine.is_active
+        """Whether edits act in passes of this thread or task; nothing is asked of the caller while they do not."""
+        return not entries(self, _OFF)
+
+    def switched_off(self) -> AbstractContextManager[Entry]:
+        """Make no edits in this thread or task inside the context."""
+        return entered(self, _OFF)
 
     @contextmanager
-    def switched_off(self) -> Iterator[None]:
-        """Make no edits in this thread inside the context."""
-        before, self._mine.is_active = self._mine.is_active, False
-        try:
-            yield
-        finally:
-            self._mine.is_active = before
+    def lora_switched_off(self, switch: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+        """Switch a LoRA off, and refuse passes of others inside the context: PEFT switches it off in all threads.
 
-    @contextmanager
-    def lora_switched_off(self) -> Iterator[None]:
-        """Refuse passes of other threads inside the context: PEFT switches a LoRA off in all of them.
+        Args:
+            switch: Gives PEFT's own context; the first of several that overlap enters it, and the last leaves it.
 
         Raises:
-            InputError: Another thread is inside already.
+            InputError: Another thread or task is inside already.
         """
-        here = threading.get_ident()
-        with self._lock:
-            outer = self._without_lora
-            if outer not in (None, here):
-                raise self._lora_is_off()
-            self._without_lora = here
-            self._switches += 1
-        try:
-            yield
-        finally:
+        with entered(self, _LORA_OFF) as entry:
             with self._lock:
-                self._without_lora = outer
-                self._switches += 1
+                if self._without_lora and not self._is_without_lora():
+                    raise self._lora_is_off()
+                if not self._without_lora:
+                    self._lora_back.enter_context(switch())
+                    self._switches += 1
+                self._without_lora.append(entry)
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._without_lora.remove(entry)
+                    if not self._without_lora:
+                        self._lora_back.close()
+                        self._switches += 1
+
+    def _is_without_lora(self) -> bool:
+        """Whether the running code is inside a context for which the LoRA is off."""
+        return any(one in self._without_lora for one in entries(self, _LORA_OFF))
+
+    def _require_lora_as_meant(self) -> None:
+        if bool(self._without_lora) != self._is_without_lora():
+            raise self._lora_is_off()
+        if entries(self, _LORA_OFF) and not self._without_lora:
+            raise InputError(
+                "this task was started inside disable_adapter(), which was left since, so the LoRA underneath acts "
+                "again. Wait for the task inside the context, or use disable_adapter() in the task."
+            )
 
     def _lora_is_off(self) -> InputError:
         return InputError(
-            "another thread is inside disable_adapter(), and PEFT switches the LoRA underneath off for all threads. "
-            "Use disable_adapter(keep_lora=True) there, or one thread at a time."
+            "another thread is inside disable_adapter(), or another task of asyncio, and PEFT switches the LoRA "
+            "underneath off for all threads. Use disable_adapter(keep_lora=True) there, or one at a time."
         )
 
     def trains_inside(self, block: nn.Module) -> bool:
@@ -187,14 +206,14 @@ class Passes:
             return Told(mask=mask)
         return Told(mask=mask, generation=generation_of(model, self.positions, args, kwargs, prompt_lengths))
 
-    @contextmanager
-    def told(self, told: Told) -> Iterator[None]:
-        """Inside the context, passes of this thread use what the caller said."""
-        before, self._mine.told = self._mine.told, told
-        try:
-            yield
-        finally:
-            self._mine.told = before
+    def told(self, told: Told) -> AbstractContextManager[Entry]:
+        """Inside the context, passes of this thread or task use what the caller said."""
+        return entered(self, _TOLD, told)
+
+    @property
+    def _told(self) -> Told:
+        found = entries(self, _TOLD)
+        return found[-1].value if found else Told()
 
     @contextmanager
     def reopened(self, earlier: Pass) -> Iterator[None]:
@@ -212,10 +231,9 @@ class Passes:
         if module.training:
             remember_pass(self, self.blocks)
         with self._lock:
-            if self._without_lora not in (None, threading.get_ident()):
-                raise self._lora_is_off()
+            self._require_lora_as_meant()
             mine.switches = self._switches
-        mine.under_way = mine.latest = Pass(self._mask(args, kwargs) if mine.is_active else None, mine.is_active)
+        mine.under_way = mine.latest = Pass(self._mask(args, kwargs) if self.is_active else None, self.is_active)
 
     def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         mine = self._mine
@@ -234,12 +252,14 @@ class Passes:
         ids = given.get("inputs_embeds") if ids is None else ids
         if ids is None:
             raise InputError("the decoder was called without input_ids and inputs_embeds; pass one of them.")
+        if ids.dim() != 2 or given.get("past_key_values") is not None:
+            require_no_tokens_from_callers(language_model(self._base), f"positions {rule!r} are counted without them")
         columns, ends = self._columns(given, ids, rule)
-        return token_mask(self.positions, columns, ends=ends, given=self._mine.told.mask)
+        return token_mask(self.positions, columns, ends=ends, given=self._told.mask)
 
     def _columns(self, given: dict[str, Any], ids: Tensor, rule: str) -> tuple[Columns, Tensor | None]:
         """Return the pass's columns, and how many tokens the prompts have, as far as it is known."""
-        told = self._mine.told
+        told = self._told
         if told.generation is not None:
             columns, lengths = told.generation.columns(given, ids, rule)
             return columns, lengths[:, None]
@@ -248,7 +268,8 @@ class Passes:
         if not self.positions.need_prompt:
             return columns, None
         if told.prompt_lengths is not None:
-            return columns, columns.ends_from_lengths(told.prompt_lengths)
+            fills = bool(given.get("use_cache")) or given.get("past_key_values") is not None
+            return columns, columns.ends_from_lengths(told.prompt_lengths, is_whole=not fills)
         if told.labels is not None:
             return columns, ends_from_labels(told.labels, columns, ids, special, rule)
         return columns, None

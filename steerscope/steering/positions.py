@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steerscope.errors import InputError, did_you_mean
-from steerscope.steering.prompt_end import Columns
+from steerscope.steering.prompt_end import Columns, as_tensor
 
 WORDS = ("all", "prompt", "completion", "last", "first:n", "last:n", "mask")
 _COUNTED = re.compile(r"^(first|last):(\d+)$")
@@ -63,7 +64,7 @@ class Positions:
 
 
 def token_mask(
-    positions: Positions, columns: Columns, *, ends: Tensor | None = None, given: Tensor | None = None
+    positions: Positions, columns: Columns, *, ends: Tensor | None = None, given: Any = None
 ) -> Tensor | None:
     """Return which of the tokens that a pass computes are edited.
 
@@ -104,18 +105,28 @@ def token_mask(
     return real & inside
 
 
-def _columns(given: Tensor | None, batch: int, start: int, count: int) -> Tensor:
+def _columns(given: Any, batch: int, start: int, count: int) -> Tensor:
     """Return the columns ``start`` to ``start + count`` of a given mask, False beyond its end."""
     if given is None:
         raise InputError(
             "positions 'mask' need a mask with every pass; pass steering_mask=(batch, tokens), True where tokens are "
             "edited, to the model or to generate()."
         )
-    if given.dim() != 2 or given.shape[0] == 0 or batch % given.shape[0]:
+    mask = as_tensor(given)
+    if mask is None:
         raise InputError(
-            f"steering_mask has shape {tuple(given.shape)}; expected (batch, tokens) with a batch of {batch}. "
+            f"steering_mask is {type(given).__name__}; expected a tensor (batch, tokens), True where tokens are edited."
+        )
+    if mask.dim() != 2 or mask.shape[0] == 0 or batch % mask.shape[0]:
+        raise InputError(
+            f"steering_mask has shape {tuple(mask.shape)}; expected (batch, tokens) with a batch of {batch}. "
             "Give one row per sequence."
         )
-    rows = (given != 0).repeat_interleave(batch // given.shape[0], dim=0)
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise InputError(
+            "steering_mask holds values other than 0 and 1, and a token is edited or not. Pass True where tokens are "
+            "edited (mask > 0.5, for example)."
+        )
+    rows = (mask != 0).repeat_interleave(batch // mask.shape[0], dim=0)
     found = rows[:, start : start + count]
     return torch.nn.functional.pad(found, (0, count - found.shape[-1]))

@@ -75,29 +75,72 @@ class Columns:
         """One sequence in every row, given where there are tokens ``(batch column)``."""
         return cls(real, real.cumsum(-1) - 1, None, queries)
 
-    def ends_from_lengths(self, lengths: Tensor) -> Tensor:
+    def ends_from_lengths(self, lengths: Any, *, is_whole: bool) -> Tensor:
         """Return prompt lengths of rows ``(batch)`` as ``(batch 1)``.
 
+        Args:
+            lengths: As the caller gave them.
+            is_whole: Whether the rows hold their whole prompts, not a piece that fills a cache.
+
         Raises:
-            InputError: There is not one for every row, or rows hold several sequences.
+            InputError: There is not one for every row, one is no number of tokens of its row, or rows hold several
+                sequences.
         """
         if self.sequence is not None:
             raise InputError(
                 "got prompt_lengths, one per row, for packed rows, which hold several sequences. Pass labels, or give "
                 "every sequence a row of its own."
             )
-        if not isinstance(lengths, Tensor) or lengths.dim() != 1 or lengths.is_floating_point():
-            what = type(lengths).__name__ if not isinstance(lengths, Tensor) else f"a tensor of {lengths.dtype}"
-            shape = f" of shape {tuple(lengths.shape)}" if isinstance(lengths, Tensor) else ""
-            raise InputError(f"prompt_lengths is {what}{shape}; expected one whole number per row. Pass such a tensor.")
-        if len(lengths) != len(self.real):
-            raise InputError(
-                f"got {len(lengths)} prompt lengths for a batch of {len(self.real)}; expected one per row. "
-                "Pass as many."
-            )
-        if bool((lengths < 0).any()):
-            raise InputError(f"prompt_lengths holds {int(lengths.min())}; expected numbers of tokens, at least 0.")
-        return lengths[:, None]
+        return checked_lengths(lengths, self.real.sum(-1) if is_whole else None, len(self.real))[:, None]
+
+
+def checked_lengths(lengths: Any, tokens: Tensor | None, rows: int) -> Tensor:
+    """Return prompt lengths as a tensor ``(batch)``.
+
+    Args:
+        lengths: As the caller gave them: a tensor, or a list of whole numbers.
+        tokens: How many tokens every row has ``(batch)``; None where prompts may go on beyond them.
+        rows: How many rows there are.
+
+    Raises:
+        InputError: They are not one whole number per row, from 0 to the row's number of tokens.
+    """
+    found = as_tensor(lengths)
+    if (
+        found is None
+        or found.dim() != 1
+        or found.is_floating_point()
+        or found.is_complex()
+        or found.dtype is torch.bool
+    ):
+        what = type(lengths).__name__ if found is None else f"a tensor of {found.dtype} of shape {tuple(found.shape)}"
+        raise InputError(
+            f"prompt_lengths is {what}; expected one whole number per row. Pass torch.tensor([tokens of every prompt])."
+        )
+    if len(found) != rows:
+        raise InputError(f"got {len(found)} prompt lengths for a batch of {rows}; expected one per row. Pass as many.")
+    if bool((found < 0).any()):
+        raise InputError(f"prompt_lengths holds {int(found.min())}; expected numbers of tokens, at least 0.")
+    if tokens is not None and bool((over := found > tokens.to(found.device)).any()):
+        row = int(over.long().argmax())
+        raise InputError(
+            f"prompt_lengths holds {int(found[row])} for row {row}, which has {int(tokens[row])} tokens; expected at "
+            "most as many, padding not counted. (A pass that fills a cache with a piece of the prompt says "
+            "use_cache=True.)"
+        )
+    return found
+
+
+def as_tensor(value: Any) -> Tensor | None:
+    """Return a tensor, or a list or array of numbers, as a tensor; None for anything else."""
+    if isinstance(value, Tensor):
+        return value
+    if not isinstance(value, list | tuple) and not hasattr(value, "__array__"):
+        return None
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def columns_of(given: dict[str, Any], ids: Tensor, special: SpecialTokens, rule: str) -> Columns:
@@ -256,9 +299,10 @@ def ends_from_labels(labels: Tensor, columns: Columns, ids: Tensor, special: Spe
         InputError: Labels of another shape, or labels from which the prompt's end cannot be told.
     """
     real = columns.real[:, columns.real.shape[1] - columns.queries :]
-    if labels.shape != real.shape:
+    if not isinstance(labels, Tensor) or labels.shape != real.shape:
+        what = f"have shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else f"are a {type(labels).__name__}"
         raise InputError(
-            f"labels have shape {tuple(labels.shape)}; expected {tuple(real.shape)}, one for each token of the pass. "
+            f"labels {what}; expected a tensor {tuple(real.shape)}, one for each token of the pass. "
             "Pass as many, or prompt_lengths."
         )
     supervised = (labels.to(real.device) != IGNORED) & real

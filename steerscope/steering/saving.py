@@ -7,6 +7,7 @@ the model. Reading is strict: what does not fit is refused with what was expecte
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from steerscope.errors import InputError
 from steerscope.files import json_of, write_text, written_aside
+from steerscope.finite import require_finite
 from steerscope.folders import STEERING_FORMAT, Kind, require_folder_for
 from steerscope.installed import require
 from steerscope.models.site_map import SiteMap
@@ -65,14 +67,31 @@ def equations(site_map: SiteMap, sites: tuple[Site, ...]) -> dict[str, str]:
     return {str(site): found[site.kind] for site in sites}
 
 
+def as_folder(given: object) -> Path:
+    """Return a path that a caller gave for a folder.
+
+    Raises:
+        InputError: It is none.
+    """
+    if not isinstance(given, str | os.PathLike) or not (text := os.fspath(given)) or "\0" in str(text):
+        raise InputError(f"got {given!r} for a folder; expected its path, a string or pathlib.Path: 'my-adapter'.")
+    return Path(given)
+
+
 def write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
     """Write an adapter; ``model`` is the base model, whose LoRA goes along.
 
     All files are written aside before an earlier adapter is touched, and a folder with a configuration is complete.
 
     Raises:
-        InputError: The folder holds something else than an adapter of this sort, or cannot be written to.
+        InputError: A tensor holds NaN or infinite numbers, or the folder holds something else than an adapter of this
+            sort, or cannot be written to.
     """
+    for name, value in adapter.tensors.items():
+        advice = "The training diverged: train again, with a smaller learning rate."
+        if name.endswith(".scale"):
+            advice = "Call measure_scales(batches) first."
+        require_finite(f"{name!r} of the adapter", value, advice=advice)
     require_folder_for(folder, Kind.STEERING)
     require_folder_for(folder / LORA_FOLDER, Kind.PEFT)
     with written_aside(folder, "the adapter", last=(CONFIG_NAME,)) as aside:

@@ -91,7 +91,7 @@ def test_the_model_is_the_one_the_site_map_belongs_to():
         with pytest.raises(InputError, match="the site map was found in another model"):
             edited(wrong, site_map, edits).__enter__()
     for wrong in ((model, site_map), (model, edits), (model, other, edits)):
-        with pytest.raises(InputError, match=r"expected \(model, site_map, edits\), or \(loaded, edits\)"):
+        with pytest.raises(InputError, match=r"expected \(model, site_map, \{site: function\}\), or \(loaded, \{site"):
             edited(*wrong).__enter__()
     with pytest.raises(InputError, match=r"reading\(\) got LlamaForCausalLM; expected a site map"):
         reading(model, ["0.mlp_out"]).__enter__()
@@ -166,3 +166,31 @@ def test_reading_and_editing_a_model_whose_weights_are_offloaded(family, tmp_pat
         with edited(model, site_map, {"0.mlp_out": lambda x: 0.1 * x}), reading(site_map, ["1.resid_post"]) as seen:
             found += [model(IDS).logits, seen["1.resid_post"]]
     assert all(torch.equal(a, b) for a, b in zip(expected, offloaded, strict=True))
+
+
+def test_what_is_no_edit_is_refused_on_entering():
+    model = tiny_model("llama")
+    site_map = find_sites(model)
+    for edit in (torch.ones(16), nn.Parameter(torch.ones(16)), None, 3, "x", [1.0]):
+        with pytest.raises(InputError, match=r"the edit at '1.mlp_out' is \w+; expected a function.*lambda x: vector"):
+            edited(model, site_map, {"1.mlp_out": edit}).__enter__()
+    for edits in ([("1.mlp_out", torch.ones_like)], torch.ones_like):
+        with pytest.raises(InputError, match=r"expected \(model, site_map, \{site: function\}\)"):
+            edited(model, site_map, edits).__enter__()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@torch.no_grad()
+def test_one_site_may_be_given_alone():
+    model = tiny_model("llama")
+    site_map = find_sites(model)
+    with reading(site_map, ["1.resid_post"]) as several:
+        model(IDS)
+    for site in ("1.resid_post", Site(1, SiteKind.RESID_POST)):
+        with reading(site_map, site) as found:
+            model(IDS)
+        assert torch.equal(found[site], several["1.resid_post"])
+    for sites in (None, 5):
+        with pytest.raises(InputError, match=r"expected a site .* or several of them"):
+            reading(site_map, sites).__enter__()
+    assert site_map.resolve_kinds("mlp_out") == site_map.resolve_kinds(["mlp_out"]) == (SiteKind.MLP_OUT,)

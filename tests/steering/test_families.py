@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from steerscope.errors import InputError
 from steerscope.models import find_sites
+from steerscope.sites import Site, SiteKind
 from steerscope.steering import FAMILIES, SteeringConfig, get_steering_model, start_slope
 from steerscope.steering.families import EditOptions, Rotation
 from tests.steering.cases import SETTINGS, close, config_of, padded, prompts, randomise, steered
@@ -312,3 +316,17 @@ def test_defaults_and_dictionary():
 def test_without_bias_there_is_none():
     assert "b" not in dict(steered("linear", bias=False).edit_at("0.resid_post").named_parameters())
     assert "b" in dict(steered("linear").edit_at("0.resid_post").named_parameters())
+
+
+def test_what_configurations_take():
+    config = SteeringConfig(Site(0, SiteKind.MLP_OUT), rank=np.int64(4), seed=np.int32(5), dtype=torch.float64)
+    assert config == SteeringConfig("0.mlp_out", rank=4, seed=5, dtype="float64")
+    assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
+    for field, value in (("bias", "False"), ("bias", 1), ("seed", True), ("seed", 1.0), ("rank", True), ("rank", 4.0)):
+        with pytest.raises(InputError, match=rf"\[\[?{field}|{field}"):
+            SteeringConfig("mlp_out", **{field: value})
+    with pytest.raises(InputError, match="Valid: float32"):
+        SteeringConfig("mlp_out", dtype=torch.int8)
+    for sites in (None, 5):
+        with pytest.raises(InputError, match="expected a site"):
+            SteeringConfig(sites)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
+import pickle
 import weakref
 
 import pytest
@@ -76,8 +78,22 @@ def test_two_adapters_at_once_are_refused_and_a_lost_one_is_found():
 
 def test_copies_are_refused():
     """A copy's hooks would go on using the original's edits."""
-    with pytest.raises(InputError, match="cannot be copied"):
-        copy.deepcopy(steered("vector"))
+    model = steered("vector")
+    for way in (copy.deepcopy, copy.copy, pickle.dumps, lambda it: torch.save(it, io.BytesIO())):
+        with pytest.raises(InputError, match="cannot be copied"):
+            way(model)
+
+
+def test_what_is_no_model_or_configuration_is_refused():
+    model, config = tiny_model("llama"), SteeringConfig("resid_post")
+    for wrong in ("M", None, 5, [model]):
+        with pytest.raises(InputError, match="expected a causal language model of transformers, got"):
+            get_steering_model(wrong, config)
+        with pytest.raises(InputError, match="expected a causal language model of transformers, got"):
+            steered_by(wrong)
+    for wrong in ({"sites": "resid_post"}, None, "resid_post"):
+        with pytest.raises(InputError, match="expected a SteeringConfig, got"):
+            get_steering_model(model, wrong)
 
 
 @pytest.mark.parametrize("family", LAYOUTS)

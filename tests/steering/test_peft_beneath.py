@@ -244,6 +244,37 @@ class Trap:
         return (pytest.fail, ("a pickle was loaded",))
 
 
+def test_a_scale_set_at_run_time_is_not_dropped(tmp_path):
+    from peft.helpers import rescale_adapter_scale
+
+    model = get_steering_model(with_lora(use_rslora=True, alpha_pattern={"q_proj": 5}), SteeringConfig("resid_post"))
+    layers = [module for module in model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
+    model.save_pretrained(tmp_path / "good")
+    layers[-1].set_scale("default", 3.0)
+    with pytest.raises(InputError, match=r"are scaled by .* where its configuration says .* PEFT does not save"):
+        model.save_pretrained(tmp_path / "scaled")
+    layers[-1].set_scale("default", 1.0)
+    model.save_pretrained(tmp_path / "back")
+    with rescale_adapter_scale(model.base_model, 0.5), pytest.raises(InputError, match="are scaled by"):
+        model.save_pretrained(tmp_path / "scaled")
+    assert not (tmp_path / "scaled").exists()
+
+
+def test_a_lora_that_was_taken_out_is_not_saved(saved):
+    wrapped = with_lora()
+    model = get_steering_model(wrapped, SteeringConfig("resid_post"))
+    before = sorted(path for path in saved.rglob("*"))
+    with model.disable_adapter(), pytest.raises(InputError, match=r"inside disable_adapter\(\).*Leave disable_adapter"):
+        model.save_pretrained(saved / "ours")
+    wrapped.unload()
+    with pytest.raises(InputError, match="layers of PEFT were taken out of this model"):
+        model.save_pretrained(saved / "ours")
+    assert sorted(path for path in saved.rglob("*")) == before
+    model.unload()
+    with pytest.raises(InputError, match="layers were taken out of the model inside its wrapper"):
+        get_steering_model(wrapped, SteeringConfig("resid_post"))
+
+
 @pytest.fixture
 def saved(tmp_path):
     moved(with_lora()).save_pretrained(tmp_path / "theirs")

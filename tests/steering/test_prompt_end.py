@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
@@ -143,8 +145,6 @@ def test_labels_that_cannot_tell(rule):
     assert model(row, attention_mask=mask, labels=row.masked_fill(mask == 0, -100).index_fill(1, torch.arange(2), -100))
     with pytest.raises(InputError, match="prompt_lengths holds -1"):
         model(row, **told(-1))
-    with pytest.raises(InputError, match="prompt_lengths is list"):
-        model(row, prompt_lengths=[3])
     with pytest.raises(InputError, match=r"prompt_lengths is a tensor of torch.int64 of shape \(1, 1\)"):
         model(row, prompt_lengths=torch.tensor([[3]]))
 
@@ -226,3 +226,42 @@ def test_labels_after_a_cache(rule):
         real_logits(torch.cat([start.logits, rest.logits], 1), mask), real_logits(whole.logits, mask), strict=True
     ):
         close(found, expected)
+
+
+@pytest.mark.parametrize("rule", NEED_PROMPT)
+@torch.no_grad()
+def test_prompt_lengths_are_numbers_of_tokens_of_their_rows(rule):
+    model, row = steered("linear", positions=rule), torch.tensor([[5, 6, 7, 8, 9, 10]])
+    wrong = {
+        "holds 7 for row 0, which has 6 tokens": [7],
+        "holds -3": torch.tensor([-3]),
+        "is a tensor of torch.float32": torch.tensor([4.5]),
+        "is a tensor of torch.bool": torch.tensor([True]),
+        "is int": 3,
+        "is str": "3",
+        "is a tensor of torch.int64 of shape (2, 1)": [[3], [3]],
+    }
+    for message, lengths in wrong.items():
+        with pytest.raises(InputError, match=re.escape(f"prompt_lengths {message}")):
+            model(row, prompt_lengths=lengths)
+        with pytest.raises(InputError, match=re.escape(f"prompt_lengths {message}")):
+            model.generate(input_ids=row, prompt_lengths=lengths, max_new_tokens=1)
+    padding = {"input_ids": torch.tensor([[2, *range(5, 11)]]), "attention_mask": torch.tensor([[0] + [1] * 6])}
+    with pytest.raises(InputError, match="holds 7 for row 0, which has 6 tokens"):
+        model(**padding, prompt_lengths=torch.tensor([7]))
+    assert torch.equal(model(row, prompt_lengths=[4]).logits, model(row, prompt_lengths=torch.tensor([4])).logits)
+
+
+@torch.no_grad()
+def test_a_steering_mask_says_yes_or_no():
+    model, row = steered("linear", positions="mask"), torch.tensor([[5, 6, 7]])
+    expected = model(row, steering_mask=torch.tensor([[True, False, True]])).logits
+    for mask in ([[1, 0, 1]], torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([[1, 0, 1]]).numpy()):
+        assert torch.equal(model(row, steering_mask=mask).logits, expected)
+    for value in (float("nan"), 0.5, 2, -1):
+        with pytest.raises(InputError, match="holds values other than 0 and 1"):
+            model(row, steering_mask=torch.tensor([[1, value, 0]]))
+        with pytest.raises(InputError, match="holds values other than 0 and 1"):
+            model.generate(input_ids=row, steering_mask=torch.tensor([[1, value, 0]]), max_new_tokens=1)
+    with pytest.raises(InputError, match="steering_mask is str"):
+        model(row, steering_mask="all")

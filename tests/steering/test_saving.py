@@ -194,9 +194,28 @@ def test_tensors_that_do_not_belong_are_refused(saved):
     refused(saved, "has no adapter_model.safetensors")
 
 
-def test_a_scale_that_was_never_measured_is_not_loaded(tmp_path):
-    get_steering_model(tiny_model("llama"), SteeringConfig("mlp_out", scale="rms")).save_pretrained(tmp_path)
-    refused(tmp_path, "NaN or infinite numbers in '0.mlp_out.scale'")
+def test_numbers_that_could_not_be_loaded_are_not_saved(saved):
+    model = get_steering_model(tiny_model("llama"), SteeringConfig("mlp_out", scale="rms"))
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    with pytest.raises(InputError, match=r"'0.mlp_out.scale' of the adapter is NaN.*Call measure_scales"):
+        model.save_pretrained(saved)
+    other = trained("vector")
+    with torch.no_grad():
+        next(other.edits.parameters())[0] = float("inf")
+    with pytest.raises(InputError, match=r"of the adapter is infinite.*The training diverged"):
+        other.save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def test_a_folder_is_a_path(saved):
+    for folder in (None, 3, "", "a\0b", ["a"]):
+        with pytest.raises(InputError, match="for a folder; expected its path"):
+            trained("vector").save_pretrained(folder)
+        with pytest.raises(InputError, match="for a folder; expected its path"):
+            SteeringModel.from_pretrained(tiny_model("llama"), folder)
+    for model in ("M", None, 5):
+        with pytest.raises(InputError, match="expected a causal language model of transformers, got"):
+            SteeringModel.from_pretrained(model, saved)
 
 
 def test_an_adapter_goes_on_a_plain_model(saved):

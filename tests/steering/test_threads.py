@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -227,3 +228,88 @@ def test_backward_in_another_thread_edits_the_tokens_of_its_forward():
         with ThreadPoolExecutor(1) as pool:
             for found, wanted in zip(gradients(pool), expected, strict=True):
                 torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("with_lora", [False, True])
+@torch.no_grad()
+def test_contexts_of_overlapping_coroutines_are_their_own(with_lora):
+    base = tiny_model("llama", torch.float64)
+    if with_lora:
+        base = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model, row = steered("linear", base), prompts()[0][None]
+
+    def call() -> Tensor:
+        with torch.no_grad():
+            return model(input_ids=row).logits
+
+    before = call()
+    with model.disable_adapter(keep_lora=True):
+        plain = call()
+    seen: list[int] = []
+    inner = model.get_base_model()
+
+    async def off(*others: asyncio.Event) -> None:
+        mine, until = others
+        with (
+            model.disable_adapter(keep_lora=True),
+            edited(inner, model.site_map, {"1.mlp_out": lambda x: seen.append(1) or torch.zeros_like(x)}),
+        ):
+            mine.set()
+            await until.wait()
+            seen.clear()
+            assert torch.equal(call(), plain)
+            assert torch.equal(await asyncio.to_thread(call), plain)
+            assert len(seen) == 2
+
+    async def run() -> None:
+        first, second = asyncio.Event(), asyncio.Event()
+        one = asyncio.create_task(off(first, second))
+        await first.wait()
+        seen.clear()
+        assert torch.equal(call(), before)
+        assert not seen
+        done = asyncio.Event()
+        other = asyncio.create_task(off(second, done))  # entered second, left last
+        await one
+        assert torch.equal(call(), before)
+        done.set()
+        await other
+        assert torch.equal(call(), before)
+        if with_lora:
+            with model.disable_adapter():
+                task = asyncio.create_task(asyncio.sleep(0, None))
+                await task
+                late = asyncio.create_task(asyncio.to_thread(call))
+            with pytest.raises(InputError, match="was left since"):
+                await late
+
+    asyncio.run(run())
+    assert torch.equal(call(), before)
+
+
+@pytest.mark.parametrize("with_lora", [False, True])
+@torch.no_grad()
+def test_half_consumed_generators_leave_nothing_switched_off(with_lora):
+    base = tiny_model("llama", torch.float64)
+    if with_lora:
+        base = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model, row = steered("linear", base), prompts()[0][None]
+
+    def outputs() -> Iterator[Tensor]:
+        with model.disable_adapter():
+            while True:
+                yield model(input_ids=row).logits
+
+    before = model(input_ids=row).logits
+    one, other = outputs(), outputs()
+    plain = next(one)
+    assert torch.equal(next(other), plain)
+    one.close()
+    assert torch.equal(next(other), plain)
+    other.close()
+    assert torch.equal(model(input_ids=row).logits, before)
+    third = outputs()
+    next(third)
+    with ThreadPoolExecutor(1) as pool:  # as a garbage collector may
+        pool.submit(third.close).result()
+    assert torch.equal(model(input_ids=row).logits, before)

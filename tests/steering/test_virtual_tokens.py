@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import peft
 import pytest
+import torch
 
 from steerscope import SteeringConfig, get_steering_model, rank_sites
 from steerscope.analysis.data.examples import Example
@@ -53,6 +54,22 @@ def test_generation_under_a_wrapper_of_peft_is_refused(method):
     wrapped = peft.get_peft_model(steering, config_of(method)).eval()
     with pytest.raises(InputError, match=r"4 virtual tokens before every row.*would leave them out"):
         wrapped.generate(input_ids=prompts()[0][None], max_new_tokens=2, pad_token_id=2)
+
+
+@pytest.mark.parametrize("method", ["prompt tuning", "prefix tuning", "p-tuning", "cpt"])
+@pytest.mark.parametrize("outside", [False, True])
+def test_passes_under_a_wrapper_of_peft_are_refused(method, outside):
+    """Put on after the edits, around the base model or around the steered one."""
+    base, row = tiny_model("llama"), prompts()[0][None]
+    model = get_steering_model(base, SteeringConfig("resid_post", rank=2, positions="first:2")).eval()
+    wrapped = peft.get_peft_model(model if outside else base, config_of(method)).eval()
+    given = {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row}
+    with pytest.raises(InputError, match=r"4 virtual tokens before every row.*'first:2' are counted without them"):
+        wrapped(**given)
+    if method == "prefix tuning" and not outside:  # with others generate() warns
+        with pytest.raises(InputError, match="4 virtual tokens before every row"):
+            wrapped.generate(input_ids=row, max_new_tokens=2, pad_token_id=2)
+    assert model(**given).logits.shape[1] == row.shape[1]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -52,8 +52,8 @@ def local_rows(folder: str | Path, name: str) -> RowSource:
             if (earlier := sorted(place.glob(f"{name}_bare-{part}.jsonl*"))) and earlier[0].is_file():
                 old = earlier[0].name
                 raise InputError(
-                    f"task {name!r} needs {stem.name} or {stem.name}.gz in {str(folder)!r}; {old} is of the earlier task "
-                    f"{name}_bare and is not read. Rename it to {old.replace('_bare', '', 1)}."
+                    f"task {name!r} needs {stem.name} or {stem.name}.gz in {str(folder)!r}; {old} is of the earlier "
+                    f"task {name}_bare and is not read. Rename it to {old.replace('_bare', '', 1)}."
                 )
             near = did_you_mean(stem.name, [p.name for p in place.glob("*.jsonl*")])
             raise InputError(
