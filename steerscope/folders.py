@@ -97,12 +97,12 @@ def require_names_for(names: Iterable[str], where: str, kind: Kind) -> None:
     Raises:
         InputError: There is a model or data in it.
     """
-    there = [name.rpartition("/")[2] for name in names]
+    there = list(names)
     found = [
         (other, name)
         for other, patterns in ((Kind.MODEL, (*_WEIGHTS, *_MODEL)), (Kind.DATA, _DATA))
         for name in there
-        if _matches(name, patterns)
+        if _matches(name.rpartition("/")[2], patterns)
     ]
     if ADAPTER_CONFIG not in there:
         found += _loose_names(there)
@@ -198,7 +198,7 @@ def _loose_names(names: Iterable[str]) -> Iterator[tuple[Kind, str]]:
     all_names = list(names)
     of_trainer = set(all_names) & set(_TRAINER)
     for name in all_names:
-        low = name.lower()
+        low = name.rpartition("/")[2].lower()
         if any(fnmatch(low, pattern) for pattern in (*_TOKENIZER, *_BESIDE, ADAPTER_CONFIG, _GENERATIONS)):
             continue
         if any(fnmatch(low, pattern) for pattern in _LOOSE_WEIGHTS) and not of_trainer and low != "adapter_model.bin":

@@ -48,7 +48,7 @@ def outcomes(tmp_path_factory):
     """What came of every command in one process without the optional packages, and the folder it ran in."""
     folder = tmp_path_factory.mktemp("plain")
     save_model(folder / "model")
-    write_jsonl(folder / "data.jsonl", lines(24))
+    write_jsonl(folder / "data.jsonl", lines(90))
     (folder / "m.gguf").write_bytes(b"GGUF")
     lora = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["down_proj"]))
     lora.save_pretrained(str(folder / "lora"))

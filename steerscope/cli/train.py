@@ -167,6 +167,8 @@ def _sites(named: list[str] | None, ranking_file: Path | None, which: str, metho
         InputError: Both are given, or the ranking cannot be read or has no such site.
     """
     names = tuple(name.strip() for names in named or () for name in names.split(",") if name.strip())
+    if named and not names:
+        raise InputError("[[site]] names no site; expected names such as 3.mlp_out, or leave it out for all layers.")
     if ranking_file is None:
         if which != "best":
             raise InputError(f"[[sites_which]] is {which!r}, but no ranking is given. Add --sites-from RANKING.")

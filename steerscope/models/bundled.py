@@ -23,6 +23,9 @@ from steerscope.errors import InputError
 from steerscope.files import told
 from steerscope.installed import is_installed, require
 
+# Raised when a conversion comes out otherwise than before: copies of earlier numbers are made again. The first number,
+# without one in the folder's name, includes tokenizers that transformers before 5.6 read wrongly.
+CONVERSION = 2
 BUNDLED_NAME = "smollm2-135m"
 QUANTISED_NOTE = "4-bit weights (GGUF Q4_1) made float32 again: not the original checkpoint's weights"
 
@@ -106,14 +109,15 @@ def setup_of(folder: Path) -> str:
 def converted_gguf(path: Path) -> Path:
     """Return a folder with the GGUF file's model in safetensors form, converting it the first time.
 
-    The folder is named by the file's hash and appears only when complete, so an interrupted conversion
-    leaves nothing that would be loaded later. Several processes may convert at once; the first to finish wins.
+    The folder is named by :data:`CONVERSION` and the file's hash and appears only when complete, so an interrupted
+    conversion leaves nothing that would be loaded later. Several processes may convert at once; the first to
+    finish wins.
 
     Raises:
         InputError: The extra ``gguf`` is not installed, the file is no GGUF that transformers can read, or the cache
             cannot be written to.
     """
-    target = cache_folder() / f"gguf-{sha256_of(path)[:24]}"
+    target = cache_folder() / f"gguf-{CONVERSION}-{sha256_of(path)[:24]}"
     with told(
         f"keep the converted copy of {path.name} in {str(target.parent)!r}",
         "Set the environment variable STEERSCOPE_CACHE to a folder that can be written to and has room for it",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -108,10 +109,12 @@ def _advice(error: Exception, lower: str, source: Path) -> str | None:
             f"Expected a family that transformers knows: upgrade transformers if it is a new one; otherwise {_AGAIN}, "
             "or correct model_type in its config.json."
         )
+    if (damaged := _damaged_json(source)) is not None:
+        return damaged
     if isinstance(error, KeyError):
-        return (
-            "Its config.json holds a name that transformers does not know: correct it there, or upgrade transformers."
-        )
+        fields = _fields_with(source, error.args[0] if error.args else None)
+        what = f"{fields} in its config.json is" if fields else "Its config.json holds"
+        return f"{what} a name that transformers does not know: correct it there, or upgrade transformers."
     if type(error).__module__.startswith("huggingface_hub") and "alidation" in type(error).__name__:
         return "Its config.json holds a value that this family does not take: correct it there."
     pointers = (
@@ -125,6 +128,31 @@ def _advice(error: Exception, lower: str, source: Path) -> str | None:
             "files from the model that it was made from."
         )
     return None
+
+
+def _damaged_json(source: Path) -> str | None:
+    """Name the first JSON file of a folder that cannot be read, and say what to do."""
+    for file in sorted(source.glob("*.json")) if source.is_dir() else []:
+        try:
+            if file.read_bytes().startswith(b"\xef\xbb\xbf"):
+                return f"{file.name} begins with a byte order mark: save it as UTF-8 without one."
+            json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return f"{file.name} is no whole JSON file, cut off or damaged: copy or download it again."
+    return None
+
+
+def _fields_with(source: Path, value: object) -> str:
+    """Return the fields of a folder's configuration that hold a text, as ``rope_parameters.rope_type``."""
+    if not isinstance(value, str) or not (source / "config.json").is_file():
+        return ""
+
+    def places(values: object, place: str) -> list[str]:
+        if isinstance(values, dict):
+            return [one for name, inner in values.items() for one in places(inner, f"{place}.{name}")]
+        return [place.lstrip(".")] if values == value else []
+
+    return " and ".join(places(json.loads((source / "config.json").read_text(encoding="utf-8")), ""))
 
 
 def _is_pointer(file: Path) -> bool:

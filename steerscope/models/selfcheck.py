@@ -66,9 +66,9 @@ def check_sites(model: nn.Module, site_map: SiteMap, num_tokens: int = 6) -> Non
         with edited(model, site_map, {Site(layer, kind): edit}):
             if torch.equal(run(), plain):
                 raise UnsupportedModelError(
-                    f"self-check: an edit of '{layer}.{kind}' left the logits as they were. Either the model does not "
-                    f"go on with what is edited there, or the edit is too small beside the stream for {plain.dtype}: "
-                    "load the model in float32."
+                    f"self-check: an edit of '{layer}.{kind}' left the logits as they were: the block does not write "
+                    f"there what its description says, or the edit is too small beside the stream in {plain.dtype}. "
+                    "Load the model with [[dtype='float32']], or correct the BlockDescription."
                 )
         _check_writes(model, site_map, kind, run, clean, generator)
 
@@ -155,7 +155,10 @@ def _check_writes(
         after = read[site.layer, SiteKind.RESID_POST]
         _compare(after, expected, f"an edit of '{site}' does not move the block as its equation says")
         if kind.facts.place is not Place.ENTERS and torch.equal(after, unedited):
-            raise UnsupportedModelError(f"self-check: an edit of '{site}' does not reach the block's output.")
+            raise UnsupportedModelError(
+                f"self-check: an edit of '{site}' does not reach the block's output, or is too small beside the stream "
+                f"in {after.dtype}. Load the model with [[dtype='float32']], or correct the BlockDescription."
+            )
 
 
 def _recorder(calls: dict[int, Any], index: int) -> Callable[..., None]:

@@ -88,7 +88,7 @@ def test_json_contract(ranking, place):
     assert ranking["score"] == "learnable_share"
     assert ranking["versions"]["steerscope"] == __version__
     assert {"python", "torch", "transformers"} <= set(ranking["versions"])
-    assert ranking["settings"]["command"].startswith("steerscope ")
+    assert ranking["settings"]["command"].split()[0] == "steerscope"
 
 
 def test_sites_of_the_contract(ranking):

@@ -131,6 +131,7 @@ def unloaded(monkeypatch):
     [
         (["--method", "post-blok"], "there is no method 'post-blok'; .* Did you mean 'post-block'"),
         (["--task", "listop"], "Did you mean 'listops'"),
+        (["--site", ","], "--site names no site"),
         (["--site", "1.resid_pots"], "unknown site kind 'resid_pots'. Did you mean 'resid_post'"),
         (["--site", "1.pre-mlp"], "is ambiguous"),
         (["--method", "lora", "--site", "1.resid_post"], "'lora' edits no site; leave out --site"),
@@ -143,7 +144,7 @@ def unloaded(monkeypatch):
         (["--steps", 0], "--steps is 0"),
         (["--learning-rate", "fast"], "expected a number or 'auto'"),
         (["--learning-rate", 0], "expected a positive number"),
-        (["--learning-rate", "nan"], "expected a positive number"),
+        (["--learning-rate", "nan"], "learning-rate is nan; expected a number"),
         (["--learning-rate", "auto", "--tries", 2], "--tries is 2; expected at least 3"),
         (["--warmup", 1], "--warmup is 1.0"),
         (["--positions", "lst"], "lst"),

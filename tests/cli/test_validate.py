@@ -39,7 +39,7 @@ def test_the_command(folder, data, tmp_path, capsys):
     arguments = ["validate", str(folder), "--data", str(data), "--out", str(out), *SMALL]
     assert main(arguments) == 0
     printed = capsys.readouterr()
-    assert "6 sites trained, 2 seeds, 3 steps of 4" in printed.out
+    assert "6 sites trained, 2 seeds, 3 steps of 4" in " ".join(printed.out.split())
     assert "Scores against trained loss" in printed.out
     assert "Ceiling" in printed.out
     result = json.loads((out / "validation.json").read_text())

@@ -18,7 +18,7 @@ from gguf import GGUFWriter
 from safetensors.torch import load_file
 
 from steerscope import InputError, UnsupportedModelError, load_model, wrap_model
-from steerscope.models.bundled import QUANTISED_NOTE, bundled_file, converted_gguf, incomplete
+from steerscope.models.bundled import CONVERSION, QUANTISED_NOTE, bundled_file, converted_gguf, incomplete
 from tests.tiny import tiny_config, tiny_model, tiny_tokenizer
 
 
@@ -262,6 +262,18 @@ def test_converting_a_gguf_file_draws_no_bar(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_copy_of_an_earlier_conversion_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEERSCOPE_CACHE", str(tmp_path / "cache"))
+    file = gguf_file(tmp_path / "tiny.gguf")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:24]
+    for name in (f"gguf-{digest}", f"gguf-{CONVERSION - 1}-{digest}"):
+        (tmp_path / "cache" / name).mkdir(parents=True)
+        (tmp_path / "cache" / name / "config.json").write_text("{}")
+    made = converted_gguf(file)
+    assert made.name == f"gguf-{CONVERSION}-{digest}"
+    assert (made / "tokenizer.json").is_file()
+
+
 def test_gguf_file_is_converted_once(tmp_path, monkeypatch):
     file = gguf_file(tmp_path / "tiny.gguf")
     first = load_model(file)
@@ -271,7 +283,7 @@ def test_gguf_file_is_converted_once(tmp_path, monkeypatch):
     weight = first.model.state_dict()["model.layers.1.post_attention_layernorm.weight"]
     assert torch.equal(weight, tiny_model("llama").state_dict()["model.layers.1.post_attention_layernorm.weight"])
     (folder,) = (tmp_path / "cache").iterdir()
-    assert folder.name == f"gguf-{first.identity.sha256[:24]}"
+    assert folder.name == f"gguf-{CONVERSION}-{first.identity.sha256[:24]}"
 
     used = []
     original = transformers.AutoModelForCausalLM.from_pretrained
@@ -380,7 +392,7 @@ def test_bundled_model_is_converted_once(tmp_path, monkeypatch):
     monkeypatch.setattr("steerscope.models.bundled.tempfile.mkdtemp", lambda *a, **k: pytest.fail("converted again"))
     second = load_model()
     (folder,) = tmp_path.iterdir()
-    assert folder.name == f"gguf-{first.identity.sha256[:24]}"
+    assert folder.name == f"gguf-{CONVERSION}-{first.identity.sha256[:24]}"
     for loaded in (first, second):
         assert all(torch.equal(weight, usual[name]) for name, weight in loaded.model.state_dict().items())
 

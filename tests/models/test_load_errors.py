@@ -46,6 +46,14 @@ def damaged(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\xff" * 200)
 
 
+def cut_off(folder: Path) -> None:
+    (folder / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes()[:-200])
+
+
+def marked(folder: Path) -> None:
+    (folder / "config.json").write_text((folder / "config.json").read_text(), encoding="utf-8-sig")
+
+
 QUANTISED = ("asks for a quantisation", "expected plain weights", "Take the model that it was made from")
 ATTENTION = ("asks for an attention", "expected sdpa or eager", 'set "attn_implementation": "sdpa"')
 CASES = {
@@ -62,7 +70,9 @@ CASES = {
         says(dtype="float17"), ("names a data type that torch does not have", "expected float32, bfloat16 or float16")
     ),
     "a family nobody knows": (says(model_type="llamma"), ("`llamma`", "upgrade transformers", "correct model_type")),
-    "a rotary embedding nobody knows": (says(rope_parameters={"rope_type": "odd"}), ("odd", "correct it there")),
+    "a rotary embedding nobody knows": (
+        says(rope_parameters={"rope_type": "odd"}), ("rope_type in its config.json is a name", "correct it there")
+    ),
     "heads that do not divide the width": (
         says(num_attention_heads=3), ("not a multiple", "a value that this family does not take: correct it there")
     ),
@@ -73,6 +83,8 @@ CASES = {
     "no tokenizer": (without("token*"), ("It has no tokenizer; expected tokenizer.json", "Copy the tokenizer's files")),
     "a pointer of git lfs": (pointer, ("model.safetensors is a pointer of Git LFS", "git lfs pull")),
     "damaged weights": (damaged, ("deserializing header", "copy or download the folder again")),
+    "a tokenizer that was cut off": (cut_off, ("tokenizer.json is no whole JSON file", "copy or download it again")),
+    "a byte order mark": (marked, ("config.json begins with a byte order mark", "save it as UTF-8 without one")),
     "no weights": (without("*.safetensors"), ("no file named model.safetensors", "copy or download the folder again")),
 }  # fmt: skip
 

@@ -173,19 +173,16 @@ def run_folders(folders: Sequence[str | Path]) -> list[Path]:
 
 
 def _require_method(run: RunResults, place: Path) -> None:
-    """Refuse results whose sites or family are none that their method has; methods of other programs pass.
+    """Refuse results with sites of a method that edits none.
 
     Raises:
         InputError: They contradict each other.
     """
     method = METHODS.get(run.method)
-    if method is None:
-        return
-    family = run.settings.get("family")
-    if (run.sites and not method.edits) or (family is not None and family != method.family):
+    if method is not None and run.sites and not method.edits:
         raise InputError(
-            f"{str(place)!r} contradicts itself: method {run.method!r} with sites {list(run.sites)[:3]} and family "
-            f"{family!r}. Was it changed by hand? Run again."
+            f"{str(place)!r} contradicts itself: method {run.method!r} edits no site, and the run has sites "
+            f"{list(run.sites)[:3]}. Was it changed by hand? Run again."
         )
 
 

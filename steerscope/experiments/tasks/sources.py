@@ -49,6 +49,12 @@ def local_rows(folder: str | Path, name: str) -> RowSource:
         stem = place / f"{name}-{part}.jsonl"
         path = next((p for p in (stem, stem.with_name(f"{stem.name}.gz")) if p.is_file()), None)
         if path is None:
+            if (earlier := sorted(place.glob(f"{name}_bare-{part}.jsonl*"))) and earlier[0].is_file():
+                old = earlier[0].name
+                raise InputError(
+                    f"task {name!r} needs {stem.name} or {stem.name}.gz in {str(folder)!r}; {old} is of the earlier "
+                    f"task {name}_bare and is not read. Rename it to {old.replace('_bare', '', 1)}."
+                )
             near = did_you_mean(stem.name, [p.name for p in place.glob("*.jsonl*")])
             raise InputError(
                 f"task {name!r} needs {stem.name} or {stem.name}.gz in {str(folder)!r}, which is not there.{near} "

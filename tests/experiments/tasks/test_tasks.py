@@ -293,3 +293,9 @@ def test_gold_completions_of_the_published_rows(name):
         for example in examples:
             for index, choice in enumerate(example.choices or ()):
                 assert is_right(task, choice, example) == (index == example.answer_index)
+
+
+def test_files_of_the_earlier_listops_are_named(tmp_path):
+    (tmp_path / "listops_bare-test.jsonl.gz").touch()
+    with pytest.raises(InputError, match=r"earlier task listops_bare .* Rename it to listops-test\.jsonl\.gz\."):
+        get_task("listops", tmp_path).split("test")
