@@ -205,7 +205,7 @@ def config_folder(folder: Path, content: str) -> Path:
 
 
 BAD_CONFIGS = {
-    "not JSON": ("{nope", ["not a valid JSON file", "Expected config.json, weights and tokenizer"]),
+    "not JSON": ("{nope", ["not a valid JSON file", "config.json is no whole JSON file", "copy or download it again"]),
     "a list": ("[]", ["cannot load the model in folder", "copy or download the folder again"]),
     "no family": ("{}", ["Should have a `model_type`", "copy or download the folder again"]),
     "a family nobody knows": ('{"model_type": "llamma"}', ["model type `llamma`", "copy or download"]),
@@ -322,7 +322,10 @@ BAD_WEIGHTS = {
     "truncated": (damage(lambda f: halve(f / "model.safetensors")), ["cannot load the model in folder", AGAIN]),
     "not safetensors": (damage(lambda f: (f / "model.safetensors").write_bytes(b"<html>" * 99)), ["header", AGAIN]),
     "no tokenizer": (damage(lambda f: (f / "tokenizer.json").unlink()), ["It has no tokenizer", "Copy the"]),
-    "broken tokenizer": (damage(lambda f: halve(f / "tokenizer.json")), ["cannot load the model in folder", AGAIN]),
+    "broken tokenizer": (
+        damage(lambda f: halve(f / "tokenizer.json")),
+        ["cannot load the model in folder", "tokenizer.json is no whole JSON file"],
+    ),
     "one tensor missing": (
         lambda folder: with_weights(folder, lambda w: w.pop(UP)),
         ["do not fill its configuration", UP, "expected every tensor in its shape"],
