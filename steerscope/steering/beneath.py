@@ -120,9 +120,16 @@ def saved_tensors(model: Any, name: str) -> dict[str, Tensor]:
     from peft import get_peft_model_state_dict
 
     # With the state given PEFT does not warn of shapes (it takes the bias of a lora_B for a damaged weight).
-    found: dict[str, Tensor] = get_peft_model_state_dict(
-        model, state_dict=model.state_dict(), adapter_name=name, save_embedding_layers=False
-    )
+    try:
+        found: dict[str, Tensor] = get_peft_model_state_dict(
+            model, state_dict=model.state_dict(), adapter_name=name, save_embedding_layers=False
+        )
+    except NotImplementedError as error:
+        config = model.peft_config[name]
+        raise InputError(
+            f"PEFT's {config.peft_type.value} with bias={config.bias!r} cannot be saved by the installed PEFT. Use "
+            "another bias, or a newer PEFT."
+        ) from error
     return found
 
 
