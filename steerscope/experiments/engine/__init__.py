@@ -1,4 +1,4 @@
-"""The one training loop: runs that share a frozen model train together as rows of one batch.
+"""A training loop for many runs: those that share a frozen model train together as rows of one batch.
 
 ``spec`` says what a run is, ``edits`` holds the trained edits of many runs, ``frozen`` computes once what lies below
 them, ``pack`` joins the two, ``loop`` trains, ``judge`` tests.

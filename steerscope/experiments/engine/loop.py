@@ -105,7 +105,8 @@ def train_pack(
         pack.begin(optimizer)
     else:
         optimizer.load_state_dict(start.optimizer)
-        _put(pack, start.tensors)
+        for run, tensors in enumerate(start.tensors):
+            pack.load(run, tensors)
     if show is not None:
         show(now.step, steps)
     while now.step < steps:
@@ -165,11 +166,3 @@ def _is_alive(losses: Sequence[float]) -> bool:
 
 def _copied(pack: Pack, run: int) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in pack.tensors_of(run).items()}
-
-
-def _put(pack: Pack, tensors: Sequence[Mapping[str, Tensor]]) -> None:
-    for run, own in enumerate(tensors):
-        held = pack.tensors_of(run)
-        with torch.no_grad():
-            for name, value in held.items():
-                value.copy_(own[name])

@@ -64,6 +64,12 @@ class Pack(ABC):
         counts = rows.is_target.sum(-1).unflatten(0, (len(runs), -1)).sum(-1)
         return negative.unflatten(0, (len(runs), -1)).sum((1, 2)) / counts
 
+    @torch.no_grad()
+    def load(self, run: int, tensors: Mapping[str, Tensor]) -> None:
+        """Put trained tensors, by the names of :meth:`tensors_of`, in the place of a run's own."""
+        for name, value in self.tensors_of(run).items():
+            value.copy_(tensors[name])
+
     def begin(self, optimizer: Optimizer) -> None:  # noqa: B027  most packs have nothing to do here
         """Called before the first step of a training that does not go on from an earlier one."""
 
@@ -117,12 +123,6 @@ class EditPack(Pack):
     def language_model(self) -> nn.Module:
         """The frozen model."""
         return self.loaded.model
-
-    @torch.no_grad()
-    def load(self, run: int, tensors: Mapping[str, Tensor]) -> None:
-        """Put trained tensors, by ``site.name``, in the place of a run's own."""
-        for name, value in self.tensors_of(run).items():
-            value.copy_(tensors[name])
 
     def parameters_of(self, run: int) -> list[nn.Parameter]:
         """Return what one run trains."""
