@@ -14,7 +14,7 @@ LONGEST_EDIT = 0.5
 
 
 @register_score(
-    label="bounded predicted loss decrease",
+    label="bounded loss decrease",
     meaning="how far the linearised model says the edit lowers the loss of an unseen prompt, if the edit is at most "
     "half as long as what it is added to",
     unit=Unit.NATS,
