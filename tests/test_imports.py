@@ -26,6 +26,7 @@ ORDER = [
     "finite",
     "files",
     "folders",
+    "records",
     "site_kinds",
     "sites",
     "option_types",
