@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
 from steerscope.folders import write_result
 from steerscope.records import read_record, record_text
@@ -112,8 +113,8 @@ class SiteOutcome:
         return float(np.mean(self.accuracies))
 
 
-@dataclass(frozen=True)
-class SiteTable:
+@dataclass(frozen=True, repr=False)
+class SiteTable(Shown):
     """Trained outcomes over the sites of one model on one task.
 
     Attributes:
@@ -167,6 +168,32 @@ class SiteTable:
             for name in run.site.split("+"):
                 parse_site(name)
         return table
+
+    def headline(self) -> str:
+        """Return how many sites were trained and which came out best, in one sentence."""
+        found = self.outcomes()
+        best = min(found, key=lambda one: one.loss)
+        return (
+            f"{self.name}: {len(found)} sites, up to {len(self.seeds)} {'seed' if len(self.seeds) == 1 else 'seeds'}, "
+            f"{self.steps} steps of {self.schedule['batch_size']:g}; best trained: {best.site}, loss {best.loss:.3f}, "
+            f"accuracy {100 * best.accuracy:.1f}%."
+        )
+
+    def paragraphs(self) -> list[str]:
+        """Return the headline, what the model does untrained, and the sites, best first."""
+        base = self.base
+        before = (
+            f"Without an edit: loss {base.loss:.3f}, accuracy {100 * base.accuracy:.1f}%; with the best temperature "
+            f"and output bias {base.recalibrated_loss:.3f}, {100 * base.recalibrated_accuracy:.1f}%; always one answer "
+            f"{100 * base.majority:.1f}%."
+        )
+        lines = [f"{'site':<16} {'loss':>7} {'accuracy':>9} {'rate':>9} {'seeds':>5}"]
+        for one in sorted(self.outcomes(), key=lambda one: one.loss):
+            lines.append(
+                f"{one.site!s:<16} {one.loss:>7.3f} {100 * one.accuracy:>8.1f}% {one.learning_rate:>9.3g} "
+                f"{len(one.losses):>5}"
+            )
+        return [self.headline(), before, "\n".join(lines)]
 
     @property
     def name(self) -> str:
