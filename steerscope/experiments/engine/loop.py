@@ -100,6 +100,7 @@ def train_pack(
                 f"{steps * size}. Repeat examples, or train fewer steps."
             )
     numbers = range(len(pack.specs))
+    pack.prepare([row for seed in {spec.seed: None for spec in pack.specs} for row in data[seed][: steps * size]])
     optimizer = torch.optim.AdamW(
         [{"params": pack.parameters_of(run), "lr": pack.specs[run].learning_rate} for run in numbers],
         weight_decay=0.0,
