@@ -65,6 +65,7 @@ def judge_pack(
     losses = torch.zeros(len(runs), len(sequences), dtype=torch.float64)
     correct = torch.zeros(len(runs), len(sequences), dtype=torch.bool)
     model = pack.language_model
+    pack.prepare(sequences)
     for chosen in batches_within(order, lambda i: len(sequences[i].ids), batch_size, switch_length(model)):
         batch = [sequences[i] for i in chosen]
         logits, rows = pack.logits(runs, [batch] * len(runs))
