@@ -62,7 +62,9 @@ class ModelPack(Pack):
             ids, nowhere = torch.tensor([batches[0][0].ids[:start]], device=device), rows.prompts[:0]
             with selected_positions(self.language_model, nowhere, nowhere):
                 # What is common ends before any prompt does.
-                cache = cache_of(self.model, ids, len(rows.ids), {name: ends.min()[None] for name, ends in told.items()})
+                cache = cache_of(
+                    self.model, ids, len(rows.ids), {name: ends.min()[None] for name, ends in told.items()}
+                )
         with selected_positions(self.language_model, *rows.predicting()):
             return single_precision(run(self.model, rows.ids, rows.mask, cache, **told)[0]), rows
 

@@ -14,10 +14,11 @@ import torch
 
 from steerscope.analysis.provenance import model_key
 from steerscope.errors import InputError
+from steerscope.experiments.engine.candidate import Candidate, by_floor
 from steerscope.experiments.engine.rate_grid import HIGHEST, LOWEST, Choice, rate
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.engine.store import RunStore
-from steerscope.experiments.engine.sweep import Candidate, OutOfTime, Sweep, by_floor
+from steerscope.experiments.engine.sweep import OutOfTime, Sweep
 from steerscope.experiments.site_tables.table import Base, SiteRun, SiteTable
 from steerscope.experiments.sweeping.options import SweepOptions, spread, spread_sites
 from steerscope.experiments.sweeping.recalibration import recalibrate

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from steerscope.analysis.data.examples import Example
 from steerscope.analysis.provenance import content_hash
+from steerscope.experiments.engine.candidate import Candidate
 from steerscope.experiments.engine.held_out import HeldOut, hold_out
 from steerscope.experiments.engine.model_pack import ModelPack
 from steerscope.experiments.engine.pack import Pack
 from steerscope.experiments.engine.spec import RunSpec, Schedule
-from steerscope.experiments.engine.sweep import Candidate
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.experiments.training.data import training_rows
 from steerscope.experiments.training.trainee import lora
