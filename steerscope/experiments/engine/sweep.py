@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from steerscope.analysis.provenance import model_key
 from steerscope.experiments.engine.candidate import Candidate, Outcome, Run, Store, SweepData, by_floor
 from steerscope.experiments.engine.frozen import FrozenStreams
@@ -260,6 +262,26 @@ class Sweep:
 
     def _at(self, run: Run, step: int) -> dict[str, Any]:
         return {**self._config(*run), "until": step}
+
+    def seconds_per_step(self, runs: Sequence[Run], steps: int = 2) -> float:
+        """Return how long one training step of one run takes, of runs that enter at one block and train together.
+
+        Nothing is kept of it.
+
+        Args:
+            runs: The runs.
+            steps: Steps to measure after a first one.
+        """
+        pack = self._edits(runs)
+        data = {seed: self.data.rows(seed) for _, _, seed in runs}
+        train_pack(pack, data, self.schedule, until=1)
+        since = time.perf_counter()
+        train_pack(pack, data, self.schedule, until=steps)
+        return (time.perf_counter() - since) / (steps * len(runs))
+
+    def tensors_of(self, run: Run) -> dict[str, Tensor]:
+        """Return what a kept run trained, by ``site.name``."""
+        return self.store.weights(self._config(*run))
 
     def test(self, runs: Sequence[Run]) -> None:
         """Judge runs that enter at one block, and are kept, on the test examples; those judged there before are not.

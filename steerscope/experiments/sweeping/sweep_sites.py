@@ -24,7 +24,7 @@ from steerscope.experiments.sweeping.options import SweepOptions, spread, spread
 from steerscope.experiments.sweeping.recalibration import recalibrate
 from steerscope.experiments.validation.data import DataSplits, majority_rate
 from steerscope.experiments.validation.training import SplitData
-from steerscope.files import json_of, write_text
+from steerscope.files import json_of, told, write_text
 from steerscope.folders import Kind, require_folder_for
 from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel, require_loaded
@@ -87,7 +87,7 @@ def sweep_sites(
         options.config_at(str(site)).resolve(loaded.site_map)
     data = SplitData(loaded, splits, options.schedule, options.num_selection, options.num_test)
     data.check(options.all_seeds)
-    _begin(place, loaded, splits, options, data)
+    begin_folder(place / SWEEP, "sweep", loaded, data, options.as_dict())
     work = _Work(loaded, splits, options, sites, data, place, progress)
     try:
         work.all()
@@ -124,7 +124,9 @@ class _Work:
         self.store = RunStore(self.folder / RUNS)
         self.deadline = time.monotonic() + budget
         self.candidates = [self._candidate(site) for site in self.sites]
-        self.sweep = self._sweep(self.data, self._scales())
+        self.sweep = self._sweep(
+            self.data, read_scales(self.loaded, self.data, options.seed) if options.scale == "rms" else {}
+        )
 
     def all(self) -> None:
         """Do everything; raises OutOfTime at the deadline."""
@@ -205,14 +207,6 @@ class _Work:
             options.rates,
             self.deadline,
         )
-
-    def _scales(self) -> dict[str, float]:
-        if self.options.scale == "none":
-            return {}
-        rows = self.data.rows(self.options.seed)[:SCALED_ON]
-        batches = [{"input_ids": torch.tensor([row.ids], device=self.loaded.device)} for row in rows]
-        found = measure_scales(self.loaded.model, self.loaded.site_map, self.sites, batches)
-        return {str(site): value for site, value in found.items()}
 
     def _train(self, floor: Sequence[Candidate], seeds: Sequence[int]) -> None:
         runs = [(one, self.choices[one.name].learning_rate, seed) for one in floor for seed in seeds]
@@ -302,33 +296,57 @@ def fitting_pack(loaded: LoadedModel, data: SplitData, seed: int) -> int:
     return max(1, int(free / 2 / kept))
 
 
-def _begin(place: Path, loaded: LoadedModel, splits: DataSplits, options: SweepOptions, data: SplitData) -> None:
-    """Write down what the sweep is, or refuse to go on with another one.
+def begin_folder(path: Path, what: str, loaded: LoadedModel, data: SplitData, options: Mapping[str, Any]) -> None:
+    """Write down what the work in a folder is, or refuse to go on there with another one.
+
+    Args:
+        path: The file that says it.
+        what: The work's name: "sweep".
+        loaded: The model.
+        data: The examples.
+        options: What decides results.
 
     Raises:
-        InputError: The folder's sweep was begun with another model, other examples or other options.
+        InputError: The folder's work was begun with another model, other examples or other options.
     """
     asked = {
         "schema_version": 1,
         "model": list(model_key(loaded.identity.as_dict())),
-        "task": splits.name,
+        "task": data.splits.name,
         "test": data.content_hash("test"),
-        "options": options.as_dict(),
+        "options": options,
     }
     asked = json.loads(json.dumps(asked, allow_nan=False))
-    path = place / SWEEP
     if path.exists():
         found = json_of(path)
         flat = {**found, **found.get("options", {})} if isinstance(found, dict) else {}
         wanted = {**asked, **asked["options"]}
         if differ := sorted(name for name, value in wanted.items() if name != "options" and flat.get(name) != value):
             raise InputError(
-                f"the sweep in {str(place)!r} was begun with another {', '.join(differ)}. Go on with the same, or name "
-                "another folder."
+                f"the {what} in {str(path.parent)!r} was begun with another {', '.join(differ)}. Go on with the same, "
+                "or name another folder."
             )
         return
-    place.mkdir(parents=True, exist_ok=True)
+    with told(f"make the folder {str(path.parent)!r}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(asked, indent=1, allow_nan=False) + "\n")
+
+
+def read_scales(loaded: LoadedModel, data: SplitData, seed: int) -> dict[str, float]:
+    """Return the root mean square of what every site reads in training examples, by the site's name.
+
+    Args:
+        loaded: The model.
+        data: The examples.
+        seed: Whose training examples.
+
+    Cost: one forward pass over 64 of them.
+    """
+    kinds = loaded.site_map.description.kinds
+    sites = [Site(layer, kind) for layer in range(len(loaded.site_map.blocks)) for kind in kinds]
+    batches = [{"input_ids": torch.tensor([row.ids], device=loaded.device)} for row in data.rows(seed)[:SCALED_ON]]
+    found = measure_scales(loaded.model, loaded.site_map, sites, batches)
+    return {str(site): value for site, value in found.items()}
 
 
 def _run(
