@@ -307,6 +307,18 @@ class Sweep:
         """Return what is kept of a run: of its training, and of its test; None where there is nothing."""
         return self.store.get(self._config(*run)), self.store.get(self._test_config(*run))
 
+    def know(self, run: Run, trained: Mapping[str, Any], tested: Mapping[str, Any] | None) -> None:
+        """Keep what is known of a run from elsewhere, unless it is kept already.
+
+        Args:
+            run: Candidate, learning rate and seed.
+            trained: What its training came to.
+            tested: What its test came to, if it had one.
+        """
+        for config, record in ((self._config(*run), trained), (self._test_config(*run), tested)):
+            if record is not None and self.store.get(config) is None:
+                self.store.put(config, record, {})
+
     def _outcome(self, one: Candidate, choice: Choice, seeds: Sequence[int]) -> Outcome:
         chosen = choice.learning_rate
         tested = [self.store.get(self._test_config(one, chosen, seed)) or {} for seed in seeds]

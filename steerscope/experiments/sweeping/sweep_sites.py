@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,8 @@ def sweep_sites(
     data.check(options.all_seeds)
     begin_folder(place / SWEEP, "sweep", loaded, data, options.as_dict())
     work = _Work(loaded, splits, options, sites, data, place, progress)
+    if (place / TABLE).exists():
+        work.know(SiteTable.load(place / TABLE))
     try:
         work.all()
     except OutOfTime:
@@ -128,6 +130,36 @@ class _Work:
             self.data, read_scales(self.loaded, self.data, options.seed) if options.scale == "rms" else {}
         )
 
+    def know(self, table: SiteTable) -> None:
+        """Count the runs of an earlier table as done: a table alone is enough to go on from.
+
+        Only those of sites whose rate is settled, which a test with the first seed says; of others the trained tensors
+        may still be wanted.
+
+        Raises:
+            InputError: The table is of other data or another edit.
+        """
+        ours = {"task": self.splits.name, "edit": self._edit(), "schedule": asdict(self.options.schedule)}
+        theirs = {"task": table.task, "edit": table.edit, "schedule": table.schedule}
+        for part in ("train", "selection", "test"):
+            ours[part] = self.data.content_hash(part, self.options.seed)
+            theirs[part] = table.data[part]
+        if differ := [name for name in ours if ours[name] != theirs[name]]:
+            raise InputError(
+                f"the table in {str(self.folder)!r} was made with another {', '.join(differ)}. Name another folder."
+            )
+        by_name = {one.name: one for one in self.candidates}
+        settled = {str(one.site) for one in table.outcomes()}
+        twice = self._longer_sweep() if any(run.steps != self.options.steps for run in table.runs) else self.sweep
+        for run in table.runs:
+            if run.site in settled and run.site in by_name:
+                sweep = self.sweep if run.steps == self.options.steps else twice
+                sweep.know((by_name[run.site], run.learning_rate, run.seed), *_records(run))
+
+    def _edit(self) -> dict[str, Any]:
+        config = self.options.config_at(str(self.sites[0])).to_dict()
+        return {name: value for name, value in config.items() if name not in ("sites", "seed")}
+
     def all(self) -> None:
         """Do everything; raises OutOfTime at the deadline."""
         options, sweep = self.options, self.sweep
@@ -160,18 +192,13 @@ class _Work:
         if options.longer:
             twice = self._longer_sweep()
             runs += [run for one in self.candidates for run in self._runs_of(one, twice, 2 * options.steps)]
-        schedule, config = options.schedule, options.config_at(str(self.sites[0])).to_dict()
+        schedule = options.schedule
         tested = self.splits.test(options.num_test)
         return SiteTable(
             model=loaded.identity.as_dict(),
             task=self.splits.name,
-            edit={name: value for name, value in config.items() if name not in ("sites", "seed")},
-            schedule={
-                "steps": schedule.steps,
-                "batch_size": schedule.batch_size,
-                "warmup": schedule.warmup,
-                "clip": schedule.clip,
-            },
+            edit=self._edit(),
+            schedule=asdict(schedule),
             dtype=loaded.identity.dtype,
             data={
                 "train": self.data.content_hash("train", options.seed),
@@ -373,3 +400,19 @@ def _run(
         seconds=round(float(trained["seconds"]), 3),
         diverged=bool(trained["diverged"]),
     )
+
+
+def _records(run: SiteRun) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return a run of a table as a store keeps it: its training, and its test if it had one; of :func:`_run`."""
+
+    def known(loss: float | None) -> float:
+        return math.inf if loss is None else loss
+
+    trained = {
+        "selection_loss": known(run.selection_loss),
+        "selection_accuracy": run.selection_accuracy,
+        "diverged": run.diverged,
+        "train_losses": list(run.train_losses),
+        "seconds": run.seconds,
+    }
+    return trained, None if run.accuracy is None else {"loss": known(run.loss), "accuracy": run.accuracy}

@@ -91,6 +91,35 @@ def test_what_an_interruption_leaves_is_gone_on_with_to_the_same_bits(loaded, wh
     assert numbers(swept(loaded, tmp_path / "sweep")) == numbers(whole)
 
 
+def test_a_table_alone_is_enough_to_go_on_from(loaded, whole, tmp_path, monkeypatch):
+    """What a machine that is gone has finished is not trained again."""
+    kept = {"0.mlp_out", "1.resid_post"}
+    part = dataclasses.replace(whole, runs=tuple(run for run in whole.runs if run.site in kept and run.steps == 4))
+    (tmp_path / "sweep").mkdir()
+    part.save(tmp_path / "sweep" / "table.json")
+    trained, real = [], engine_sweep.train_pack
+
+    def counted(pack, *args, **kwargs):
+        trained.extend(str(spec.config.sites[0]) for spec in pack.specs)
+        return real(pack, *args, **kwargs)
+
+    monkeypatch.setattr(engine_sweep, "train_pack", counted)
+    again = swept(loaded, tmp_path / "sweep")
+    # Only whole packs are left out, so that bits do not depend on what is kept: 0.mlp_out trains beside 0.resid_post.
+    assert "1.resid_post" not in trained
+    assert len(trained) < len(whole.runs)
+
+    def rounded(table):
+        return [(run.site, run.seed, run.steps, run.learning_rate, run.loss, run.selection_loss) for run in table.runs]
+
+    assert rounded(again) == rounded(whole)
+    other = dataclasses.replace(part, task="other")
+    (tmp_path / "other").mkdir()
+    other.save(tmp_path / "other" / "table.json")
+    with pytest.raises(InputError, match="made with another task"):
+        swept(loaded, tmp_path / "other")
+
+
 def test_a_budget_ends_between_packs_and_leaves_a_table(loaded, whole, tmp_path, monkeypatch):
     clock = itertools.count()
     monkeypatch.setattr(engine_sweep.time, "monotonic", lambda: float(next(clock)))
