@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steerscope.analysis.shown import Shown
+from steerscope.analysis.shown import Tabular
 from steerscope.errors import InputError
 from steerscope.files import parse_json, read_text
 from steerscope.finite import require_finite_record
@@ -51,7 +51,7 @@ class TrainedSite:
 
 
 @dataclass(frozen=True, repr=False)
-class Validation(Shown, report="validation"):
+class Validation(Tabular, report="validation"):
     """Everything ``steerscope validate`` found.
 
     Attributes:
@@ -111,6 +111,29 @@ class Validation(Shown, report="validation"):
         found = self.agreements.get(self.score)
         said = "not compared yet" if found is None else f"Spearman {found['spearman']:.2f} with minus the trained loss"
         return f"{self.study}: {self.score} at {len(self.sites)} trained sites, {said}."
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row per site trained at, lowest first, then the references: losses, and ``scores.NAME`` for each.
+
+        A mean loss is ``None`` where a run diverged, and so is a reference's score.
+        """
+        names = sorted({name for site in self.sites for name in site.scores})
+        return [
+            {
+                "site": one.method,
+                "is_reference": one in self.references,
+                "mean_loss": one.mean_loss if math.isfinite(one.mean_loss) else None,
+                "mean_accuracy": one.mean_accuracy,
+                "losses": one.losses,
+                "accuracies": one.accuracies,
+                "learning_rate": one.learning_rate,
+                "interior": one.interior,
+                "n_params": one.n_params,
+                "seconds": one.seconds,
+                **{f"scores.{name}": one.scores.get(name) for name in names},
+            }
+            for one in (*self.sites, *self.references)
+        ]
 
     def to_json(self) -> str:
         """Return the validation as JSON text."""
