@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from steerscope.models.hooks import edited, reading
     from steerscope.models.load import LoadedModel, load_model, wrap_model
     from steerscope.models.precision import true_float64
+    from steerscope.models.selfcheck import check_sites
     from steerscope.models.site_map import find_sites
     from steerscope.reports.ranking.folder import write_report
     from steerscope.site_kinds import SiteKind
@@ -51,6 +52,7 @@ _HOMES = {
     "wrap_model": "models.load",
     "LoadedModel": "models.load",
     "find_sites": "models.site_map",
+    "check_sites": "models.selfcheck",
     "BlockDescription": "models.blocks",
     "Site": "sites",
     "SiteKind": "site_kinds",
@@ -128,6 +130,7 @@ __all__ = [
     "Validation",
     "Verification",
     "VerifyOptions",
+    "check_sites",
     "compare",
     "edited",
     "evaluate",

@@ -112,6 +112,48 @@ class Validation(Tabular, report="validation"):
         said = "not compared yet" if found is None else f"Spearman {found['spearman']:.2f} with minus the trained loss"
         return f"{self.study}: {self.score} at {len(self.sites)} trained sites, {said}."
 
+    def evidence(self) -> dict[str, Any]:
+        """Return what a validated ranking says of its score: a summary, numbers, and the points of the figure."""
+        found = self.agreements[self.score]
+        limit = self.ceiling.get("spearman")
+        against = f"; two training seeds agree at {limit:.2f}" if limit is not None else ""
+        seeds = int(self.options["seeds"])
+        summary = (
+            f"Validated by training at {len(self.sites)} sites of this model on {self.task} ({seeds} "
+            f"{'seed' if seeds == 1 else 'seeds'}, {self.options['steps']} steps): Spearman correlation of the score "
+            f"with trained held-out loss {found['spearman']:.2f} ({found['low']:.2f} to {found['high']:.2f}), given "
+            f"depth {found['partial']:.2f}{against}."
+        )
+        points = [
+            {
+                "site": site.method,
+                "score": site.scores[self.score],
+                "loss": site.mean_loss if math.isfinite(site.mean_loss) else None,
+                "low": min((v for v in site.losses if v is not None), default=None),
+                "high": max((v for v in site.losses if v is not None), default=None),
+            }
+            for site in self.sites
+        ]
+        lines = [{"name": one.method, "loss": one.mean_loss} for one in self.references if math.isfinite(one.mean_loss)]
+        return {
+            "summary": summary,
+            "task": self.task,
+            "score": self.score,
+            "n_sites": len(self.sites),
+            "n_seeds": seeds,
+            "spearman": found["spearman"],
+            "low": found["low"],
+            "high": found["high"],
+            "partial": found["partial"],
+            "ceiling": limit,
+            "agreements": sorted(
+                ({**one, "is_baseline": name in self.baselines} for name, one in self.agreements.items()),
+                key=lambda one: -one["spearman"],
+            ),
+            "points": points,
+            "references": [*lines, {"name": "no training", "loss": self.before["loss"]}],
+        }
+
     def records(self) -> list[dict[str, Any]]:
         """Return one row per site trained at, lowest first, then the references: losses, and ``scores.NAME`` for each.
 

@@ -12,7 +12,6 @@ from matplotlib.lines import Line2D
 from steerscope.analysis.results import Ranking
 from steerscope.errors import InputError
 from steerscope.experiments.validation.result import Validation
-from steerscope.experiments.validation.validate import evidence_of
 from steerscope.reports.figure_style import GRID, MUTED, figure_text, finish_with_foot, look, new_figure, styled
 from steerscope.reports.ranking.figure_parts import finish
 from steerscope.reports.tables import TextTable
@@ -93,7 +92,7 @@ def plot_predicted_against_trained(result: Ranking | Validation) -> Figure:
     Raises:
         InputError: The ranking was not validated by training, or no training of the validation came to an end.
     """
-    evidence = result.evidence or {} if isinstance(result, Ranking) else evidence_of(result)
+    evidence = result.evidence or {} if isinstance(result, Ranking) else result.evidence()
     points = _points(evidence)
     if not points:
         raise InputError("there are no trained sites to draw. Run steerscope validate.")
