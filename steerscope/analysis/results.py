@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steerscope.analysis.shown import Shown
+from steerscope.analysis.shown import Tabular
 from steerscope.errors import InputError
 from steerscope.files import parse_json, read_text
 from steerscope.finite import require_finite_record
@@ -105,7 +105,7 @@ class Stability:
 
 
 @dataclass(frozen=True, repr=False)
-class Ranking(Shown, report="ranking"):
+class Ranking(Tabular, report="ranking"):
     """Everything ``steerscope rank`` found, for one model and one set of prompts.
 
     Attributes:
@@ -209,6 +209,19 @@ class Ranking(Shown, report="ranking"):
         if kind not in ranked:
             raise InputError(f"this ranking has no sites of kind {kind!r}; it has {', '.join(sorted(ranked))}.")
         return (kind,)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row per candidate edit, best first, with its interval, and ``scores.NAME`` for every score."""
+        names = sorted({name for site in self.sites for name in site.scores})
+        return [
+            {
+                "rank": rank,
+                "site": site.name,
+                **{f.name: getattr(site, f.name) for f in dataclasses.fields(site) if f.name != "scores"},
+                **{f"scores.{name}": site.scores.get(name) for name in names},
+            }
+            for rank, site in enumerate(self.sites, 1)
+        ]
 
     def to_json(self) -> str:
         """Return the ranking as JSON text (the ``ranking.json`` contract, keys sorted, NaN refused)."""

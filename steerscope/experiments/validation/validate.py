@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,7 +128,7 @@ def validate_ranking(
         },
     )
     result = compared(result)
-    return replace(ranking, evidence=evidence_of(result)), result
+    return replace(ranking, evidence=result.evidence()), result
 
 
 def compared(result: Validation) -> Validation:
@@ -155,49 +154,6 @@ def compared(result: Validation) -> Validation:
         baselines=baselines,
         ceiling={k: None if isinstance(v, float) and math.isnan(v) else v for k, v in limit.items()},
     )
-
-
-def evidence_of(result: Validation) -> dict[str, Any]:
-    """Return what a report says about the default score: a summary, the numbers and the points of the figure."""
-    found = result.agreements[result.score]
-    limit = result.ceiling.get("spearman")
-    against = f"; two training seeds agree at {limit:.2f}" if limit is not None else ""
-    seeds = int(result.options["seeds"])
-    summary = (
-        f"Validated by training at {len(result.sites)} sites of this model on {result.task} ({seeds} "
-        f"{'seed' if seeds == 1 else 'seeds'}, {result.options['steps']} steps): Spearman correlation of the score "
-        f"with trained held-out loss {found['spearman']:.2f} ({found['low']:.2f} to {found['high']:.2f}), given depth "
-        f"{found['partial']:.2f}{against}."
-    )
-    points = [
-        {
-            "site": site.method,
-            "score": site.scores[result.score],
-            "loss": site.mean_loss if math.isfinite(site.mean_loss) else None,
-            "low": min((v for v in site.losses if v is not None), default=None),
-            "high": max((v for v in site.losses if v is not None), default=None),
-        }
-        for site in result.sites
-    ]
-    lines = [{"name": one.method, "loss": one.mean_loss} for one in result.references if math.isfinite(one.mean_loss)]
-    return {
-        "summary": summary,
-        "task": result.task,
-        "score": result.score,
-        "n_sites": len(result.sites),
-        "n_seeds": seeds,
-        "spearman": found["spearman"],
-        "low": found["low"],
-        "high": found["high"],
-        "partial": found["partial"],
-        "ceiling": limit,
-        "agreements": sorted(
-            ({**one, "is_baseline": name in result.baselines} for name, one in result.agreements.items()),
-            key=lambda one: -one["spearman"],
-        ),
-        "points": points,
-        "references": [*lines, {"name": "no training", "loss": result.before["loss"]}],
-    }
 
 
 def _references(loaded: LoadedModel, ranking: Ranking, rank: int) -> list[Candidate]:

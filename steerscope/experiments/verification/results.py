@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from steerscope.analysis.shown import Shown
+from steerscope.analysis.shown import Tabular
 from steerscope.equivalence.propositions.base import Measurement, Verdict
 from steerscope.equivalence.propositions.catalogue import Result
 from steerscope.errors import InputError
@@ -124,7 +124,7 @@ class PropositionResult:
 
 
 @dataclass(frozen=True, repr=False)
-class Verification(Shown, report="verification"):
+class Verification(Tabular, report="verification"):
     """Everything one run found.
 
     Attributes:
@@ -165,6 +165,26 @@ class Verification(Shown, report="verification"):
     def failed(self) -> tuple[str, ...]:
         """Names of the propositions that fail."""
         return tuple(one.name for one in self.propositions if one.verdict == Verdict.FAILS)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row per proposition, by number: its claim, verdict, and the measurement nearest to its bound."""
+        rows = []
+        for one in self.propositions:
+            decisive = one.decisive()
+            rows.append(
+                {
+                    "name": one.name,
+                    "title": one.title,
+                    "group": one.group,
+                    "verdict": one.verdict,
+                    "measured": None if decisive is None else decisive.value,
+                    "expected": None if decisive is None else decisive.expected,
+                    "claim": one.claim,
+                    "published": one.published,
+                    "seconds": one.seconds,
+                }
+            )
+        return rows
 
     def to_json(self) -> str:
         """Return ``verify.json`` as text: keys sorted, six significant digits, no NaN."""
