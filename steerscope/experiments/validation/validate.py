@@ -17,11 +17,12 @@ from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.options import RankOptions
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE, Needs, ranking_scores
 from steerscope.errors import InputError
+from steerscope.experiments.agreement.agreements import agreements
+from steerscope.experiments.agreement.attainable import attainable
+from steerscope.experiments.agreement.depth_and_kind import depth_and_kind, known_studies
 from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.engine.sweep import Candidate, Outcome, Sweep
-from steerscope.experiments.validation.agreement import agreements, ceiling
 from steerscope.experiments.validation.data import DataSplits, majority_rate
-from steerscope.experiments.validation.depth_and_kind import depth_and_kind, known_studies
 from steerscope.experiments.validation.options import ValidateOptions, choose_sites
 from steerscope.experiments.validation.result import TrainedSite, Validation
 from steerscope.experiments.validation.training import SplitData, edit_at, sites_of, weights_of
@@ -120,7 +121,7 @@ def validate_ranking(
         references=references,
         agreements={},
         baselines=(),
-        ceiling={},
+        attainable={},
         cost=_cost(loaded, ranking, chosen, outcomes[: len(chosen)], options),
         command=command,
         data={
@@ -137,7 +138,7 @@ def validate_ranking(
 def compared(result: Validation) -> Validation:
     """Return the validation with its comparison computed (again) from sites and losses."""
     sites = [sites_of(site.method)[0] for site in result.sites]
-    depth = np.array([float(site.layer) for site in sites])
+    layers = np.array([site.layer for site in sites])
     losses = result.losses()
     names = list(result.sites[0].scores)
     scores: dict[str, NDArray[np.float64]] = {
@@ -149,21 +150,20 @@ def compared(result: Validation) -> Validation:
         scores["depth_and_kind"] = joint
     baselines = tuple(name for name in PLAIN_BASELINES if name in scores)
     seed = int(result.options["seed"])
-    found = agreements(scores, losses, depth, before=result.before["loss"], baselines=baselines, seed=seed)
-    limit = asdict(ceiling(losses, depth, seed=seed))
+    found = agreements(scores, losses, layers, before=result.before["loss"], baselines=baselines, seed=seed)
     return replace(
         result,
         agreements={name: one.as_dict() for name, one in found.items()},
         baselines=baselines,
-        ceiling={k: None if isinstance(v, float) and math.isnan(v) else v for k, v in limit.items()},
+        attainable=asdict(attainable(losses, layers, seed=seed)),
     )
 
 
 def evidence_of(result: Validation) -> dict[str, Any]:
     """Return what a report says about the default score: a summary, the numbers and the points of the figure."""
     found = result.agreements[result.score]
-    limit = result.ceiling.get("spearman")
-    against = f"; two training seeds agree at {limit:.2f}" if limit is not None else ""
+    limit = result.attainable.get("spearman")
+    against = f", of {limit:.2f} that is attainable with this training noise" if limit is not None else ""
     seeds = int(result.options["seeds"])
     summary = (
         f"Validated by training at {len(result.sites)} sites of this model on {result.task} ({seeds} "
@@ -192,7 +192,7 @@ def evidence_of(result: Validation) -> dict[str, Any]:
         "low": found["low"],
         "high": found["high"],
         "partial": found["partial"],
-        "ceiling": limit,
+        "attainable": limit,
         "agreements": sorted(
             ({**one, "is_baseline": name in result.baselines} for name, one in result.agreements.items()),
             key=lambda one: -one["spearman"],
