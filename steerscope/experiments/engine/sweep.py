@@ -30,6 +30,11 @@ from steerscope.models.tokens import pad_token
 from steerscope.sites import parse_site
 from steerscope.steering.config import SteeringConfig
 
+
+class OutOfTime(Exception):
+    """The deadline of a sweep is over; everything that was finished is kept."""
+
+
 # Called with what is being done, runs done and runs in all (an estimate: searches for a rate vary in length).
 SweepProgress = Callable[[str, int, int], None]
 JUDGE_BATCH = 32
@@ -126,6 +131,9 @@ class Sweep:
         scales: Root mean square of what sites read, by name, for edits with ``scale="rms"``.
         pack_size: Most runs in one pack.
         progress: Called as work goes on.
+        rates: Learning rates to choose among; without them a grid of half decades is searched until the best rate has
+            worse neighbours on both sides.
+        deadline: Of ``time.monotonic()``: no pack is begun after it.
     """
 
     loaded: LoadedModel
@@ -135,6 +143,8 @@ class Sweep:
     scales: Mapping[str, float]
     pack_size: int = 4
     progress: SweepProgress | None = None
+    rates: tuple[float, ...] = ()
+    deadline: float = math.inf
     _near: dict[str, int] = field(default_factory=dict)
     _streams: FrozenStreams | None = None
     _done: int = 0
@@ -145,19 +155,21 @@ class Sweep:
 
         Cost: at least three runs per candidate with the first seed, one with every other.
         """
-        floors: dict[int, list[Candidate]] = {}
-        for one in sorted(candidates, key=lambda one: one.lowest_block):
-            floors.setdefault(one.lowest_block, []).append(one)
-        self._done, self._total = 0, len(candidates) * (3 + len(seeds) - 1)
+        self.expect(len(candidates) * (3 + len(seeds) - 1))
         choices: dict[str, Choice] = {}
-        for floor in floors.values():
-            choices |= self._choose(floor, seeds[0])
+        floors = by_floor(candidates)
+        for floor in floors:
+            choices |= self.choose(floor, seeds[0])
         for seed in seeds[1:]:
-            for floor in floors.values():
-                self._train([(one, choices[one.name].learning_rate, seed) for one in floor])
-        for floor in floors.values():
-            self._test([(one, choices[one.name].learning_rate, seed) for one in floor for seed in seeds])
+            for floor in floors:
+                self.train([(one, choices[one.name].learning_rate, seed) for one in floor])
+        for floor in floors:
+            self.test([(one, choices[one.name].learning_rate, seed) for one in floor for seed in seeds])
         return [self._outcome(one, choices[one.name], seeds) for one in candidates]
+
+    def expect(self, runs: int) -> None:
+        """Say how many runs there will be, for the progress."""
+        self._done, self._total = 0, runs
 
     def untrained(self) -> Judged:
         """Judge the model as it is on the test examples.
@@ -173,8 +185,21 @@ class Sweep:
             require_finite(f"the loss of the untrained model on the {part} examples", judged.losses)
         return found["test"]
 
-    def _choose(self, floor: Sequence[Candidate], seed: int) -> dict[str, Choice]:
-        """Search the learning rates of candidates that enter at one block, together."""
+    def choose(self, floor: Sequence[Candidate], seed: int) -> dict[str, Choice]:
+        """Search the learning rates of candidates that enter at one block, together.
+
+        Args:
+            floor: The candidates.
+            seed: With which runs are trained.
+
+        Returns:
+            By name, the rate with the lowest selection loss.
+
+        Raises:
+            OutOfTime: Before a pack that begins after the deadline.
+        """
+        if self.rates:
+            return self._choose_among(floor, seed)
         tried: dict[str, dict[int, float]] = {one.name: {} for one in floor}
         starts = {one.name: self._near.get(one.group, one.start) for one in floor}
         while True:
@@ -183,19 +208,40 @@ class Sweep:
             ]  # for those whose best rate has both neighbours there is none
             if not wanted:
                 break
-            records = self._train([(one, rate(place), seed) for one, place in wanted])
+            records = self.train([(one, rate(place), seed) for one, place in wanted])
             for (one, place), record in zip(wanted, records, strict=True):
                 tried[one.name][place] = float(record["selection_loss"])
         for one in floor:
             self._near[one.group] = min(sorted(tried[one.name]), key=lambda place, own=tried[one.name]: own[place])  # type: ignore[misc]
         return {one.name: choice_among(tried[one.name]) for one in floor}
 
-    def _train(self, runs: Sequence[tuple[Candidate, float, int]]) -> list[dict[str, Any]]:
-        """Return the records of runs that enter at one block, from the store or made now."""
+    def _choose_among(self, floor: Sequence[Candidate], seed: int) -> dict[str, Choice]:
+        """Choose among the rates that were given."""
+        rates = sorted(self.rates)
+        records = iter(self.train([(one, rate_, seed) for one in floor for rate_ in rates]))
+        found = {}
+        for one in floor:
+            losses = {rate_: float(next(records)["selection_loss"]) for rate_ in rates}
+            best = min(rates, key=lambda rate_, own=losses: own[rate_])  # type: ignore[misc]
+            found[one.name] = Choice(best, math.isfinite(losses[best]) and rates[0] < best < rates[-1], losses)
+        return found
+
+    def train(self, runs: Sequence[tuple[Candidate, float, int]]) -> list[dict[str, Any]]:
+        """Return the records of runs that enter at one block, from the store or made now.
+
+        Args:
+            runs: Candidate, learning rate and seed of each.
+
+        Raises:
+            OutOfTime: Before a pack that begins after the deadline.
+
+        Cost: one training per run that is not kept yet; :attr:`pack_size` runs at a time.
+        """
         for chosen in self._packs(runs):
             if all(self.store.get(self._config(*run)) is not None for run in chosen):
                 self._tell("", len(chosen))
                 continue
+            self._require_time()
             one, rate_, seed = chosen[0]
             if one.build is None:
                 self._keep(chosen, self._edits(chosen))
@@ -231,17 +277,29 @@ class Sweep:
             self.store.put(self._config(*key), _record(result, one, seconds), tensors)
             self._tell(names, 1)
 
-    def _test(self, runs: Sequence[tuple[Candidate, float, int]]) -> None:
-        """Judge on the test examples what was not judged there before."""
+    def test(self, runs: Sequence[tuple[Candidate, float, int]]) -> None:
+        """Judge runs that enter at one block, and are kept, on the test examples; those judged there before are not.
+
+        Args:
+            runs: Candidate, learning rate and seed of each.
+
+        Raises:
+            OutOfTime: Before a pack that begins after the deadline.
+        """
         for chosen in self._packs(runs):
             if all(self.store.get(self._test_config(*run)) is not None for run in chosen):
                 continue
+            self._require_time()
             pack = self._edits(chosen)
             for run, key in enumerate(chosen):
                 pack.load(run, self.store.weights(self._config(*key)))
             for key, judged in zip(chosen, self._judged(pack, "test"), strict=True):
                 diverged = bool((self.store.get(self._config(*key)) or {})["diverged"])
                 self.store.put(self._test_config(*key), _tested(judged, diverged), {})
+
+    def kept(self, run: tuple[Candidate, float, int]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """Return what is kept of a run: of its training, and of its test; None where there is nothing."""
+        return self.store.get(self._config(*run)), self.store.get(self._test_config(*run))
 
     def _outcome(self, one: Candidate, choice: Choice, seeds: Sequence[int]) -> Outcome:
         chosen = choice.learning_rate
@@ -256,6 +314,10 @@ class Sweep:
             accuracies=tuple(float(record["accuracy"]) for record in tested),
             seconds=sum(float((self.store.get(self._config(*run)) or {})["seconds"]) for run in runs),
         )
+
+    def _require_time(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise OutOfTime
 
     # --- packs ---
 
@@ -297,6 +359,14 @@ class Sweep:
         self._done = min(self._done + step, self._total)
         if self.progress is not None:
             self.progress(what, self._done, self._total)
+
+
+def by_floor(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Return candidates grouped by the block at which their runs enter, lowest first."""
+    floors: dict[int, list[Candidate]] = {}
+    for one in sorted(candidates, key=lambda one: one.lowest_block):
+        floors.setdefault(one.lowest_block, []).append(one)
+    return list(floors.values())
 
 
 def spec_of(config: SteeringConfig, learning_rate: float, seed: int) -> RunSpec:

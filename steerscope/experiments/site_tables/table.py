@@ -7,7 +7,6 @@ runs (chosen rates, means over seeds) is computed here and stands nowhere in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
 from steerscope.folders import write_result
 from steerscope.records import read_record, record_text
@@ -92,6 +92,8 @@ class SiteOutcome:
         interior: Whether both neighbours on the grid of rates were tried here and are worse.
         losses: Test loss per seed, nats; infinite where the run diverged.
         accuracies: Test accuracy per seed.
+        selection_losses: Loss on selection examples per seed, nats: what a site may be chosen by.
+        seeds: The seeds.
     """
 
     site: Site
@@ -100,6 +102,8 @@ class SiteOutcome:
     interior: bool
     losses: tuple[float, ...]
     accuracies: tuple[float, ...]
+    selection_losses: tuple[float, ...]
+    seeds: tuple[int, ...]
 
     @property
     def loss(self) -> float:
@@ -112,8 +116,8 @@ class SiteOutcome:
         return float(np.mean(self.accuracies))
 
 
-@dataclass(frozen=True)
-class SiteTable:
+@dataclass(frozen=True, repr=False)
+class SiteTable(Shown):
     """Trained outcomes over the sites of one model on one task.
 
     Attributes:
@@ -168,10 +172,41 @@ class SiteTable:
                 parse_site(name)
         return table
 
+    def headline(self) -> str:
+        """Return how many sites were trained and which came out best, in one sentence."""
+        found = self.outcomes()
+        best = min(found, key=lambda one: one.loss)
+        return (
+            f"{self.name}: {len(found)} sites, up to {len(self.seeds)} {'seed' if len(self.seeds) == 1 else 'seeds'}, "
+            f"{self.steps} steps of {self.schedule['batch_size']:g}; best trained: {best.site}, loss {best.loss:.3f}, "
+            f"accuracy {100 * best.accuracy:.1f}%."
+        )
+
+    def paragraphs(self) -> list[str]:
+        """Return the headline, what the model does untrained, and the sites, best first."""
+        base = self.base
+        before = (
+            f"Without an edit: loss {base.loss:.3f}, accuracy {100 * base.accuracy:.1f}%; with the best temperature "
+            f"and output bias {base.recalibrated_loss:.3f}, {100 * base.recalibrated_accuracy:.1f}%; always one answer "
+            f"{100 * base.majority:.1f}%."
+        )
+        lines = [f"{'site':<16} {'loss':>7} {'accuracy':>9} {'rate':>9} {'seeds':>5}"]
+        for one in sorted(self.outcomes(), key=lambda one: one.loss):
+            lines.append(
+                f"{one.site!s:<16} {one.loss:>7.3f} {100 * one.accuracy:>8.1f}% {one.learning_rate:>9.3g} "
+                f"{len(one.losses):>5}"
+            )
+        return [self.headline(), before, "\n".join(lines)]
+
     @property
     def name(self) -> str:
         """Model and task."""
         return f"{self.model['name']} on {self.task}"
+
+    @property
+    def num_test(self) -> int:
+        """Test examples."""
+        return int(self.data["num_test"])
 
     @property
     def steps(self) -> int:
@@ -242,9 +277,6 @@ class SiteTable:
             interior=min(first) < rate < max(first),
             losses=tuple(math.inf if run.loss is None else run.loss for run in tested),
             accuracies=tuple(float(run.accuracy or 0.0) for run in tested),
+            selection_losses=tuple(math.inf if run.selection_loss is None else run.selection_loss for run in tested),
+            seeds=tuple(run.seed for run in tested),
         )
-
-
-def layers_of(outcomes: Sequence[SiteOutcome]) -> NDArray[np.int64]:
-    """Return the layer of every outcome ``(site)``."""
-    return np.array([one.site.layer for one in outcomes])

@@ -75,6 +75,7 @@ class SplitData:
     num_test: int
     _rows: dict[int, list[SupervisedSequence]] = field(default_factory=dict, repr=False)
     _held: dict[str, HeldOut] = field(default_factory=dict, repr=False)
+    _hashes: dict[tuple[str, int], str] = field(default_factory=dict, repr=False)
 
     def examples(self, part: str, seed: int = 0) -> list[Example]:
         """Return the examples of ``train`` (of a seed), ``selection`` or ``test``."""
@@ -115,7 +116,9 @@ class SplitData:
 
     def content_hash(self, part: str, seed: int = 0) -> str:
         """Return a hash of the examples of a part; of training examples their order counts."""
-        return content_hash(self.examples(part, seed), ordered=part == "train")
+        if (part, seed) not in self._hashes:  # asked for with every run
+            self._hashes[part, seed] = content_hash(self.examples(part, seed), ordered=part == "train")
+        return self._hashes[part, seed]
 
     def _tokenised(self, examples: Sequence[Example]) -> HeldOut:
         texts = [(one.prompt, one.completion, one.choices) for one in examples]

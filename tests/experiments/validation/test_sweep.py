@@ -16,9 +16,9 @@ from steerscope.experiments.tasks import get_task
 from steerscope.experiments.validation.data import fingerprint, majority_rate, splits_of_examples, splits_of_task
 from steerscope.experiments.validation.options import ValidateOptions, choose_sites
 from steerscope.experiments.validation.result import Validation
-from steerscope.experiments.validation.table import print_validation
 from steerscope.experiments.validation.training import SplitData, edit_at, sites_of
 from steerscope.experiments.validation.validate import validate_ranking
+from steerscope.reports.validation.tables import print_validation
 from steerscope.sites import Site, SiteKind
 from tests.experiments.validation.tiny import examples, loaded_with
 
