@@ -25,8 +25,8 @@ from steerscope.experiments.agreement.correlations import Array, pair_signs
 RESAMPLES = 2000
 # Tables with the seeds of every layer in an order of its own.
 SHUFFLES = 16
-# Fisher's scale has no place for 1: correlations are cut off at this distance from it.
-_NEAR_ONE = 1e-6
+# Squared correlations from here to 1 are where Fisher's scale is stretched too far for their error.
+NEAR_ONE = 0.25
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,10 @@ class LayerBootstrap:
             left_out: ``1 + shuffle, seed``: with each training seed left out (:func:`without_each_seed`); without it
                 the seeds are taken for fixed.
         """
-        near = max(1 - value**2, _NEAR_ONE)
-        half = (self.number(value, drawn, left_out).high - value) / near  # d artanh(r) = dr / (1 - r^2)
-        middle = math.atanh(math.copysign(math.sqrt(1 - near), value))
+        half = self.number(value, drawn, left_out).high - value
+        # d artanh(r) = dr / (1 - r^2), which means nothing nearer to 1 than the error of r.
+        near = max(1 - value**2, min(half, NEAR_ONE), 1e-6)
+        half, middle = half / near, math.atanh(math.copysign(math.sqrt(1 - near), value))
         return Estimate(value, min(math.tanh(middle - half), value), max(math.tanh(middle + half), value))
 
     def number(self, value: float, drawn: Array, left_out: Array | None = None) -> Estimate:

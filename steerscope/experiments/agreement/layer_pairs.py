@@ -103,26 +103,26 @@ def pairs_right(score: Array, pairs: LayerPairs, fixed: dict[str, Array]) -> Pai
         half = math.inf if error is None else interval_half([(error, len(layers) - 1)])
         value = float(gain.mean())
         over[name] = Estimate(value, max(value - half, -1.0), min(value + half, 1.0))
-    return PairsRight(
-        _share(right, pairs.layers) if len(pairs) else None, float(right.sum()), len(pairs), len(layers), over
-    )
+    return PairsRight(_share(right, pairs) if len(pairs) else None, float(right.sum()), len(pairs), len(layers), over)
 
 
 def _right(score: Array, pairs: LayerPairs) -> Array:
     return (np.sign(score[pairs.better] - score[pairs.worse]) + 1) / 2
 
 
-def _share(right: Array, layers: NDArray[np.int64]) -> Estimate:
+def _share(right: Array, pairs: LayerPairs) -> Estimate:
     """Return a share with Wilson's interval for as many pairs as those of clustered layers are worth.
 
     Wilson's, because the share can be 1, where a standard error is 0; pairs within a layer share sites, so they are
-    worth at most their number, and at least one per layer.
+    worth at most their number, and at least one per layer. Where all are alike, a layer's are taken to be worth as
+    many as it has sites in them, less one.
     """
-    share, num_layers = float(right.mean()), len(np.unique(layers))
-    variance = _clustered_variance(right, layers)
+    share, num_layers = float(right.mean()), len(np.unique(pairs.layers))
+    variance = _clustered_variance(right, pairs.layers)
     if variance is None:
         return Estimate(share, 0.0, 1.0)
-    worth = share * (1 - share) / variance if variance > 0 else 0.0
+    num_sites = len(np.union1d(pairs.better, pairs.worse))
+    worth = share * (1 - share) / variance if variance > 0 else float(num_sites - num_layers)
     worth = min(max(worth, num_layers), len(right))
     t2 = float(stats.t.ppf(0.975, num_layers - 1)) ** 2
     middle = (share + t2 / (2 * worth)) / (1 + t2 / worth)

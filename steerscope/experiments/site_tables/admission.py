@@ -225,7 +225,7 @@ def _interior(study: Study) -> Criterion:
         share,
         INTERIOR,
         share >= INTERIOR,
-        f"{study.num_interior} of {searched} searched learning rates are interior ({share:.0%}, needed {INTERIOR:.0%}).",
+        f"{study.num_interior} of {searched} searched learning rates are interior: {share:.0%}, needed {INTERIOR:.0%}.",
     )
 
 

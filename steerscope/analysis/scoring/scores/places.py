@@ -8,6 +8,7 @@ from functools import partial
 from steerscope.analysis.scoring.scores.candidate import Candidate, Place
 from steerscope.analysis.scoring.scores.score import Needs, register_score
 from steerscope.site_kinds import SiteKind
+from steerscope.sites import Site
 
 # Fixed in docs/validation_plan_3.md, which says why.
 KIND_ORDER = (
