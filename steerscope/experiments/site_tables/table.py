@@ -7,7 +7,6 @@ runs (chosen rates, means over seeds) is computed here and stands nowhere in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -93,6 +92,8 @@ class SiteOutcome:
         interior: Whether both neighbours on the grid of rates were tried here and are worse.
         losses: Test loss per seed, nats; infinite where the run diverged.
         accuracies: Test accuracy per seed.
+        selection_losses: Loss on selection examples per seed, nats: what a site may be chosen by.
+        seeds: The seeds.
     """
 
     site: Site
@@ -101,6 +102,8 @@ class SiteOutcome:
     interior: bool
     losses: tuple[float, ...]
     accuracies: tuple[float, ...]
+    selection_losses: tuple[float, ...]
+    seeds: tuple[int, ...]
 
     @property
     def loss(self) -> float:
@@ -201,6 +204,11 @@ class SiteTable(Shown):
         return f"{self.model['name']} on {self.task}"
 
     @property
+    def num_test(self) -> int:
+        """Test examples."""
+        return int(self.data["num_test"])
+
+    @property
     def steps(self) -> int:
         """Optimizer steps of the runs that the outcomes are about."""
         return int(self.schedule["steps"])
@@ -269,9 +277,6 @@ class SiteTable(Shown):
             interior=min(first) < rate < max(first),
             losses=tuple(math.inf if run.loss is None else run.loss for run in tested),
             accuracies=tuple(float(run.accuracy or 0.0) for run in tested),
+            selection_losses=tuple(math.inf if run.selection_loss is None else run.selection_loss for run in tested),
+            seeds=tuple(run.seed for run in tested),
         )
-
-
-def layers_of(outcomes: Sequence[SiteOutcome]) -> NDArray[np.int64]:
-    """Return the layer of every outcome ``(site)``."""
-    return np.array([one.site.layer for one in outcomes])
