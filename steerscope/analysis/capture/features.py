@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from steerscope.analysis.capture.places import PlaceStats
 from steerscope.errors import InputError
 from steerscope.models.blocks import linear_shape
 from steerscope.models.load import LoadedModel
@@ -32,6 +33,7 @@ class Features:
         held_length: Per write point the typical length of what an edit there is added to.
         spans: Whether the probes span the outputs: then the loss direction is a combination of them and
             has no slot of its own.
+        places: Per site what is known of it without a derivative.
     """
 
     linear: dict[Site, Tensor]
@@ -46,6 +48,7 @@ class Features:
     read_length: dict[Site, float]
     held_length: dict[Site, float]
     spans: bool
+    places: dict[Site, PlaceStats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

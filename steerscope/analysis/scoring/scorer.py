@@ -80,10 +80,13 @@ class Scorer:
         self._record(site, "vector", vector, length, own | at_place)
 
     def _candidate(self, kernel: Kernel, length: Tensor, family: str, site: Site | None) -> Candidate:
-        blocks = len(self.loaded.site_map.blocks)
-        place = None if site is None else Place(site, blocks, self.features.read_rms[site])
+        place = None if site is None else self._place(site)
         curvature, seed = self.features.curvature, self.options.seed
         return Candidate(family, place, kernel, self.target, self.problem, self.rows, curvature, length, seed)
+
+    def _place(self, site: Site) -> Place:
+        known, blocks = self.features, len(self.loaded.site_map.blocks)
+        return Place(site, blocks, known.read_rms[site], known.held_length[site.write], known.places[site])
 
     def _record(self, site: Site, family: str, kernel: Kernel, length: Tensor, scores: dict[str, Tensor]) -> None:
         self._scores[site, family] = scores

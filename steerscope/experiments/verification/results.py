@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from steerscope.analysis.shown import Shown
+from steerscope.analysis.shown import Tabular
 from steerscope.equivalence.propositions.base import Measurement, Verdict
 from steerscope.equivalence.propositions.catalogue import Result
 from steerscope.errors import InputError
@@ -124,7 +124,7 @@ class PropositionResult:
 
 
 @dataclass(frozen=True, repr=False)
-class Verification(Shown):
+class Verification(Tabular, report="verification"):
     """Everything one run found.
 
     Attributes:
@@ -166,20 +166,25 @@ class Verification(Shown):
         """Names of the propositions that fail."""
         return tuple(one.name for one in self.propositions if one.verdict == Verdict.FAILS)
 
-    def headline(self) -> str:
-        """Return the verdicts in one sentence."""
-        from steerscope.experiments.verification.tables import headline  # which imports this file
-
-        return headline(self)
-
-    def paragraphs(self) -> list[str]:
-        """Return the verdicts, warnings, and the propositions: those that fail first."""
-        from steerscope.analysis.report.table import plain_table
-        from steerscope.experiments.verification.tables import proposition_table
-
-        first = sorted(self.propositions, key=lambda one: one.verdict != Verdict.FAILS)
-        table = plain_table(proposition_table(dataclasses.replace(self, propositions=tuple(first))))
-        return [self.headline(), *(f"Warning: {sentence}" for sentence in self.warnings), table]
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row per proposition, by number: its claim, verdict, and the measurement nearest to its bound."""
+        rows = []
+        for one in self.propositions:
+            decisive = one.decisive()
+            rows.append(
+                {
+                    "name": one.name,
+                    "title": one.title,
+                    "group": one.group,
+                    "verdict": one.verdict,
+                    "measured": None if decisive is None else decisive.value,
+                    "expected": None if decisive is None else decisive.expected,
+                    "claim": one.claim,
+                    "published": one.published,
+                    "seconds": one.seconds,
+                }
+            )
+        return rows
 
     def to_json(self) -> str:
         """Return ``verify.json`` as text: keys sorted, six significant digits, no NaN."""

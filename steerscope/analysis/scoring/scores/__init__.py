@@ -35,6 +35,11 @@ FILES = (
     "alignment",
     "gradient_capture",
     "gradient_norm",
+    "projected_residual_norm",
+    "relative_gradient_norm",
+    "lens_accuracy",
+    "block_change",
+    "feature_norm",
     "places",
 )
 for _file in FILES:

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from steerscope.analysis.capture.places import PlaceStats
 from steerscope.analysis.scoring.kernels import Kernel, Rows
 from steerscope.analysis.scoring.problem import Direction, Predictions, Problem, predict
 from steerscope.finite import require_finite
@@ -22,11 +23,15 @@ class Place:
         site: The site.
         num_layers: Blocks of the model.
         read_rms: Root mean square of what the site reads, in the units of the residual stream.
+        held_length: Typical length of what an edit there is added to, in the same units.
+        stats: What else is known of it without a derivative.
     """
 
     site: Site
     num_layers: int
     read_rms: float
+    held_length: float
+    stats: PlaceStats
 
 
 @dataclass(frozen=True)
