@@ -72,7 +72,6 @@ if TYPE_CHECKING:
     from steerscope.equivalence.shifts import first_order_shift, measured_shift
     from steerscope.equivalence.subspaces import columns_of, rank_excess
     from steerscope.experiments.finetune import short_finetune
-    from steerscope.experiments.tiny_models import listops_tokenizer, train_tiny
     from steerscope.experiments.verification.run import try_propositions
     from steerscope.models.attention import forward_differentiable_attention
 
@@ -144,9 +143,6 @@ _HOMES = {
     "oracle_spectra": "analysis.theory.oracle_spectra",
     "residual_map": "analysis.theory.residual_map",
     "stream_shares": "analysis.theory.stream_shares",
-    # Small models
-    "listops_tokenizer": "experiments.tiny_models",
-    "train_tiny": "experiments.tiny_models",
 }
 
 __getattr__, __dir__ = door(__name__, _HOMES)
@@ -173,7 +169,6 @@ __all__ = [
     "gated_mlp",
     "input_projected",
     "linear_adapter",
-    "listops_tokenizer",
     "lockstep_shift",
     "low_rank_update",
     "measured_shift",
@@ -208,7 +203,6 @@ __all__ = [
     "stream_shares",
     "streams",
     "tensors_at",
-    "train_tiny",
     "try_propositions",
     "unit_norm",
     "updated_weights",

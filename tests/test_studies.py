@@ -6,8 +6,14 @@ import json
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from steerscope import InputError, get_task, load_model
+from steerscope.experiments.tasks.formats import GENERATED
+from steerscope.models.tokens import completion_tokens
 from studies import gpu_smoke
+from studies.small_models import FAMILIES, train_small
 
 
 def smoke(monkeypatch, path, *more):
@@ -50,3 +56,42 @@ def test_a_deviation_beyond_the_tolerance_fails(monkeypatch, tmp_path):
     code, found = smoke(monkeypatch, tmp_path / "smoke.json", "--minutes", "0.19")
     assert code == 1
     assert found["parts"]["rank bfloat16"]["failed"] is True
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_small_model_is_trained_saved_small_and_loaded_in_full(tmp_path, family):
+    known = train_small(
+        family, tmp_path / "small", tasks=("recall", "flat"), steps=2, layers=2, width=16, dtype="float16"
+    )
+    assert set(known) == {"recall", "flat"}
+    assert all(0 <= share <= 1 for share in known.values())
+    weights = load_file(tmp_path / "small" / "model.safetensors")
+    assert {one.dtype for one in weights.values() if one.is_floating_point()} == {torch.float16}
+    loaded = load_model(tmp_path / "small")
+    assert {one.dtype for one in loaded.model.parameters()} == {torch.float32}
+    assert len(loaded.site_map.blocks) == 2
+    for name in GENERATED:
+        for one in get_task(name).split("test", 5):
+            before, after = completion_tokens(one.prompt, one.completion, loaded.tokenizer)
+            assert len(after) == 1 or name.endswith("_paper")
+            assert loaded.tokenizer.unk_token_id not in (*before, *after) or name.endswith("_paper")
+
+
+def test_small_models_learn_and_repeat(tmp_path):
+    easy = {"tasks": ("compare",), "steps": 60, "batch_size": 32, "rate": 3e-3, "layers": 2, "width": 32}
+    first, again = (train_small("gpt2", tmp_path / name, **easy) for name in ("first", "again"))
+    assert first == again
+    assert first["compare"] > 0.25  # a constant is right for 10%, the better of two for 20%
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("mamba", ("flat",)), "there is no small model of 'mamba'; expected one of gpt_neox, gemma2, gpt2, llama."),
+        (("gpt2", ("boolq",)), "task 'boolq' is not generated; expected one of flat, listops, "),
+    ],
+)
+def test_small_models_refuse(tmp_path, given, message):
+    with pytest.raises(InputError) as caught:
+        train_small(given[0], tmp_path / "small", tasks=given[1])
+    assert str(caught.value).startswith(message)
