@@ -21,6 +21,7 @@ from steerscope.analysis.scoring.kernels import Kernel, Rows
 from steerscope.analysis.scoring.options import MIN_EXAMPLES, RankOptions
 from steerscope.analysis.scoring.problem import Problem
 from steerscope.analysis.scoring.scorer import Scorer
+from steerscope.analysis.scoring.scores import EXTRA
 from steerscope.analysis.scoring.stability import learning_curve, stability_of_halves
 from steerscope.analysis.stopwatch import StageProgress, Stopwatch
 from steerscope.errors import InputError
@@ -143,6 +144,9 @@ def rank_sites(
             "ridge": options.ridge,
             "rank": options.rank,
             "num_groups": options.num_groups,
+            "extra": [need.value for need in options.needs if need in EXTRA],
+            "num_training": options.num_training,
+            "converged_penalty": None if scorer.converged is None else scorer.converged.penalty,
             "n_fit": len(halves[0]),
             "max_sites": options.max_sites,
             "budget": options.budget,
