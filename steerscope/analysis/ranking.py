@@ -21,7 +21,7 @@ from steerscope.analysis.scoring.kernels import Kernel, Rows
 from steerscope.analysis.scoring.options import MIN_EXAMPLES, RankOptions
 from steerscope.analysis.scoring.problem import Problem
 from steerscope.analysis.scoring.scorer import Scorer
-from steerscope.analysis.scoring.scores import EXTRA
+from steerscope.analysis.scoring.scores import EXTRA, Needs
 from steerscope.analysis.scoring.stability import learning_curve, stability_of_halves
 from steerscope.analysis.stopwatch import StageProgress, Stopwatch
 from steerscope.errors import InputError
@@ -105,6 +105,9 @@ def rank_sites(
     for done, site in enumerate(chosen):
         scorer.add(site)
         watch.tick(done + 1, len(chosen))
+    if Needs.STEP in options.needs:
+        watch.stage("step")
+        scorer.take_steps(encoded, probes, halves, watch.tick)
     watch.stage("sets")
     scored = scorer.site_scores()
     kind_scores = scorer.kind_scores()

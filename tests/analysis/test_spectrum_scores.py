@@ -280,7 +280,7 @@ def test_they_order_sites_and_kinds(prompts: list[Example], score: str) -> None:
 
 
 def test_unknown_extras_are_refused() -> None:
-    with pytest.raises(InputError, match=r"'place'; expected spectrum"):
+    with pytest.raises(InputError, match=r"'place'; expected spectrum or step"):
         RankOptions(extra=("place",)).check()
     with pytest.raises(InputError, match="num_training"):
         RankOptions(num_training=0).check()

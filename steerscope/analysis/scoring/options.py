@@ -19,7 +19,7 @@ class RankOptions:
 
     Attributes:
         score: Score that orders the sites.
-        extra: Scores that cost more, by what they need (``spectrum``); what ``score`` needs is always computed.
+        extra: Scores that cost more, by what they need (``spectrum``, ``step``); what ``score`` needs comes anyway.
         seed: Seed of splits, probes and sketches.
         max_examples: At most so many examples, chosen by content.
         num_probes: Output directions per example; one backward pass each (and one for the loss).

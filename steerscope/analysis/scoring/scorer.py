@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from steerscope.analysis.capture.features import Features, SketchPlan
+from steerscope.analysis.capture.outputs import Probes
+from steerscope.analysis.data.encoding import Encoded
 from steerscope.analysis.results import KindScore, SiteScore
 from steerscope.analysis.scoring.converged import Converged
+from steerscope.analysis.scoring.gauss_newton import LENGTHS, Progress, Stepper, dual_step
 from steerscope.analysis.scoring.intervals import jackknife_interval, spearman
 from steerscope.analysis.scoring.kernels import Kernel, Rows
 from steerscope.analysis.scoring.options import RankOptions
@@ -46,6 +49,7 @@ class Scorer:
         self.loaded, self.features, self.rows, self.target = loaded, features, rows, target
         self.problem, self.options = problem, options
         self.linear_kernels: dict[Site, Tensor] = {}
+        self._linear_scales: dict[Site, float] = {}
         # Sites that write at one point share their vector, whose kernel scores are computed once.
         self._vectors: dict[Site, tuple[Candidate, dict[str, Tensor]]] = {}
         self._scores: dict[tuple[Site, str], dict[str, Tensor]] = {}
@@ -75,9 +79,40 @@ class Scorer:
         length = relative_length(kernel.probe, self.features.read_length[site], held)
         linear = self._candidate(kernel, length, "linear", site, vector)
         self._record(site, linear, compute_scores(linear, *self.options.needs))
+        self._linear_scales[site] = kernel.scale
         self.linear_kernels[site] = (kernel.probe / max(kernel.scale, 1e-300)).float()
         at_place = compute_scores(replace(vector, place=self._place(site)), Needs.PLACE)
         self._record(site, vector, own | at_place)
+
+    def take_steps(
+        self, encoded: Encoded, probes: Probes, halves: tuple[range, range], progress: Progress | None = None
+    ) -> None:
+        """Take a Gauss-Newton step at every site that was added, both families, and score it."""
+        duals, units = {}, {}
+        for site, unit in self.linear_kernels.items():
+            units[site, "linear"] = unit, self._linear_scales[site]
+            vector = self._vectors[site.write][0]
+            units[site, "vector"] = vector.unit_kernel, vector.kernel.scale
+        for key, (unit, scale) in units.items():
+            if scale > 0:
+                duals[key] = dual_step(unit, scale, self.problem, self.rows, self.features.curvature)
+        options = self.options
+        stepper = Stepper(
+            self.loaded,
+            encoded,
+            probes,
+            self.features.scales,
+            rank=options.rank,
+            batch_size=options.batch_size,
+            progress=progress,
+        )
+        steps = stepper.decreases(duals, halves)
+        nowhere = torch.zeros(len(LENGTHS), self.rows.num_examples, dtype=torch.float64)
+        for site, family in units:
+            step = steps.get((site, family), nowhere)
+            require_finite(f"the loss with a step at '{site}' ({family})", step)
+            candidate = replace(self._vectors[site.write][0], family=family, step=step)
+            self._scores[site, family] |= compute_scores(candidate, Needs.STEP)
 
     def _vector_at(self, site: Site) -> tuple[Candidate, dict[str, Tensor]]:
         """Return the vector at a site, and its scores but for those of the place."""

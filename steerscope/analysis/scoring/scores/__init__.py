@@ -37,6 +37,7 @@ FILES = (
     "converged_share",
     "reading_gain",
     "learned_at_n",
+    "gauss_newton_step",
     "alignment",
     "gradient_capture",
     "gradient_norm",
@@ -72,11 +73,14 @@ __all__ = [
 def compute_scores(candidate: Candidate, *needs: Needs) -> dict[str, Tensor]:
     """Return the scores of a candidate ``column``, in float64: those of every ranking, or those of some needs.
 
-    Scores of a place are left out where it has none. A kernel of zero (an edit that moves no output) scores zero.
+    Scores of a place or of a step are left out where there is none. A kernel of zero (an edit that moves no output)
+    scores zero.
     """
     found: dict[str, Tensor] = {}
     for score in map(get_score, ranking_scores(*needs)):
         if score.needs is Needs.PLACE and candidate.place is None:
+            continue
+        if score.needs is Needs.STEP and candidate.step is None:
             continue
         if score.needs.is_of_kernels and is_zero(candidate.kernel.probe):
             found[score.name] = candidate.zeros()

@@ -57,6 +57,7 @@ class Candidate:
         converged: Fine-tuning's converged update, for scores that need a spectrum.
         vector: The fixed vector at the same place, for those; None for a vector itself.
         num_training: Examples that training will see.
+        step: ``length example``: how far a Gauss-Newton step lowers the loss, where one was taken.
     """
 
     family: str
@@ -71,6 +72,7 @@ class Candidate:
     converged: Converged | None = None
     vector: Candidate | None = None
     num_training: int = 1920
+    step: Tensor | None = None
 
     @property
     def num_columns(self) -> int:

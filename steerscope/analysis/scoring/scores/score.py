@@ -43,12 +43,14 @@ class Needs(StrEnum):
     ``KERNEL``: the candidate's neural tangent kernel, so that it is defined for sets of sites too, and has intervals.
     ``PLACE``: where the site is and how large its activations are. ``SPECTRUM``: eigendecompositions of the kernel, so
     that it costs more and is computed where it is asked for (``RankOptions(extra=("spectrum",))``); else as ``KERNEL``.
-    ``STUDIES``: trainings elsewhere; it is no part of rankings, only of validations.
+    ``STEP``: an edit put into the model and run; it costs more than the rest of a ranking, is for single sites, and is
+    asked for in the same way. ``STUDIES``: trainings elsewhere; it is no part of rankings, only of validations.
     """
 
     KERNEL = "kernel"
     PLACE = "place"
     SPECTRUM = "spectrum"
+    STEP = "step"
     STUDIES = "studies"
 
     @property
@@ -59,7 +61,7 @@ class Needs(StrEnum):
 
 # What every ranking computes, and what it computes where it is asked to.
 ALWAYS = (Needs.KERNEL, Needs.PLACE)
-EXTRA = (Needs.SPECTRUM,)
+EXTRA = (Needs.SPECTRUM, Needs.STEP)
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def register_score(
     label: str,
     meaning: str,
     unit: Unit | Literal["share", "cosine", "nats", "ratio", "number"] = Unit.NUMBER,
-    needs: Needs | Literal["kernel", "place", "spectrum", "studies"] = Needs.KERNEL,
+    needs: Needs | Literal["kernel", "place", "spectrum", "step", "studies"] = Needs.KERNEL,
     cost: str = "",
     source: str = "this project",
     is_baseline: bool = False,
@@ -119,7 +121,7 @@ def register_score(
         label: As reports print it.
         meaning: What it says, in one clause.
         unit: ``share``, ``cosine``, ``nats``, ``ratio`` or ``number``.
-        needs: ``kernel``, ``place`` or ``spectrum``.
+        needs: ``kernel``, ``place``, ``spectrum`` or ``step``.
         cost: What it costs beside the kernel.
         source: Where it comes from.
         is_baseline: Whether it is there to be beaten.
