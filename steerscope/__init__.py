@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from steerscope.analysis.data.examples import Example, read_jsonl
     from steerscope.analysis.ranking import rank_sites
-    from steerscope.analysis.report import write_report
     from steerscope.analysis.results import Ranking
     from steerscope.analysis.scoring.options import RankOptions
     from steerscope.analysis.scoring.scores import register_score
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from steerscope.models.load import LoadedModel, load_model, wrap_model
     from steerscope.models.precision import true_float64
     from steerscope.models.site_map import find_sites
+    from steerscope.reports.ranking import write_report
     from steerscope.sites import Site, parse_site
     from steerscope.steering.config import SteeringConfig
     from steerscope.steering.model import SteeringModel, get_steering_model
@@ -54,7 +54,7 @@ _HOMES = {
     "rank_sites": "analysis.ranking",
     "Ranking": "analysis.results",
     "register_score": "analysis.scoring.scores",
-    "write_report": "analysis.report",
+    "write_report": "reports.ranking",
     # Steering adapters
     "SteeringConfig": "steering.config",
     "SteeringModel": "steering.model",

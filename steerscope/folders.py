@@ -28,6 +28,7 @@ class Kind(StrEnum):
     RUN = "a run of train or evaluate"
     RANKING = "the report of a ranking"
     VALIDATION = "a validation"
+    SWEEP = "a sweep over sites"
     VERIFICATION = "the report of a verification"
     COMPARISON = "a comparison of runs"
     DATA = "data"
@@ -57,7 +58,7 @@ _BESIDE = ("requirements*.txt", "license*", "readme*", "notice*", "*_results.jso
 _TAKEN_NAMES = (*_WEIGHTS, *_MODEL, *_TOKENIZER, *_DATA, ADAPTER_CONFIG, "adapter_model*", "trainer_state.json")
 _GENERATIONS = "generations.jsonl"
 _RESULTS = ("config.json", "results.json", "evaluation.json", "ranking.json", "validation.json", "verify.json",
-            "comparison.json")  # fmt: skip
+            "comparison.json", "sweep.json", "table.json")  # fmt: skip
 _TRAINER = ("trainer_state.json", "training_args.bin")
 
 
@@ -172,7 +173,9 @@ def _held(folder: Path) -> Iterator[tuple[Kind, str]]:
             yield Kind.MODEL, name
         elif _matches(name, _DATA):
             yield Kind.DATA, name
-    if "validation.json" in names or _has_stored_runs(folder):
+    if "sweep.json" in names:
+        yield Kind.SWEEP, "sweep.json"
+    elif "validation.json" in names or _has_stored_runs(folder):
         yield Kind.VALIDATION, "validation.json" if "validation.json" in names else "runs"
     elif "ranking.json" in names:
         yield Kind.RANKING, "ranking.json"

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from steerscope.analysis.evidence import EVIDENCE
-from steerscope.analysis.report.vocabulary import score_words
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
 from steerscope.errors import InputError
 from steerscope.experiments.validation.depth_and_kind import CONSTANTS, fit
 from steerscope.experiments.validation.result import Validation
-from steerscope.experiments.validation.table import score_table, sentences, trained_table
 from steerscope.experiments.validation.training import sites_of
 from steerscope.experiments.validation.validate import compared
 from steerscope.files import exit_code_of, parse_json, read_text, write_page, write_text
+from steerscope.reports.validation.tables import score_table, sentences, trained_table
+from steerscope.reports.vocabulary import score_words
 
 # From the plan: how much better than ``share`` a candidate has to be.
 LEAST_GAIN = 0.05

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import steerscope
+from tests.test_shown import SHOWN
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "steerscope"
@@ -26,6 +27,7 @@ ORDER = [
     "finite",
     "files",
     "folders",
+    "records",
     "site_kinds",
     "sites",
     "option_types",
@@ -34,6 +36,7 @@ ORDER = [
     "steering",
     "analysis",
     "experiments",
+    "reports",
     "cli",
     "__main__",
 ]
@@ -97,14 +100,26 @@ def test_imports_point_one_way(room):
         "from steerscope.analysis.ranking import rank_sites",
         "import steerscope.analysis",
         "from steerscope import analysis",
-        "def late():\n    from steerscope.analysis import report",
-        "from ..analysis import report",
+        "def late():\n    from steerscope.analysis import scoring",
+        "from ..analysis import scoring",
+        "from steerscope.reports.tables import plain_table",
         "from .. import analysis",
         "from steerscope import rank_sites",  # the public door imports every room
     ],
 )
 def test_a_wrong_import_is_found(source):
     assert len(violations(source, "steerscope.equivalence.shifts")) == 1
+
+
+def test_only_results_that_are_printed_look_for_their_report():
+    """Imports by a name that is put together go past the test above; one points upwards, and its rooms exist."""
+    naming = [module_of(file) for file in FILES if "import_module" in file.read_text(encoding="utf-8")]
+    assert naming == ["steerscope.analysis.scoring.scores.__init__", "steerscope.analysis.shown"]  # the first, its own
+    kinds = {type(make()) for make, _ in SHOWN.values()}
+    rooms = {kind._report for kind in kinds if kind._report}
+    assert rooms == {"comparison", "ranking", "validation", "verification"}
+    for room in rooms:
+        assert callable(import_module(f"steerscope.reports.{room}.screen").paragraphs)
 
 
 def test_a_right_import_is_not_found():
@@ -156,7 +171,6 @@ CIRCLES = {
         ("loading", "model"): "SteeringModel.from_pretrained makes a SteeringModel of what loading reads",
         ("merging", "model"): "SteeringModel.merge_and_unload; what is merged is a SteeringModel",
     },
-    "analysis": {("results", "report"): "a Ranking prints the report's tables, and a report shows a Ranking"},
 }
 
 

@@ -105,7 +105,7 @@ class Stability:
 
 
 @dataclass(frozen=True, repr=False)
-class Ranking(Shown):
+class Ranking(Shown, report="ranking"):
     """Everything ``steerscope rank`` found, for one model and one set of prompts.
 
     Attributes:
@@ -209,20 +209,6 @@ class Ranking(Shown):
         if kind not in ranked:
             raise InputError(f"this ranking has no sites of kind {kind!r}; it has {', '.join(sorted(ranked))}.")
         return (kind,)
-
-    def headline(self) -> str:
-        """Return of what it is a ranking, and what it says, in one sentence."""
-        from steerscope.analysis.report.text import headline  # which imports this file
-        from steerscope.analysis.report.vocabulary import clean
-
-        subject = f"{clean(str(self.model.get('name', 'model')), 40)} on {clean(self.task, 40)}"
-        return f"{subject}, {self.n_examples} examples: {headline(self)}"
-
-    def paragraphs(self) -> list[str]:
-        """Return the headline, what a reader must know, and the best sites."""
-        from steerscope.analysis.report.table import format_sites
-
-        return [self.headline(), *(f"Warning: {sentence}" for sentence in self.warnings), format_sites(self)]
 
     def to_json(self) -> str:
         """Return the ranking as JSON text (the ``ranking.json`` contract, keys sorted, NaN refused)."""

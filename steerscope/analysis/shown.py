@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import textwrap
 from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
 
 WIDTH, LINES = 100, 24
 
@@ -13,15 +15,25 @@ class Shown:
     """A result with a headline and a text.
 
     ``repr()`` is one line, ``str()`` and a notebook's output one screen; ``to_json()`` and the reports have everything.
+    A class that names its room in ``steerscope.reports`` (``class Ranking(Shown, report="ranking")``) is put into words
+    there: reports stand above results, so theirs is found by its name, when something is printed.
     """
+
+    _report = ""
+
+    def __init_subclass__(cls, report: str = "") -> None:
+        cls._report = report or cls._report
 
     def headline(self) -> str:
         """Return what came out in one sentence, of a line or two."""
-        raise NotImplementedError
+        return str(self._screen().headline(self))
 
     def paragraphs(self) -> list[str]:
         """Return what is printed: sentences, which are wrapped, and tables, whose lines are kept."""
-        return [self.headline()]
+        return list(self._screen().paragraphs(self)) if self._report else [self.headline()]
+
+    def _screen(self) -> ModuleType:
+        return import_module(f"steerscope.reports.{self._report}.screen")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {textwrap.shorten(self.headline(), 160, placeholder=' ...')}>"

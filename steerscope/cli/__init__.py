@@ -17,6 +17,7 @@ from steerscope.cli.compare import compare
 from steerscope.cli.evaluate import evaluate
 from steerscope.cli.rank import rank
 from steerscope.cli.sites import sites
+from steerscope.cli.sweep import sweep
 from steerscope.cli.train import train
 from steerscope.cli.validate import validate
 from steerscope.cli.verify import verify
@@ -39,6 +40,7 @@ app.command()(compare)
 app.command()(evaluate)
 app.command()(rank)
 app.command()(sites)
+app.command()(sweep)
 app.command()(train)
 app.command()(validate)
 app.command()(verify)

@@ -56,7 +56,6 @@ def rank(
     """Rank the steering sites of a model: what share of fine-tuning's first-order update is learnable where."""
     from steerscope.analysis.data.examples import check_examples
     from steerscope.analysis.ranking import rank_sites
-    from steerscope.analysis.report import print_ranking, write_report
     from steerscope.analysis.scoring.options import MIN_EXAMPLES, RankOptions
     from steerscope.cli.output import check_folder, check_json_target
     from steerscope.cli.progress import stage_progress
@@ -64,6 +63,7 @@ def rank(
     from steerscope.folders import Kind
     from steerscope.installed import require
     from steerscope.models import load_model
+    from steerscope.reports.ranking import print_ranking, write_report
     from steerscope.sites import parse_kind
 
     # Everything that can be refused is refused here, before a model is loaded.

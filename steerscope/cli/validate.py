@@ -47,16 +47,16 @@ def validate(
     quiet: Quiet = False,
 ) -> None:
     """Train edits at sites spread over the model and compare the outcome with the ranking and plain baselines."""
-    from steerscope.analysis.report import write_report
     from steerscope.cli.output import RESUME, check_folder
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.validation.data import splits_of_task
     from steerscope.experiments.validation.options import ValidateOptions
-    from steerscope.experiments.validation.table import print_validation
     from steerscope.experiments.validation.validate import validate_ranking
     from steerscope.folders import Kind
     from steerscope.installed import require
     from steerscope.models import load_model
+    from steerscope.reports.ranking import write_report
+    from steerscope.reports.validation.tables import print_validation
 
     # Everything that can be refused is refused here, before a model is loaded.
     options = ValidateOptions(

@@ -40,9 +40,9 @@ def verify(
         verify_model,
         verify_random,
     )
-    from steerscope.experiments.verification.tables import print_verification
     from steerscope.folders import Kind
     from steerscope.installed import require
+    from steerscope.reports.verification.tables import print_verification
 
     # Everything that can be refused is refused here, before a model is loaded.
     options = VerifyOptions(seed=seed, quick=quick)
@@ -67,7 +67,7 @@ def verify(
     found = replace(found, settings=found.settings | {"command": command_line()})
 
     if out is not None:
-        from steerscope.experiments.verification.report import write_verification  # matplotlib is slow to load
+        from steerscope.reports.verification.folder import write_verification  # matplotlib is slow to load
 
         page = write_verification(found, out)
     if json == "-":

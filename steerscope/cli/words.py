@@ -11,6 +11,8 @@ from steerscope.errors import typed
 _ALIASES: dict[tuple[str, str], str] = {
     ("", "name_or_path"): "model",
     ("rank", "num_probes"): "probes",
+    ("sweep", "num_selection"): "selection_examples",
+    ("sweep", "num_test"): "test_examples",
     ("train", "family"): "method",
     ("train", "sites"): "site",
     ("train", "test_examples"): "max_examples",

@@ -36,6 +36,8 @@ _NO_CACHE = (TypeError, AttributeError, NotImplementedError, ValueError, Runtime
 def shared_length(model: nn.Module, rows: Sequence[Sequence[int]], prompts: Sequence[int], pad: int) -> int:
     """Return how many tokens at the start of all rows can be computed once: 0 where it would not pay or not be right.
 
+    Rows will be padded on the left.
+
     Args:
         model: A causal language model or a wrapper of one.
         rows: Token ids.
@@ -45,34 +47,73 @@ def shared_length(model: nn.Module, rows: Sequence[Sequence[int]], prompts: Sequ
 
     Cost: passes over two rows.
     """
-    behind = _counted_back(model)
+    length = common_length(rows, prompts, counted_back(model))
+    return length if can_stand_apart(model, rows, prompts, pad, length, pads_left=True) else 0
+
+
+def common_length(rows: Sequence[Sequence[int]], prompts: Sequence[int], behind: int | None) -> int:
+    """Return with how many tokens all rows begin, at most up to ``behind`` before any prompt's end; 0 if it is few.
+
+    Args:
+        rows: Token ids.
+        prompts: How many tokens of each row are its prompt.
+        behind: :func:`counted_back`.
+    """
     if behind is None or len(rows) < 2:
         return 0
     columns = zip(*rows, strict=False)
     common = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
     length = min(common, min(prompts) - behind)
-    if length < SHORTEST or _drops(model):
-        return 0
+    return 0 if length < SHORTEST else length
+
+
+def can_stand_apart(
+    model: nn.Module,
+    rows: Sequence[Sequence[int]],
+    prompts: Sequence[int],
+    pad: int,
+    length: int,
+    *,
+    pads_left: bool = False,
+) -> bool:
+    """Say whether a model gives the same logits where the first ``length`` tokens are computed once.
+
+    Args:
+        model: A causal language model or a wrapper of one, in the mode in which it will run.
+        rows: Token ids; the shortest and the longest are tried out.
+        prompts: How many tokens of each row are its prompt.
+        pad: Any token to fill with.
+        length: :func:`common_length` of the rows.
+        pads_left: Whether rows will be padded on the left, behind what stands apart; else on the right.
+    """
+    if not length or _drops(model):
+        return False
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     if is_beyond(len(rows[order[-1]]), switch_length(model)):
-        return 0  # keys of the prefix alone are rotated by other factors
+        return False  # keys of the prefix alone are rotated by other factors
     chosen = [order[0], order[-1]]
-    return length if _is_right(model, [rows[i] for i in chosen], [prompts[i] for i in chosen], pad, length) else 0
+    return _is_right(model, [rows[i] for i in chosen], [prompts[i] for i in chosen], pad, length, pads_left)
 
 
-def cache_of(model: nn.Module, prefix: Tensor, rows: int, told: dict[str, Any]) -> Any:
-    """Return the cache of a prefix ``(1 token)``, repeated for so many rows.
+def cache_of(model: nn.Module, prefix: Tensor, rows: int, told: dict[str, Any] | None = None, without: int = 0) -> Any:
+    """Return the cache of prefixes ``(prefix token)``, each repeated for so many rows.
 
     Args:
         model: A causal language model or a wrapper of one.
         prefix: Token ids.
         rows: How often.
         told: What else the model is to be given.
+        without: How many of the lowest blocks are not run, and have no keys and values.
     """
-    columns = torch.arange(prefix.shape[1], device=prefix.device)[None]
-    out = model(input_ids=prefix, attention_mask=torch.ones_like(prefix), position_ids=columns, use_cache=True, **told)
-    out.past_key_values.batch_repeat_interleave(rows)
-    return out.past_key_values
+    columns = torch.arange(prefix.shape[1], device=prefix.device).expand_as(prefix)
+    given = {"input_ids": prefix, "attention_mask": torch.ones_like(prefix), "position_ids": columns}
+    cache = model(**given, use_cache=True, **(told or {})).past_key_values
+    for block in range(without):
+        # Masks are made for as many columns as the first block has cached.
+        nothing = torch.zeros(len(prefix), 1, prefix.shape[1], 1, device=prefix.device)
+        cache.update(nothing, nothing, block)
+    cache.batch_repeat_interleave(rows)
+    return cache
 
 
 @dataclass(frozen=True)
@@ -119,11 +160,14 @@ class Prefix:
         return {"attention_mask": torch.cat([ones, mask], 1), "past_key_values": cache, "use_cache": True}
 
 
-def _counted_back(model: nn.Module) -> int | None:
+def counted_back(model: nn.Module) -> int | None:
     """Return how many tokens before the prompt's end belong in the rows, or ``None`` if none may stand apart."""
-    if not isinstance(model, SteeringModel):
-        return 1
-    rule = Positions.parse(model.steering_config.positions)
+    return counted_by(model.steering_config.positions) if isinstance(model, SteeringModel) else 1
+
+
+def counted_by(positions: str) -> int | None:
+    """Return how many tokens before the prompt's end a rule of positions counts, at least the one that predicts."""
+    rule = Positions.parse(positions)
     return None if rule.rule == "mask" else max(1, rule.count if rule.rule == "last" else 1)
 
 
@@ -142,29 +186,35 @@ def _rates(module: nn.Module) -> list[float]:
 
 
 @torch.no_grad()
-def _is_right(model: nn.Module, rows: Sequence[Sequence[int]], prompts: Sequence[int], pad: int, length: int) -> bool:
+def _is_right(
+    model: nn.Module, rows: Sequence[Sequence[int]], prompts: Sequence[int], pad: int, length: int, pads_left: bool
+) -> bool:
     """Whether both ways give the same logits after these rows."""
     device = next(model.parameters()).device
     width = max(map(len, rows))
-    missing = [width - len(row) for row in rows]
     told = _told(model, prompts, device)
+    ends = torch.tensor([width if pads_left else len(row) for row in rows], device=device) - 1
 
-    def logits(ids: list[list[int]], mask: list[list[int]], cached: int, **cache: Any) -> Tensor:
-        columns = torch.tensor(mask, device=device)
+    def filled(row: Sequence[int], value: int, most: int) -> list[int]:
+        missing = [value] * (most - len(row))
+        return [*missing, *row] if pads_left else [*row, *missing]
+
+    def logits(cached: int, **cache: Any) -> Tensor:
+        ids = [filled(row[cached:], pad, width - cached) for row in rows]
+        columns = torch.tensor(
+            [[1] * cached + filled([1] * (len(row) - cached), 0, width - cached) for row in rows], device=device
+        )
         places = (columns.cumsum(-1) - 1).clamp_min(0)[:, cached:]
         given = {"input_ids": torch.tensor(ids, device=device), "attention_mask": columns, "position_ids": places}
-        found: Tensor = model(**given, **told, **cache).logits[:, -1]
-        return found
+        found: Tensor = model(**given, **told, **cache).logits
+        return found[torch.arange(len(rows), device=device), ends - cached]
 
     with in_evaluation_mode(model):
         try:
-            whole = [[pad] * m + list(row) for m, row in zip(missing, rows, strict=True)]
-            expected = logits(whole, [[0] * m + [1] * (width - m) for m in missing], 0, use_cache=False)
+            expected = logits(0, use_cache=False)
             prefix = torch.tensor([list(rows[0][:length])], device=device)
             cache = cache_of(model, prefix, len(rows), _told(model, [min(prompts)], device))
-            rest = [[pad] * m + list(row[length:]) for m, row in zip(missing, rows, strict=True)]
-            masks = [[1] * length + [0] * m + [1] * (width - m - length) for m in missing]
-            found = logits(rest, masks, length, past_key_values=cache, use_cache=True)
+            found = logits(length, past_key_values=cache, use_cache=True)
         except _NO_CACHE:
             return False
     limit = _ROUNDING.get(expected.dtype, _ROUNDING_OF_HALF)

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from steerscope import Ranking, __version__
-from steerscope.analysis.report.captions import FIGURE_STEMS
 from steerscope.analysis.scoring.scores import Needs, ranking_scores
 from steerscope.experiments.tasks import FileTask
+from steerscope.reports.ranking.captions import FIGURE_STEMS
 from steerscope.sites import SiteKind
 from tests.cli.runs import lines, one_sentence, question, run, save_model, write_jsonl
 

@@ -102,7 +102,7 @@ class Entry:
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison(Shown):
+class Comparison(Shown, report="comparison"):
     """Runs on one test set, best first.
 
     Attributes:
@@ -134,13 +134,6 @@ class Comparison(Shown):
             f"{self.task}, {self.n:,} test questions: {len(self.entries)} configurations, best {best.method} "
             f"{best.accuracy:.1%} [{best.low:.1%}, {best.high:.1%}] (majority {self.majority:.1%})."
         )
-
-    def paragraphs(self) -> list[str]:
-        """Return the table."""
-        from steerscope.analysis.report.table import plain_table
-        from steerscope.experiments.comparison.table import comparison_table  # which imports this file
-
-        return [plain_table(comparison_table(self))]
 
     def to_json(self) -> str:
         """Return the comparison as JSON."""

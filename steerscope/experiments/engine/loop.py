@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,6 +63,7 @@ def train_pack(
     keep: Callable[[Progress], object] | None = None,
     keep_every: int = 0,
     show: Callable[[int, int], None] | None = None,
+    until: int | None = None,
 ) -> list[TrainedRun]:
     """Train all runs of a pack for the steps of a schedule.
 
@@ -73,16 +75,19 @@ def train_pack(
         data: Per seed ``steps * batch_size`` sequences in the order of training
             (:func:`~steerscope.experiments.training.data.training_rows`).
         schedule: Steps, batch size, warm-up, clipping.
-        start: Where an interrupted training was; it goes on to the same bits.
+        start: Where an interrupted training was; it goes on to the same bits, and ``start`` itself stays as it is.
         keep: Called with the progress every ``keep_every`` steps, to be written down.
         keep_every: 0 for never.
         show: Called with steps done and in all.
+        until: Stop after this step of the schedule, and call ``keep`` with the progress, from which a later training
+            goes on; the results are those of the steps done.
 
     Returns:
         One result per run, in the order of the pack.
 
     Raises:
-        InputError: A seed without data, or with too few sequences; or a loss of the first step that is NaN or infinite.
+        InputError: A seed without data, or with too few sequences; or a loss of the first step that is NaN or infinite; or
+            ``until`` is no step of the schedule, or lies before ``start``.
 
     Cost: ``steps`` passes forward and backward through the blocks from the lowest edit on, with ``runs * batch_size``
     rows.
@@ -95,21 +100,25 @@ def train_pack(
                 f"{steps * size}. Repeat examples, or train fewer steps."
             )
     numbers = range(len(pack.specs))
+    pack.prepare([row for seed in {spec.seed: None for spec in pack.specs} for row in data[seed][: steps * size]])
     optimizer = torch.optim.AdamW(
         [{"params": pack.parameters_of(run), "lr": pack.specs[run].learning_rate} for run in numbers],
         weight_decay=0.0,
     )
-    now = start or Progress()
+    now = Progress() if start is None else copy.deepcopy(start)  # an optimizer trains on in the tensors it is given
+    last = steps if until is None else until
+    if not max(now.step, 1) <= last <= steps:
+        raise InputError(f"until is {until}; expected a step of the schedule, from {max(now.step, 1)} to {steps}.")
     if start is None:
         now.losses = [[] for _ in numbers]
         pack.begin(optimizer)
     else:
-        optimizer.load_state_dict(start.optimizer)
-        for run, tensors in enumerate(start.tensors):
+        optimizer.load_state_dict(now.optimizer)
+        for run, tensors in enumerate(now.tensors):
             pack.load(run, tensors)
     if show is not None:
         show(now.step, steps)
-    while now.step < steps:
+    while now.step < last:
         alive = [run for run in numbers if _is_alive(now.losses[run])]
         if not alive:
             break
@@ -140,11 +149,18 @@ def train_pack(
         now.step += 1
         if show is not None:
             show(now.step, steps)
-        if keep is not None and keep_every and now.step % keep_every == 0 and now.step < steps:
-            now.optimizer = optimizer.state_dict()
-            now.tensors = [_copied(pack, run) for run in numbers]
-            keep(now)
+        if keep is not None and keep_every and now.step % keep_every == 0 and now.step < last:
+            keep(_written(now, pack, optimizer))
+    if keep is not None and until is not None:
+        keep(_written(now, pack, optimizer))
     return [_result(_copied(pack, run), now.losses[run]) for run in numbers]
+
+
+def _written(now: Progress, pack: Pack, optimizer: torch.optim.Optimizer) -> Progress:
+    """Return the progress with what is trained by now."""
+    now.optimizer = optimizer.state_dict()
+    now.tensors = [_copied(pack, run) for run in range(len(pack.specs))]
+    return now
 
 
 def _result(tensors: dict[str, Tensor], losses: list[float]) -> TrainedRun:

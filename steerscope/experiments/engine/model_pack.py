@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -11,6 +12,7 @@ from steerscope.analysis.capture.outputs import selected_positions
 from steerscope.experiments.engine.pack import Pack
 from steerscope.experiments.engine.rows import Rows, run, single_precision
 from steerscope.experiments.engine.spec import RunSpec
+from steerscope.experiments.shared_prefix import cache_of, counted_back
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.models.wrappers import language_model
 from steerscope.steering import SteeringModel
@@ -35,6 +37,14 @@ class ModelPack(Pack):
         """The model below its wrappers."""
         return language_model(self.model)
 
+    @property
+    def _tried(self) -> nn.Module:
+        return self.model
+
+    @property
+    def _counted_back(self) -> int | None:
+        return counted_back(self.model)
+
     def parameters_of(self, run: int) -> list[nn.Parameter]:
         """Return what is trained."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -45,10 +55,18 @@ class ModelPack(Pack):
 
     def logits(self, runs: Sequence[int], batches: Sequence[Sequence[SupervisedSequence]]) -> tuple[Tensor, Rows]:
         """Run the model on its batch; see :meth:`Pack.logits`."""
-        rows = Rows.of(batches[0], self.pad, next(self.model.parameters()).device)
+        device, start, cache = next(self.model.parameters()).device, self._start(batches[0]), None
+        rows = Rows.of(batches[0], self.pad, device, start)
         told = {"prompt_lengths": rows.prompts} if isinstance(self.model, SteeringModel) else {}
+        if start:
+            ids, nowhere = torch.tensor([batches[0][0].ids[:start]], device=device), rows.prompts[:0]
+            with selected_positions(self.language_model, nowhere, nowhere):
+                # What is common ends before any prompt does.
+                cache = cache_of(
+                    self.model, ids, len(rows.ids), {name: ends.min()[None] for name, ends in told.items()}
+                )
         with selected_positions(self.language_model, *rows.predicting()):
-            return single_precision(run(self.model, rows.ids, rows.mask, **told)[0]), rows
+            return single_precision(run(self.model, rows.ids, rows.mask, cache, **told)[0]), rows
 
     def begin(self, optimizer: Optimizer) -> None:
         """Start within the constraint."""

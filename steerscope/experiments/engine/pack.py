@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from steerscope.experiments.engine.edits import PackedEdits
 from steerscope.experiments.engine.frozen import FrozenStreams, entering
 from steerscope.experiments.engine.rows import Rows, per_target, run, single_precision
 from steerscope.experiments.engine.spec import RunSpec
+from steerscope.experiments.shared_prefix import cache_of, can_stand_apart, common_length, counted_by
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.models.lengths import require_one_side, switch_length
 from steerscope.models.load import LoadedModel
@@ -27,14 +29,47 @@ class Pack(ABC):
 
     Attributes:
         specs: The runs.
+        pad: Any token to fill with.
     """
 
+    pad: int
     specs: tuple[RunSpec, ...]
+    _shares = False
+
+    def prepare(self, sequences: Sequence[SupervisedSequence]) -> None:
+        """Try out whether what these sequences begin with can be computed once; unless told, every row is whole.
+
+        Args:
+            sequences: All that will be run.
+
+        Cost: passes over two rows.
+        """
+        ids, prompts = [row.ids for row in sequences], [row.first_target for row in sequences]
+        self._shares = can_stand_apart(
+            self._tried, ids, prompts, self.pad, common_length(ids, prompts, self._counted_back)
+        )
+
+    def _start(self, sequences: Sequence[SupervisedSequence]) -> int:
+        """Return how many tokens the rows of one pass begin with that are computed apart."""
+        if not self._shares:
+            return 0
+        ids, prompts = [row.ids for row in sequences], [row.first_target for row in sequences]
+        return common_length(ids, prompts, self._counted_back)
 
     @property
     @abstractmethod
     def language_model(self) -> nn.Module:
         """The transformers model that runs."""
+
+    @property
+    def _tried(self) -> nn.Module:
+        """The model on which :meth:`prepare` tries out a common start."""
+        return self.language_model
+
+    @property
+    @abstractmethod
+    def _counted_back(self) -> int | None:
+        """How many tokens before a prompt's end belong in the rows; None if all do."""
 
     @abstractmethod
     def parameters_of(self, run: int) -> list[nn.Parameter]:
@@ -124,6 +159,11 @@ class EditPack(Pack):
         """The frozen model."""
         return self.loaded.model
 
+    @property
+    def _counted_back(self) -> int | None:
+        counts = [counted_by(spec.config.positions) for spec in self.specs]
+        return None if None in counts else max(count for count in counts if count is not None)
+
     def parameters_of(self, run: int) -> list[nn.Parameter]:
         """Return what one run trains."""
         return self.edits.parameters_of(run)
@@ -155,14 +195,39 @@ class EditPack(Pack):
             "Give examples on one side of it.",
         )
         place = {id(batch): size * index for index, batch in enumerate(different)}
-        device, model = self.loaded.device, self.loaded.model
+        device, model, start = self.loaded.device, self.loaded.model, self._start(unique)
         take = torch.tensor([place[id(batch)] + row for batch in batches for row in range(size)], device=device)
-        rows = Rows.of(unique, self.pad, device).take(take)
+        rows = Rows.of(unique, self.pad, device, start).take(take)
         self.streams.move_to(self.edits.lowest_block)
         stream = self.streams.entering(unique)
+        cache = self._cache_of(runs, unique, start, stream, size) if start else None
         with (
-            entering(self.loaded.site_map, self.streams.layer, None if stream is None else stream[take]),
+            entering(self.loaded.site_map, self.streams.layer, None if stream is None else stream[take, start:]),
             self.edits.acting(runs, rows.mask, rows.prompts, rows.ids.shape[1]),
             selected_positions(model, *rows.predicting()),
         ):
-            return single_precision(run(model, rows.ids, rows.mask)[0]), rows
+            return single_precision(run(model, rows.ids, rows.mask, cache)[0]), rows
+
+    def _cache_of(
+        self,
+        runs: Sequence[int],
+        sequences: Sequence[SupervisedSequence],
+        length: int,
+        stream: Tensor | None,
+        size: int,
+    ) -> Any:
+        """Return keys and values of what all rows begin with, edited by each run, for ``size`` rows of each.
+
+        Gradients of all rows meet in them.
+        """
+        model, device, layer = self.loaded.model, self.loaded.device, self.streams.layer
+        ids = torch.tensor([sequences[0].ids[:length]] * len(runs), device=device)
+        ends = torch.tensor([min(row.first_target for row in sequences)] * len(runs), device=device)
+        nowhere = torch.zeros(0, dtype=torch.long, device=device)
+        begun = None if stream is None else stream[:1, :length].expand(len(runs), -1, -1)
+        with (
+            entering(self.loaded.site_map, layer, begun),
+            self.edits.acting(runs, torch.ones_like(ids), ends, length),
+            selected_positions(model, nowhere, nowhere),
+        ):
+            return cache_of(model, ids, size, without=layer)

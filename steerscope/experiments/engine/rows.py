@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,29 +22,32 @@ class Rows:
     which some implementations of attention make NaN.
 
     Attributes:
-        ids: ``(row token)``.
-        mask: ``(row token)``, 0 on padding.
+        ids: ``(row token)``, without the first ``start`` tokens.
+        mask: ``(row column)``, 0 on padding; with a column for each of the first ``start`` tokens.
         prompts: Tokens of every row's prompt ``(row)``.
         targets: ``(row target)``: the supervised tokens, -100 behind the last.
+        start: How many tokens, the same in all rows, stand apart.
     """
 
     ids: Tensor
     mask: Tensor
     prompts: Tensor
     targets: Tensor
+    start: int = 0
 
     @classmethod
-    def of(cls, sequences: Sequence[SupervisedSequence], pad: int, device: torch.device) -> Rows:
-        """Pad sequences to one length."""
-        ids = padded([row.ids for row in sequences], pad, device)
+    def of(cls, sequences: Sequence[SupervisedSequence], pad: int, device: torch.device, start: int = 0) -> Rows:
+        """Pad sequences to one length; the first ``start`` tokens are left out."""
+        ids = padded([row.ids[start:] for row in sequences], pad, device)
         mask = padded([[1] * len(row.ids) for row in sequences], 0, device)
         prompts = torch.tensor([row.first_target for row in sequences], device=device)
         targets = padded([row.ids[row.first_target :] for row in sequences], IGNORED, device)
-        return cls(ids, mask, prompts, targets)
+        return cls(ids, mask, prompts, targets, start)
 
     def take(self, places: Tensor) -> Rows:
         """Return the rows at some places, each as often as it is named."""
-        return Rows(*(values[places] for values in (self.ids, self.mask, self.prompts, self.targets)))
+        ids, mask, prompts, targets = (values[places] for values in (self.ids, self.mask, self.prompts, self.targets))
+        return replace(self, ids=ids, mask=mask, prompts=prompts, targets=targets)
 
     @property
     def is_target(self) -> Tensor:
@@ -56,9 +60,9 @@ class Rows:
         return self.targets[self.is_target]
 
     def predicting(self) -> tuple[Tensor, Tensor]:
-        """Return row and column of every token that predicts a supervised one, ``(supervised)`` each."""
+        """Return row and token of ``ids`` that predict each supervised token, ``(supervised)`` each."""
         row, target = self.is_target.nonzero(as_tuple=True)
-        return row, self.prompts[row] - 1 + target
+        return row, self.prompts[row] - 1 + target - self.start
 
 
 def padded(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
@@ -72,17 +76,19 @@ def per_target(rows: Rows, values: Tensor) -> Tensor:
     return values.new_zeros(rows.targets.shape).masked_scatter(rows.is_target, values)
 
 
-def run(model: nn.Module, ids: Tensor, mask: Tensor, **more: Tensor) -> Tensor:
-    """Run a model without a cache on rows padded on the right; return its logits.
+def run(model: nn.Module, ids: Tensor, mask: Tensor, cache: Any = None, **more: Tensor) -> Tensor:
+    """Run a model on rows padded on the right; return its logits.
 
     Args:
         model: A causal language model or a wrapper of one.
         ids: ``(row token)``.
-        mask: ``(row token)``, 0 on padding.
+        mask: ``(row column)``, 0 on padding; cached columns included.
+        cache: Keys and values of what stands before; without them there is nothing.
         more: What else the wrapper takes.
     """
-    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "use_cache": False, **more}
+    positions = torch.arange(mask.shape[1] - ids.shape[1], mask.shape[1], device=ids.device).expand_as(ids)
+    given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **more}
+    given |= {"use_cache": False} if cache is None else {"past_key_values": cache, "use_cache": True}
     logits: Tensor = model(**given).logits
     return logits
 

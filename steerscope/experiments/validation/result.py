@@ -51,7 +51,7 @@ class TrainedSite:
 
 
 @dataclass(frozen=True, repr=False)
-class Validation(Shown):
+class Validation(Shown, report="validation"):
     """Everything ``steerscope validate`` found.
 
     Attributes:
@@ -111,18 +111,6 @@ class Validation(Shown):
         found = self.agreements.get(self.score)
         said = "not compared yet" if found is None else f"Spearman {found['spearman']:.2f} with minus the trained loss"
         return f"{self.study}: {self.score} at {len(self.sites)} trained sites, {said}."
-
-    def paragraphs(self) -> list[str]:
-        """Return what was found in sentences, and how well every score foresaw it."""
-        from steerscope.analysis.report.table import plain_table
-        from steerscope.experiments.validation.table import score_table, sentences  # which import this file
-
-        if not self.agreements:
-            return [self.headline()]
-        table = score_table(self)
-        # Without the last column, the comparison with the best baseline, which a screen has no room for.
-        narrow = dataclasses.replace(table, columns=table.columns[:-1], rows=tuple(row[:-1] for row in table.rows))
-        return [*sentences(self), plain_table(narrow)]
 
     def to_json(self) -> str:
         """Return the validation as JSON text."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from steerscope.analysis.data.examples import Example
 from steerscope.analysis.provenance import content_hash
+from steerscope.experiments.engine.candidate import Candidate
 from steerscope.experiments.engine.held_out import HeldOut, hold_out
 from steerscope.experiments.engine.model_pack import ModelPack
 from steerscope.experiments.engine.pack import Pack
 from steerscope.experiments.engine.spec import RunSpec, Schedule
-from steerscope.experiments.engine.sweep import Candidate
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.experiments.training.data import training_rows
 from steerscope.experiments.training.trainee import lora
@@ -75,6 +75,7 @@ class SplitData:
     num_test: int
     _rows: dict[int, list[SupervisedSequence]] = field(default_factory=dict, repr=False)
     _held: dict[str, HeldOut] = field(default_factory=dict, repr=False)
+    _hashes: dict[tuple[str, int], str] = field(default_factory=dict, repr=False)
 
     def examples(self, part: str, seed: int = 0) -> list[Example]:
         """Return the examples of ``train`` (of a seed), ``selection`` or ``test``."""
@@ -115,7 +116,9 @@ class SplitData:
 
     def content_hash(self, part: str, seed: int = 0) -> str:
         """Return a hash of the examples of a part; of training examples their order counts."""
-        return content_hash(self.examples(part, seed), ordered=part == "train")
+        if (part, seed) not in self._hashes:  # asked for with every run
+            self._hashes[part, seed] = content_hash(self.examples(part, seed), ordered=part == "train")
+        return self._hashes[part, seed]
 
     def _tokenised(self, examples: Sequence[Example]) -> HeldOut:
         texts = [(one.prompt, one.completion, one.choices) for one in examples]

@@ -17,8 +17,9 @@ from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.options import RankOptions
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE, Needs, ranking_scores
 from steerscope.errors import InputError
+from steerscope.experiments.engine.candidate import Candidate, Outcome
 from steerscope.experiments.engine.store import RunStore
-from steerscope.experiments.engine.sweep import Candidate, Outcome, Sweep
+from steerscope.experiments.engine.sweep import Sweep
 from steerscope.experiments.validation.agreement import agreements, ceiling
 from steerscope.experiments.validation.data import DataSplits, majority_rate
 from steerscope.experiments.validation.depth_and_kind import depth_and_kind, known_studies

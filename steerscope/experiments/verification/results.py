@@ -124,7 +124,7 @@ class PropositionResult:
 
 
 @dataclass(frozen=True, repr=False)
-class Verification(Shown):
+class Verification(Shown, report="verification"):
     """Everything one run found.
 
     Attributes:
@@ -165,21 +165,6 @@ class Verification(Shown):
     def failed(self) -> tuple[str, ...]:
         """Names of the propositions that fail."""
         return tuple(one.name for one in self.propositions if one.verdict == Verdict.FAILS)
-
-    def headline(self) -> str:
-        """Return the verdicts in one sentence."""
-        from steerscope.experiments.verification.tables import headline  # which imports this file
-
-        return headline(self)
-
-    def paragraphs(self) -> list[str]:
-        """Return the verdicts, warnings, and the propositions: those that fail first."""
-        from steerscope.analysis.report.table import plain_table
-        from steerscope.experiments.verification.tables import proposition_table
-
-        first = sorted(self.propositions, key=lambda one: one.verdict != Verdict.FAILS)
-        table = plain_table(proposition_table(dataclasses.replace(self, propositions=tuple(first))))
-        return [self.headline(), *(f"Warning: {sentence}" for sentence in self.warnings), table]
 
     def to_json(self) -> str:
         """Return ``verify.json`` as text: keys sorted, six significant digits, no NaN."""

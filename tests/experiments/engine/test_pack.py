@@ -196,6 +196,25 @@ def test_a_training_that_was_interrupted_goes_on_to_the_same_bits():
             close(found.tensors, expected.tensors, 0.0)
 
 
+def test_first_steps_and_the_rest_are_one_training():
+    loaded, specs = loaded_model(), many()
+    whole = trained(loaded, specs)
+    kept = []
+    first = trained(loaded, specs, until=2, keep=kept.append)
+    assert [one.step for one in kept] == [2]
+    for found, expected in zip(first, whole, strict=True):
+        assert found.losses == expected.losses[:2]
+    trained(loaded, specs, start=kept[0], until=5, keep=kept.append)
+    assert [one.step for one in kept] == [2, 5]
+    for start in (kept[0], kept[1], kept[0]):  # more than one training can go on from one progress
+        for found, expected in zip(trained(loaded, specs, start=start), whole, strict=True):
+            assert found.losses == expected.losses
+            close(found.tensors, expected.tensors, 0.0)
+    for until, start in ((0, None), (STEPS + 1, None), (4, kept[1])):
+        with pytest.raises(InputError, match=f"until is {until}; expected a step of the schedule, from . to {STEPS}"):
+            trained(loaded, specs, until=until, start=start)
+
+
 def test_a_run_that_diverges_changes_no_other():
     loaded = loaded_model()
     wild = spec("1.resid_post", 1e200)

@@ -16,9 +16,9 @@ from steerscope.experiments.validation.data import fingerprint, majority_rate, s
 from steerscope.experiments.validation.depth_and_kind import depth_and_kind, fit
 from steerscope.experiments.validation.options import ValidateOptions, choose_sites
 from steerscope.experiments.validation.result import Validation
-from steerscope.experiments.validation.table import print_validation
 from steerscope.experiments.validation.training import SplitData, edit_at, sites_of
 from steerscope.experiments.validation.validate import validate_ranking
+from steerscope.reports.validation.tables import print_validation
 from steerscope.sites import Site, SiteKind
 from tests.experiments.validation.tiny import examples, loaded_with
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from steerscope import InputError
-from steerscope.experiments.verification.figures import FIGURE_STEMS
-from steerscope.experiments.verification.report import write_verification
 from steerscope.experiments.verification.results import MEASUREMENTS, Verification, plain
 from steerscope.experiments.verification.run import VerifyOptions, loader, verify_model, verify_random
-from steerscope.experiments.verification.tables import headline, measurement_tables, number, proposition_table
+from steerscope.reports.verification.figures import FIGURE_STEMS
+from steerscope.reports.verification.folder import write_verification
+from steerscope.reports.verification.tables import headline, measurement_tables, number, proposition_table
 from studies import theory as docs
 from tests.cli.runs import save_model
 from tests.experiments.verification.cases import EVERY, FINE, RIGHT, SMALL, proposition

@@ -1,0 +1,1 @@
+"""What results look like: one room per kind of result (pages, figures, tables), and what all of them share."""
