@@ -34,8 +34,15 @@ def finish(figure: Figure, ranking: Ranking, title: str, handles: Sequence[Artis
     finish_with_foot(figure, foot, title, handles, columns)
 
 
+def is_far_from_zero(low: float, high: float) -> bool:
+    """Whether values from ``low`` to ``high`` are so far from zero that an axis which holds it would flatten them."""
+    return low > high - low
+
+
 def null_line(ax: Axes, ranking: Ranking) -> None:
-    """Draw zero as a named line across the axes: what predicting no update would score."""
+    """Draw zero, what predicting no update would score, as a named line, unless all that is drawn is far from it."""
+    if is_far_from_zero(*ax.dataLim.intervaly):
+        return
     ax.axhline(0, color=NULL, linewidth=1.2, linestyle="--")
     if score_words(ranking.score).is_share:
         ax.annotate(
