@@ -166,7 +166,7 @@ class SiteTable(Shown):
         Raises:
             InputError: No such file, not a site table, or a site's name that cannot be read.
         """
-        table = read_record(path, cls, "a site table")
+        table = read_record(path, cls, "site table")
         for run in table.runs:
             for name in run.site.split("+"):
                 parse_site(name)
