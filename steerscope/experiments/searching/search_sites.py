@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from steerscope.analysis.results import Ranking
+from steerscope.analysis.scoring.options import RankOptions
 from steerscope.errors import InputError
 from steerscope.experiments.engine.candidate import Candidate, Run
 from steerscope.experiments.engine.rate_grid import next_places, rate
@@ -113,9 +114,8 @@ class _Work:
         since = time.monotonic()
         budget = math.inf if options.budget is None else 60 * options.budget
         rank = options.config_at("0.resid_post").rank or DEFAULT_RANK
-        ranking = kept_ranking(
-            loaded, self.splits, self.folder / "ranking.json", options.num_ranking, options.seed, rank, self.progress
-        )
+        wanted = RankOptions(max_examples=options.num_ranking, seed=options.seed, rank=rank)
+        ranking = kept_ranking(loaded, self.splits, self.folder / "ranking.json", wanted, self.progress)
         self.seconds["ranking"] = time.monotonic() - since
         sweep = self._sweep(since + budget)
         candidates = self._candidates(ranking)

@@ -34,6 +34,7 @@ class SweepOptions:
             rate): whether more training would order sites otherwise.
         num_selection: Held-out examples that choose rates.
         num_test: Test examples.
+        scores: Rank all sites at the end, and keep every score of the trained ones in the table.
         budget: Minutes, None without a limit: no training is begun later; what is finished is kept.
         pack_size: Most runs trained together, None to fit the machine. It changes no result.
         seed: The first seed.
@@ -52,6 +53,7 @@ class SweepOptions:
     longer: int = 12
     num_selection: int = 256
     num_test: int = 512
+    scores: bool = True
     budget: float | None = None
     pack_size: int | None = None
     seed: int = 0
@@ -93,9 +95,9 @@ class SweepOptions:
         return SteeringConfig(sites=site, family=self.family, rank=self.rank, bias=self.bias, scale=self.scale)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what decides results, as JSON-able values: without budget and size of packs."""
+        """Return what decides results, as JSON-able values: without budget, scores and size of packs."""
         found = asdict(self)
-        for name in ("budget", "pack_size"):
+        for name in ("scores", "budget", "pack_size"):
             del found[name]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 

@@ -13,16 +13,20 @@ from typing import Any
 import torch
 
 from steerscope.analysis.provenance import model_key
+from steerscope.analysis.results import Ranking
+from steerscope.analysis.scoring.options import RankOptions
 from steerscope.errors import InputError
 from steerscope.experiments.engine.candidate import Candidate, by_floor
 from steerscope.experiments.engine.rate_grid import HIGHEST, LOWEST, Choice, rate
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.engine.sweep import OutOfTime, Sweep
+from steerscope.experiments.site_tables.scored import with_scores
 from steerscope.experiments.site_tables.table import Base, SiteRun, SiteTable
 from steerscope.experiments.sweeping.options import SweepOptions, spread, spread_sites
 from steerscope.experiments.sweeping.recalibration import recalibrate
 from steerscope.experiments.validation.data import DataSplits, majority_rate
+from steerscope.experiments.validation.kept_ranking import kept_ranking
 from steerscope.experiments.validation.training import SplitData
 from steerscope.files import json_of, told, write_text
 from steerscope.folders import Kind, require_folder_for
@@ -30,6 +34,7 @@ from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel, require_loaded
 from steerscope.option_types import options_or_default
 from steerscope.sites import Site
+from steerscope.steering.config import DEFAULT_RANK
 from steerscope.steering.scales import measure_scales
 
 SWEEP, TABLE, RUNS = "sweep.json", "table.json", "runs"
@@ -81,7 +86,7 @@ def sweep_sites(
     """
     require_loaded(loaded)
     options, place = options_or_default(options, SweepOptions), Path(folder)
-    require_folder_for(place, Kind.SWEEP)
+    require_folder_for(place, Kind.SWEEP, also=(Kind.RANKING,))
     sites = spread_sites(loaded.site_map, options.sites)
     for site in sites:
         options.config_at(str(site)).resolve(loaded.site_map)
@@ -104,7 +109,20 @@ def sweep_sites(
             f"the budget of {options.budget:g} minutes was over before a run was tested; what was trained is kept in "
             f"{str(place)!r}. Go on with it (--resume), with a larger [[budget]]."
         )
+    if options.scores:
+        table = with_scores(table, _ranking(loaded, splits, options, place, progress))
+        table.save(place / TABLE)
     return table
+
+
+def _ranking(
+    loaded: LoadedModel, splits: DataSplits, options: SweepOptions, place: Path, progress: Progress | None
+) -> Ranking:
+    """Rank all sites with every score that is computed from kernels, from training examples."""
+    rank = options.config_at("0.resid_post").rank or DEFAULT_RANK
+    seen = options.steps * options.batch_size
+    wanted = RankOptions(extra=("spectrum",), seed=options.seed, rank=rank, num_training=seen)
+    return kept_ranking(loaded, splits, place / "ranking.json", wanted, progress)
 
 
 @dataclass
