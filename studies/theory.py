@@ -8,13 +8,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 
-from steerscope.analysis.report.table import TextTable
-from steerscope.analysis.report.vocabulary import clean
 from steerscope.equivalence.propositions.base import Verdict
 from steerscope.equivalence.propositions.catalogue import file_names
 from steerscope.experiments.verification.results import Measured, PropositionResult, Verification
-from steerscope.experiments.verification.tables import headline, measurement_tables, number, short
 from steerscope.files import exit_code_of
+from steerscope.reports.tables import TextTable
+from steerscope.reports.verification.tables import headline, measurement_tables, number, short
+from steerscope.reports.vocabulary import clean
 
 FOLDER = "steerscope/equivalence/propositions"
 RANDOM, MODEL = "docs/results/verify-random.json", "docs/results/verify-smollm2-135m.json"

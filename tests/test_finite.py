@@ -41,13 +41,13 @@ from steerscope.finite import NotFiniteError, require_finite, require_finite_rec
 from steerscope.models import wrap_model
 from steerscope.steering import SteeringConfig, get_steering_model
 from steerscope.steering.oracles import Oracles, fitted_map
-from tests.analysis.report_cases import bare
 from tests.byte_models import VOCAB, byte_model, byte_tokenizer
 from tests.cli.runs import lines, one_sentence, run, write_jsonl
 from tests.experiments.tasks.rows import write_task
 from tests.experiments.training.tiny_runs import loaded as loaded_run
 from tests.experiments.training.tiny_runs import make_place, task_of
 from tests.experiments.training.tiny_runs import options as run_options
+from tests.reports.ranking_cases import bare
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PACKAGE = Path(__file__).parents[1] / "steerscope"

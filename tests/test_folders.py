@@ -15,8 +15,8 @@ from steerscope.folders import Kind, require_folder_for
 from steerscope.models import load_model
 from steerscope.steering import SteeringConfig, SteeringModel, get_steering_model
 from steerscope.steering.weights import WeightModel
-from tests.analysis.report_cases import two_layers_parallel
 from tests.cli.runs import save_model
+from tests.reports.ranking_cases import two_layers_parallel
 from tests.tiny import tiny_model, tiny_tokenizer
 
 

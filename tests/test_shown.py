@@ -12,8 +12,8 @@ from steerscope.experiments.verification.results import Verification
 from steerscope.models import wrap_model
 from studies.claims.kept import with_kept
 from studies.claims.page import studies
-from tests.analysis import report_cases
 from tests.experiments.training import cases
+from tests.reports import ranking_cases
 from tests.tiny import tiny_model, tiny_tokenizer
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -25,11 +25,11 @@ def comparison() -> Shown:
 
 
 SHOWN = {
-    "thirty layers": (report_cases.thirty_layers, ["Best 10 of", "resid_post"]),
-    "a hundred layers": (report_cases.hundred_layers, ["Best 10 of"]),
-    "nothing to tell": (report_cases.cannot_tell, ["cannot tell"]),
-    "hostile names": (report_cases.hostile_names, ["rank"]),
-    "bare": (report_cases.bare, ["rank"]),
+    "thirty layers": (ranking_cases.thirty_layers, ["Best 10 of", "resid_post"]),
+    "a hundred layers": (ranking_cases.hundred_layers, ["Best 10 of"]),
+    "nothing to tell": (ranking_cases.cannot_tell, ["cannot tell"]),
+    "hostile names": (ranking_cases.hostile_names, ["rank"]),
+    "bare": (ranking_cases.bare, ["rank"]),
     "verification": (
         lambda: Verification.load(RESULTS / "verify-random.json"),
         ["42 propositions", "P1", "more lines"],

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import html
 import textwrap
+from abc import abstractmethod
 from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from steerscope.installed import require
 
 WIDTH, LINES = 100, 24
 
@@ -13,15 +19,25 @@ class Shown:
     """A result with a headline and a text.
 
     ``repr()`` is one line, ``str()`` and a notebook's output one screen; ``to_json()`` and the reports have everything.
+    A class that names its room in ``steerscope.reports`` (``class Ranking(Shown, report="ranking")``) is put into words
+    there: reports stand above results, so theirs is found by its name, when something is printed.
     """
+
+    _report = ""
+
+    def __init_subclass__(cls, report: str = "") -> None:
+        cls._report = report or cls._report
 
     def headline(self) -> str:
         """Return what came out in one sentence, of a line or two."""
-        raise NotImplementedError
+        return str(self._screen().headline(self))
 
     def paragraphs(self) -> list[str]:
         """Return what is printed: sentences, which are wrapped, and tables, whose lines are kept."""
-        return [self.headline()]
+        return list(self._screen().paragraphs(self)) if self._report else [self.headline()]
+
+    def _screen(self) -> ModuleType:
+        return import_module(f"steerscope.reports.{self._report}.screen")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {textwrap.shorten(self.headline(), 160, placeholder=' ...')}>"
@@ -31,6 +47,25 @@ class Shown:
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
+
+
+class Tabular(Shown):
+    """A result with rows of one sort: one dictionary each, or a pandas ``DataFrame``."""
+
+    @abstractmethod
+    def records(self) -> list[dict[str, Any]]:
+        """Return one dictionary per row, all with the same keys, in the result's own order."""
+
+    def to_dataframe(self) -> Any:
+        """Return :meth:`records` as a pandas ``DataFrame``.
+
+        Raises:
+            InputError: The extra ``frames`` is not installed.
+        """
+        require("frames", "to_dataframe()")
+        import pandas
+
+        return pandas.DataFrame.from_records(self.records())
 
 
 def _cut(line: str) -> str:

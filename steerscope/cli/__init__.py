@@ -16,7 +16,9 @@ import typer
 from steerscope.cli.compare import compare
 from steerscope.cli.evaluate import evaluate
 from steerscope.cli.rank import rank
+from steerscope.cli.search import search
 from steerscope.cli.sites import sites
+from steerscope.cli.sweep import sweep
 from steerscope.cli.train import train
 from steerscope.cli.validate import validate
 from steerscope.cli.verify import verify
@@ -38,7 +40,9 @@ app = typer.Typer(
 app.command()(compare)
 app.command()(evaluate)
 app.command()(rank)
+app.command()(search)
 app.command()(sites)
+app.command()(sweep)
 app.command()(train)
 app.command()(validate)
 app.command()(verify)

@@ -17,14 +17,14 @@ def compare(
     """Compare runs of one task on the same test questions; seeds of one configuration make one row."""
     from steerscope.cli.output import check_folder
     from steerscope.experiments.comparison import compare as compare_runs
-    from steerscope.experiments.comparison.table import print_comparison
     from steerscope.folders import Kind
     from steerscope.installed import require
+    from steerscope.reports.comparison.tables import print_comparison
 
     require("report", "the figure of a comparison")
     check_folder(out, Kind.COMPARISON, overwrite=overwrite)
     found = compare_runs(folders)
-    from steerscope.experiments.comparison.figure import write_comparison  # matplotlib is slow to load
+    from steerscope.reports.comparison.figures import write_comparison  # matplotlib is slow to load
 
     written = write_comparison(found, out)
     print_comparison(found, file=sys.stdout)

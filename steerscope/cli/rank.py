@@ -37,6 +37,7 @@ def rank(
     json: JsonTarget = None,
     max_examples: Annotated[int, typer.Option(help="Use at most so many training examples.")] = 192,
     score: Annotated[str, typer.Option(help="Score that orders the sites.")] = "learnable_share",
+    extra: Annotated[str | None, typer.Option(help="Scores that cost more, by what they need: spectrum, step.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of examples, halves, probes and sketches.")] = 0,
     kinds: Annotated[str | None, typer.Option(help="Kinds of site, comma-separated; default all.")] = None,
     probes: Annotated[int, typer.Option(help="Output directions per example, one backward pass each.")] = 4,
@@ -55,7 +56,6 @@ def rank(
     """Rank the steering sites of a model: what share of fine-tuning's first-order update is learnable where."""
     from steerscope.analysis.data.examples import check_examples
     from steerscope.analysis.ranking import rank_sites
-    from steerscope.analysis.report import print_ranking, write_report
     from steerscope.analysis.scoring.options import MIN_EXAMPLES, RankOptions
     from steerscope.cli.output import check_folder, check_json_target
     from steerscope.cli.progress import stage_progress
@@ -63,11 +63,13 @@ def rank(
     from steerscope.folders import Kind
     from steerscope.installed import require
     from steerscope.models import load_model
+    from steerscope.reports.ranking.tables import print_ranking
     from steerscope.sites import parse_kind
 
     # Everything that can be refused is refused here, before a model is loaded.
     options = RankOptions(
         score=score,
+        extra=tuple(name.strip() for name in (extra or "").split(",") if name.strip()),
         seed=seed,
         max_examples=max_examples,
         num_probes=probes,
@@ -107,6 +109,8 @@ def rank(
         ranking = replace(ranking, warnings=(*source.warnings, *others))
 
     if out is not None:
+        from steerscope.reports.ranking.folder import write_report  # matplotlib is slow to load
+
         page = write_report(ranking, out)
     if json == "-":
         typer.echo(ranking.to_json())

@@ -37,3 +37,18 @@ def entering_block(site_map: SiteMap, layer: int, stream: Tensor) -> Iterator[No
 def pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Stand in for a block's ``forward`` where the block is to do nothing."""
     return hidden_states
+
+
+@contextmanager
+def above_blocks(site_map: SiteMap, stream: Tensor) -> Iterator[None]:
+    """Run nothing but what follows the last block, with ``stream`` (``batch token d_model``) leaving that block.
+
+    The model is to be run on as many tokens as the stream has.
+    """
+    last = site_map.blocks[-1]
+    with entering_block(site_map, last.index, stream):
+        last.module.forward = pass_through
+        try:
+            yield
+        finally:
+            del last.module.forward  # the class's own method shows again

@@ -16,6 +16,7 @@ from torch import Tensor
 from steerscope.analysis.capture.capture import capture
 from steerscope.analysis.capture.features import Features, SketchPlan
 from steerscope.analysis.capture.outputs import make_probes
+from steerscope.analysis.capture.places import PlaceStats
 from steerscope.analysis.data.encoding import encode
 from steerscope.analysis.data.examples import Example
 from steerscope.analysis.ranking import rank_sites
@@ -184,6 +185,7 @@ def plain_scores(case: Case, kernel: np.ndarray, left_out: int | None = None, ri
         parts.setdefault("in_sample_share", []).append(fit(side.centred, side.train))
         own = fit(residual, side.test)
         parts.setdefault("own_direction", []).append(own)
+        parts.setdefault("projected_residual_norm", []).append(fit(residual, side.train))
         for e in sorted({int(case.rows.example[r]) for r in side.test}):
             mine = [k for k, r in enumerate(side.test) if case.rows.example[r] == e]
             u, truth = own[0][mine], own[1][mine]
@@ -193,7 +195,9 @@ def plain_scores(case: Case, kernel: np.ndarray, left_out: int | None = None, ri
     found = {}
     for name, pairs in parts.items():
         predicted, truth = (np.concatenate([pair[i] for pair in pairs]) for i in (0, 1))
-        if name == "own_direction":
+        if name == "projected_residual_norm":
+            found[name] = math.sqrt(predicted @ truth / (truth @ truth))
+        elif name == "own_direction":
             found[name] = predicted @ truth / math.sqrt((predicted @ predicted) * (truth @ truth))
         else:
             found[name] = 1 - ((truth - predicted) ** 2).sum() / (truth**2).sum()
@@ -431,18 +435,24 @@ def test_place_scores():
     def place_scores(site: Site, seed: int, family: str = "linear") -> dict[str, float]:
         kernel = case.kernel
         candidate = case.candidate(kernel, relative_length(kernel.probe, 1.0, 1.0))
-        scores = compute_scores(replace(candidate, place=Place(site, 5, 2.5), seed=seed, family=family), Needs.PLACE)
+        place = Place(site, 5, 2.5, 4.0, PlaceStats(0.75, 0.2, 1.5))
+        scores = compute_scores(replace(candidate, place=place, seed=seed, family=family), Needs.PLACE)
+        gradient = scores.pop("relative_gradient_norm")
+        torch.testing.assert_close(gradient, compute_scores(candidate)["gradient_norm"] / 4.0)
         assert all(len(set(values.tolist())) == 1 for values in scores.values()), "places have no sampling error"
         return {name: float(values[0]) for name, values in scores.items()}
 
     found = [place_scores(site, 0) for site in sites]
-    assert set(found[0]) == set(PLACE_SCORES)
+    assert set(found[0]) | {"relative_gradient_norm"} == set(PLACE_SCORES)
 
     def best(name: str) -> int:
         return max(range(5), key=lambda k: found[k][name])
 
-    assert (best("depth"), best("middle_layer"), best("last_layer")) == (0, 2, 4)
+    assert (best("depth"), best("middle_layer"), best("last_layer"), best("depth_then_kind")) == (0, 2, 4, 0)
     assert all(f["activation_norm"] == 2.5 for f in found)
+    assert all((f["lens_accuracy"], f["block_change"], f["feature_norm"]) == (0.75, 0.2, -1.5) for f in found)
+    earlier = place_scores(Site(1, SiteKind.ATTN_HEADS), 0)["depth_then_kind"]
+    assert place_scores(Site(1, SiteKind.RESID_POST), 0)["depth_then_kind"] > earlier > found[2]["depth_then_kind"]
     assert all(0 <= f["random"] < 1 for f in found)
     assert len({f["random"] for f in found}) == 5
     assert place_scores(sites[0], 0) == found[0]

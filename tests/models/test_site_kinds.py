@@ -2,9 +2,9 @@
 
 import pytest
 
-from steerscope.analysis.report.figure_style import look
 from steerscope.models import find_sites
 from steerscope.models.blocks import width_of
+from steerscope.reports.figure_style import look
 from steerscope.site_kinds import (
     SITE_KINDS,
     Branch,

@@ -11,13 +11,15 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from steerscope.analysis.capture.features import Features, SketchPlan, feature_bytes
 from steerscope.analysis.capture.outputs import Probes, batch_outputs, selected_positions
+from steerscope.analysis.capture.places import PlaceWatch
 from steerscope.analysis.capture.recorder import Recorder, at_least_float32
 from steerscope.analysis.data.encoding import Encoded, batches
 from steerscope.finite import require_finite
@@ -45,8 +47,12 @@ class ReadStats:
     lengths: dict[Site, tuple[float, float]]
 
 
-def read_stats(loaded: LoadedModel, encoded: Encoded, *, batch_size: int, max_examples: int) -> ReadStats:
+def read_stats(
+    loaded: LoadedModel, encoded: Encoded, *, batch_size: int, max_examples: int, watch: PlaceWatch | None = None
+) -> ReadStats:
     """Measure what every site reads on the first ``max_examples`` examples, in one forward pass.
+
+    What ``watch`` wants to see of the pass is shown to it.
 
     Channel by channel, because edits of a ranking are scaled so; one number over all channels, as trained edits are
     scaled, is what :func:`steerscope.steering.scales.measure_scales` returns.
@@ -73,7 +79,11 @@ def read_stats(loaded: LoadedModel, encoded: Encoded, *, batch_size: int, max_ex
 
     dtype = at_least_float32(next(p.dtype for p in loaded.model.parameters() if p.is_floating_point()))
     chosen = range(min(max_examples, encoded.num_examples))
-    with torch.no_grad(), tapping(loaded.site_map, {site: measure(site) for site in loaded.site_map.sites()}):
+    with (
+        torch.no_grad(),
+        tapping(loaded.site_map, {site: measure(site) for site in loaded.site_map.sites()}),
+        nullcontext() if watch is None else watch.attached(),
+    ):
         for batch in batches(
             encoded,
             batch_size=batch_size,
@@ -84,6 +94,8 @@ def read_stats(loaded: LoadedModel, encoded: Encoded, *, batch_size: int, max_ex
             real = batch.mask.flatten().to(dtype)
             columns = batch.offset[:, None] + torch.stack([batch.length // 2, batch.length - 1], dim=1)
             count += int(batch.mask.sum())
+            if watch is not None:
+                watch.start(batch)
             nowhere = torch.zeros(1, dtype=torch.long, device=loaded.device)
             with selected_positions(loaded.model, nowhere, nowhere):  # no logits are needed
                 loaded.model(
@@ -137,7 +149,9 @@ def capture(
     Cost: one forward pass and ``probes.num_backward`` backward passes to activations, plus the projections
     (about a quarter of that on a 135M model), plus the forward pass for the scales.
     """
-    stats = read_stats(loaded, encoded, batch_size=batch_size, max_examples=scale_examples)
+    watch = PlaceWatch(loaded, encoded)
+    stats = read_stats(loaded, encoded, batch_size=batch_size, max_examples=scale_examples, watch=watch)
+    places = watch.stats()
     recorder = Recorder(loaded, encoded, probes, plan, stats.scales, seed)
     shortest_first = batches(
         encoded,
@@ -177,7 +191,7 @@ def capture(
                 tick()
             recorder.finish()
             _return_freed_memory()
-    return recorder.features(probes.valid(encoded), stats.lengths)
+    return replace(recorder.features(probes.valid(encoded), stats.lengths), places=places)
 
 
 def _return_freed_memory() -> None:

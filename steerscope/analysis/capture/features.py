@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from steerscope.analysis.capture.places import PlaceStats
 from steerscope.errors import InputError
 from steerscope.models.blocks import linear_shape
 from steerscope.models.load import LoadedModel
@@ -32,6 +33,8 @@ class Features:
         held_length: Per write point the typical length of what an edit there is added to.
         spans: Whether the probes span the outputs: then the loss direction is a combination of them and
             has no slot of its own.
+        scales: Per site ``channel``: what its reads are divided by.
+        places: Per site what is known of it without a derivative.
     """
 
     linear: dict[Site, Tensor]
@@ -46,6 +49,8 @@ class Features:
     read_length: dict[Site, float]
     held_length: dict[Site, float]
     spans: bool
+    scales: dict[Site, Tensor] = field(default_factory=dict)
+    places: dict[Site, PlaceStats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

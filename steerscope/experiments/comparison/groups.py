@@ -18,7 +18,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from steerscope.analysis.provenance import knows_data, model_key
-from steerscope.analysis.shown import Shown
+from steerscope.analysis.shown import Tabular
 from steerscope.errors import InputError
 from steerscope.experiments.runs.accuracy import wilson_interval
 from steerscope.experiments.runs.folder import RESULTS, read_results
@@ -102,7 +102,7 @@ class Entry:
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison(Shown):
+class Comparison(Tabular, report="comparison"):
     """Runs on one test set, best first.
 
     Attributes:
@@ -135,12 +135,13 @@ class Comparison(Shown):
             f"{best.accuracy:.1%} [{best.low:.1%}, {best.high:.1%}] (majority {self.majority:.1%})."
         )
 
-    def paragraphs(self) -> list[str]:
-        """Return the table."""
-        from steerscope.analysis.report.table import plain_table
-        from steerscope.experiments.comparison.table import comparison_table  # which imports this file
-
-        return [plain_table(comparison_table(self))]
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row per configuration, best first: an :class:`Entry`'s fields, its settings aside."""
+        return [
+            {"task": self.task, "n": self.n, "majority": self.majority}
+            | {name: value for name, value in asdict(entry).items() if name != "settings"}
+            for entry in self.entries
+        ]
 
     def to_json(self) -> str:
         """Return the comparison as JSON."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from steerscope.experiments.engine.pack import Pack
-from steerscope.experiments.engine.rows import per_target
+from steerscope.experiments.engine.rows import Rows, per_target
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.models.lengths import batches_within, switch_length
 
@@ -69,16 +69,29 @@ def judge_pack(
     for chosen in batches_within(order, lambda i: len(sequences[i].ids), batch_size, switch_length(model)):
         batch = [sequences[i] for i in chosen]
         logits, rows = pack.logits(runs, [batch] * len(runs))
-        negative = per_target(rows, F.cross_entropy(logits, rows.wanted, reduction="none"))
-        losses[:, chosen] = negative.double().sum(-1).unflatten(0, (len(runs), -1)).cpu()
-        if choices is None:
-            wrong = per_target(rows, (logits.argmax(-1) != rows.wanted).to(logits.dtype))
-            right = wrong.sum(-1) == 0
-        else:
-            last = rows.is_target.sum(-1).cumsum(0) - 1
-            right = _only(logits[last], [choices[i] for i in chosen] * len(runs)).argmax(-1) == rows.wanted[last]
-        correct[:, chosen] = right.unflatten(0, (len(runs), -1)).cpu()
+        compared = None if choices is None else [choices[i] for i in chosen] * len(runs)
+        judged = judge_logits(logits, rows, compared)
+        losses[:, chosen] = judged.losses.unflatten(0, (len(runs), -1)).cpu()
+        correct[:, chosen] = judged.correct.unflatten(0, (len(runs), -1)).cpu()
     return [Judged(losses[run], correct[run]) for run in runs]
+
+
+def judge_logits(logits: Tensor, rows: Rows, choices: Sequence[Sequence[int]] | None) -> Judged:
+    """Judge the logits of one batch; see :func:`judge_pack`.
+
+    Args:
+        logits: Of the tokens that predict supervised ones ``(supervised vocab)``, row by row.
+        rows: The batch.
+        choices: Per row the tokens that the last one of its completion is compared with.
+    """
+    negative = per_target(rows, F.cross_entropy(logits, rows.wanted, reduction="none"))
+    if choices is None:
+        wrong = per_target(rows, (logits.argmax(-1) != rows.wanted).to(logits.dtype))
+        correct = wrong.sum(-1) == 0
+    else:
+        last = rows.is_target.sum(-1).cumsum(0) - 1
+        correct = _only(logits[last], choices).argmax(-1) == rows.wanted[last]
+    return Judged(negative.double().sum(-1), correct)
 
 
 def _only(logits: Tensor, tokens: Sequence[Sequence[int]]) -> Tensor:

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -67,7 +66,7 @@ class RunStore:
     def weights(self, config: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the trained parameters of a stored edit (none for methods that keep none)."""
         path = self._path(config, "safetensors")
-        return {name: value.to(torch.float32) for name, value in load_file(path).items()} if path.exists() else {}
+        return dict(load_file(path)) if path.exists() else {}
 
     def _path(self, config: Mapping[str, Any], ending: str) -> Path:
         return self.folder / f"{key_of(config)}.{ending}"

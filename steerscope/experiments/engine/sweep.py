@@ -11,107 +11,32 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from steerscope.analysis.provenance import model_key
+from steerscope.experiments.engine.candidate import Candidate, Outcome, Run, Store, SweepData, by_floor
 from steerscope.experiments.engine.frozen import FrozenStreams
-from steerscope.experiments.engine.held_out import HeldOut
 from steerscope.experiments.engine.judge import Judged, judge_pack
-from steerscope.experiments.engine.loop import TrainedRun, train_pack
+from steerscope.experiments.engine.loop import Progress, TrainedRun, train_pack
 from steerscope.experiments.engine.pack import EditPack, Pack
 from steerscope.experiments.engine.rate_grid import Choice, choice_among, next_places, rate
+from steerscope.experiments.engine.run_state import RunState, progress_of, states_of
 from steerscope.experiments.engine.spec import RunSpec, Schedule
-from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.finite import require_finite
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
-from steerscope.sites import parse_site
 from steerscope.steering.config import SteeringConfig
+
+
+class OutOfTime(Exception):
+    """The deadline of a sweep is over; everything that was finished is kept."""
+
 
 # Called with what is being done, runs done and runs in all (an estimate: searches for a rate vary in length).
 SweepProgress = Callable[[str, int, int], None]
 JUDGE_BATCH = 32
-
-
-class Store(Protocol):
-    """Where runs are kept, by everything that decides their result."""
-
-    def get(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return what is kept of a run, or None."""
-
-    def put(self, config: Mapping[str, Any], record: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-        """Keep a run."""
-
-    def weights(self, config: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return the tensors that were kept with a run."""
-
-
-class SweepData(Protocol):
-    """The examples of a sweep."""
-
-    def rows(self, seed: int) -> Sequence[SupervisedSequence]:
-        """Return a seed's training sequences in the order of training, ``steps * batch_size`` of them."""
-
-    def held_out(self, part: str) -> HeldOut:
-        """Return the examples of ``selection`` or ``test``."""
-
-    def content_hash(self, part: str, seed: int = 0) -> str:
-        """Return a hash of the examples of a part (``train`` of a seed, ``selection``, ``test``)."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Something to train: edits, or a method that trains weights.
-
-    Attributes:
-        name: What it is called in results.
-        config: Its edits; their seed is replaced by each run's.
-        start: Place on the grid of learning rates where the search begins.
-        group: Candidates of one group tend to want one rate: the next search begins where the last one ended.
-        build: Makes a pack of one, for a method that is no edit; and what takes it off the model again.
-    """
-
-    name: str
-    config: SteeringConfig | None
-    start: int
-    group: str
-    build: Callable[[float, int], tuple[Pack, Callable[[], object]]] | None = None
-
-    @property
-    def lowest_block(self) -> int:
-        """The block at which its runs enter."""
-        return -1 if self.config is None else min(parse_site(name).layer for name in self.config.sites)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What training a candidate came to.
-
-    Attributes:
-        method: Its name.
-        learning_rate: The chosen rate; ``interior`` whether both neighbours on the grid were tried and are worse.
-        tried: Selection loss by learning rate.
-        losses: Test loss per seed, in nats; infinite where the run diverged.
-        accuracies: Test accuracy per seed.
-        seconds: Training time of every run, searches included; of a pack its share.
-    """
-
-    method: str
-    learning_rate: float
-    interior: bool
-    tried: dict[str, float]
-    losses: tuple[float, ...]
-    accuracies: tuple[float, ...]
-    seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return JSON-able values; an infinite loss is written as ``None``."""
-        found = asdict(self)
-        found["losses"] = [v if math.isfinite(v) else None for v in self.losses]
-        found["tried"] = {k: v if math.isfinite(v) else None for k, v in self.tried.items()}
-        return found
 
 
 @dataclass
@@ -126,6 +51,9 @@ class Sweep:
         scales: Root mean square of what sites read, by name, for edits with ``scale="rms"``.
         pack_size: Most runs in one pack.
         progress: Called as work goes on.
+        rates: Learning rates to choose among; without them a grid of half decades is searched until the best rate has
+            worse neighbours on both sides.
+        deadline: Of ``time.monotonic()``: no pack is begun after it.
     """
 
     loaded: LoadedModel
@@ -135,6 +63,8 @@ class Sweep:
     scales: Mapping[str, float]
     pack_size: int = 4
     progress: SweepProgress | None = None
+    rates: tuple[float, ...] = ()
+    deadline: float = math.inf
     _near: dict[str, int] = field(default_factory=dict)
     _streams: FrozenStreams | None = None
     _done: int = 0
@@ -145,19 +75,21 @@ class Sweep:
 
         Cost: at least three runs per candidate with the first seed, one with every other.
         """
-        floors: dict[int, list[Candidate]] = {}
-        for one in sorted(candidates, key=lambda one: one.lowest_block):
-            floors.setdefault(one.lowest_block, []).append(one)
-        self._done, self._total = 0, len(candidates) * (3 + len(seeds) - 1)
+        self.expect(len(candidates) * (3 + len(seeds) - 1))
         choices: dict[str, Choice] = {}
-        for floor in floors.values():
-            choices |= self._choose(floor, seeds[0])
+        floors = by_floor(candidates)
+        for floor in floors:
+            choices |= self.choose(floor, seeds[0])
         for seed in seeds[1:]:
-            for floor in floors.values():
-                self._train([(one, choices[one.name].learning_rate, seed) for one in floor])
-        for floor in floors.values():
-            self._test([(one, choices[one.name].learning_rate, seed) for one in floor for seed in seeds])
+            for floor in floors:
+                self.train([(one, choices[one.name].learning_rate, seed) for one in floor])
+        for floor in floors:
+            self.test([(one, choices[one.name].learning_rate, seed) for one in floor for seed in seeds])
         return [self._outcome(one, choices[one.name], seeds) for one in candidates]
+
+    def expect(self, runs: int) -> None:
+        """Say how many runs there will be, for the progress."""
+        self._done, self._total = 0, runs
 
     def untrained(self) -> Judged:
         """Judge the model as it is on the test examples.
@@ -173,8 +105,21 @@ class Sweep:
             require_finite(f"the loss of the untrained model on the {part} examples", judged.losses)
         return found["test"]
 
-    def _choose(self, floor: Sequence[Candidate], seed: int) -> dict[str, Choice]:
-        """Search the learning rates of candidates that enter at one block, together."""
+    def choose(self, floor: Sequence[Candidate], seed: int) -> dict[str, Choice]:
+        """Search the learning rates of candidates that enter at one block, together.
+
+        Args:
+            floor: The candidates.
+            seed: With which runs are trained.
+
+        Returns:
+            By name, the rate with the lowest selection loss.
+
+        Raises:
+            OutOfTime: Before a pack that begins after the deadline.
+        """
+        if self.rates:
+            return self._choose_among(floor, seed)
         tried: dict[str, dict[int, float]] = {one.name: {} for one in floor}
         starts = {one.name: self._near.get(one.group, one.start) for one in floor}
         while True:
@@ -183,19 +128,40 @@ class Sweep:
             ]  # for those whose best rate has both neighbours there is none
             if not wanted:
                 break
-            records = self._train([(one, rate(place), seed) for one, place in wanted])
+            records = self.train([(one, rate(place), seed) for one, place in wanted])
             for (one, place), record in zip(wanted, records, strict=True):
                 tried[one.name][place] = float(record["selection_loss"])
         for one in floor:
             self._near[one.group] = min(sorted(tried[one.name]), key=lambda place, own=tried[one.name]: own[place])  # type: ignore[misc]
         return {one.name: choice_among(tried[one.name]) for one in floor}
 
-    def _train(self, runs: Sequence[tuple[Candidate, float, int]]) -> list[dict[str, Any]]:
-        """Return the records of runs that enter at one block, from the store or made now."""
+    def _choose_among(self, floor: Sequence[Candidate], seed: int) -> dict[str, Choice]:
+        """Choose among the rates that were given."""
+        rates = sorted(self.rates)
+        records = iter(self.train([(one, rate_, seed) for one in floor for rate_ in rates]))
+        found = {}
+        for one in floor:
+            losses = {rate_: float(next(records)["selection_loss"]) for rate_ in rates}
+            best = min(rates, key=lambda rate_, own=losses: own[rate_])  # type: ignore[misc]
+            found[one.name] = Choice(best, math.isfinite(losses[best]) and rates[0] < best < rates[-1], losses)
+        return found
+
+    def train(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
+        """Return the records of runs that enter at one block, from the store or made now.
+
+        Args:
+            runs: Candidate, learning rate and seed of each.
+
+        Raises:
+            OutOfTime: Before a pack that begins after the deadline.
+
+        Cost: one training per run that is not kept yet; :attr:`pack_size` runs at a time.
+        """
         for chosen in self._packs(runs):
             if all(self.store.get(self._config(*run)) is not None for run in chosen):
                 self._tell("", len(chosen))
                 continue
+            self._require_time()
             one, rate_, seed = chosen[0]
             if one.build is None:
                 self._keep(chosen, self._edits(chosen))
@@ -208,13 +174,13 @@ class Sweep:
         found = [self.store.get(self._config(*run)) for run in runs]
         return [record for record in found if record is not None]
 
-    def _packs(self, runs: Sequence[tuple[Candidate, float, int]]) -> list[list[tuple[Candidate, float, int]]]:
+    def _packs(self, runs: Sequence[Run]) -> list[list[Run]]:
         """Cut runs into packs, the same ones whatever is kept of them: work that goes on then gives the same bits."""
         edits = [run for run in runs if run[0].config is not None]
         cut = [edits[start : start + self.pack_size] for start in range(0, len(edits), self.pack_size)]
         return cut + [[run] for run in runs if run[0].config is None]
 
-    def _keep(self, chosen: Sequence[tuple[Candidate, float, int]], pack: Pack) -> None:
+    def _keep(self, chosen: Sequence[Run], pack: Pack) -> None:
         """Train a pack, judge its runs on the selection examples, and keep them."""
         names = ", ".join(dict.fromkeys(one.name for one, _, _ in chosen))
         self._tell(names, 0)
@@ -231,17 +197,127 @@ class Sweep:
             self.store.put(self._config(*key), _record(result, one, seconds), tensors)
             self._tell(names, 1)
 
-    def _test(self, runs: Sequence[tuple[Candidate, float, int]]) -> None:
-        """Judge on the test examples what was not judged there before."""
+    def advance(self, runs: Sequence[Run], until: int) -> list[tuple[float, ...]]:
+        """Train runs of edits up to a step of the schedule, from where they are; return the losses of all steps so far.
+
+        What is reached is kept, and is where a later call goes on from; a run comes to the same numbers, up to
+        rounding, however often it is stopped and whatever trains beside it. A run that reaches the last step is kept as
+        one that :meth:`train` made.
+
+        Args:
+            runs: Candidate, learning rate and seed of each; they may enter at different blocks.
+            until: The step to stop after.
+
+        Raises:
+            OutOfTime: Before a pack that begins after the deadline.
+        """
+        floors: dict[int, list[Run]] = {}
+        for run in sorted(runs, key=lambda run: run[0].lowest_block):
+            floors.setdefault(run[0].lowest_block, []).append(run)
+        for floor in floors.values():
+            # Runs of one pack have to be at the same step.
+            for begun in sorted({self._reached(run, until) for run in floor}):
+                alike = [run for run in floor if self._reached(run, until) == begun]
+                for chosen in self._packs(alike) if begun < until else []:
+                    self._require_time()
+                    self._advance(chosen, begun, until)
+        return [self._losses(run, until) for run in runs]
+
+    def _advance(self, chosen: Sequence[Run], begun: int, until: int) -> None:
+        names = ", ".join(dict.fromkeys(one.name for one, _, _ in chosen))
+        self._tell(names, 0)
+        pack, ended = self._edits(chosen), list[Progress]()
+        start = None
+        if begun:
+            states = [
+                RunState.of_stored(begun, self._losses(run, begun), self.store.weights(self._at(run, begun)))
+                for run in chosen
+            ]
+            start = progress_of(pack, states)
+        since = time.perf_counter()
+        data = {seed: self.data.rows(seed) for _, _, seed in chosen}
+        trained = train_pack(pack, data, self.schedule, start=start, keep=ended.append, until=until)
+        seconds = (time.perf_counter() - since) / len(chosen)
+        last = until == self.schedule.steps
+        judged = self._judged(pack, "selection") if last else []
+        for place, (run, state) in enumerate(zip(chosen, states_of(pack, ended[-1]), strict=True)):
+            spent = seconds + (float((self.store.get(self._at(run, begun)) or {})["seconds"]) if begun else 0.0)
+            if last:
+                self.store.put(
+                    self._config(*run), _record(trained[place], judged[place], spent), trained[place].tensors
+                )
+            losses = [loss if math.isfinite(loss) else None for loss in state.losses]
+            record = {"losses": losses, "seconds": spent}
+            self.store.put(self._at(run, until), record, {} if last else state.stored())
+        self._tell(names, len(chosen))
+
+    def _reached(self, run: Run, until: int) -> int:
+        """Return the last step, up to ``until``, at which a run is kept."""
+        steps = [step for step in range(until, 0, -1) if self.store.get(self._at(run, step)) is not None]
+        return steps[0] if steps else 0
+
+    def _losses(self, run: Run, step: int) -> tuple[float, ...]:
+        losses = (self.store.get(self._at(run, step)) or {})["losses"]
+        return tuple(math.inf if loss is None else loss for loss in losses)
+
+    def _at(self, run: Run, step: int) -> dict[str, Any]:
+        return {**self._config(*run), "until": step}
+
+    def seconds_per_step(self, runs: Sequence[Run], steps: int = 2) -> float:
+        """Return how long one training step of one run takes, of runs that enter at one block and train together.
+
+        Nothing is kept of it.
+
+        Args:
+            runs: The runs.
+            steps: Steps to measure after a first one.
+        """
+        pack = self._edits(runs)
+        data = {seed: self.data.rows(seed) for _, _, seed in runs}
+        train_pack(pack, data, self.schedule, until=1)
+        since = time.perf_counter()
+        train_pack(pack, data, self.schedule, until=steps)
+        return (time.perf_counter() - since) / (steps * len(runs))
+
+    def tensors_of(self, run: Run) -> dict[str, Tensor]:
+        """Return what a kept run trained, by ``site.name``."""
+        return self.store.weights(self._config(*run))
+
+    def test(self, runs: Sequence[Run]) -> None:
+        """Judge runs that enter at one block, and are kept, on the test examples; those judged there before are not.
+
+        Args:
+            runs: Candidate, learning rate and seed of each.
+
+        Raises:
+            OutOfTime: Before a pack that begins after the deadline.
+        """
         for chosen in self._packs(runs):
             if all(self.store.get(self._test_config(*run)) is not None for run in chosen):
                 continue
+            self._require_time()
             pack = self._edits(chosen)
             for run, key in enumerate(chosen):
                 pack.load(run, self.store.weights(self._config(*key)))
             for key, judged in zip(chosen, self._judged(pack, "test"), strict=True):
                 diverged = bool((self.store.get(self._config(*key)) or {})["diverged"])
                 self.store.put(self._test_config(*key), _tested(judged, diverged), {})
+
+    def kept(self, run: Run) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """Return what is kept of a run: of its training, and of its test; None where there is nothing."""
+        return self.store.get(self._config(*run)), self.store.get(self._test_config(*run))
+
+    def know(self, run: Run, trained: Mapping[str, Any], tested: Mapping[str, Any] | None) -> None:
+        """Keep what is known of a run from elsewhere, unless it is kept already.
+
+        Args:
+            run: Candidate, learning rate and seed.
+            trained: What its training came to.
+            tested: What its test came to, if it had one.
+        """
+        for config, record in ((self._config(*run), trained), (self._test_config(*run), tested)):
+            if record is not None and self.store.get(config) is None:
+                self.store.put(config, record, {})
 
     def _outcome(self, one: Candidate, choice: Choice, seeds: Sequence[int]) -> Outcome:
         chosen = choice.learning_rate
@@ -257,9 +333,13 @@ class Sweep:
             seconds=sum(float((self.store.get(self._config(*run)) or {})["seconds"]) for run in runs),
         )
 
+    def _require_time(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise OutOfTime
+
     # --- packs ---
 
-    def _edits(self, chosen: Sequence[tuple[Candidate, float, int]]) -> EditPack:
+    def _edits(self, chosen: Sequence[Run]) -> EditPack:
         return self._pack([(one.config, rate_, seed) for one, rate_, seed in chosen if one.config is not None])
 
     def _pack(self, runs: Sequence[tuple[SteeringConfig, float, int]]) -> EditPack:

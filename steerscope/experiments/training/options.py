@@ -30,7 +30,7 @@ class TrainOptions:
     """Options of a training run; the defaults train rank 8 for 120 steps of 32 examples.
 
     Attributes:
-        task: Name of the task.
+        task: Name of the task; :func:`~steerscope.experiments.commands.train` fills in that of the one it is given.
         method: One of :data:`~steerscope.experiments.training.methods.METHODS`.
         model: Which model to load.
         sites: Names of sites or kinds; empty for all layers of the method's kind.
@@ -66,8 +66,8 @@ class TrainOptions:
         keep_checkpoints: Whether they stay when the run is complete.
     """
 
-    task: str
-    method: str
+    task: str = ""
+    method: str = "post-block"
     model: str = "smollm2-135m"
     sites: tuple[str, ...] = ()
     rank: int | None = None

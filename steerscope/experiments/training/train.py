@@ -32,6 +32,7 @@ def train(
     task: Task,
     out: str | Path,
     *,
+    loaded: LoadedModel | None = None,
     resume: bool = False,
     progress: StageProgress | None = None,
     say: Callable[[str], None] | None = None,
@@ -43,6 +44,7 @@ def train(
         options: What to train and how.
         task: Where examples come from.
         out: The run's folder, new or empty; with ``resume`` one that this run began.
+        loaded: The model; loaded as the options say unless given.
         resume: Go on where the folder's run stopped; a complete one is read and returned.
         progress: Called with stages ``load``, ``train``, one per learning rate tried, ``generate``, ``likelihood``.
         say: Called with sentences a user should read.
@@ -64,15 +66,16 @@ def train(
         require_no_older(place / CHECKPOINTS)
     parts = draw_parts(task, options)
     searched = read_search(options, parts)
-    show("load", 0, 1)
-    loaded = load_model(
-        options.model,
-        device=options.device,
-        dtype=options.dtype,
-        revision=options.revision,
-        trust_remote_code=options.trust_remote_code,
-    )
-    show("load", 1, 1)
+    if loaded is None:
+        show("load", 0, 1)
+        loaded = load_model(
+            options.model,
+            device=options.device,
+            dtype=options.dtype,
+            revision=options.revision,
+            trust_remote_code=options.trust_remote_code,
+        )
+        show("load", 1, 1)
     config = run_config(options, loaded, parts)
     if searched:
         require_same_subject(searched, config, str(options.learning_rate_of))

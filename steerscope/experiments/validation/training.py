@@ -7,19 +7,21 @@ from dataclasses import dataclass, field
 
 from steerscope.analysis.data.examples import Example
 from steerscope.analysis.provenance import content_hash
+from steerscope.experiments.engine.candidate import Candidate
 from steerscope.experiments.engine.held_out import HeldOut, hold_out
 from steerscope.experiments.engine.model_pack import ModelPack
 from steerscope.experiments.engine.pack import Pack
 from steerscope.experiments.engine.spec import RunSpec, Schedule
-from steerscope.experiments.engine.sweep import Candidate
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.experiments.training.data import training_rows
 from steerscope.experiments.training.trainee import lora
 from steerscope.experiments.validation.data import DataSplits
+from steerscope.models.blocks import linear_shape
 from steerscope.models.lengths import require_one_side, switch_length
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
 from steerscope.sites import Site, parse_site
+from steerscope.steering.build import build_edits
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.weights import WeightModel
 
@@ -56,6 +58,22 @@ def sites_of(method: str) -> tuple[Site, ...]:
     return tuple(parse_site(name) for name in method.split("+"))
 
 
+def num_params(loaded: LoadedModel, one: Candidate, rank: int) -> int:
+    """Return how many numbers a candidate trains.
+
+    Args:
+        loaded: The model.
+        one: The candidate.
+        rank: Of a LoRA.
+    """
+    if one.config is not None:
+        edits = build_edits(one.config, loaded.site_map).values()
+        return sum(parameter.numel() for edit in edits for parameter in edit.parameters())
+    if one.name == "sft":
+        return loaded.identity.n_params
+    return sum(rank * sum(linear_shape(module)) for module in loaded.site_map.linear_maps().values())
+
+
 @dataclass
 class SplitData:
     """The examples of a validation, tokenised, for :class:`~steerscope.experiments.engine.sweep.Sweep`.
@@ -75,6 +93,7 @@ class SplitData:
     num_test: int
     _rows: dict[int, list[SupervisedSequence]] = field(default_factory=dict, repr=False)
     _held: dict[str, HeldOut] = field(default_factory=dict, repr=False)
+    _hashes: dict[tuple[str, int], str] = field(default_factory=dict, repr=False)
 
     def examples(self, part: str, seed: int = 0) -> list[Example]:
         """Return the examples of ``train`` (of a seed), ``selection`` or ``test``."""
@@ -115,7 +134,9 @@ class SplitData:
 
     def content_hash(self, part: str, seed: int = 0) -> str:
         """Return a hash of the examples of a part; of training examples their order counts."""
-        return content_hash(self.examples(part, seed), ordered=part == "train")
+        if (part, seed) not in self._hashes:  # asked for with every run
+            self._hashes[part, seed] = content_hash(self.examples(part, seed), ordered=part == "train")
+        return self._hashes[part, seed]
 
     def _tokenised(self, examples: Sequence[Example]) -> HeldOut:
         texts = [(one.prompt, one.completion, one.choices) for one in examples]

@@ -11,10 +11,10 @@ import pytest
 
 from steerscope.errors import InputError
 from steerscope.experiments.comparison import compare
-from steerscope.experiments.comparison.figure import plot_comparison
-from steerscope.experiments.comparison.table import comparison_table
 from steerscope.experiments.training import RunFolder
 from steerscope.experiments.training.train import train
+from steerscope.reports.comparison.figures import plot_comparison
+from steerscope.reports.comparison.tables import comparison_table
 from studies.claims.__main__ import main
 from studies.claims.leftover import measure_leftover
 from studies.claims.page import render, studies, write_claims

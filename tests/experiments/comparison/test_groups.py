@@ -7,10 +7,10 @@ import pytest
 
 from steerscope import InputError
 from steerscope.experiments.comparison import compare
-from steerscope.experiments.comparison.figure import plot_comparison, write_comparison
 from steerscope.experiments.comparison.groups import Comparison
-from steerscope.experiments.comparison.table import comparison_table, duration, print_comparison
 from steerscope.experiments.evaluation import wilson_interval
+from steerscope.reports.comparison.figures import plot_comparison, write_comparison
+from steerscope.reports.comparison.tables import comparison_table, duration, print_comparison
 from tests.experiments.training.cases import MODEL, evaluation, finished
 
 

@@ -10,7 +10,7 @@ import pytest
 from steerscope import InputError
 from steerscope.analysis.evidence import EVIDENCE
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
-from steerscope.experiments.validation.depth_and_kind import CONSTANTS
+from steerscope.experiments.agreement.depth_and_kind import CONSTANTS
 from steerscope.experiments.validation.result import TrainedSite, Validation
 from steerscope.experiments.validation.validate import compared
 from studies.validation import BOUNDED, _mean_margin, render, write_study
@@ -51,7 +51,7 @@ def made_up(task, rng, bounded=1.0):
         references=(replace(sites[0], method="lora", scores={}, losses=(1.5,)),),
         agreements={},
         baselines=(),
-        ceiling={},
+        attainable={},
         cost={"ranking": 1.0, "training": 50.0, "sweep": 200.0, "ratio": 0.005},
         command="steerscope validate small",
     )

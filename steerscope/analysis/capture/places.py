@@ -1,0 +1,179 @@
+"""A few numbers per site that need no derivative, gathered in the forward pass that measures scales.
+
+They are what proposals in the literature order layers or weight matrices by, so that rankings can be compared with
+them. Cost: norms of what every linear map reads and writes, and the stream at the end of each prompt times the
+unembedding of a few tokens; well below one percent of a ranking.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steerscope.analysis.data.encoding import Batch, Encoded, OutputMode
+from steerscope.models.blocks import Block, is_transposed, linear_weight
+from steerscope.models.hooks import Tap, tapping
+from steerscope.models.load import LoadedModel
+from steerscope.models.upper_blocks import above_blocks
+from steerscope.models.wrappers import acting_layer, decoder_of
+from steerscope.site_kinds import Branch, Maps, Place, Role, SiteKind
+from steerscope.sites import Site
+
+
+@dataclass(frozen=True)
+class PlaceStats:
+    """What is known of a site without a derivative.
+
+    Attributes:
+        lens_accuracy: Share of prompts whose answer the logit lens reads off the stream behind the site, at the end of
+            the prompt, between 0 and 1.
+        block_change: One minus the linear centred kernel alignment (CKA) of the streams that enter and leave the
+            site's block, over the ends of prompts; between 0 and 1.
+        feature_norm: Mean over tokens of ``|W z| sqrt(d_in) / (|W|_F |z|)`` of the linear maps at the site: 1 for a
+            random matrix.
+    """
+
+    lens_accuracy: float
+    block_change: float
+    feature_norm: float
+
+
+class PlaceWatch:
+    """The hooks of one forward pass over examples, and the statistics they make."""
+
+    def __init__(self, loaded: LoadedModel, encoded: Encoded) -> None:
+        self.loaded, self.encoded = loaded, encoded
+        kinds = loaded.site_map.description.kinds
+        self._streams = [site for site in loaded.site_map.sites() if site.kind.facts.role is Role.STREAM]
+        self._stream_kinds = [kind for kind in kinds if kind.facts.role is Role.STREAM]
+        self._ends: dict[Site, list[Tensor]] = {}
+        self._norms: dict[nn.Module, Tensor] = {}
+        self._examples: list[int] = []
+        self._tokens = 0
+
+    def start(self, batch: Batch) -> None:
+        """Make ready for a batch's forward pass."""
+        first = batch.choice == 0  # one row per prompt: what stands before the answer is the same in all
+        self._rows = first.nonzero()[:, 0]
+        self._columns = (batch.offset + batch.first_target - 1)[self._rows]
+        self._real = batch.mask.flatten().bool()
+        self._examples += batch.example[self._rows].tolist()
+        self._tokens += int(batch.mask.sum())
+
+    def attached(self) -> ExitStack:
+        """Set all hooks; closing the stack removes them."""
+        stack = ExitStack()
+        for module in self.loaded.site_map.linear_maps().values():
+            stack.callback(module.register_forward_hook(self._map_hook).remove)
+        stack.enter_context(tapping(self.loaded.site_map, {site: self._tap(site) for site in self._streams}))
+        return stack
+
+    def _tap(self, site: Site) -> Tap:
+        def tap(value: Tensor, read: Tensor) -> None:
+            self._ends.setdefault(site, []).append(read[self._rows, self._columns].detach())
+
+        return tap
+
+    def _map_hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        bias = getattr(acting_layer(module), "bias", None)
+        written = output if bias is None else output - bias
+        z, wz = (tensor.detach().flatten(0, -2)[self._real].float() for tensor in (args[0], written))
+        ratio = (wz.norm(dim=1) / z.norm(dim=1).clamp_min(1e-30)).double().sum()
+        self._norms[module] = self._norms.get(module, torch.zeros_like(ratio)) + ratio
+
+    def stats(self) -> dict[Site, PlaceStats]:
+        """Return what was gathered, per site."""
+        ends = {site: torch.cat(parts) for site, parts in self._ends.items()}
+        lens = {site: self._lens_accuracy(end) for site, end in ends.items()}
+        site_map, found = self.loaded.site_map, {}
+        for block in site_map.blocks:
+            left = ends[Site(block.index, SiteKind.RESID_POST)]
+            change = 1 - linear_cka(ends[self._entering(block)], left)
+            for site in (site for site in site_map.sites() if site.layer == block.index):
+                norms = [self._feature_norm(module) for module in maps_at(block, site.kind)]
+                seen_at = Site(site.layer, self._stream_after(site.kind))
+                found[site] = PlaceStats(lens[seen_at], change, sum(norms) / len(norms))
+        return found
+
+    def _entering(self, block: Block) -> Site:
+        if block.index:
+            return Site(block.index - 1, SiteKind.RESID_POST)
+        return Site(0, next(kind for kind in self._stream_kinds if kind.facts.place is Place.ENTERS))
+
+    def _stream_after(self, kind: SiteKind) -> SiteKind:
+        """Return the first stream in the block that an edit at a kind of site is part of."""
+        return next(stream for stream in self._stream_kinds if stream.order >= kind.order)
+
+    def _feature_norm(self, module: nn.Module) -> float:
+        weight = linear_weight(module)
+        d_in = weight.shape[0 if is_transposed(module) else 1]
+        size = float(weight.detach().float().norm())
+        return float(self._norms[module]) / self._tokens * d_in**0.5 / max(size, 1e-30)
+
+    def _lens_accuracy(self, end: Tensor) -> float:
+        """Return how often the final norm and the unembedding find the answer in ``example d_model``."""
+        model = self.loaded.model
+        ids = torch.zeros(len(end), 1, dtype=torch.long, device=self.loaded.device)
+        with torch.no_grad(), above_blocks(self.loaded.site_map, end[:, None]):
+            hidden = decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state[:, 0]
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        weight, bias = linear_weight(head), getattr(acting_layer(head), "bias", None)
+        right = 0.0
+        for row, (tokens, answer) in zip(hidden, map(self._choices, self._examples), strict=True):
+            distinct = sorted(set(tokens))
+            logits = weight[distinct] @ row
+            if bias is not None:
+                logits = logits + bias[distinct]
+            if distinct[int(logits.argmax())] == tokens[answer]:
+                right += 1 / tokens.count(tokens[answer])  # choices that begin alike share what they get
+        return right / len(hidden)
+
+    def _choices(self, example: int) -> tuple[list[int], int]:
+        """Return the tokens that an example's answer could begin with, and which of them is right."""
+        if self.encoded.mode is OutputMode.CHOICE_LOGITS:
+            return list(self.encoded.choice_tokens[example]), self.encoded.answers[example]
+        begins = self._first_tokens
+        if self.encoded.mode is OutputMode.CHOICE_LIKELIHOODS:
+            return begins[example], self.encoded.answers[example]
+        every = sorted({begins[other][0] for other in self._examples})
+        return every, every.index(begins[example][0])
+
+    @cached_property
+    def _first_tokens(self) -> dict[int, list[int]]:
+        begins: dict[int, list[int]] = {}
+        for sequence in self.encoded.sequences:
+            begins.setdefault(sequence.example, []).append(sequence.ids[sequence.first_target])
+        return begins
+
+
+def maps_at(block: Block, kind: SiteKind) -> tuple[nn.Module, ...]:
+    """Return the linear maps at a kind of site: those that read it alone, else the one whose output it is or ends with.
+
+    What enters the first block is read by that block's attention.
+    """
+    facts = kind.facts
+    if facts.read_by is not None:
+        return block.maps(*facts.read_by)
+    if facts.written_by:
+        return block.maps(facts.written_by[-1], Maps.WRITE)
+    return block.maps(Branch.ATTENTION, Maps.READS)
+
+
+def linear_cka(first: Tensor, second: Tensor) -> float:
+    """Return the linear centred kernel alignment of two representations ``example channel``, between 0 and 1.
+
+    0 where one of them is the same for all examples: then nothing of it can be found in the other.
+    """
+    centred = []
+    for value in (first.double(), second.double()):
+        shifted = value - value.mean(0)
+        if float(shifted.pow(2).sum()) <= 1e-10 * float(value.pow(2).sum()):
+            return 0.0
+        centred.append(shifted @ shifted.T)
+    one, other = centred
+    return float((one * other).sum() / (one.norm() * other.norm()))

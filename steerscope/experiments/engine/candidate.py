@@ -1,0 +1,106 @@
+"""What a sweep trains and what it needs for it: candidates, examples, a store; and what training one came to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from steerscope.experiments.engine.held_out import HeldOut
+from steerscope.experiments.engine.pack import Pack
+from steerscope.experiments.tasks.supervised import SupervisedSequence
+from steerscope.sites import parse_site
+from steerscope.steering.config import SteeringConfig
+
+# A candidate with a learning rate and a seed.
+Run = tuple["Candidate", float, int]
+
+
+class Store(Protocol):
+    """Where runs are kept, by everything that decides their result."""
+
+    def get(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return what is kept of a run, or None."""
+
+    def put(self, config: Mapping[str, Any], record: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        """Keep a run."""
+
+    def weights(self, config: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the tensors that were kept with a run."""
+
+
+class SweepData(Protocol):
+    """The examples of a sweep."""
+
+    def rows(self, seed: int) -> Sequence[SupervisedSequence]:
+        """Return a seed's training sequences in the order of training, ``steps * batch_size`` of them."""
+
+    def held_out(self, part: str) -> HeldOut:
+        """Return the examples of ``selection`` or ``test``."""
+
+    def content_hash(self, part: str, seed: int = 0) -> str:
+        """Return a hash of the examples of a part (``train`` of a seed, ``selection``, ``test``)."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something to train: edits, or a method that trains weights.
+
+    Attributes:
+        name: What it is called in results.
+        config: Its edits; their seed is replaced by each run's.
+        start: Place on the grid of learning rates where the search begins.
+        group: Candidates of one group tend to want one rate: the next search begins where the last one ended.
+        build: Makes a pack of one, for a method that is no edit; and what takes it off the model again.
+    """
+
+    name: str
+    config: SteeringConfig | None
+    start: int
+    group: str
+    build: Callable[[float, int], tuple[Pack, Callable[[], object]]] | None = None
+
+    @property
+    def lowest_block(self) -> int:
+        """The block at which its runs enter."""
+        return -1 if self.config is None else min(parse_site(name).layer for name in self.config.sites)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training a candidate came to.
+
+    Attributes:
+        method: Its name.
+        learning_rate: The chosen rate; ``interior`` whether both neighbours on the grid were tried and are worse.
+        tried: Selection loss by learning rate.
+        losses: Test loss per seed, in nats; infinite where the run diverged.
+        accuracies: Test accuracy per seed.
+        seconds: Training time of every run, searches included; of a pack its share.
+    """
+
+    method: str
+    learning_rate: float
+    interior: bool
+    tried: dict[str, float]
+    losses: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON-able values; an infinite loss is written as ``None``."""
+        found = asdict(self)
+        found["losses"] = [v if math.isfinite(v) else None for v in self.losses]
+        found["tried"] = {k: v if math.isfinite(v) else None for k, v in self.tried.items()}
+        return found
+
+
+def by_floor(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Return candidates grouped by the block at which their runs enter, lowest first."""
+    floors: dict[int, list[Candidate]] = {}
+    for one in sorted(candidates, key=lambda one: one.lowest_block):
+        floors.setdefault(one.lowest_block, []).append(one)
+    return list(floors.values())

@@ -1,0 +1,141 @@
+"""What a sweep can be told: which sites, which edit, how long, how often, and for how many minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from steerscope.errors import InputError
+from steerscope.experiments.engine.spec import RunSpec, Schedule
+from steerscope.models.site_map import SiteMap
+from steerscope.option_types import plain_fields
+from steerscope.sites import Site, SiteKind
+from steerscope.steering.config import SteeringConfig
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Options of a sweep.
+
+    Attributes:
+        sites: ``all``, names, or a number: so many at least, all kinds of evenly spread layers together.
+        family: Family of the edits; ``rank``, ``bias`` and ``scale`` as in a ``SteeringConfig``.
+        rates: Learning rates to choose among by selection loss; none for a search on a grid of half decades until the
+            best one is interior.
+        tune_layers: Of every kind, the rates of so many sites are chosen, at evenly spread layers; the others take
+            the rate of the nearest of them. None: of all.
+        seeds: Training seeds: fresh training data, order and start each.
+        steps: Optimizer steps of every run.
+        batch_size: Examples per step.
+        longer: Sites, spread evenly, that are trained for twice as many steps too (with the first seed, at the chosen
+            rate): whether more training would order sites otherwise.
+        num_selection: Held-out examples that choose rates.
+        num_test: Test examples.
+        scores: Rank all sites at the end, and keep every score of the trained ones in the table.
+        budget: Minutes, None without a limit: no training is begun later; what is finished is kept.
+        pack_size: Most runs trained together, None to fit the machine. It changes no result.
+        seed: The first seed.
+    """
+
+    sites: int | tuple[str, ...] | str = 48
+    family: str = "linear"
+    rank: int | None = None
+    bias: bool | None = None
+    scale: str = "none"
+    rates: tuple[float, ...] = ()
+    tune_layers: int | None = None
+    seeds: int = 3
+    steps: int = 80
+    batch_size: int = 24
+    longer: int = 12
+    num_selection: int = 256
+    num_test: int = 512
+    scores: bool = True
+    budget: float | None = None
+    pack_size: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rates = self.rates if isinstance(self.rates, tuple | list) else (self.rates,)
+        object.__setattr__(self, "rates", ())  # numbers, which plain_fields takes for names
+        plain_fields(self)
+        object.__setattr__(
+            self, "rates", tuple(float(RunSpec(self.config_at("0.resid_post"), r).learning_rate) for r in rates)
+        )
+        least = {"seeds": 1, "steps": 4, "batch_size": 1, "longer": 0, "num_selection": 16, "num_test": 16}
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise InputError(f"[[{name}]] is {getattr(self, name)}; expected at least {minimum}.")
+        for name in ("tune_layers", "pack_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"[[{name}]] is {value}; expected at least 1.")
+        if self.budget is not None and not self.budget > 0:
+            raise InputError(f"[[budget]] is {self.budget}; expected a number of minutes above 0.")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"[[seed]] is {self.seed}; expected an integer from 0 to 2**31 - 1.")
+        if isinstance(self.sites, int) and self.sites < 1:
+            raise InputError(f"[[sites]] asks for {self.sites}; expected at least 1, names, or 'all'.")
+
+    @property
+    def schedule(self) -> Schedule:
+        """How runs are trained."""
+        return Schedule(steps=self.steps, batch_size=self.batch_size)
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """The training seeds."""
+        return tuple(range(self.seed, self.seed + self.seeds))
+
+    def config_at(self, site: str) -> SteeringConfig:
+        """Return the edit at one site."""
+        return SteeringConfig(sites=site, family=self.family, rank=self.rank, bias=self.bias, scale=self.scale)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what decides results, as JSON-able values: without budget, scores and size of packs."""
+        found = asdict(self)
+        for name in ("scores", "budget", "pack_size"):
+            del found[name]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+
+def spread_sites(site_map: SiteMap, wanted: int | tuple[str, ...] | str) -> tuple[Site, ...]:
+    """Return the sites of a sweep, lowest first.
+
+    ``resid_pre`` is only taken by name: above the first block it is the ``resid_post`` below.
+
+    Args:
+        site_map: Of the model.
+        wanted: ``all``; names; or a number: all kinds of as many evenly spread layers as it takes.
+
+    Raises:
+        InputError: An unknown site, the same site twice, or more sites than there are.
+    """
+    kinds = [kind for kind in site_map.description.kinds if kind is not SiteKind.RESID_PRE]
+    layers = len(site_map.blocks)
+    if isinstance(wanted, str) and wanted != ALL:
+        wanted = (wanted,)
+    if isinstance(wanted, tuple):
+        named = [site_map.resolve(name) for name in wanted]
+        if doubled := sorted({str(site) for site in named if named.count(site) > 1}):
+            raise InputError(f"site {', '.join(doubled)} is named twice; name every site once.")
+        return tuple(sorted(named, key=lambda site: (site.layer, site.kind.order)))
+    count = layers if isinstance(wanted, str) else -(-wanted // len(kinds))
+    if count > layers:
+        raise InputError(
+            f"asked for {wanted} sites; this model has {len(kinds) * layers} (kinds times layers). Ask for fewer."
+        )
+    return tuple(
+        Site(layer, kind) for layer in spread(range(layers), count) for kind in sorted(kinds, key=lambda k: k.order)
+    )
+
+
+def spread(values: Sequence[int], count: int) -> list[int]:
+    """Return ``count`` of some numbers, evenly spread from the first to the last; one is the middle one."""
+    if count == 1:
+        return [values[len(values) // 2]]
+    last = len(values) - 1
+    return [values[place] for place in dict.fromkeys(round(i * last / (count - 1)) for i in range(count))]

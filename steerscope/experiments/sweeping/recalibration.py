@@ -1,0 +1,108 @@
+"""What a model would reach if it only learned how often which answer is right: temperature and output bias."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from steerscope.experiments.engine.held_out import HeldOut
+from steerscope.experiments.engine.judge import Judged, judge_logits
+from steerscope.experiments.engine.pack import EditPack
+from steerscope.experiments.engine.spec import RunSpec
+from steerscope.experiments.tasks.supervised import SupervisedSequence
+from steerscope.models.lengths import batches_within, switch_length
+from steerscope.models.load import LoadedModel
+from steerscope.steering.config import SteeringConfig
+
+BATCH = 32
+# Most training examples that are fitted on: a bias of some tens of numbers needs no more.
+MOST = 2048
+ROUNDS = 100
+
+
+@dataclass(frozen=True)
+class Recalibrated:
+    """The model without edits, as it is and recalibrated, on test examples.
+
+    Attributes:
+        before: As it is.
+        after: With the fitted temperature and bias.
+        temperature: What logits are divided by.
+        bias: What is then added, by token.
+    """
+
+    before: Judged
+    after: Judged
+    temperature: float
+    bias: dict[int, float]
+
+
+def recalibrate(loaded: LoadedModel, train: Sequence[SupervisedSequence], test: HeldOut) -> Recalibrated:
+    """Fit the best temperature and output bias on training examples, and judge the model with them on others.
+
+    The bias is one number per token that stands in an answer or among the choices of a test example. The fit is convex
+    in ``1 / temperature`` and the bias, and is done by L-BFGS.
+
+    Args:
+        loaded: The model.
+        train: Training sequences; the first 2,048 are used.
+        test: Test examples.
+
+    Cost: one forward pass over both, and about 100 sums over the logits of the training examples.
+    """
+    pack = _without_edit(loaded)
+    fitted_on = list(dict.fromkeys(train))[:MOST]
+    with torch.no_grad():
+        kept = [pack.logits([0], [[fitted_on[i] for i in chosen]]) for chosen in _batches(pack, fitted_on)]
+    logits, wanted = torch.cat([part for part, _ in kept]), torch.cat([rows.wanted for _, rows in kept])
+    answers = {int(token) for token in wanted} | {token for own in test.choices or () for token in own}
+    tokens = torch.tensor(sorted(answers), device=logits.device)
+    # exp(log_scale) is 1 / temperature, which has to stay positive.
+    log_scale = torch.zeros((), dtype=logits.dtype, device=logits.device, requires_grad=True)
+    bias = torch.zeros(len(tokens), dtype=logits.dtype, device=logits.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_scale, bias], max_iter=ROUNDS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(_recalibrated(logits, log_scale, tokens, bias), wanted)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    scale, offset = log_scale.detach(), bias.detach()
+    before, after = list[Judged](), list[Judged]()
+    batches = _batches(pack, test.sequences)
+    for chosen in batches:
+        with torch.no_grad():
+            batch_logits, rows = pack.logits([0], [[test.sequences[i] for i in chosen]])
+        choices = None if test.choices is None else [test.choices[i] for i in chosen]
+        before.append(judge_logits(batch_logits, rows, choices))
+        after.append(judge_logits(_recalibrated(batch_logits, scale, tokens, offset), rows, choices))
+    place = torch.tensor([i for chosen in batches for i in chosen]).argsort()
+
+    def joined(parts: list[Judged]) -> Judged:
+        losses, correct = (torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("losses", "correct"))
+        return Judged(losses[place], correct[place])
+
+    named = dict(zip(tokens.tolist(), offset.tolist(), strict=True))
+    return Recalibrated(joined(before), joined(after), float((-scale).exp()), named)
+
+
+def _recalibrated(logits: Tensor, log_scale: Tensor, tokens: Tensor, bias: Tensor) -> Tensor:
+    return (logits * log_scale.exp()).index_add(-1, tokens, bias.expand(len(logits), -1))
+
+
+def _without_edit(loaded: LoadedModel) -> EditPack:
+    """Return a pack whose one edit adds zero: runs start as no edit."""
+    last = len(loaded.site_map.blocks) - 1
+    return EditPack(loaded, [RunSpec(SteeringConfig(sites=f"{last}.resid_post", family="vector"), 1.0)])
+
+
+def _batches(pack: EditPack, sequences: Sequence[SupervisedSequence]) -> list[list[int]]:
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
+    switch = switch_length(pack.language_model)
+    return [list(own) for own in batches_within(order, lambda i: len(sequences[i].ids), BATCH, switch)]

@@ -1,0 +1,436 @@
+"""The sweep: choose rates, train every site with every seed, train some for longer; stop at the budget, go on later."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steerscope.analysis.provenance import model_key
+from steerscope.analysis.results import Ranking
+from steerscope.analysis.scoring.options import RankOptions
+from steerscope.errors import InputError
+from steerscope.experiments.engine.candidate import Candidate, by_floor
+from steerscope.experiments.engine.rate_grid import HIGHEST, LOWEST, Choice, rate
+from steerscope.experiments.engine.spec import Schedule
+from steerscope.experiments.engine.store import RunStore
+from steerscope.experiments.engine.sweep import OutOfTime, Sweep
+from steerscope.experiments.site_tables.scored import with_scores
+from steerscope.experiments.site_tables.table import Base, SiteRun, SiteTable
+from steerscope.experiments.sweeping.options import SweepOptions, spread, spread_sites
+from steerscope.experiments.sweeping.recalibration import recalibrate
+from steerscope.experiments.validation.data import DataSplits, majority_rate
+from steerscope.experiments.validation.kept_ranking import kept_ranking
+from steerscope.experiments.validation.training import SplitData
+from steerscope.files import json_of, told, write_text
+from steerscope.folders import Kind, require_folder_for
+from steerscope.installed import package_versions
+from steerscope.models.load import LoadedModel, require_loaded
+from steerscope.option_types import options_or_default
+from steerscope.sites import Site
+from steerscope.steering.config import DEFAULT_RANK
+from steerscope.steering.scales import measure_scales
+
+SWEEP, TABLE, RUNS = "sweep.json", "table.json", "runs"
+# Where a search for a learning rate begins, as a place on the grid of half decades: 3e-3, or 1e-2 of scaled reads.
+START = {"none": -5, "rms": -4}
+# Tokens per step that keep a CPU busy without moving more memory than it caches; more runs per pack only wait.
+CPU_TOKENS = 2048
+MOST_RUNS = 32
+# Training sequences that the scale of reads is measured on.
+SCALED_ON = 64
+
+Progress = Callable[[str, int, int], None]
+
+
+def sweep_sites(
+    loaded: LoadedModel,
+    splits: DataSplits,
+    options: SweepOptions | None,
+    folder: str | Path,
+    *,
+    progress: Progress | None = None,
+    command: str = "",
+) -> SiteTable:
+    """Train an edit at every site of a sweep, one site per run, and return the table of what came out.
+
+    The order of work: rates at the layers that are tuned, then the first seed at all sites, then the other seeds, then
+    the longer runs; so an early end leaves a table of all sites with fewer seeds. Runs that enter at one block train
+    together, on streams that were computed below them once.
+
+    Args:
+        loaded: The model; its weights stay as they are.
+        splits: Training, selection and test examples.
+        options: Sites, edit, length of training, budget.
+        folder: Where runs (``runs/``), settings (``sweep.json``) and the table (``table.json``) are kept. What is there
+            and was made with the same options is used again: a sweep that was interrupted, or whose budget was over,
+            goes on where it stopped, and comes to the same table.
+        progress: Called with what is being done, runs done, and runs in all (an estimate while rates are searched).
+        command: What the user typed, for the record.
+
+    Returns:
+        The table, of everything that is finished.
+
+    Raises:
+        InputError: Bad options, too few examples, a folder that holds something else or a sweep with other options, or
+            a budget that was over before anything was tested.
+
+    Cost: three runs or more per site of a tuned layer, one per other site, one per site and further seed; a run is
+        ``steps`` passes, forward and backward, through the blocks from its site up.
+    """
+    require_loaded(loaded)
+    options, place = options_or_default(options, SweepOptions), Path(folder)
+    require_folder_for(place, Kind.SWEEP, also=(Kind.RANKING,))
+    sites = spread_sites(loaded.site_map, options.sites)
+    for site in sites:
+        options.config_at(str(site)).resolve(loaded.site_map)
+    data = SplitData(loaded, splits, options.schedule, options.num_selection, options.num_test)
+    data.check(options.all_seeds)
+    begin_folder(place / SWEEP, "sweep", loaded, data, options.as_dict())
+    work = _Work(loaded, splits, options, sites, data, place, progress)
+    if (place / TABLE).exists():
+        work.know(SiteTable.load(place / TABLE))
+    try:
+        work.all()
+    except OutOfTime:
+        pass
+    finally:  # Ctrl-C too: what is finished is a table already
+        table = work.table(command)
+        if table is not None:
+            table.save(place / TABLE)
+    if table is None:
+        raise InputError(
+            f"the budget of {options.budget:g} minutes was over before a run was tested; what was trained is kept in "
+            f"{str(place)!r}. Go on with it (--resume), with a larger [[budget]]."
+        )
+    if options.scores:
+        table = with_scores(table, _ranking(loaded, splits, options, place, progress))
+        table.save(place / TABLE)
+    return table
+
+
+def _ranking(
+    loaded: LoadedModel, splits: DataSplits, options: SweepOptions, place: Path, progress: Progress | None
+) -> Ranking:
+    """Rank all sites with every score that is computed from kernels, from training examples."""
+    rank = options.config_at("0.resid_post").rank or DEFAULT_RANK
+    seen = options.steps * options.batch_size
+    wanted = RankOptions(extra=("spectrum",), seed=options.seed, rank=rank, num_training=seen)
+    return kept_ranking(loaded, splits, place / "ranking.json", wanted, progress)
+
+
+@dataclass
+class _Work:
+    """One sweep under way."""
+
+    loaded: LoadedModel
+    splits: DataSplits
+    options: SweepOptions
+    sites: tuple[Site, ...]
+    data: SplitData
+    folder: Path
+    progress: Progress | None
+    choices: dict[str, Choice] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        options = self.options
+        budget = math.inf if options.budget is None else 60 * options.budget
+        self.store = RunStore(self.folder / RUNS)
+        self.deadline = time.monotonic() + budget
+        self.candidates = [self._candidate(site) for site in self.sites]
+        self.sweep = self._sweep(
+            self.data, read_scales(self.loaded, self.data, options.seed) if options.scale == "rms" else {}
+        )
+
+    def know(self, table: SiteTable) -> None:
+        """Count the runs of an earlier table as done: a table alone is enough to go on from.
+
+        Only those of sites whose rate is settled, which a test with the first seed says; of others the trained tensors
+        may still be wanted.
+
+        Raises:
+            InputError: The table is of other data or another edit.
+        """
+        ours = {"task": self.splits.name, "edit": self._edit(), "schedule": asdict(self.options.schedule)}
+        theirs = {"task": table.task, "edit": table.edit, "schedule": table.schedule}
+        for part in ("train", "selection", "test"):
+            ours[part] = self.data.content_hash(part, self.options.seed)
+            theirs[part] = table.data[part]
+        if differ := [name for name in ours if ours[name] != theirs[name]]:
+            raise InputError(
+                f"the table in {str(self.folder)!r} was made with another {', '.join(differ)}. Name another folder."
+            )
+        by_name = {one.name: one for one in self.candidates}
+        settled = {str(one.site) for one in table.outcomes()}
+        twice = self._longer_sweep() if any(run.steps != self.options.steps for run in table.runs) else self.sweep
+        for run in table.runs:
+            if run.site in settled and run.site in by_name:
+                sweep = self.sweep if run.steps == self.options.steps else twice
+                sweep.know((by_name[run.site], run.learning_rate, run.seed), *_records(run))
+
+    def _edit(self) -> dict[str, Any]:
+        config = self.options.config_at(str(self.sites[0])).to_dict()
+        return {name: value for name, value in config.items() if name not in ("sites", "seed")}
+
+    def all(self) -> None:
+        """Do everything; raises OutOfTime at the deadline."""
+        options, sweep = self.options, self.sweep
+        seeds, floors = options.all_seeds, by_floor(self.candidates)
+        tuned = self._tuned()
+        tries = len(options.rates) or 3
+        longer = min(options.longer, len(self.candidates))
+        sweep.expect(len(tuned) * (tries - 1) + len(self.candidates) * len(seeds) + longer)
+        for floor in floors:
+            searched = [one for one in floor if one.name in tuned]
+            if searched:
+                self.choices |= sweep.choose(searched, seeds[0])
+                self._train(searched, seeds[:1])
+        for floor in floors:
+            others = [one for one in floor if one.name not in tuned]
+            if others:
+                self.choices |= {one.name: self._borrowed(one, tuned) for one in others}
+                self._train(others, seeds[:1])
+        for seed in seeds[1:]:
+            for floor in floors:
+                self._train(floor, (seed,))
+        self._train_longer(spread(list(range(len(self.candidates))), longer) if longer else [])
+
+    def table(self, command: str) -> SiteTable | None:
+        """Return the table of everything that is kept, or None where no run was tested."""
+        options, loaded = self.options, self.loaded
+        runs = [run for one in self.candidates for run in self._runs_of(one, self.sweep, options.steps)]
+        if not any(run.accuracy is not None for run in runs):
+            return None
+        if options.longer:
+            twice = self._longer_sweep()
+            runs += [run for one in self.candidates for run in self._runs_of(one, twice, 2 * options.steps)]
+        schedule = options.schedule
+        tested = self.splits.test(options.num_test)
+        return SiteTable(
+            model=loaded.identity.as_dict(),
+            task=self.splits.name,
+            edit=self._edit(),
+            schedule=asdict(schedule),
+            dtype=loaded.identity.dtype,
+            data={
+                "train": self.data.content_hash("train", options.seed),
+                "selection": self.data.content_hash("selection"),
+                "test": self.data.content_hash("test"),
+                "num_selection": len(self.data.held_out("selection").sequences),
+                "num_test": len(tested),
+                "example": tested[0].prompt + tested[0].completion,
+            },
+            base=self._base(),
+            runs=tuple(runs),
+            versions=package_versions(),
+            command=command,
+        )
+
+    # --- parts ---
+
+    def _candidate(self, site: Site) -> Candidate:
+        config = self.options.config_at(str(site))
+        return Candidate(str(site), config, START[self.options.scale], site.kind.value)
+
+    def _sweep(self, data: SplitData, scales: Mapping[str, float]) -> Sweep:
+        options, schedule = self.options, data.schedule
+        size = options.pack_size or fitting_pack(self.loaded, data, options.seed)
+        return Sweep(
+            self.loaded,
+            data,
+            schedule,
+            self.store,
+            scales,
+            size,
+            self.progress,
+            options.rates,
+            self.deadline,
+        )
+
+    def _train(self, floor: Sequence[Candidate], seeds: Sequence[int]) -> None:
+        runs = [(one, self.choices[one.name].learning_rate, seed) for one in floor for seed in seeds]
+        self.sweep.train(runs)
+        self.sweep.test(runs)
+
+    def _train_longer(self, places: Sequence[int]) -> None:
+        chosen = [self.candidates[place] for place in places]
+        if not chosen:
+            return
+        twice = self._longer_sweep()
+        for floor in by_floor(chosen):
+            runs = [(one, self.choices[one.name].learning_rate, self.options.seed) for one in floor]
+            twice.train(runs)
+            twice.test(runs)
+
+    def _longer_sweep(self) -> Sweep:
+        steps = Schedule(2 * self.options.steps, self.options.batch_size)
+        data = SplitData(self.loaded, self.splits, steps, self.options.num_selection, self.options.num_test)
+        return self._sweep(data, self.sweep.scales)
+
+    def _tuned(self) -> dict[str, Candidate]:
+        """Return the candidates whose rates are chosen: of every kind those at evenly spread layers."""
+        by_kind: dict[str, list[Candidate]] = {}
+        for one in self.candidates:
+            by_kind.setdefault(one.group, []).append(one)
+        wanted = self.options.tune_layers
+        chosen = [
+            own[place]
+            for own in by_kind.values()
+            for place in spread(range(len(own)), min(wanted or len(own), len(own)))
+        ]
+        return {one.name: one for one in chosen}
+
+    def _borrowed(self, one: Candidate, tuned: Mapping[str, Candidate]) -> Choice:
+        """Return the rate of the nearest site of the same kind whose rate was chosen."""
+        same = [other for other in tuned.values() if other.group == one.group]
+        nearest = min(same, key=lambda other: (abs(other.lowest_block - one.lowest_block), other.lowest_block))
+        return Choice(self.choices[nearest.name].learning_rate, False, {})
+
+    def _runs_of(self, one: Candidate, sweep: Sweep, steps: int) -> list[SiteRun]:
+        """Return all kept runs of a site: at every rate and seed that the sweep can have tried."""
+        rates = self.options.rates or tuple(rate(place) for place in range(LOWEST, HIGHEST + 1))
+        found = []
+        for seed in self.options.all_seeds:
+            for learning_rate in rates:
+                trained, tested = sweep.kept((one, learning_rate, seed))
+                if trained is not None:
+                    found.append(_run(one.name, learning_rate, seed, steps, trained, tested))
+        return found
+
+    def _base(self) -> Base:
+        kept = self.folder / "base.json"
+        if kept.exists():
+            return Base(**json_of(kept))
+        found = recalibrate(self.loaded, self.data.rows(self.options.seed), self.data.held_out("test"))
+        base = Base(
+            loss=found.before.loss,
+            accuracy=found.before.accuracy,
+            majority=majority_rate(self.splits.test(self.options.num_test)),
+            recalibrated_loss=found.after.loss,
+            recalibrated_accuracy=found.after.accuracy,
+            temperature=found.temperature,
+        )
+        write_text(kept, json.dumps(vars(base), indent=1, allow_nan=False) + "\n")
+        return base
+
+
+def fitting_pack(loaded: LoadedModel, data: SplitData, seed: int) -> int:
+    """Return how many runs fit the machine at once.
+
+    On a CPU so many that a step has some thousand tokens. On a GPU half the free memory is filled, by an estimate of
+    what the backward pass keeps: about 34 numbers per token, block and channel, and three per answer and word.
+    """
+    rows = data.rows(seed)
+    size = data.schedule.batch_size
+    tokens = max(sum(len(row.ids) for row in rows[at : at + size]) for at in range(0, len(rows), size))
+    if loaded.device.type != "cuda":
+        return max(1, min(MOST_RUNS, CPU_TOKENS // tokens))
+    free, _ = torch.cuda.mem_get_info(loaded.device)
+    config: Any = loaded.model.config
+    config = config.get_text_config()
+    width = 2 if loaded.model.dtype in (torch.bfloat16, torch.float16) else 4
+    kept = 34 * len(loaded.site_map.blocks) * int(config.hidden_size) * width * tokens
+    predicted = sum(len(row.ids) - row.first_target for row in rows[:size])
+    kept += 3 * 4 * int(config.vocab_size) * max(1, predicted)
+    return max(1, int(free / 2 / kept))
+
+
+def begin_folder(path: Path, what: str, loaded: LoadedModel, data: SplitData, options: Mapping[str, Any]) -> None:
+    """Write down what the work in a folder is, or refuse to go on there with another one.
+
+    Args:
+        path: The file that says it.
+        what: The work's name: "sweep".
+        loaded: The model.
+        data: The examples.
+        options: What decides results.
+
+    Raises:
+        InputError: The folder's work was begun with another model, other examples or other options.
+    """
+    asked = {
+        "schema_version": 1,
+        "model": list(model_key(loaded.identity.as_dict())),
+        "task": data.splits.name,
+        "test": data.content_hash("test"),
+        "options": options,
+    }
+    asked = json.loads(json.dumps(asked, allow_nan=False))
+    if path.exists():
+        found = json_of(path)
+        flat = {**found, **found.get("options", {})} if isinstance(found, dict) else {}
+        wanted = {**asked, **asked["options"]}
+        if differ := sorted(name for name, value in wanted.items() if name != "options" and flat.get(name) != value):
+            raise InputError(
+                f"the {what} in {str(path.parent)!r} was begun with another {', '.join(differ)}. Go on with the same, "
+                "or name another folder."
+            )
+        return
+    with told(f"make the folder {str(path.parent)!r}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(asked, indent=1, allow_nan=False) + "\n")
+
+
+def read_scales(loaded: LoadedModel, data: SplitData, seed: int) -> dict[str, float]:
+    """Return the root mean square of what every site reads in training examples, by the site's name.
+
+    Args:
+        loaded: The model.
+        data: The examples.
+        seed: Whose training examples.
+
+    Cost: one forward pass over 64 of them.
+    """
+    kinds = loaded.site_map.description.kinds
+    sites = [Site(layer, kind) for layer in range(len(loaded.site_map.blocks)) for kind in kinds]
+    batches = [{"input_ids": torch.tensor([row.ids], device=loaded.device)} for row in data.rows(seed)[:SCALED_ON]]
+    found = measure_scales(loaded.model, loaded.site_map, sites, batches)
+    return {str(site): value for site, value in found.items()}
+
+
+def _run(
+    site: str,
+    learning_rate: float,
+    seed: int,
+    steps: int,
+    trained: Mapping[str, Any],
+    tested: Mapping[str, Any] | None,
+) -> SiteRun:
+    def known(loss: float) -> float | None:
+        return round(loss, 6) if math.isfinite(loss) else None
+
+    return SiteRun(
+        site=site,
+        learning_rate=learning_rate,
+        seed=seed,
+        steps=steps,
+        selection_loss=known(float(trained["selection_loss"])),
+        selection_accuracy=round(float(trained["selection_accuracy"]), 6),
+        loss=None if tested is None else known(float(tested["loss"])),
+        accuracy=None if tested is None else round(float(tested["accuracy"]), 6),
+        train_losses=tuple(round(loss, 4) for loss in trained["train_losses"] if loss is not None),
+        seconds=round(float(trained["seconds"]), 3),
+        diverged=bool(trained["diverged"]),
+    )
+
+
+def _records(run: SiteRun) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return a run of a table as a store keeps it: its training, and its test if it had one; of :func:`_run`."""
+
+    def known(loss: float | None) -> float:
+        return math.inf if loss is None else loss
+
+    trained = {
+        "selection_loss": known(run.selection_loss),
+        "selection_accuracy": run.selection_accuracy,
+        "diverged": run.diverged,
+        "train_losses": list(run.train_losses),
+        "seconds": run.seconds,
+    }
+    return trained, None if run.accuracy is None else {"loss": known(run.loss), "accuracy": run.accuracy}

@@ -1,0 +1,1 @@
+"""A ranking: its page, figures, tables, and the sentences that all of these share."""

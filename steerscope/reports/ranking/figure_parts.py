@@ -1,0 +1,44 @@
+"""What the figures of a ranking share: the score's label, the line of no update, title and foot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from steerscope.analysis.results import Ranking
+from steerscope.reports.figure_style import NULL, figure_text, finish_with_foot
+from steerscope.reports.ranking.candidates import prompts_learned_from
+from steerscope.reports.vocabulary import axis_scale, count, score_words
+
+
+def score_label(ranking: Ranking, *, short: bool = False) -> str:
+    """Return the axis label of the ranking's score, with its unit; ``short`` leaves out the prompts."""
+    words, (_, unit) = score_words(ranking.score), axis_scale(ranking.score)
+    if not words.is_share:
+        return figure_text(words.label)
+    prompts = "" if short else f" from {count(prompts_learned_from(ranking), 'prompt')}"
+    return f"share learned{prompts}{unit}"
+
+
+def finish(figure: Figure, ranking: Ranking, title: str, handles: Sequence[Artist] = (), columns: int = 3) -> None:
+    """Add title, legend and foot, and keep the three apart from the axes.
+
+    The foot names model, task, prompts and seed, so that a figure on its own says what it is of.
+    """
+    model = figure_text(ranking.model.get("name", "unnamed model"), 28)
+    task = figure_text(ranking.task, 28)
+    foot = f"{model} | {task} | {count(ranking.n_examples, 'prompt')} | seed {ranking.seed}"
+    finish_with_foot(figure, foot, title, handles, columns)
+
+
+def null_line(ax: Axes, ranking: Ranking) -> None:
+    """Draw zero as a named line across the axes: what predicting no update would score."""
+    ax.axhline(0, color=NULL, linewidth=1.2, linestyle="--")
+    if score_words(ranking.score).is_share:
+        ax.annotate(
+            "no update", (0.995, 0), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
+            ha="right", va="bottom", fontsize=9, color=NULL,
+        )  # fmt: skip

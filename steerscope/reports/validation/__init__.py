@@ -1,0 +1,1 @@
+"""A validation: which scores foresaw training, as tables."""

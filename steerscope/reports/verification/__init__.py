@@ -1,0 +1,1 @@
+"""A verification of the theory: its page, figures and tables."""
