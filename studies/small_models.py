@@ -28,13 +28,15 @@ from steerscope.errors import InputError
 from steerscope.experiments.tasks import GeneratedTask, ListOps
 from steerscope.experiments.tasks.formats import GENERATED
 from steerscope.experiments.tasks.formats.listops import FORM
+from steerscope.experiments.tasks.formats.recall import FORM as RECALL
+from steerscope.experiments.tasks.formats.recall import Recall
 from steerscope.experiments.tasks.generator import DIGITS, LETTERS
 from steerscope.experiments.tasks.supervised import SupervisedSequence, supervise
 from steerscope.files import exit_code_of, written_aside
 from steerscope.folders import Kind, require_folder_for
 
-_WORDS = ["<bos>", "<eos>", "<pad>", "<unk>", *"[]=(),:", "MIN", "MAX", "MED", "SM", "min", "max", "twice"]
-_WORDS += [*DIGITS, *LETTERS]
+_WORDS = ["<bos>", "<eos>", "<pad>", "<unk>", *"[]=(),:+", "MIN", "MAX", "MED", "SM", "min", "max", "twice"]
+_WORDS += [*DIGITS, *LETTERS, *map(str.upper, LETTERS)]
 LAYERS, WIDTH = 14, 64
 # The whole text is learned as well, so that every position knows what texts look like; its part is small, since most
 # of it is random.
@@ -70,14 +72,14 @@ FAMILIES = ("gpt_neox", "gemma2", "gpt2", "llama")
 def small_tokenizer() -> PreTrainedTokenizerBase:
     """Return a tokenizer with one token per bracket, operator, word, letter and digit of the generated tasks."""
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(_WORDS)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\[\]=(),:]|[A-Z]+|[a-z]+|\d"), "removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\[\]=(),:+]|[A-Z]+|[a-z]+|\d"), "removed", invert=True)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
     )
 
 
 def task_called(name: str) -> GeneratedTask:
-    """Return a generated task; ``flat`` is ListOps without nesting.
+    """Return a generated task; ``flat`` is ListOps without nesting, ``recall_short`` recall from two pairs.
 
     Raises:
         InputError: There is no generated task of that name.
@@ -85,8 +87,10 @@ def task_called(name: str) -> GeneratedTask:
     if name == "flat":
         # Longer lists than those of the task, so that enough flat ones are different.
         return GeneratedTask(FORM, ListOps(max_depth=1, max_args=6))
+    if name == "recall_short":
+        return GeneratedTask(RECALL, Recall(pairs=2))
     if name not in GENERATED:
-        raise InputError(f"task {name!r} is not generated; expected one of flat, {', '.join(GENERATED)}.")
+        raise InputError(f"task {name!r} is not generated; expected one of flat, recall_short, {', '.join(GENERATED)}.")
     return GENERATED[name]
 
 
@@ -131,7 +135,7 @@ def train_small(
     tokenizer = small_tokenizer()
     each = min(steps * batch_size // len(known) + 1, 40_000)
     pool = [row for task in known.values() for row in _rows(task, "train", each, seed, tokenizer)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, fused=True)
     generator = torch.Generator().manual_seed(seed)
     model.train()
     since = time.process_time()

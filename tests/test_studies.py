@@ -95,7 +95,7 @@ def test_small_models_learn_and_repeat(tmp_path):
     ("given", "message"),
     [
         (("mamba", ("flat",)), "there is no small model of 'mamba'; expected one of gpt_neox, gemma2, gpt2, llama."),
-        (("gpt2", ("boolq",)), "task 'boolq' is not generated; expected one of flat, listops, "),
+        (("gpt2", ("boolq",)), "task 'boolq' is not generated; expected one of flat, recall_short, "),
     ],
 )
 def test_small_models_refuse(tmp_path, given, message):

@@ -20,13 +20,14 @@ from steerscope.experiments.tasks.task import majority
 from steerscope.models.tokens import completion_tokens
 from tests.experiments.tasks.rows import ALL
 
-NEW = ("recall", "compare", "twice")
+NEW = ("recall", "recall_capital", "recall_plus", "compare", "twice")
 
 
 def solve(prompt: str) -> str:
     """Answer a prompt by other means than the generator's."""
-    if pairs := re.findall(r"(\w)=(\d)", prompt):
-        return dict(pairs)[prompt.split()[-1].removesuffix("=")]
+    if pairs := re.findall(r"([a-z])=(\d)", prompt):
+        key, _, more = prompt.split()[-1].removesuffix("=").partition("+")
+        return str(int(dict(pairs)[key.lower()]) + int(more or 0))[-1]
     if numbers := re.fullmatch(r"(min|max)\((.*)\)=", prompt):
         return sorted(numbers[2].split(","))[0 if numbers[1] == "min" else -1]
     (twice,) = [letter for letter, times in Counter(prompt.removesuffix(" twice:").split()).items() if times == 2]
@@ -59,6 +60,8 @@ def test_draws_are_pinned():
     drawn = {name: [one.prompt + one.completion for one in get_task(name).split("test", 2)] for name in NEW}
     assert drawn == {
         "recall": ["m=5 y=2 d=7 e=9 y=2", "r=3 v=2 m=2 w=2 r=3"],
+        "recall_capital": ["m=5 y=2 d=7 e=9 Y=2", "r=3 v=2 m=2 w=2 R=3"],
+        "recall_plus": ["m=5 y=2 d=7 e=9 y+1=3", "r=3 v=2 m=2 w=2 r+1=4"],
         "compare": ["min(9,6,4,7,5)=4", "max(4,9,1,9,6)=9"],
         "twice": ["n y b m w y twice: y", "r d r v s g twice: r"],
     }

@@ -106,6 +106,8 @@ TEMPLATES = {
     "listops": (r"\[SM \d \d \]=", r"\d"),
     "listops_gen": (r"\[SM \d \d \]=", r"\d"),
     "recall": (r"a=\d b=\d b=", r"\d"),
+    "recall_capital": (r"a=\d b=\d B=", r"\d"),
+    "recall_plus": (r"a=\d b=\d b\+1=", r"\d"),
     "compare": (r"max\(\d,\d\)=", r"\d"),
     "twice": (r"[a-z] [a-z] [a-z] twice:", r" [a-z]"),
     "boolq": (r"Number \d+ came\. True or false stories were told\.\nQuestion: did \d+ come\?\nAnswer:", r" (yes|no)"),

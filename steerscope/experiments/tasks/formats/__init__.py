@@ -27,6 +27,8 @@ _ALL: tuple[tuple[TaskForm, str, HubSource | None], ...] = (
     (listops.GEN, "listops_gen", None),
     (listops.GEN_PAPER, "listops_gen", None),
     (recall.FORM, "recall", None),
+    (recall.CAPITAL, "recall", None),
+    (recall.PLUS, "recall", None),
     (compare.FORM, "compare", None),
     (edits.FORM, "twice", None),
     (boolq.FORM, "boolq", boolq.HUB),
