@@ -103,7 +103,10 @@ def sweep(
 
         table = sweep_sites(loaded, splits, options, out, progress=tell, command=command_line())
     print(table, file=sys.stdout)
-    print(f"table: {out / TABLE}", file=sys.stderr)
+    speed = table.cost["operations"] / max(table.cost["seconds"], 1e-9)
+    print(
+        f"{table.cost['runs']:.0f} runs, {speed / 1e9:,.0f} GFLOP/s in training; table: {out / TABLE}", file=sys.stderr
+    )
 
 
 def _sites(text: str) -> int | str | tuple[str, ...]:

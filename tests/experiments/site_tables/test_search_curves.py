@@ -58,7 +58,7 @@ def test_halving_by_hand(table):
         done = steps
         if steps == STEPS:
             break
-        seen = {name: np.mean([loss for loss in found[name][:steps]][-SMOOTHED:]) for name in alive}
+        seen = {name: np.mean(found[name][:steps][-SMOOTHED:]) for name in alive}
         alive = sorted(alive, key=lambda name: seen[name])[: (len(alive) + 1) // 2]
         steps = min(2 * steps, STEPS)
     by_name = {str(one.site): one for one in common_outcomes(table).outcomes}
