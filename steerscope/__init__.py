@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from steerscope.equivalence.remainder import remainder_slope
     from steerscope.equivalence.shifts import first_order_shift
     from steerscope.errors import InputError, SteerscopeError, UnsupportedModelError
+    from steerscope.experiments.site_tables import SiteTable, judge
     from steerscope.experiments.tasks import get_task
     from steerscope.models.blocks import BlockDescription
     from steerscope.models.hooks import edited, reading
@@ -55,6 +56,9 @@ _HOMES = {
     "Ranking": "analysis.results",
     "register_score": "analysis.scoring.scores",
     "write_report": "reports.ranking",
+    # Trained outcomes, and what they say of scores
+    "SiteTable": "experiments.site_tables",
+    "judge": "experiments.site_tables",
     # Steering adapters
     "SteeringConfig": "steering.config",
     "SteeringModel": "steering.model",
@@ -84,6 +88,7 @@ __all__ = [
     "RankOptions",
     "Ranking",
     "Site",
+    "SiteTable",
     "SteeringConfig",
     "SteeringModel",
     "SteerscopeError",
@@ -93,6 +98,7 @@ __all__ = [
     "first_order_shift",
     "get_steering_model",
     "get_task",
+    "judge",
     "load_model",
     "parse_site",
     "rank_sites",
