@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from steerscope.experiments.evaluation.command import EvaluateOptions
     from steerscope.experiments.runs.evaluation import Evaluation
     from steerscope.experiments.runs.records import RunResults
+    from steerscope.experiments.site_tables import SiteTable, judge
     from steerscope.experiments.tasks import FileTask, get_task
     from steerscope.experiments.training.options import TrainOptions
     from steerscope.experiments.validation.options import ValidateOptions
@@ -90,6 +91,9 @@ _HOMES = {
     "compare": "experiments.comparison.groups",
     "Comparison": "experiments.comparison.groups",
     "write_report": "reports.ranking.folder",
+    # Trained outcomes, and what they say of scores
+    "SiteTable": "experiments.site_tables",
+    "judge": "experiments.site_tables",
     # Steering adapters
     "SteeringConfig": "steering.config",
     "SteeringModel": "steering.model",
@@ -121,6 +125,7 @@ __all__ = [
     "RunResults",
     "Site",
     "SiteKind",
+    "SiteTable",
     "SteeringConfig",
     "SteeringModel",
     "SteerscopeError",
@@ -138,6 +143,7 @@ __all__ = [
     "first_order_shift",
     "get_steering_model",
     "get_task",
+    "judge",
     "load_model",
     "parse_site",
     "propositions",

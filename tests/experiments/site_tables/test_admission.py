@@ -40,7 +40,7 @@ def test_a_table_that_learned_is_admitted():
         ({"base": Base(2.4, 0.1, 0.12, 1.0, 0.12, 1.1)}, "loss beyond recalibration", "is not surely below"),
         ({"longer_order": -1}, "order kept by twice the steps", "do not keep the order of 12 sites: Spearman -"),
         ({"longer": 4}, "order kept by twice the steps", "4 sites were trained for twice as many steps"),
-        ({"longer": 0}, "order kept by twice the steps", "0 sites were trained"),
+        ({"longer": 0}, "order kept by twice the steps", "No sites were trained"),
         ({"edge": 3}, "interior learning rates", "21 of 24 searched learning rates are interior: 88%"),
         ({"noise": 0.6}, "attainable correlation", "The attainable correlation is 0."),
     ],
