@@ -90,9 +90,8 @@ def search_sites(
 
 def _deciding(options: SearchOptions) -> dict[str, Any]:
     """Return the options that a search in one folder has to share; more time or candidates may be given later."""
-    return {
-        name: value for name, value in options.as_dict().items() if name not in ("budget", "candidates", "references")
-    }
+    free = ("budget", "candidates", "references", "device", "dtype", "revision", "trust_remote_code")
+    return {name: value for name, value in options.as_dict().items() if name not in free}
 
 
 @dataclass
