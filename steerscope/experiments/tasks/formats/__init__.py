@@ -29,7 +29,7 @@ _ALL: tuple[tuple[TaskForm, str, HubSource | None], ...] = (
     (recall.FORM, "recall", None),
     (recall.CAPITAL, "recall", None),
     (recall.PLUS, "recall", None),
-    (compare.FORM, "compare", None),
+    *((task.form, task.name, None) for task in compare.GENERATED),
     (edits.FORM, "twice", None),
     (boolq.FORM, "boolq", boolq.HUB),
     (boolq.CLOSED, "boolq", boolq.HUB),
