@@ -20,7 +20,7 @@ from steerscope.experiments.tasks.task import majority
 from steerscope.models.tokens import completion_tokens
 from tests.experiments.tasks.rows import ALL
 
-NEW = ("recall", "recall_capital", "recall_plus", "compare", "twice")
+NEW = ("recall", "recall_capital", "recall_plus", "compare", "compare_capital", "compare_plus", "twice")
 
 
 def solve(prompt: str) -> str:
@@ -28,8 +28,9 @@ def solve(prompt: str) -> str:
     if pairs := re.findall(r"([a-z])=(\d)", prompt):
         key, _, more = prompt.split()[-1].removesuffix("=").partition("+")
         return str(int(dict(pairs)[key.lower()]) + int(more or 0))[-1]
-    if numbers := re.fullmatch(r"(min|max)\((.*)\)=", prompt):
-        return sorted(numbers[2].split(","))[0 if numbers[1] == "min" else -1]
+    if numbers := re.fullmatch(r"(min|max|MIN|MAX)\((.*)\)(?:\+(1))?=", prompt):
+        found = sorted(numbers[2].split(","))[0 if numbers[1].lower() == "min" else -1]
+        return str(int(found) + int(numbers[3] or 0))[-1]
     (twice,) = [letter for letter, times in Counter(prompt.removesuffix(" twice:").split()).items() if times == 2]
     return f" {twice}"
 
@@ -63,6 +64,8 @@ def test_draws_are_pinned():
         "recall_capital": ["m=5 y=2 d=7 e=9 Y=2", "r=3 v=2 m=2 w=2 R=3"],
         "recall_plus": ["m=5 y=2 d=7 e=9 y+1=3", "r=3 v=2 m=2 w=2 r+1=4"],
         "compare": ["min(9,6,4,7,5)=4", "max(4,9,1,9,6)=9"],
+        "compare_capital": ["MIN(9,6,4,7,5)=4", "MAX(4,9,1,9,6)=9"],
+        "compare_plus": ["min(9,6,4,7,5)+1=5", "max(4,9,1,9,6)+1=0"],
         "twice": ["n y b m w y twice: y", "r d r v s g twice: r"],
     }
 

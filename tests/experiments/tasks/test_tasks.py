@@ -109,6 +109,8 @@ TEMPLATES = {
     "recall_capital": (r"a=\d b=\d B=", r"\d"),
     "recall_plus": (r"a=\d b=\d b\+1=", r"\d"),
     "compare": (r"max\(\d,\d\)=", r"\d"),
+    "compare_capital": (r"MAX\(\d,\d\)=", r"\d"),
+    "compare_plus": (r"max\(\d,\d\)\+1=", r"\d"),
     "twice": (r"[a-z] [a-z] [a-z] twice:", r" [a-z]"),
     "boolq": (r"Number \d+ came\. True or false stories were told\.\nQuestion: did \d+ come\?\nAnswer:", r" (yes|no)"),
     "boolq_closed": (r"Question: did \d+ come\?\nAnswer:", r" (yes|no)"),

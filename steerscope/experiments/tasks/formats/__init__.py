@@ -30,6 +30,8 @@ _ALL: tuple[tuple[TaskForm, str, HubSource | None], ...] = (
     (recall.CAPITAL, "recall", None),
     (recall.PLUS, "recall", None),
     (compare.FORM, "compare", None),
+    (compare.CAPITAL, "compare", None),
+    (compare.PLUS, "compare", None),
     (edits.FORM, "twice", None),
     (boolq.FORM, "boolq", boolq.HUB),
     (boolq.CLOSED, "boolq", boolq.HUB),

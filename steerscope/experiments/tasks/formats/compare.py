@@ -6,8 +6,9 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from steerscope.experiments.tasks.formats.generated import GeneratedTask, row_form
+from steerscope.experiments.tasks.formats.generated import GeneratedTask, digit_after, row_form
 from steerscope.experiments.tasks.generator import Generator, below, check_integer
+from steerscope.experiments.tasks.task import TaskExample
 
 _FUNCTIONS = {"min": min, "max": max}
 
@@ -39,5 +40,29 @@ class Compare(Generator):
         return f"{function}({','.join(map(str, digits))})", _FUNCTIONS[function](digits)
 
 
+def _capital(question: str, value: int) -> TaskExample:
+    """``MIN(7,2,9,4,3)=2``: who compares has to read the function otherwise."""
+    return digit_after(f"{question.upper()}=", value, question)
+
+
+def _plus(question: str, value: int) -> TaskExample:
+    """``min(7,2,9,4,3)+1=3``: who compares has to answer otherwise; 0 follows 9."""
+    return digit_after(f"{question}+1=", (value + 1) % 10, question)
+
+
 FORM = row_form("compare", "Compare: the least or greatest of some digits; the answer is a digit.")
-GENERATED = (GeneratedTask(FORM, Compare()),)
+CAPITAL = row_form(
+    "compare_capital",
+    "Compare: the least or greatest of some digits, asked for in capitals; the answer is a digit.",
+    template=_capital,
+)
+PLUS = row_form(
+    "compare_plus",
+    "Compare: which digit follows the least or greatest of some; the answer is a digit.",
+    template=_plus,
+)
+GENERATED = (
+    GeneratedTask(FORM, Compare()),
+    GeneratedTask(CAPITAL, Compare(), _capital),
+    GeneratedTask(PLUS, Compare(), _plus),
+)
