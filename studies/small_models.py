@@ -32,6 +32,7 @@ from steerscope.experiments.tasks.formats.recall import FORM as RECALL
 from steerscope.experiments.tasks.formats.recall import Recall
 from steerscope.experiments.tasks.generator import DIGITS, LETTERS
 from steerscope.experiments.tasks.supervised import SupervisedSequence, supervise
+from steerscope.experiments.tasks.task import TaskExample, folded
 from steerscope.files import exit_code_of, written_aside
 from steerscope.folders import Kind, require_folder_for
 
@@ -78,8 +79,19 @@ def small_tokenizer() -> PreTrainedTokenizerBase:
     )
 
 
+def _all_recalled(question: str, value: int) -> TaskExample:
+    """``b=3 d=7 b=3 d=7``: every pair twice, the second time in the alphabet's order.
+
+    One text asks as many questions as it has pairs. Asked one at a time, recall is hardly learned in minutes.
+    """
+    pairs = question.split()[:-1]
+    again = " ".join(sorted(pairs))
+    return TaskExample(f"{' '.join(pairs)} {again[:2]}", again[2:], answer=again[-1], content=folded(question))
+
+
 def task_called(name: str) -> GeneratedTask:
-    """Return a generated task; ``flat`` is ListOps without nesting, ``recall_short`` recall from two pairs.
+    """Return a generated task; ``flat`` is ListOps without nesting, ``recall_all`` asks for all keys,
+    one after the other.
 
     Raises:
         InputError: There is no generated task of that name.
@@ -87,10 +99,10 @@ def task_called(name: str) -> GeneratedTask:
     if name == "flat":
         # Longer lists than those of the task, so that enough flat ones are different.
         return GeneratedTask(FORM, ListOps(max_depth=1, max_args=6))
-    if name == "recall_short":
-        return GeneratedTask(RECALL, Recall(pairs=2))
+    if name == "recall_all":
+        return GeneratedTask(RECALL, Recall(), _all_recalled)
     if name not in GENERATED:
-        raise InputError(f"task {name!r} is not generated; expected one of flat, recall_short, {', '.join(GENERATED)}.")
+        raise InputError(f"task {name!r} is not generated; expected one of flat, recall_all, {', '.join(GENERATED)}.")
     return GENERATED[name]
 
 
@@ -172,17 +184,18 @@ def _rows(
 
 
 def _losses(model: Any, rows: Sequence[SupervisedSequence]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the mean loss of answers, that of all tokens, and which answers are the most likely token ``(row)``."""
+    """Return the mean over texts of their supervised tokens' loss, that of all tokens, and which last one is right."""
     width = max(len(row.ids) for row in rows)
     ids = torch.tensor([[*row.ids, *[2] * (width - len(row.ids))] for row in rows])
-    lengths = torch.tensor([len(row.ids) for row in rows])
-    mask = torch.arange(width) < lengths[:, None]
-    logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
-    places = torch.arange(len(rows)), lengths - 2
-    wanted = ids[places[0], lengths - 1]
-    targets = torch.where(mask, ids, -100)[:, 1:]
-    text = cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=-100)
-    return cross_entropy(logits[places], wanted), text, logits[places].argmax(-1) == wanted
+    lengths, starts = torch.tensor([[len(row.ids), row.first_target] for row in rows]).T
+    places = torch.arange(width)
+    mask = places < lengths[:, None]
+    logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits[:, :-1]
+    losses = cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    answers = (mask & (places >= starts[:, None]))[:, 1:]
+    last = torch.arange(len(rows)), lengths - 2
+    right = logits[last].argmax(-1) == ids[:, 1:][last]
+    return ((losses * answers).sum(1) / answers.sum(1)).mean(), losses[mask[:, 1:]].mean(), right
 
 
 def main() -> int:
