@@ -29,6 +29,7 @@ class Kind(StrEnum):
     RANKING = "the report of a ranking"
     VALIDATION = "a validation"
     SWEEP = "a sweep over sites"
+    SEARCH = "a search"
     VERIFICATION = "the report of a verification"
     COMPARISON = "a comparison of runs"
     DATA = "data"
@@ -58,7 +59,7 @@ _BESIDE = ("requirements*.txt", "license*", "readme*", "notice*", "*_results.jso
 _TAKEN_NAMES = (*_WEIGHTS, *_MODEL, *_TOKENIZER, *_DATA, ADAPTER_CONFIG, "adapter_model*", "trainer_state.json")
 _GENERATIONS = "generations.jsonl"
 _RESULTS = ("config.json", "results.json", "evaluation.json", "ranking.json", "validation.json", "verify.json",
-            "comparison.json", "sweep.json", "table.json")  # fmt: skip
+            "comparison.json", "sweep.json", "table.json", "base.json", "search.json", "begun.json")  # fmt: skip
 _TRAINER = ("trainer_state.json", "training_args.bin")
 
 
@@ -175,6 +176,8 @@ def _held(folder: Path) -> Iterator[tuple[Kind, str]]:
             yield Kind.DATA, name
     if "sweep.json" in names:
         yield Kind.SWEEP, "sweep.json"
+    elif "begun.json" in names or "search.json" in names:
+        yield Kind.SEARCH, "search.json" if "search.json" in names else "begun.json"
     elif "validation.json" in names or _has_stored_runs(folder):
         yield Kind.VALIDATION, "validation.json" if "validation.json" in names else "runs"
     elif "ranking.json" in names:

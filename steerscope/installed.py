@@ -21,6 +21,7 @@ EXTRAS = {
     "gguf": ("gguf>=0.18",),
     "train": ("accelerate>=1.8", "peft>=0.19.1"),
     "data": ("datasets>=4",),
+    "frames": ("pandas>=2.2",),
 }
 
 # What decides the numbers of a run, beside Python and steerscope.

@@ -29,7 +29,7 @@ CONFIG = SteeringConfig("resid_post")
 CLASSES = [
     (RankOptions, {}, "num_probes"),
     (TrainOptions, {"task": "listops", "method": "lora"}, "steps"),
-    (EvaluateOptions, {"model": "M"}, "batch_size"),
+    (EvaluateOptions, {}, "batch_size"),
     (ValidateOptions, {}, "seeds"),
     (VerifyOptions, {}, "rows"),
     (Schedule, {}, "batch_size"),
@@ -67,7 +67,7 @@ def test_what_can_be_understood_is_made_plain():
     assert RankOptions(kinds=["resid_post", SiteKind.MLP_OUT]).kinds == ("resid_post", "mlp_out")
     assert TrainOptions("listops", "lora", sites=Site(3, SiteKind.MLP_OUT)).sites == ("3.mlp_out",)
     assert ValidateOptions(sites=np.int32(7)).sites == 7
-    assert EvaluateOptions(Path("M")).model == "M"
+    assert TrainOptions(learning_rate_of=Path("M")).learning_rate_of == "M"
     assert type(Schedule(warmup=np.float32(0.5)).warmup) is float
     assert RankOptions(exact=np.bool_(True)).exact is True
 

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from steerscope import InputError, get_task, load_model
+from steerscope.experiments.site_tables import SiteTable
+from steerscope.experiments.tasks.formats import GENERATED
+from steerscope.models.tokens import completion_tokens
 from studies import gpu_smoke
+from studies.small_models import FAMILIES, train_small
+from tests.byte_models import byte_model, byte_tokenizer
+
+ROOT = Path(__file__).parents[1]
 
 
 def smoke(monkeypatch, path, *more):
@@ -50,3 +63,60 @@ def test_a_deviation_beyond_the_tolerance_fails(monkeypatch, tmp_path):
     code, found = smoke(monkeypatch, tmp_path / "smoke.json", "--minutes", "0.19")
     assert code == 1
     assert found["parts"]["rank bfloat16"]["failed"] is True
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_small_model_is_trained_saved_small_and_loaded_in_full(tmp_path, family):
+    known = train_small(
+        family, tmp_path / "small", tasks=("recall", "flat"), steps=2, layers=2, width=16, dtype="float16"
+    )
+    assert set(known) == {"recall", "flat"}
+    assert all(0 <= share <= 1 for share in known.values())
+    weights = load_file(tmp_path / "small" / "model.safetensors")
+    assert {one.dtype for one in weights.values() if one.is_floating_point()} == {torch.float16}
+    loaded = load_model(tmp_path / "small")
+    assert {one.dtype for one in loaded.model.parameters()} == {torch.float32}
+    assert len(loaded.site_map.blocks) == 2
+    for name in GENERATED:
+        for one in get_task(name).split("test", 5):
+            before, after = completion_tokens(one.prompt, one.completion, loaded.tokenizer)
+            assert len(after) == 1 or name.endswith("_paper")
+            assert loaded.tokenizer.unk_token_id not in (*before, *after) or name.endswith("_paper")
+
+
+def test_small_models_learn_and_repeat(tmp_path):
+    easy = {"tasks": ("compare",), "steps": 60, "batch_size": 32, "rate": 3e-3, "layers": 2, "width": 32}
+    first, again = (train_small("gpt2", tmp_path / name, **easy) for name in ("first", "again"))
+    assert first == again
+    assert first["compare"] > 0.25  # a constant is right for 10%, the better of two for 20%
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("mamba", ("flat",)), "there is no small model of 'mamba'; expected one of gpt_neox, gemma2, gpt2, llama."),
+        (("gpt2", ("boolq",)), "task 'boolq' is not generated; expected one of flat, recall_short, "),
+    ],
+)
+def test_small_models_refuse(tmp_path, given, message):
+    with pytest.raises(InputError) as caught:
+        train_small(given[0], tmp_path / "small", tasks=given[1])
+    assert str(caught.value).startswith(message)
+
+
+def test_the_gpu_sweep_runs_on_a_cpu_with_a_small_model(tmp_path):
+    """Every task gets its table, and a second call has nothing left to train."""
+    model = tmp_path / "model"
+    byte_model(max_position_embeddings=128).save_pretrained(model)
+    byte_tokenizer().save_pretrained(model)
+    settings = {"DEVICE": "cpu", "DTYPE": "float32", "MODEL": str(model), "SITES": "7", "STEPS": "4", "BATCH": "4"}
+    settings |= {"SEEDS": "1", "LONGER": "1", "TEST": "16", "SELECTION": "16", "TASKS": "listops compare"}
+    environment = {**os.environ, **settings, "PYTHON": sys.executable}
+    command = [str(ROOT / "studies" / "gpu_sweep.sh"), "3", str(tmp_path / "out")]
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    for task in ("listops", "compare"):
+        table = SiteTable.load(tmp_path / "out" / task / "table.json")
+        assert len(table.outcomes()) == 7
+        assert len(table.longer()) == 1

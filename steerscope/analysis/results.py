@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steerscope.analysis.shown import Shown
+from steerscope.analysis.shown import Tabular
 from steerscope.errors import InputError
-from steerscope.files import parse_json, read_text
 from steerscope.finite import require_finite_record
 from steerscope.folders import write_result
+from steerscope.records import parse_record, read_record
 from steerscope.sites import parse_kind
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Stability:
 
 
 @dataclass(frozen=True, repr=False)
-class Ranking(Shown, report="ranking"):
+class Ranking(Tabular, report="ranking"):
     """Everything ``steerscope rank`` found, for one model and one set of prompts.
 
     Attributes:
@@ -210,6 +210,19 @@ class Ranking(Shown, report="ranking"):
             raise InputError(f"this ranking has no sites of kind {kind!r}; it has {', '.join(sorted(ranked))}.")
         return (kind,)
 
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row per candidate edit, best first, with its interval, and ``scores.NAME`` for every score."""
+        names = sorted({name for site in self.sites for name in site.scores})
+        return [
+            {
+                "rank": rank,
+                "site": site.name,
+                **{f.name: getattr(site, f.name) for f in dataclasses.fields(site) if f.name != "scores"},
+                **{f"scores.{name}": site.scores.get(name) for name in names},
+            }
+            for rank, site in enumerate(self.sites, 1)
+        ]
+
     def to_json(self) -> str:
         """Return the ranking as JSON text (the ``ranking.json`` contract, keys sorted, NaN refused)."""
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, allow_nan=False)
@@ -227,32 +240,9 @@ class Ranking(Shown, report="ranking"):
         """Rebuild a ranking from :meth:`to_json`'s text.
 
         Raises:
-            InputError: The text is not JSON, or of another schema version.
+            InputError: The text is not JSON, of another schema version, or has fields that do not fit.
         """
-        try:
-            data = parse_json(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"not a ranking: invalid JSON at line {error.lineno} ({error.msg}).") from error
-        if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
-            found = data.get("schema_version") if isinstance(data, dict) else type(data).__name__
-            raise InputError(
-                f"this ranking has schema_version {found!r}, this steerscope reads {SCHEMA_VERSION}. "
-                "Rank the model again, or use the version that wrote it."
-            )
-        return cls(
-            **{
-                **data,
-                "sites": tuple(SiteScore(**s) for s in data["sites"]),
-                "kinds": tuple(KindScore(**k) for k in data["kinds"]),
-                "greedy": tuple(GreedyStep(**g) for g in data["greedy"]),
-                "curves": tuple(
-                    LearningCurve(**{**c, "n_prompts": tuple(c["n_prompts"]), "share": tuple(c["share"])})
-                    for c in data["curves"]
-                ),
-                "stability": Stability(**data["stability"]),
-                "warnings": tuple(data["warnings"]),
-            }
-        )
+        return parse_record(text, cls, "ranking")
 
     @classmethod
     def load(cls, path: str | Path) -> Ranking:
@@ -261,4 +251,4 @@ class Ranking(Shown, report="ranking"):
         Raises:
             InputError: The file cannot be read, or is no ranking.
         """
-        return cls.from_json(read_text(Path(path), "the ranking"))
+        return read_record(path, cls, "ranking")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import html
 import textwrap
+from abc import abstractmethod
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
+from typing import Any
+
+from steerscope.installed import require
 
 WIDTH, LINES = 100, 24
 
@@ -43,6 +47,25 @@ class Shown:
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
+
+
+class Tabular(Shown):
+    """A result with rows of one sort: one dictionary each, or a pandas ``DataFrame``."""
+
+    @abstractmethod
+    def records(self) -> list[dict[str, Any]]:
+        """Return one dictionary per row, all with the same keys, in the result's own order."""
+
+    def to_dataframe(self) -> Any:
+        """Return :meth:`records` as a pandas ``DataFrame``.
+
+        Raises:
+            InputError: The extra ``frames`` is not installed.
+        """
+        require("frames", "to_dataframe()")
+        import pandas
+
+        return pandas.DataFrame.from_records(self.records())
 
 
 def _cut(line: str) -> str:

@@ -24,7 +24,6 @@ from steerscope.cli.options import (
     show_warnings,
 )
 from steerscope.cli.words import as_typed
-from steerscope.errors import InputError
 
 
 def evaluate(
@@ -49,38 +48,29 @@ def evaluate(
     """Measure accuracy by greedy generation, with its 95% interval and what always one answer would reach."""
     from steerscope.cli.output import check_folder
     from steerscope.cli.progress import stage_progress
-    from steerscope.experiments.evaluation.adapters import read_adapter
-    from steerscope.experiments.evaluation.command import EvaluateOptions, evaluate_model
-    from steerscope.experiments.tasks.task import check_part
+    from steerscope.experiments.commands import evaluate as evaluate_model
+    from steerscope.experiments.evaluation.command import EvaluateOptions
     from steerscope.folders import Kind
 
-    # Everything that can be refused is refused here, before a model is loaded.
-    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("max_examples", max_examples)):
-        if value is not None and value < 1:
-            raise InputError(f"[[{name}]] is {value}; expected at least 1.")
-    check_part(split)
-    if out is not None:
-        check_folder(out, Kind.RUN, overwrite=False, advice="")
-    chosen = chosen_task(task, data, data_dir)
-    saved = None if adapter is None else read_adapter(adapter)
     options = EvaluateOptions(
-        model=model,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
         split=split,
+        max_examples=max_examples,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         likelihoods=likelihoods,
         seed=seed,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
     )
-    examples = chosen.split(split, max_examples, seed)  # type: ignore[arg-type]  # checked above
+    options.check()
+    if out is not None:
+        check_folder(out, Kind.RUN, overwrite=False, advice="")
+    chosen = chosen_task(task, data, data_dir)
     show_warnings(chosen)
-
     with stage_progress(quiet=quiet) as show:
-        command = command_line()
-        found = evaluate_model(chosen.form, examples, saved, options, out, progress=show, command=command)
+        found = evaluate_model(model, chosen, options, adapter=adapter, out=out, progress=show, command=command_line())
     typer.echo("\n".join(as_typed(text) for text in found.paragraphs()))
     if out is not None:
         print(f"results: {out}", file=sys.stderr)

@@ -19,7 +19,8 @@ TaskName = Annotated[
     str | None, typer.Option(help=f"One of {', '.join(task_names())}; without it and --data, {DEFAULT_TASK}.")
 ]
 TaskFiles = Annotated[
-    Path | None, typer.Option(help="Folder with the task's files; without it, ListOps is generated, others downloaded.")
+    Path | None,
+    typer.Option(help="Folder with the task's files; without it, tasks that can be are generated, others downloaded."),
 ]
 OwnExamples = Annotated[
     Path | None,

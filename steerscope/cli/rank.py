@@ -63,7 +63,7 @@ def rank(
     from steerscope.folders import Kind
     from steerscope.installed import require
     from steerscope.models import load_model
-    from steerscope.reports.ranking import print_ranking, write_report
+    from steerscope.reports.ranking.tables import print_ranking
     from steerscope.sites import parse_kind
 
     # Everything that can be refused is refused here, before a model is loaded.
@@ -109,6 +109,8 @@ def rank(
         ranking = replace(ranking, warnings=(*source.warnings, *others))
 
     if out is not None:
+        from steerscope.reports.ranking.folder import write_report  # matplotlib is slow to load
+
         page = write_report(ranking, out)
     if json == "-":
         typer.echo(ranking.to_json())

@@ -98,16 +98,14 @@ def train(
     """Train on a task's train part, save what was trained, and measure accuracy on its test part."""
     from steerscope.cli.output import RESUME, check_folder
     from steerscope.cli.progress import stage_progress
+    from steerscope.experiments.commands import train as train_model
     from steerscope.experiments.training.options import TrainOptions
-    from steerscope.experiments.training.train import train as train_model
     from steerscope.folders import Kind
 
     # Everything that can be refused is refused here, before a model is loaded.
     source = chosen_task(task, data, data_dir)
     options = TrainOptions(
-        task=source.name,
         method=method,
-        model=model,
         sites=_sites(site, sites_from, sites_which, method),
         rank=rank,
         positions=positions,
@@ -147,7 +145,7 @@ def train(
     command = command_line()
     try:
         with stage_progress(quiet=quiet) as show:
-            found = train_model(options, source, folder, resume=resume, progress=show, say=_say, command=command)
+            found = train_model(model, source, options, folder, resume=resume, progress=show, say=_say, command=command)
     except KeyboardInterrupt:
         if (folder / "config.json").exists():
             print(f"stopped; the same command with --resume goes on from what is in {folder}", file=sys.stderr)

@@ -21,7 +21,6 @@ from steerscope.cli.options import (
     chosen_task,
     command_line,
 )
-from steerscope.errors import InputError
 
 
 def validate(
@@ -47,15 +46,13 @@ def validate(
     quiet: Quiet = False,
 ) -> None:
     """Train edits at sites spread over the model and compare the outcome with the ranking and plain baselines."""
+    from steerscope.analysis.results import Ranking
     from steerscope.cli.output import RESUME, check_folder
     from steerscope.cli.progress import stage_progress
-    from steerscope.experiments.validation.data import splits_of_task
+    from steerscope.experiments.commands import validate as validate_model
     from steerscope.experiments.validation.options import ValidateOptions
-    from steerscope.experiments.validation.validate import validate_ranking
     from steerscope.folders import Kind
     from steerscope.installed import require
-    from steerscope.models import load_model
-    from steerscope.reports.ranking import write_report
     from steerscope.reports.validation.tables import print_validation
 
     # Everything that can be refused is refused here, before a model is loaded.
@@ -69,25 +66,20 @@ def validate(
         num_test=test_examples,
         references=references,
         seed=seed,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
     )
     options.check()
     require("report", "the report of a validation")
     check_folder(out, Kind.VALIDATION, overwrite=resume, advice=RESUME, also=(Kind.RANKING,))
-    if dtype not in ("float32", "float64"):
-        raise InputError(f"[[dtype]] is {dtype!r}; validation trains in float32 or float64. Name one of them.")
     source = chosen_task(task, data, data_dir)
-    splits = splits_of_task(source)
-    for part, wanted in (("selection", options.num_selection), ("test", options.num_test)):
-        (splits.selection if part == "selection" else splits.test)(wanted)
-
     with stage_progress(quiet=quiet) as show:
-        show("load", 0, 1)
-        loaded = load_model(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
-        show("load", 1, 1)
-        command = command_line()
-        ranking, result = validate_ranking(loaded, splits, options, out, progress=show, command=command)
-    page = write_report(ranking, out)
-    result.save(out / "validation.json")
+        result = validate_model(model, source, options, out, progress=show, command=command_line())
+    from steerscope.reports.ranking.folder import write_report  # matplotlib is slow to load
+
+    page = write_report(Ranking.load(out / "ranking.json"), out)
     print_validation(result, file=sys.stdout)
     print(f"report: {page}", file=sys.stderr)
 

@@ -33,37 +33,28 @@ def verify(
     """Try the theory's propositions, and measure its quantities on a model; exit code 1 if a proposition fails."""
     from steerscope.cli.output import check_folder, check_json_target
     from steerscope.cli.progress import stage_progress
-    from steerscope.experiments.verification.run import (
-        VerifyOptions,
-        chosen_propositions,
-        loader,
-        verify_model,
-        verify_random,
-    )
+    from steerscope.experiments.commands import verify as verify_model
+    from steerscope.experiments.verification.run import VerifyOptions, catalogue
     from steerscope.folders import Kind
     from steerscope.installed import require
     from steerscope.reports.verification.tables import print_verification
 
     # Everything that can be refused is refused here, before a model is loaded.
-    options = VerifyOptions(seed=seed, quick=quick)
+    options = VerifyOptions(seed=seed, quick=quick, revision=revision, trust_remote_code=trust_remote_code)
     options.check()
     names = None
     if only is not None:
         names = [name.strip() for name in only.split(",") if name.strip()]
         if not names:
             raise InputError(f"[[only]] is {only!r}; expected names of propositions such as P7,P12.")
-    chosen = chosen_propositions(names)
+    catalogue.propositions(names)
     if out is not None:
         require("report", "a report ([[out]])")
         check_folder(out, Kind.VERIFICATION, overwrite=overwrite)
     check_json_target(json, "propositions")
 
     with stage_progress(quiet=quiet) as show:
-        if model is None:
-            found = verify_random(chosen, options, show)
-        else:
-            load = loader(model, revision=revision, trust_remote_code=trust_remote_code)
-            found = verify_model(load, chosen, options, show)
+        found = verify_model(model, options, only=names, progress=show)
     found = replace(found, settings=found.settings | {"command": command_line()})
 
     if out is not None:

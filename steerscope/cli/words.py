@@ -11,6 +11,9 @@ from steerscope.errors import typed
 _ALIASES: dict[tuple[str, str], str] = {
     ("", "name_or_path"): "model",
     ("rank", "num_probes"): "probes",
+    ("search", "num_ranking"): "max_examples",
+    ("search", "num_selection"): "selection_examples",
+    ("search", "num_test"): "test_examples",
     ("sweep", "num_selection"): "selection_examples",
     ("sweep", "num_test"): "test_examples",
     ("train", "family"): "method",

@@ -107,9 +107,7 @@ def test_other_parts_are_not_reported_as_test(place, tmp_path, capsys):
 @pytest.fixture
 def unloaded(monkeypatch):
     """Fail the test if anything loads a model."""
-    monkeypatch.setattr(
-        "steerscope.experiments.evaluation.command.load_model", lambda *a, **k: pytest.fail("the model was loaded")
-    )
+    monkeypatch.setattr("steerscope.models.load_model", lambda *a, **k: pytest.fail("the model was loaded"))
 
 
 @pytest.mark.parametrize(

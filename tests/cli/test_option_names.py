@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import typer
 
-import steerscope.experiments.evaluation.command
 import steerscope.experiments.training.train
 import steerscope.experiments.verification.run
 import steerscope.models
@@ -62,7 +61,6 @@ def unloaded(monkeypatch, tmp_path):
     for module in (
         steerscope.models,
         steerscope.experiments.training.train,
-        steerscope.experiments.evaluation.command,
     ):
         monkeypatch.setattr(module, "load_model", load)
     monkeypatch.setattr(steerscope.experiments.verification.run, "verify_random", load)

@@ -20,7 +20,7 @@ def tiny(monkeypatch):
     def chosen(propositions):
         def by_name(names):
             found = {one.name: one for one in propositions}
-            return [found[name] for name in names]
+            return propositions if names is None else [found[name] for name in names]
 
         monkeypatch.setattr(catalogue, "all_propositions", lambda: propositions)
         monkeypatch.setattr(catalogue, "propositions", by_name)
@@ -35,7 +35,7 @@ def no_work(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("work was begun before the input was refused")
 
-    monkeypatch.setattr(runner, "load_model", refuse)
+    monkeypatch.setattr("steerscope.models.load_model", refuse)
     monkeypatch.setattr(runner, "random_subject", refuse)
 
 

@@ -218,7 +218,7 @@ def test_exhausted_expressions_are_reported():
         ListOps(max_depth=1, max_args=2).draw("test", 1000, seed=0)
     text = str(caught.value)
     assert text.startswith("received n=1000; expected at most ")
-    assert "different test expressions" in text
+    assert "different test questions" in text
     assert "max_depth=1 and max_args=2" in text
     most = int(text.split("at most ")[1].split(",")[0])
     assert 1 <= most < 100

@@ -16,19 +16,20 @@ import pytest
 from PIL import Image
 from scipy.stats import spearmanr
 
+from steerscope import reports as report
 from steerscope.analysis.results import Ranking
 from steerscope.errors import InputError
-from steerscope.reports import ranking as report
 from steerscope.reports.figure_style import figure_bytes
-from steerscope.reports.ranking import text
+from steerscope.reports.ranking import figures, text
 from steerscope.reports.ranking.candidates import agreements, candidates, kind_candidates, ties
 from steerscope.reports.ranking.captions import FIGURE_STEMS, figure_entries
 from steerscope.reports.ranking.page import render_page
+from steerscope.reports.ranking.tables import format_summary, format_table
 from steerscope.reports.ranking.trained import foreseen_table, plot_predicted_against_trained
 from steerscope.reports.vocabulary import clean, format_score, listing, score_words
 from tests.reports.ranking_cases import CASES
 
-PLOTS = [getattr(report, name) for name in report.__all__ if name.startswith("plot_")]
+PLOTS = [getattr(figures, name) for name in figures.__all__]
 
 
 WRITTEN = ("two_layers_parallel", "hostile_names", "bare")
@@ -112,8 +113,8 @@ def test_hostile_names_are_escaped(written):
     for character in ("\x1b", "\u202e"):
         assert character in ranking.task
         assert character not in html
-        assert character not in report.format_summary(ranking)
-        assert character not in report.format_table(ranking)
+        assert character not in format_summary(ranking)
+        assert character not in format_table(ranking)
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -185,7 +186,7 @@ def test_refuses_a_file_as_folder(tmp_path):
 @pytest.mark.parametrize("name", CASES)
 def test_plain_text_fits_a_pipe(name):
     ranking = CASES[name]()
-    for printed in (report.format_table(ranking), report.format_summary(ranking)):
+    for printed in (format_table(ranking), format_summary(ranking)):
         printed.encode("ascii")
         assert "\x1b" not in printed
         assert max(map(len, printed.splitlines())) <= 100
@@ -195,7 +196,7 @@ def test_plain_text_fits_a_pipe(name):
 def test_long_names_still_fit():
     ranking = CASES["two_layers_parallel"]()
     long = replace(ranking.sites[0], kind="k" * 200, family="f" * 50, n_params=10**12)
-    printed = report.format_table(replace(ranking, sites=(long, *ranking.sites[1:])))
+    printed = format_table(replace(ranking, sites=(long, *ranking.sites[1:])))
     assert max(map(len, printed.splitlines())) <= 100
 
 
@@ -207,7 +208,7 @@ def test_print_is_plain_in_a_pipe_and_rich_on_a_terminal():
     ranking, pipe, terminal = CASES["hostile_names"](), io.StringIO(), Terminal()
     report.print_ranking(ranking, limit=3, file=pipe)
     report.print_ranking(ranking, limit=3, file=terminal)
-    assert pipe.getvalue() == f"{report.format_summary(ranking)}\n\n{report.format_table(ranking, 3)}\n"
+    assert pipe.getvalue() == f"{format_summary(ranking)}\n\n{format_table(ranking, 3)}\n"
     assert "[red]" in terminal.getvalue(), "markup in a name must stay text"
     assert "1.resid_post" in terminal.getvalue()
 
@@ -215,7 +216,7 @@ def test_print_is_plain_in_a_pipe_and_rich_on_a_terminal():
 def test_headline_recommends():
     ranking = CASES["thirty_layers"]()
     best = ranking.sites[0]
-    assert report.headline(ranking) == (
+    assert text.headline(ranking) == (
         f"Steer {best.kind} at layer {best.layer} (linear edit, rank 8: {best.n_params:,} parameters)."
     )
     sentence = text.share_sentence(ranking)
@@ -226,25 +227,25 @@ def test_headline_recommends():
 
 def test_cannot_tell_leads_and_recommends_nothing(pages):
     ranking, html = pages["cannot_tell"]
-    assert report.headline(ranking) == "The data cannot tell the sites apart."
-    assert report.format_summary(ranking).startswith("The data cannot tell the sites apart.\n")
-    for said in (report.format_summary(ranking), html.split("<section")[0]):
+    assert text.headline(ranking) == "The data cannot tell the sites apart."
+    assert format_summary(ranking).startswith("The data cannot tell the sites apart.\n")
+    for said in (format_summary(ranking), html.split("<section")[0]):
         assert "Steer resid_post" not in said
         assert "does best" not in said
     assert "<h1>The data cannot tell the sites apart.</h1>" in html
     assert html.index("<h1>") < html.index("do not order the sites alike") < html.index("The highest share")
-    assert " best\n" not in report.format_table(ranking)
+    assert " best\n" not in format_table(ranking)
     # The same scores with agreeing halves do recommend: it is the stability that silences the report.
     steady = replace(ranking, stability=replace(ranking.stability, can_tell=True))
-    assert report.headline(steady).startswith("Steer resid_post at layer")
+    assert text.headline(steady).startswith("Steer resid_post at layer")
 
 
 def test_negative_scores_are_printed_and_explained(pages):
     ranking, html = pages["all_negative"]
     assert max(site.score for site in ranking.sites) < 0
-    assert report.headline(ranking).startswith("No single site can be recommended")
+    assert text.headline(ranking).startswith("No single site can be recommended")
     assert format_score(ranking.sites[0].score, ranking.score).startswith("-")
-    for said in (report.format_summary(ranking).replace("\n", " "), html):
+    for said in (format_summary(ranking).replace("\n", " "), html):
         assert format_score(ranking.sites[0].score, ranking.score) in said
         assert "worse than predicting no update" in said
     assert not text.negative_sentence(CASES["thirty_layers"]())
@@ -260,7 +261,7 @@ def test_interval_that_holds_zero_is_said():
 def test_evidence_warnings_and_mean_are_said(pages):
     unproven, unproven_html = pages["thirty_layers"]
     proven, proven_html = pages["two_layers_parallel"]
-    assert "not yet been validated" in report.format_summary(unproven)
+    assert "not yet been validated" in format_summary(unproven)
     assert "not yet been validated" in unproven_html
     assert "not yet been validated" not in proven_html
     assert proven.evidence["summary"] in proven_html
@@ -390,8 +391,8 @@ def test_unknown_names_are_not_fatal():
 
 def test_empty_ranking_is_reported_not_raised(tmp_path):
     empty = replace(CASES["bare"](), sites=())
-    assert "no sites" in report.headline(empty)
-    assert report.format_table(empty) == ""
+    assert "no sites" in text.headline(empty)
+    assert format_table(empty) == ""
     assert "no sites" in report.write_report(empty, tmp_path).read_text(encoding="utf-8")
 
 
@@ -430,7 +431,7 @@ def test_names_of_reference_lines_that_are_close_stay_apart():
     assert not any(one.overlaps(other) for one, other in pairwise(boxes))
 
 
-@pytest.mark.parametrize(("ceiling", "words"), [(0.7, "is the measure"), (-0.5, "no order here"), (0.0, "no order")])
-def test_what_a_ceiling_means_is_said(ceiling, words):
+@pytest.mark.parametrize(("attainable", "words"), [(0.7, "a perfect score would have"), (0.0, "no order here")])
+def test_what_an_attainable_correlation_means_is_said(attainable, words):
     ranking = CASES["two_layers_parallel"]()
-    assert words in foreseen_table(replace(ranking, evidence=ranking.evidence | {"ceiling": ceiling})).note
+    assert words in foreseen_table(replace(ranking, evidence=ranking.evidence | {"attainable": attainable})).note

@@ -136,15 +136,17 @@ def file_names() -> dict[str, str]:
     return {p.name: found[p] for p in all_propositions()}
 
 
-def propositions(names: str | Iterable[str]) -> tuple[Proposition, ...]:
+def propositions(names: str | Iterable[str] | None = None) -> tuple[Proposition, ...]:
     """Return the propositions of the given names, by number, each once.
 
     Args:
-        names: ``"P7,P12"`` or ``["P7", "P12"]``; case does not matter.
+        names: ``"P7,P12"`` or ``["P7", "P12"]``; case does not matter. All unless given.
 
     Raises:
         InputError: No name, or one that no proposition has.
     """
+    if names is None:
+        return all_propositions()
     every = {proposition.name: proposition for proposition in all_propositions()}
     wanted = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
     wanted = [name for name in wanted if name]

@@ -18,7 +18,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from steerscope.analysis.provenance import knows_data, model_key
-from steerscope.analysis.shown import Shown
+from steerscope.analysis.shown import Tabular
 from steerscope.errors import InputError
 from steerscope.experiments.runs.accuracy import wilson_interval
 from steerscope.experiments.runs.folder import RESULTS, read_results
@@ -102,7 +102,7 @@ class Entry:
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison(Shown, report="comparison"):
+class Comparison(Tabular, report="comparison"):
     """Runs on one test set, best first.
 
     Attributes:
@@ -134,6 +134,14 @@ class Comparison(Shown, report="comparison"):
             f"{self.task}, {self.n:,} test questions: {len(self.entries)} configurations, best {best.method} "
             f"{best.accuracy:.1%} [{best.low:.1%}, {best.high:.1%}] (majority {self.majority:.1%})."
         )
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row per configuration, best first: an :class:`Entry`'s fields, its settings aside."""
+        return [
+            {"task": self.task, "n": self.n, "majority": self.majority}
+            | {name: value for name, value in asdict(entry).items() if name != "settings"}
+            for entry in self.entries
+        ]
 
     def to_json(self) -> str:
         """Return the comparison as JSON."""

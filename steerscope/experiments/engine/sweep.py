@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from steerscope.analysis.provenance import model_key
 from steerscope.experiments.engine.candidate import Candidate, Outcome, Run, Store, SweepData, by_floor
 from steerscope.experiments.engine.frozen import FrozenStreams
@@ -261,6 +263,26 @@ class Sweep:
     def _at(self, run: Run, step: int) -> dict[str, Any]:
         return {**self._config(*run), "until": step}
 
+    def seconds_per_step(self, runs: Sequence[Run], steps: int = 2) -> float:
+        """Return how long one training step of one run takes, of runs that enter at one block and train together.
+
+        Nothing is kept of it.
+
+        Args:
+            runs: The runs.
+            steps: Steps to measure after a first one.
+        """
+        pack = self._edits(runs)
+        data = {seed: self.data.rows(seed) for _, _, seed in runs}
+        train_pack(pack, data, self.schedule, until=1)
+        since = time.perf_counter()
+        train_pack(pack, data, self.schedule, until=steps)
+        return (time.perf_counter() - since) / (steps * len(runs))
+
+    def tensors_of(self, run: Run) -> dict[str, Tensor]:
+        """Return what a kept run trained, by ``site.name``."""
+        return self.store.weights(self._config(*run))
+
     def test(self, runs: Sequence[Run]) -> None:
         """Judge runs that enter at one block, and are kept, on the test examples; those judged there before are not.
 
@@ -284,6 +306,18 @@ class Sweep:
     def kept(self, run: Run) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """Return what is kept of a run: of its training, and of its test; None where there is nothing."""
         return self.store.get(self._config(*run)), self.store.get(self._test_config(*run))
+
+    def know(self, run: Run, trained: Mapping[str, Any], tested: Mapping[str, Any] | None) -> None:
+        """Keep what is known of a run from elsewhere, unless it is kept already.
+
+        Args:
+            run: Candidate, learning rate and seed.
+            trained: What its training came to.
+            tested: What its test came to, if it had one.
+        """
+        for config, record in ((self._config(*run), trained), (self._test_config(*run), tested)):
+            if record is not None and self.store.get(config) is None:
+                self.store.put(config, record, {})
 
     def _outcome(self, one: Candidate, choice: Choice, seeds: Sequence[int]) -> Outcome:
         chosen = choice.learning_rate
@@ -322,7 +356,7 @@ class Sweep:
 
     def _config(self, one: Candidate, learning_rate: float, seed: int) -> dict[str, Any]:
         """Return everything that decides the result of a run."""
-        config = None if one.config is None else spec_of(one.config, learning_rate, seed).config
+        config = None if one.config is None else seeded(one.config, seed)
         sites = () if config is None else config.sites
         return {
             "model": list(model_key(self.loaded.identity.as_dict())),
@@ -347,7 +381,12 @@ class Sweep:
 
 def spec_of(config: SteeringConfig, learning_rate: float, seed: int) -> RunSpec:
     """Return the run of a configuration with a seed: of its start and of its training examples."""
-    return RunSpec(SteeringConfig.from_dict({**config.to_dict(), "seed": seed}), learning_rate, seed)
+    return RunSpec(seeded(config, seed), learning_rate, seed)
+
+
+def seeded(config: SteeringConfig, seed: int) -> SteeringConfig:
+    """Return a configuration with the seed of a run."""
+    return SteeringConfig.from_dict({**config.to_dict(), "seed": seed})
 
 
 def _record(run: TrainedRun, judged: Judged, seconds: float) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from steerscope.errors import InputError
 from steerscope.files import json_of
@@ -126,3 +128,37 @@ def with_adapter(loaded: LoadedModel, adapter: SavedAdapter) -> nn.Module:
         )
     found: nn.Module = model.eval()
     return found
+
+
+@contextmanager
+def attached(loaded: LoadedModel, adapter: SavedAdapter) -> Iterator[nn.Module]:
+    """Give the model with the adapter on it, and take the adapter off at the end.
+
+    Args:
+        loaded: The model.
+        adapter: Of this model.
+
+    Raises:
+        InputError: The adapter is of another model.
+
+    Cost: of changed weights, a copy of those of the model that they replace.
+    """
+    replaced: dict[str, Tensor] = {}
+    added: tuple[str, ...] = ()
+    if not adapter.is_peft and not adapter.sites:
+        told, _ = weights.read_changed(adapter.folder)
+        added, names = tuple(told["added"]), set(told["changed"]) - set(told["added"])
+        own = dict(loaded.model.named_parameters())
+        replaced = {name: own[name].detach().clone() for name in names & set(own)}
+    model: Any = with_adapter(loaded, adapter)
+    try:
+        yield model
+    finally:
+        if adapter.is_peft or adapter.sites:
+            model.unload()
+        else:
+            own = dict(loaded.model.named_parameters())
+            with torch.no_grad():
+                for name, value in replaced.items():
+                    own[name].copy_(value)
+            weights.remove_biases(loaded.model, added)

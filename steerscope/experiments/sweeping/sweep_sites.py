@@ -6,30 +6,36 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from steerscope.analysis.provenance import model_key
+from steerscope.analysis.results import Ranking
+from steerscope.analysis.scoring.options import RankOptions
 from steerscope.errors import InputError
 from steerscope.experiments.engine.candidate import Candidate, by_floor
 from steerscope.experiments.engine.rate_grid import HIGHEST, LOWEST, Choice, rate
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.engine.sweep import OutOfTime, Sweep
+from steerscope.experiments.site_tables.scored import with_scores
 from steerscope.experiments.site_tables.table import Base, SiteRun, SiteTable
+from steerscope.experiments.sweeping.cost import operations_per_token
 from steerscope.experiments.sweeping.options import SweepOptions, spread, spread_sites
 from steerscope.experiments.sweeping.recalibration import recalibrate
 from steerscope.experiments.validation.data import DataSplits, majority_rate
+from steerscope.experiments.validation.kept_ranking import kept_ranking
 from steerscope.experiments.validation.training import SplitData
-from steerscope.files import json_of, write_text
+from steerscope.files import json_of, told, write_text
 from steerscope.folders import Kind, require_folder_for
 from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel, require_loaded
 from steerscope.option_types import options_or_default
-from steerscope.sites import Site
+from steerscope.sites import Site, parse_site
+from steerscope.steering.config import DEFAULT_RANK
 from steerscope.steering.scales import measure_scales
 
 SWEEP, TABLE, RUNS = "sweep.json", "table.json", "runs"
@@ -81,14 +87,16 @@ def sweep_sites(
     """
     require_loaded(loaded)
     options, place = options_or_default(options, SweepOptions), Path(folder)
-    require_folder_for(place, Kind.SWEEP)
+    require_folder_for(place, Kind.SWEEP, also=(Kind.RANKING,))
     sites = spread_sites(loaded.site_map, options.sites)
     for site in sites:
         options.config_at(str(site)).resolve(loaded.site_map)
     data = SplitData(loaded, splits, options.schedule, options.num_selection, options.num_test)
     data.check(options.all_seeds)
-    _begin(place, loaded, splits, options, data)
+    begin_folder(place / SWEEP, "sweep", loaded, data, options.as_dict())
     work = _Work(loaded, splits, options, sites, data, place, progress)
+    if (place / TABLE).exists():
+        work.know(SiteTable.load(place / TABLE))
     try:
         work.all()
     except OutOfTime:
@@ -102,7 +110,20 @@ def sweep_sites(
             f"the budget of {options.budget:g} minutes was over before a run was tested; what was trained is kept in "
             f"{str(place)!r}. Go on with it (--resume), with a larger [[budget]]."
         )
+    if options.scores:
+        table = with_scores(table, _ranking(loaded, splits, options, place, progress))
+        table.save(place / TABLE)
     return table
+
+
+def _ranking(
+    loaded: LoadedModel, splits: DataSplits, options: SweepOptions, place: Path, progress: Progress | None
+) -> Ranking:
+    """Rank all sites with every score that is computed from kernels, from training examples."""
+    rank = options.config_at("0.resid_post").rank or DEFAULT_RANK
+    seen = options.steps * options.batch_size
+    wanted = RankOptions(extra=("spectrum",), seed=options.seed, rank=rank, num_training=seen)
+    return kept_ranking(loaded, splits, place / "ranking.json", wanted, progress)
 
 
 @dataclass
@@ -124,7 +145,48 @@ class _Work:
         self.store = RunStore(self.folder / RUNS)
         self.deadline = time.monotonic() + budget
         self.candidates = [self._candidate(site) for site in self.sites]
-        self.sweep = self._sweep(self.data, self._scales())
+        self.sweep = self._sweep(
+            self.data, read_scales(self.loaded, self.data, options.seed) if options.scale == "rms" else {}
+        )
+
+    def know(self, table: SiteTable) -> None:
+        """Count the runs of an earlier table as done: a table alone is enough to go on from.
+
+        Only those of sites whose rate is settled, which a test with the first seed says; of others the trained tensors
+        may still be wanted.
+
+        Raises:
+            InputError: The table is of other data or another edit.
+        """
+        ours = {"task": self.splits.name, "edit": self._edit(), "schedule": asdict(self.options.schedule)}
+        theirs = {"task": table.task, "edit": table.edit, "schedule": table.schedule}
+        for part in ("train", "selection", "test"):
+            ours[part] = self.data.content_hash(part, self.options.seed)
+            theirs[part] = table.data[part]
+        if differ := [name for name in ours if ours[name] != theirs[name]]:
+            raise InputError(
+                f"the table in {str(self.folder)!r} was made with another {', '.join(differ)}. Name another folder."
+            )
+        by_name = {one.name: one for one in self.candidates}
+        settled = {str(one.site) for one in table.outcomes()}
+        twice = self._longer_sweep() if any(run.steps != self.options.steps for run in table.runs) else self.sweep
+        for run in table.runs:
+            if run.site in settled and run.site in by_name:
+                sweep = self.sweep if run.steps == self.options.steps else twice
+                sweep.know((by_name[run.site], run.learning_rate, run.seed), *_records(run))
+
+    def _cost(self, runs: Sequence[SiteRun]) -> dict[str, float]:
+        """Return what the runs cost; those of one seed and length have the same tokens."""
+        per_token = operations_per_token(self.loaded)
+        tokens = {seed: sum(len(row.ids) for row in self.data.rows(seed)) for seed in {run.seed for run in runs}}
+        operations = sum(
+            per_token[parse_site(run.site).layer] * tokens[run.seed] * run.steps / self.options.steps for run in runs
+        )
+        return {"runs": len(runs), "seconds": round(sum(run.seconds for run in runs), 1), "operations": operations}
+
+    def _edit(self) -> dict[str, Any]:
+        config = self.options.config_at(str(self.sites[0])).to_dict()
+        return {name: value for name, value in config.items() if name not in ("sites", "seed")}
 
     def all(self) -> None:
         """Do everything; raises OutOfTime at the deadline."""
@@ -158,18 +220,13 @@ class _Work:
         if options.longer:
             twice = self._longer_sweep()
             runs += [run for one in self.candidates for run in self._runs_of(one, twice, 2 * options.steps)]
-        schedule, config = options.schedule, options.config_at(str(self.sites[0])).to_dict()
+        schedule = options.schedule
         tested = self.splits.test(options.num_test)
         return SiteTable(
             model=loaded.identity.as_dict(),
             task=self.splits.name,
-            edit={name: value for name, value in config.items() if name not in ("sites", "seed")},
-            schedule={
-                "steps": schedule.steps,
-                "batch_size": schedule.batch_size,
-                "warmup": schedule.warmup,
-                "clip": schedule.clip,
-            },
+            edit=self._edit(),
+            schedule=asdict(schedule),
             dtype=loaded.identity.dtype,
             data={
                 "train": self.data.content_hash("train", options.seed),
@@ -183,6 +240,7 @@ class _Work:
             runs=tuple(runs),
             versions=package_versions(),
             command=command,
+            cost=self._cost(runs),
         )
 
     # --- parts ---
@@ -205,14 +263,6 @@ class _Work:
             options.rates,
             self.deadline,
         )
-
-    def _scales(self) -> dict[str, float]:
-        if self.options.scale == "none":
-            return {}
-        rows = self.data.rows(self.options.seed)[:SCALED_ON]
-        batches = [{"input_ids": torch.tensor([row.ids], device=self.loaded.device)} for row in rows]
-        found = measure_scales(self.loaded.model, self.loaded.site_map, self.sites, batches)
-        return {str(site): value for site, value in found.items()}
 
     def _train(self, floor: Sequence[Candidate], seeds: Sequence[int]) -> None:
         runs = [(one, self.choices[one.name].learning_rate, seed) for one in floor for seed in seeds]
@@ -302,33 +352,57 @@ def fitting_pack(loaded: LoadedModel, data: SplitData, seed: int) -> int:
     return max(1, int(free / 2 / kept))
 
 
-def _begin(place: Path, loaded: LoadedModel, splits: DataSplits, options: SweepOptions, data: SplitData) -> None:
-    """Write down what the sweep is, or refuse to go on with another one.
+def begin_folder(path: Path, what: str, loaded: LoadedModel, data: SplitData, options: Mapping[str, Any]) -> None:
+    """Write down what the work in a folder is, or refuse to go on there with another one.
+
+    Args:
+        path: The file that says it.
+        what: The work's name: "sweep".
+        loaded: The model.
+        data: The examples.
+        options: What decides results.
 
     Raises:
-        InputError: The folder's sweep was begun with another model, other examples or other options.
+        InputError: The folder's work was begun with another model, other examples or other options.
     """
     asked = {
         "schema_version": 1,
         "model": list(model_key(loaded.identity.as_dict())),
-        "task": splits.name,
+        "task": data.splits.name,
         "test": data.content_hash("test"),
-        "options": options.as_dict(),
+        "options": options,
     }
     asked = json.loads(json.dumps(asked, allow_nan=False))
-    path = place / SWEEP
     if path.exists():
         found = json_of(path)
         flat = {**found, **found.get("options", {})} if isinstance(found, dict) else {}
         wanted = {**asked, **asked["options"]}
         if differ := sorted(name for name, value in wanted.items() if name != "options" and flat.get(name) != value):
             raise InputError(
-                f"the sweep in {str(place)!r} was begun with another {', '.join(differ)}. Go on with the same, or name "
-                "another folder."
+                f"the {what} in {str(path.parent)!r} was begun with another {', '.join(differ)}. Go on with the same, "
+                "or name another folder."
             )
         return
-    place.mkdir(parents=True, exist_ok=True)
+    with told(f"make the folder {str(path.parent)!r}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(asked, indent=1, allow_nan=False) + "\n")
+
+
+def read_scales(loaded: LoadedModel, data: SplitData, seed: int) -> dict[str, float]:
+    """Return the root mean square of what every site reads in training examples, by the site's name.
+
+    Args:
+        loaded: The model.
+        data: The examples.
+        seed: Whose training examples.
+
+    Cost: one forward pass over 64 of them.
+    """
+    kinds = loaded.site_map.description.kinds
+    sites = [Site(layer, kind) for layer in range(len(loaded.site_map.blocks)) for kind in kinds]
+    batches = [{"input_ids": torch.tensor([row.ids], device=loaded.device)} for row in data.rows(seed)[:SCALED_ON]]
+    found = measure_scales(loaded.model, loaded.site_map, sites, batches)
+    return {str(site): value for site, value in found.items()}
 
 
 def _run(
@@ -355,3 +429,19 @@ def _run(
         seconds=round(float(trained["seconds"]), 3),
         diverged=bool(trained["diverged"]),
     )
+
+
+def _records(run: SiteRun) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return a run of a table as a store keeps it: its training, and its test if it had one; of :func:`_run`."""
+
+    def known(loss: float | None) -> float:
+        return math.inf if loss is None else loss
+
+    trained = {
+        "selection_loss": known(run.selection_loss),
+        "selection_accuracy": run.selection_accuracy,
+        "diverged": run.diverged,
+        "train_losses": list(run.train_losses),
+        "seconds": run.seconds,
+    }
+    return trained, None if run.accuracy is None else {"loss": known(run.loss), "accuracy": run.accuracy}

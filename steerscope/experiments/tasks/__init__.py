@@ -10,15 +10,15 @@ from pathlib import Path
 
 from steerscope.errors import InputError, did_you_mean
 from steerscope.experiments.tasks.file_task import FileTask
-from steerscope.experiments.tasks.formats import FORMATS
-from steerscope.experiments.tasks.formats.listops import GENERATED, GeneratedListOps
+from steerscope.experiments.tasks.formats import FORMATS, GENERATED
+from steerscope.experiments.tasks.formats.generated import GeneratedTask
 from steerscope.experiments.tasks.listops import ListOps
 from steerscope.experiments.tasks.sources import hub_rows, local_rows
 from steerscope.experiments.tasks.task import RowsTask, Split, Task, TaskExample, TaskForm, at_most
 
 __all__ = [
     "FileTask",
-    "GeneratedListOps",
+    "GeneratedTask",
     "ListOps",
     "RowsTask",
     "Split",
@@ -40,12 +40,12 @@ def task_names() -> list[str]:
 
 
 def get_task(name: str, folder: str | Path | None = None) -> Task:
-    """Return the task called ``name``: from files in ``folder``, else generated (ListOps) or from the hub.
+    """Return the task called ``name``: from files in ``folder``, else generated or from the hub.
 
     Args:
         name: One of :func:`task_names`.
-        folder: Where the files are (``boolq-train.jsonl.gz``); without it ListOps is generated, and others come
-            through the ``datasets`` package.
+        folder: Where the files are (``boolq-train.jsonl.gz``); without it tasks in ``GENERATED`` are drawn, and others
+            come through the ``datasets`` package.
 
     Raises:
         InputError: No such task, no such folder, or neither a folder nor the ``datasets`` package.

@@ -32,6 +32,10 @@ class ValidateOptions:
         num_test: Test prompts.
         references: Train full fine-tuning, LoRA and the greedy set as well.
         seed: Seed of the ranking, of the bootstrap and of the first training run.
+        device: Where the model is loaded to.
+        dtype: Its data type, float32 or float64.
+        revision: Of a Hugging Face name.
+        trust_remote_code: Run code that comes with the model.
     """
 
     sites: int | tuple[str, ...] = 12
@@ -44,6 +48,10 @@ class ValidateOptions:
     num_test: int = 256
     references: bool = True
     seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    revision: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -75,12 +83,17 @@ class ValidateOptions:
                 raise InputError(f"[[{name}]] is {getattr(self, name)}; expected at least {minimum}.")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"[[seed]] is {self.seed}; expected an integer from 0 to 2**31 - 1.")
+        if self.dtype not in ("float32", "float64"):
+            raise InputError(f"[[dtype]] is {self.dtype!r}; validation trains in float32 or float64. Name one of them.")
         if self.references:
             require("train", "a LoRA beside the edits (without it: [[references=False]])")
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the options as JSON-able values."""
-        return asdict(self)
+        """Return what decides a validation beside its model, as JSON-able values."""
+        own = asdict(self)
+        for name in ("device", "dtype", "revision", "trust_remote_code"):
+            del own[name]
+        return own
 
 
 def choose_sites(site_map: SiteMap, wanted: int | Sequence[str]) -> tuple[Site, ...]:

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steerscope.analysis.shown import Shown
+from steerscope.analysis.shown import Tabular
 from steerscope.errors import InputError
 from steerscope.files import parse_json, read_text
 from steerscope.finite import require_finite_record
 from steerscope.folders import write_result
+from steerscope.records import record_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class TrainedSite:
 
 
 @dataclass(frozen=True, repr=False)
-class Validation(Shown, report="validation"):
+class Validation(Tabular, report="validation"):
     """Everything ``steerscope validate`` found.
 
     Attributes:
@@ -65,7 +66,7 @@ class Validation(Shown, report="validation"):
         references: Full fine-tuning, LoRA, the greedy set.
         agreements: Per score and baseline, how well it predicted (:class:`Agreement` as a dictionary).
         baselines: Names of the plain baselines among them.
-        ceiling: Agreement of the training with itself (:class:`Ceiling` as a dictionary, NaN as ``None``).
+        attainable: What correlation training noise leaves attainable (:class:`Attainable` as a dictionary).
         cost: ``ranking`` and ``training`` in seconds, and ``sweep``: training at every layer and kind with the
             learning-rate search, one seed, scaled from the runs made; ``ratio`` of ranking to sweep.
         command: What the user typed, where known.
@@ -83,7 +84,7 @@ class Validation(Shown, report="validation"):
     references: tuple[TrainedSite, ...]
     agreements: dict[str, dict[str, Any]]
     baselines: tuple[str, ...]
-    ceiling: dict[str, Any]
+    attainable: dict[str, Any]
     cost: dict[str, float]
     command: str = ""
     data: dict[str, str] = field(default_factory=dict)
@@ -112,6 +113,71 @@ class Validation(Shown, report="validation"):
         said = "not compared yet" if found is None else f"Spearman {found['spearman']:.2f} with minus the trained loss"
         return f"{self.study}: {self.score} at {len(self.sites)} trained sites, {said}."
 
+    def evidence(self) -> dict[str, Any]:
+        """Return what a validated ranking says of its score: a summary, numbers, and the points of the figure."""
+        found = self.agreements[self.score]
+        limit = self.attainable.get("spearman")
+        against = f", of {limit:.2f} that is attainable with this training noise" if limit is not None else ""
+        seeds = int(self.options["seeds"])
+        summary = (
+            f"Validated by training at {len(self.sites)} sites of this model on {self.task} ({seeds} "
+            f"{'seed' if seeds == 1 else 'seeds'}, {self.options['steps']} steps): Spearman correlation of the score "
+            f"with trained held-out loss {found['spearman']:.2f} ({found['low']:.2f} to {found['high']:.2f}), given "
+            f"depth {found['partial']:.2f}{against}."
+        )
+        points = [
+            {
+                "site": site.method,
+                "score": site.scores[self.score],
+                "loss": site.mean_loss if math.isfinite(site.mean_loss) else None,
+                "low": min((v for v in site.losses if v is not None), default=None),
+                "high": max((v for v in site.losses if v is not None), default=None),
+            }
+            for site in self.sites
+        ]
+        lines = [{"name": one.method, "loss": one.mean_loss} for one in self.references if math.isfinite(one.mean_loss)]
+        return {
+            "summary": summary,
+            "task": self.task,
+            "score": self.score,
+            "n_sites": len(self.sites),
+            "n_seeds": seeds,
+            "spearman": found["spearman"],
+            "low": found["low"],
+            "high": found["high"],
+            "partial": found["partial"],
+            "attainable": limit,
+            "agreements": sorted(
+                ({**one, "is_baseline": name in self.baselines} for name, one in self.agreements.items()),
+                key=lambda one: -one["spearman"],
+            ),
+            "points": points,
+            "references": [*lines, {"name": "no training", "loss": self.before["loss"]}],
+        }
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row per site trained at, lowest first, then the references: losses, and ``scores.NAME`` for each.
+
+        A mean loss is ``None`` where a run diverged, and so is a reference's score.
+        """
+        names = sorted({name for site in self.sites for name in site.scores})
+        return [
+            {
+                "site": one.method,
+                "is_reference": one in self.references,
+                "mean_loss": one.mean_loss if math.isfinite(one.mean_loss) else None,
+                "mean_accuracy": one.mean_accuracy,
+                "losses": one.losses,
+                "accuracies": one.accuracies,
+                "learning_rate": one.learning_rate,
+                "interior": one.interior,
+                "n_params": one.n_params,
+                "seconds": one.seconds,
+                **{f"scores.{name}": one.scores.get(name) for name in names},
+            }
+            for one in (*self.sites, *self.references)
+        ]
+
     def to_json(self) -> str:
         """Return the validation as JSON text."""
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, allow_nan=False)
@@ -126,7 +192,7 @@ class Validation(Shown, report="validation"):
 
     @classmethod
     def load(cls, path: str | Path) -> Validation:
-        """Read a validation that :meth:`save` wrote.
+        """Read a validation that :meth:`save` wrote; one of version 1 is compared again, by today's statistics.
 
         Raises:
             InputError: No such file, not JSON, or another schema version.
@@ -136,16 +202,17 @@ class Validation(Shown, report="validation"):
             data = parse_json(text)
         except ValueError as error:
             raise InputError(f"{path} is no validation: invalid JSON ({error}).") from error
-        if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
+        if not isinstance(data, dict) or data.get("schema_version") not in (1, SCHEMA_VERSION):
             found = data.get("schema_version") if isinstance(data, dict) else type(data).__name__
             raise InputError(
-                f"{path} has schema_version {found!r}, this steerscope reads {SCHEMA_VERSION}. Validate again, or "
-                "use the version that wrote it."
+                f"{path} has schema_version {found!r}, this steerscope reads 1 and {SCHEMA_VERSION}. Validate again, "
+                "or use the version that wrote it."
             )
-        parts = {name: tuple(_site(one) for one in data[name]) for name in ("sites", "references")}
-        return cls(**{**data, **parts, "baselines": tuple(data["baselines"])})
+        if data["schema_version"] == SCHEMA_VERSION:
+            return record_of(data, cls, f"{path} is not a validation")
+        from steerscope.experiments.validation.validate import compared  # which imports this file
 
-
-def _site(data: dict[str, Any]) -> TrainedSite:
-    lists = {name: tuple(data[name]) for name in ("losses", "accuracies")}
-    return TrainedSite(**{**data, **lists})
+        # Before, what two seeds agreed on was kept as a ceiling, which is no upper bound.
+        known = {name: value for name, value in data.items() if name != "ceiling"}
+        known |= {"attainable": {}, "schema_version": SCHEMA_VERSION}
+        return compared(record_of(known, cls, f"{path} is not a validation"))

@@ -16,10 +16,12 @@ from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.experiments.training.data import training_rows
 from steerscope.experiments.training.trainee import lora
 from steerscope.experiments.validation.data import DataSplits
+from steerscope.models.blocks import linear_shape
 from steerscope.models.lengths import require_one_side, switch_length
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
 from steerscope.sites import Site, parse_site
+from steerscope.steering.build import build_edits
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.weights import WeightModel
 
@@ -40,7 +42,7 @@ def weights_of(loaded: LoadedModel, method: str, rank: int) -> Candidate:
     """Return LoRA of the linear maps of all blocks (``lora``), or full fine-tuning (``sft``)."""
 
     def build(learning_rate: float, seed: int) -> tuple[Pack, Callable[[], object]]:
-        spec = RunSpec(SteeringConfig(sites="resid_post"), learning_rate, seed)
+        spec = RunSpec(None, learning_rate, seed)
         pad = pad_token(loaded.tokenizer, loaded.model)
         if method == "lora":
             wrapped = lora(loaded, rank, seed)
@@ -54,6 +56,22 @@ def weights_of(loaded: LoadedModel, method: str, rank: int) -> Candidate:
 def sites_of(method: str) -> tuple[Site, ...]:
     """Return the sites that the name of a candidate, ``3.mlp_out+9.resid_post``, stands for."""
     return tuple(parse_site(name) for name in method.split("+"))
+
+
+def num_params(loaded: LoadedModel, one: Candidate, rank: int) -> int:
+    """Return how many numbers a candidate trains.
+
+    Args:
+        loaded: The model.
+        one: The candidate.
+        rank: Of a LoRA.
+    """
+    if one.config is not None:
+        edits = build_edits(one.config, loaded.site_map).values()
+        return sum(parameter.numel() for edit in edits for parameter in edit.parameters())
+    if one.name == "sft":
+        return loaded.identity.n_params
+    return sum(rank * sum(linear_shape(module)) for module in loaded.site_map.linear_maps().values())
 
 
 @dataclass

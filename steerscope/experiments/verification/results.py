@@ -15,12 +15,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from steerscope.analysis.shown import Shown
+from steerscope.analysis.shown import Tabular
 from steerscope.equivalence.propositions.base import Measurement, Verdict
 from steerscope.equivalence.propositions.catalogue import Result
-from steerscope.errors import InputError
-from steerscope.files import parse_json, read_text
 from steerscope.folders import write_result
+from steerscope.records import parse_record, read_record
 
 SCHEMA_VERSION = 1
 MEASUREMENTS = (
@@ -124,7 +123,7 @@ class PropositionResult:
 
 
 @dataclass(frozen=True, repr=False)
-class Verification(Shown, report="verification"):
+class Verification(Tabular, report="verification"):
     """Everything one run found.
 
     Attributes:
@@ -166,6 +165,26 @@ class Verification(Shown, report="verification"):
         """Names of the propositions that fail."""
         return tuple(one.name for one in self.propositions if one.verdict == Verdict.FAILS)
 
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row per proposition, by number: its claim, verdict, and the measurement nearest to its bound."""
+        rows = []
+        for one in self.propositions:
+            decisive = one.decisive()
+            rows.append(
+                {
+                    "name": one.name,
+                    "title": one.title,
+                    "group": one.group,
+                    "verdict": one.verdict,
+                    "measured": None if decisive is None else decisive.value,
+                    "expected": None if decisive is None else decisive.expected,
+                    "claim": one.claim,
+                    "published": one.published,
+                    "seconds": one.seconds,
+                }
+            )
+        return rows
+
     def to_json(self) -> str:
         """Return ``verify.json`` as text: keys sorted, six significant digits, no NaN."""
         return json.dumps(plain(self), indent=1, sort_keys=True, allow_nan=False)
@@ -183,27 +202,9 @@ class Verification(Shown, report="verification"):
         """Rebuild what :meth:`to_json` wrote.
 
         Raises:
-            InputError: The text is not JSON, or of another schema version.
+            InputError: The text is not JSON, of another schema version, or has fields that do not fit.
         """
-        try:
-            data = parse_json(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"not a verification: invalid JSON at line {error.lineno} ({error.msg}).") from error
-        if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION or "propositions" not in data:
-            found = data.get("schema_version") if isinstance(data, dict) else type(data).__name__
-            raise InputError(
-                f"expected a verify.json of schema_version {SCHEMA_VERSION}, found {found!r}. Make it with: "
-                "steerscope verify --json FILE"
-            )
-
-        def result(entry: dict[str, Any]) -> PropositionResult:
-            lists = {
-                key: tuple(Measured(**one) for one in entry[key]) for key in ("claims", "controls", "published_form")
-            }
-            return PropositionResult(**{**entry, **lists, "notes": tuple(entry["notes"])})
-
-        propositions = tuple(result(entry) for entry in data["propositions"])
-        return cls(**{**data, "propositions": propositions, "warnings": tuple(data["warnings"])})
+        return parse_record(text, cls, "verification")
 
     @classmethod
     def load(cls, path: str | Path) -> Verification:
@@ -212,7 +213,7 @@ class Verification(Shown, report="verification"):
         Raises:
             InputError: The file cannot be read, or is no verification.
         """
-        return cls.from_json(read_text(Path(path), "the verification"))
+        return read_record(path, cls, "verification")
 
 
 def plain(value: Any) -> Any:

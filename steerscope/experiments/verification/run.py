@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ from steerscope.experiments.verification.results import PropositionResult, Verif
 from steerscope.finite import require_finite
 from steerscope.installed import package_versions
 from steerscope.models.attention import forward_differentiable_attention
-from steerscope.models.load import LoadedModel, load_model
+from steerscope.models.load import LoadedModel
 from steerscope.models.precision import true_float64
 from steerscope.option_types import options_or_default, plain_fields
 from steerscope.sites import SiteKind
@@ -65,6 +65,8 @@ class VerifyOptions:
         positions: Tokens per layer whose matrices are decomposed.
         random_updates: Random updates beside the trained one whose radius is measured.
         block_updates: Random updates beside the trained one in the slopes of single blocks.
+        revision: Of a Hugging Face name.
+        trust_remote_code: Run code that comes with the model.
     """
 
     seed: int = 0
@@ -80,6 +82,8 @@ class VerifyOptions:
     positions: int = 2
     random_updates: int = 2
     block_updates: int = 3
+    revision: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -93,15 +97,6 @@ class VerifyOptions:
                 raise InputError(f"[[{name}]] is {getattr(self, name)}; expected at least 1.")
         if self.rows < 8:
             raise InputError(f"[[rows]] is {self.rows}; expected at least 8, of which a quarter is held out.")
-
-
-def chosen_propositions(names: Iterable[str] | None = None) -> tuple[Proposition, ...]:
-    """Return all propositions by number, or those of the given names.
-
-    Raises:
-        InputError: No name, or one that no proposition has.
-    """
-    return catalogue.all_propositions() if names is None else catalogue.propositions(names)
 
 
 def verify_random(
@@ -315,13 +310,15 @@ def _verification(
         propositions=results,
         measurements=measurements,
         finetune=finetune,
-        settings={} if loaded is None else plain(options),
+        settings={} if loaded is None else _settings(options),
         versions=package_versions(),
         timing=watch.seconds,
         warnings=tuple(warnings),
     )
 
 
-def loader(name: str, **options: Any) -> Loader:
-    """Return a function that loads a model by name in a data type."""
-    return lambda dtype: load_model(name, dtype=dtype, **options)
+def _settings(options: VerifyOptions) -> dict[str, Any]:
+    found: dict[str, Any] = plain(options)
+    for name in ("revision", "trust_remote_code"):  # which model it is says its identity
+        del found[name]
+    return found

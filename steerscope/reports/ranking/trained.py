@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from steerscope.analysis.results import Ranking
 from steerscope.errors import InputError
-from steerscope.reports.figure_style import GRID, MUTED, figure_text, look, new_figure, styled
+from steerscope.experiments.validation.result import Validation
+from steerscope.reports.figure_style import GRID, MUTED, figure_text, finish_with_foot, look, new_figure, styled
 from steerscope.reports.ranking.figure_parts import finish
 from steerscope.reports.tables import TextTable
-from steerscope.reports.vocabulary import clean, ordered_kinds, score_words
+from steerscope.reports.vocabulary import clean, count, ordered_kinds, score_words
 
 # Where, as a part of the width, every other reference line has its name.
 _BESIDE = 0.32
@@ -36,8 +39,11 @@ class TrainedPoint:
 
 def trained_points(ranking: Ranking) -> list[TrainedPoint]:
     """Return the sites that this ranking was validated at; none if it was not, or by training elsewhere."""
-    found = (ranking.evidence or {}).get("points", [])
-    return [TrainedPoint(**point) for point in found if point.get("loss") is not None]
+    return _points(ranking.evidence or {})
+
+
+def _points(evidence: Mapping[str, Any]) -> list[TrainedPoint]:
+    return [TrainedPoint(**point) for point in evidence.get("points", []) if point.get("loss") is not None]
 
 
 def foreseen_table(ranking: Ranking) -> TextTable:
@@ -53,42 +59,43 @@ def foreseen_table(ranking: Ranking) -> TextTable:
         )
         for place, one in enumerate(found, 1)
     )
-    limit = (ranking.evidence or {}).get("ceiling")
-    note = "" if limit is None else f" Two training seeds order the sites with {limit:.2f}: {_meaning(limit)}."
+    limit = (ranking.evidence or {}).get("attainable")
+    note = "" if limit is None else f" With this training noise {limit:.2f} is attainable: {_meaning(limit)}."
     return TextTable(
         "Which score foresaw training",
         ("rank", "score", "Spearman with minus the loss", "given depth", "regret"),
         frozenset({"rank", "Spearman with minus the loss", "given depth", "regret"}),
         rows,
-        "Intervals (95%) are over sites and seeds. Regret: the loss at the site the score puts first, minus the lowest "
-        f"loss of all, in nats.{clean(note)}"
+        "Intervals (95%) are over layers and seeds. Regret: the loss at the site the score puts first, minus the "
+        f"lowest loss of all, in nats.{clean(note)}"
         if rows
         else "",
     )
 
 
-def _meaning(ceiling: float) -> str:
-    if ceiling <= 0:
+def _meaning(attainable: float) -> str:
+    if attainable <= 0:
         return "training itself has no order here that could be foreseen, so the correlations say little"
-    return "what one training says of another is the measure for every score"
+    return "what a perfect score would have"
 
 
 @styled
-def plot_predicted_against_trained(ranking: Ranking) -> Figure:
+def plot_predicted_against_trained(result: Ranking | Validation) -> Figure:
     """Draw held-out loss after training against the score, one mark per site.
 
     Args:
-        ranking: A ranking whose evidence holds trained sites.
+        result: A validation, or a ranking whose evidence is one.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: The ranking was not validated by training.
+        InputError: The ranking was not validated by training, or no training of the validation came to an end.
     """
-    points = trained_points(ranking)
+    evidence = result.evidence or {} if isinstance(result, Ranking) else result.evidence()
+    points = _points(evidence)
     if not points:
-        raise InputError("this ranking has no trained sites to draw. Run steerscope validate.")
+        raise InputError("there are no trained sites to draw. Run steerscope validate.")
     figure, ax = new_figure(4.6)
     for point in points:
         colour, marker, _ = look(point.kind)
@@ -98,7 +105,7 @@ def plot_predicted_against_trained(ranking: Ranking) -> Figure:
     scores = [point.score for point in points]
     side = "right" if best.score > (min(scores) + max(scores)) / 2 else "left"  # inwards, not over the edge
     ax.annotate(best.site, (best.score, best.low), (0, -6), textcoords="offset points", ha=side, va="top", fontsize=9)
-    lines = sorted((ranking.evidence or {}).get("references", []), key=lambda line: float(line["loss"]))
+    lines = sorted(evidence.get("references", []), key=lambda line: float(line["loss"]))
     for i, line in enumerate(lines):
         name = line["name"] if "+" not in line["name"] else f"set of {line['name'].count('+') + 1} sites"
         ax.axhline(line["loss"], color=MUTED, linewidth=1, linestyle="--", zorder=0)
@@ -108,7 +115,7 @@ def plot_predicted_against_trained(ranking: Ranking) -> Figure:
             textcoords="offset points", fontsize=8.5, color=MUTED,
         )  # fmt: skip
     ax.grid(color=GRID)
-    ax.set_xlabel(figure_text(score_words(ranking.score).label))
+    ax.set_xlabel(figure_text(score_words(result.score).label))
     ax.set_ylabel("held-out loss after training (nats)")
     ax.margins(y=0.12)
     kinds = ordered_kinds(point.kind for point in points)
@@ -116,5 +123,11 @@ def plot_predicted_against_trained(ranking: Ranking) -> Figure:
         Line2D([], [], marker=look(kind)[1], color=look(kind)[0], linestyle="", label=figure_text(kind, 16))
         for kind in kinds
     ]
-    finish(figure, ranking, "Predicted against trained", shapes, 4)
+    title = "Predicted against trained"
+    if isinstance(result, Ranking):
+        finish(figure, result, title, shapes, 4)
+    else:
+        seeds = count(int(result.options["seeds"]), "seed")
+        foot = f"{figure_text(result.model.get('name'), 28)} | {figure_text(result.task, 28)} | {seeds}"
+        finish_with_foot(figure, foot, title, shapes, 4)
     return figure

@@ -8,8 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from steerscope.errors import InputError
 from steerscope.experiments.verification.results import Verification
 from steerscope.reports.figure_style import LINE_LOOKS, draw_line, figure_text, finish_with_foot
+from steerscope.reports.vocabulary import clean
 
 
 def finish(figure: Figure, found: Verification, title: str, handles: Any = (), columns: int = 3) -> None:
@@ -18,6 +20,22 @@ def finish(figure: Figure, found: Verification, title: str, handles: Any = (), c
     if found.finetune:
         parts.append(f"{found.finetune['steps']} steps on {figure_text(found.finetune['task'], 12)}")
     finish_with_foot(figure, " | ".join([*parts, f"seed {found.seed}"]), title, list(handles), columns)
+
+
+def measured(found: Verification, name: str) -> Any:
+    """Return a measurement.
+
+    Raises:
+        InputError: It was not made: on random blocks, in a quick run, or on a model too large for it.
+    """
+    entries = found.measurements.get(name)
+    if not entries:
+        had = ", ".join(sorted(found.measurements)) or "none"
+        raise InputError(
+            f"this verification of {clean(found.subject, 60)} has no measurement {name!r}; it has {had}. Verify a "
+            "model, without quick=True."
+        )
+    return entries
 
 
 def line(ax: Axes, x: Any, y: Any, place: int, label: str) -> Line2D:

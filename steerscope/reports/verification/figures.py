@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from steerscope.errors import InputError
 from steerscope.experiments.verification.results import Verification
 from steerscope.reports.figure_style import (
     ACCENT,
@@ -29,7 +30,7 @@ from steerscope.reports.figure_style import (
     styled,
 )
 from steerscope.reports.page_folder import PageFigure
-from steerscope.reports.verification.figure_parts import finish, line
+from steerscope.reports.verification.figure_parts import finish, line, measured
 from steerscope.reports.verification.slope_figures import plot_block_slopes, plot_slopes, slope_words
 from steerscope.reports.vocabulary import count, ordered_kinds
 
@@ -83,6 +84,8 @@ def plot_curves(found: Verification) -> Figure:
     """Draw the curves that checks of propositions recorded, one small panel per curve."""
     curves = [(one.name, name, data) for one in found.propositions for name, data in one.series.items()]
     curves = [entry for entry in curves if len(entry[2]["x"]) > 1][:24]
+    if not curves:
+        raise InputError("no proposition of this verification recorded a curve. Verify more of them.")
     rows = -(-len(curves) // 3)
     figure = Figure(figsize=(WIDTH, 1.45 * rows + 0.9), layout="constrained")
     panels = np.atleast_1d(figure.subplots(rows, 3)).flatten()
@@ -109,7 +112,7 @@ def plot_curves(found: Verification) -> Figure:
 def plot_radius(found: Verification) -> Figure:
     """Draw the radius per layer for the trained and the random updates."""
     figure, ax = new_figure(3.6)
-    entries = [one for one in found.measurements["radius"] if one["scope"] == "all layers"]
+    entries = [one for one in measured(found, "radius") if one["scope"] == "all layers"]
     handles = []
     for place, name in enumerate(dict.fromkeys(one["update"] for one in entries)):
         mine = [one for one in entries if one["update"] == name]
@@ -140,7 +143,7 @@ def plot_conditioning(found: Verification) -> Figure:
     """Draw condition numbers and needed edits over the layers."""
     figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
-    entries = found.measurements["conditioning"]
+    entries = measured(found, "conditioning")
     layers = [one["layer"] for one in entries]
 
     def middle(values: list[float | None]) -> float:
@@ -167,7 +170,7 @@ def plot_conditioning(found: Verification) -> Figure:
 def plot_stream_shares(found: Verification) -> Figure:
     """Draw the three parts of the output, and the published ratio that leaves one out."""
     figure, ax = new_figure(3.7)
-    entries = found.measurements["stream_shares"]
+    entries = measured(found, "stream_shares")
     layers = [one["layer"] for one in entries]
     names = {
         "stream_share": "entering stream",
@@ -191,7 +194,7 @@ def plot_oracle_spectra(found: Verification) -> Figure:
     """Draw concentration of the shifts' spectra and the part that linear maps predict, against rank."""
     figure = Figure(figsize=(WIDTH, 5.8), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
-    entries = found.measurements["oracle_spectra"]
+    entries = measured(found, "oracle_spectra")
     chosen = [entries[i] for i in sorted({round(k * (len(entries) - 1) / 4) for k in range(5)})]
     handles = []
     for place, one in enumerate(chosen):
@@ -211,7 +214,7 @@ def plot_oracle_spectra(found: Verification) -> Figure:
 @styled
 def plot_residual_map(found: Verification) -> Figure:
     """Draw what token-shared linear edits leave over, sites against weight matrices, one panel per layer."""
-    entries = found.measurements["residual_map"]
+    entries = measured(found, "residual_map")
     layers = list(dict.fromkeys(one["layer"] for one in entries))
     sites = ordered_kinds(one["site"] for one in entries)
     weights = list(dict.fromkeys(one["weight"] for one in entries))
@@ -244,7 +247,7 @@ def plot_modulation(found: Verification) -> Figure:
     """Draw both modulation factors over the layers as bands of quantiles."""
     figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
-    entries = found.measurements["modulation"]
+    entries = measured(found, "modulation")
     layers = [one["layer"] for one in entries]
     for ax, key, label in zip(panels, ("slope", "phi"), ("phi'(a_g) * a_u", "phi(a_g)"), strict=True):
         values = np.array([one[key] for one in entries])
@@ -267,7 +270,7 @@ def plot_modulation(found: Verification) -> Figure:
 @styled
 def plot_strength(found: Verification) -> Figure:
     """Draw delta-KL over the layers, one line per strength, one panel per site."""
-    entries = found.measurements["strength"]
+    entries = measured(found, "strength")
     sites = list(dict.fromkeys(one["site"] for one in entries))
     figure = Figure(figsize=(WIDTH, 2.2 * len(sites) + 1.2), layout="constrained")
     panels = np.atleast_1d(figure.subplots(len(sites), 1, sharex=True, sharey=True))

@@ -6,21 +6,33 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from steerscope.experiments.verification.results import Measured, PropositionResult
+from steerscope.experiments.verification.results import Measured, PropositionResult, Verification
 from steerscope.reports.plain_figures import SMALLEST, plot_rows
 
 CLAIM, CONTROL, PUBLIC = "claim, largest error", "negative control, smallest error", "public form, largest error"
 
 
-def plot_margins(found: Sequence[PropositionResult], title: str, foot: str) -> Figure:
+def plot_margins(
+    found: Verification | Sequence[PropositionResult],
+    title: str = "Claims and their negative controls",
+    foot: str | None = None,
+) -> Figure:
     """Draw per proposition the largest error of its claim and the smallest of its negative controls.
 
     Only measurements that must be *small* count (an upper bound and no lower one, or exactly zero); slopes and
     lower bounds are left out, and so is a proposition without any.
 
+    Args:
+        found: A verification, or some propositions' results.
+        title: The figure's.
+        foot: What it is of, in a line; of a verification, its subject and seed unless given.
+
     Raises:
         InputError: No proposition has such a measurement.
     """
+    if isinstance(found, Verification):
+        foot = foot or f"{found.subject} | seed {found.seed}"
+        found = found.propositions
     rows: dict[str, dict[str, float]] = {}
     for one in found:
         claims, controls, public = map(_errors, (one.claims, one.controls, one.published_form))
@@ -33,7 +45,7 @@ def plot_margins(found: Sequence[PropositionResult], title: str, foot: str) -> F
             row[PUBLIC] = max(public)
         rows[f"{one.name} {one.title}"] = row
     return plot_rows(
-        rows, f"relative error (exact zeros at {SMALLEST:g})", title, foot, nulls={"rounding of float64": 2.2e-16}
+        rows, f"relative error (exact zeros at {SMALLEST:g})", title, foot or "", nulls={"rounding of float64": 2.2e-16}
     )
 
 

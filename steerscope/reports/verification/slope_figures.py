@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 
 from steerscope.experiments.verification.results import Verification
 from steerscope.reports.figure_style import NULL, log_scale, new_figure, styled
-from steerscope.reports.verification.figure_parts import finish, line
+from steerscope.reports.verification.figure_parts import finish, line, measured
 
 BAND = (1.95, 2.05)
 
@@ -19,7 +19,7 @@ BAND = (1.95, 2.05)
 def plot_slopes(found: Verification) -> Figure:
     """Draw the remainder against the size of the update, with a line of slope two."""
     figure, ax = new_figure(3.9)
-    entries = found.measurements["slopes"]
+    entries = measured(found, "slopes")
     handles = []
     for place, one in enumerate(entries):
         left = [r * s for r, s in zip(one["relative"], one["sizes"], strict=True)]
@@ -52,7 +52,7 @@ def slope_words(one: dict[str, Any]) -> str:
 def plot_block_slopes(found: Verification) -> Figure:
     """Draw the slope of every single block, one line per update, with the band it must lie in."""
     figure, ax = new_figure(3.3)
-    entries = found.measurements["block_slopes"]
+    entries = measured(found, "block_slopes")
     ax.axhspan(*BAND, color="#e8edf4", zorder=0)
     handles: list[Any] = []
     for place, name in enumerate(dict.fromkeys(one["update"] for one in entries)):

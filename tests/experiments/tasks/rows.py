@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import string
 from pathlib import Path
 
 from steerscope.experiments.tasks import task_names
@@ -23,6 +24,13 @@ def row(task: str, i: int) -> dict:
             "answer_index": (a + b) % 10,
             "source_index": i,
         }
+    if task == "recall":
+        return {"question": f"a={i // 10} b={i % 10} b", "answer_index": i % 10}
+    if task == "compare":
+        return {"question": f"max({i // 10},{i % 10})", "answer_index": max(i // 10, i % 10)}
+    if task == "twice":
+        once, two = string.ascii_lowercase[i // 25], string.ascii_lowercase[(i // 25 + 1 + i % 25) % 26]
+        return {"question": f"{two} {once} {two}", "answer_index": string.ascii_lowercase.index(two)}
     if task == "boolq":
         return {
             "passage": f"Number {i // 2} came. True or false stories were told.",

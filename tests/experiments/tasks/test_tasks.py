@@ -8,7 +8,6 @@ import pytest
 
 from steerscope import InputError
 from steerscope.experiments.tasks import get_task, task_names
-from steerscope.experiments.tasks.formats.listops import SIZES
 from steerscope.experiments.tasks.task import TaskExample, fingerprint, is_cut_off, majority
 from tests.experiments.tasks.rows import ALL, TASKS, row, write_rows, write_task
 
@@ -106,6 +105,11 @@ def test_groups_are_not_cut_and_the_cut_is_a_tenth(tmp_path, name):
 TEMPLATES = {
     "listops": (r"\[SM \d \d \]=", r"\d"),
     "listops_gen": (r"\[SM \d \d \]=", r"\d"),
+    "recall": (r"a=\d b=\d b=", r"\d"),
+    "recall_capital": (r"a=\d b=\d B=", r"\d"),
+    "recall_plus": (r"a=\d b=\d b\+1=", r"\d"),
+    "compare": (r"max\(\d,\d\)=", r"\d"),
+    "twice": (r"[a-z] [a-z] [a-z] twice:", r" [a-z]"),
     "boolq": (r"Number \d+ came\. True or false stories were told\.\nQuestion: did \d+ come\?\nAnswer:", r" (yes|no)"),
     "boolq_closed": (r"Question: did \d+ come\?\nAnswer:", r" (yes|no)"),
     "winogrande": (r"Ann gave Bob \d+ pears because _ was \w+\.\nA\. Ann\nB\. Bob\nAnswer:", r" [AB]"),
@@ -211,18 +215,6 @@ def test_numeric_labels_and_fewer_options(folder):
     for example in examples:
         assert "(D)" not in example.prompt
         assert get_task("arc_easy", folder).form.parse("Answer: (D) x.", example) is None
-
-
-@pytest.mark.parametrize("name", ["listops", "listops_paper"])
-def test_generated_listops(name):
-    task = get_task(name)
-    parts = {part: task.split(part, 200, 1) for part in ALL}
-    for examples in parts.values():
-        assert all(is_right(task, one.completion, one) for one in examples)
-    contents = [{one.content for one in examples} for examples in parts.values()]
-    assert len(set.union(*contents)) == sum(map(len, contents)) == 600
-    assert majority(parts["test"])[1] < 0.2
-    assert len(task.split("validation")) == SIZES["validation"]
 
 
 def test_majority_and_fingerprint():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from steerscope import InputError
+from steerscope import InputError, load_model
 from steerscope.experiments.verification.results import MEASUREMENTS, Verification, plain
-from steerscope.experiments.verification.run import VerifyOptions, loader, verify_model, verify_random
+from steerscope.experiments.verification.run import VerifyOptions, verify_model, verify_random
 from steerscope.reports.verification.figures import FIGURE_STEMS
 from steerscope.reports.verification.folder import write_verification
 from steerscope.reports.verification.tables import headline, measurement_tables, number, proposition_table
@@ -20,6 +21,10 @@ from tests.cli.runs import save_model
 from tests.experiments.verification.cases import EVERY, FINE, RIGHT, SMALL, proposition
 
 ROOT = Path(__file__).parents[3]
+
+
+def loaded_in(name, dtype):
+    return load_model(name, dtype=dtype)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,7 @@ def stages() -> list[tuple[str, int, int]]:
 @pytest.fixture(scope="module")
 def on_model(tmp_path_factory, stages) -> Verification:
     folder = save_model(tmp_path_factory.mktemp("verify") / "model", num_hidden_layers=3)
-    return verify_model(loader(str(folder)), FINE, SMALL, progress=lambda *seen: stages.append(seen))
+    return verify_model(partial(loaded_in, folder), FINE, SMALL, progress=lambda *seen: stages.append(seen))
 
 
 # --- what is found -----------------------------------------------------------------------------------------
@@ -77,7 +82,7 @@ def test_measurements_are_all_made(on_model, stages):
 
 
 def test_quick_run_measures_nothing(on_model):
-    quick = verify_model(loader(on_model.model["name"]), [RIGHT], replace(SMALL, quick=True))
+    quick = verify_model(partial(loaded_in, on_model.model["name"]), [RIGHT], replace(SMALL, quick=True))
     assert quick.measurements == {}
     assert any("Quick run" in warning for warning in quick.warnings)
 

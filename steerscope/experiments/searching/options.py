@@ -1,0 +1,89 @@
+"""What a search can be told."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from steerscope.analysis.scoring.options import MIN_EXAMPLES
+from steerscope.errors import InputError
+from steerscope.experiments.engine.spec import Schedule
+from steerscope.option_types import plain_fields
+from steerscope.steering.config import SteeringConfig
+
+STARTS = ("score", "depth", "spread")
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Options of a search.
+
+    Attributes:
+        budget: Minutes for the whole search, ranking included. It decides how many candidates there are, and is kept to
+            about one training run; None for ``candidates`` of them however long it takes.
+        candidates: Sites that are trained at, at most.
+        start: Which sites these are: ``score`` (half by the ranking's score, half spread over kinds and depth, in case
+            the score is wrong), ``depth`` (the lowest layers), ``spread`` (over kinds and depth alone).
+        family: Family of the edits; ``rank``, ``bias`` and ``scale`` as in a ``SteeringConfig``.
+        steps: Optimizer steps of a whole run.
+        batch_size: Examples per step.
+        sets: Let the ranking's greedy set, and the kinds of the best sites at all layers, compete too.
+        references: Train plain defaults for comparison: an edit after every block, and LoRA, at searched rates.
+        num_ranking: Prompts that the ranking is made from.
+        num_selection: Held-out examples that choose.
+        num_test: Test examples.
+        seed: Of the ranking, the training data, and the start of runs.
+        device: Where a model that is given by its name is loaded.
+        dtype: Its data type.
+        revision: Branch, tag or commit of a Hugging Face name.
+        trust_remote_code: Run code that comes with the model.
+    """
+
+    budget: float | None = None
+    candidates: int = 24
+    start: str = "score"
+    family: str = "linear"
+    rank: int | None = None
+    bias: bool | None = None
+    scale: str = "none"
+    steps: int = 120
+    batch_size: int = 24
+    sets: bool = True
+    references: bool = True
+    num_ranking: int = 192
+    num_selection: int = 256
+    num_test: int = 512
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        self.config_at("0.resid_post")
+        least = {"candidates": 2, "steps": 10, "batch_size": 1, "num_ranking": MIN_EXAMPLES}
+        for name, minimum in {**least, "num_selection": 16, "num_test": 16}.items():
+            if getattr(self, name) < minimum:
+                raise InputError(f"[[{name}]] is {getattr(self, name)}; expected at least {minimum}.")
+        if self.start not in STARTS:
+            raise InputError(f"[[start]] is {self.start!r}; expected one of {', '.join(STARTS)}.")
+        if self.budget is not None and not self.budget > 0:
+            raise InputError(f"[[budget]] is {self.budget}; expected a number of minutes above 0.")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"[[seed]] is {self.seed}; expected an integer from 0 to 2**31 - 1.")
+
+    @property
+    def schedule(self) -> Schedule:
+        """How a whole run is trained."""
+        return Schedule(steps=self.steps, batch_size=self.batch_size)
+
+    def config_at(self, *sites: str) -> SteeringConfig:
+        """Return the edit at some sites."""
+        return SteeringConfig(
+            sites=sites, family=self.family, rank=self.rank, bias=self.bias, scale=self.scale, seed=self.seed
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what decides the result, as JSON-able values."""
+        return asdict(self)
