@@ -85,10 +85,10 @@ def test_a_small_model_is_trained_saved_small_and_loaded_in_full(tmp_path, famil
 
 
 def test_small_models_learn_and_repeat(tmp_path):
-    easy = {"tasks": ("compare",), "steps": 60, "batch_size": 32, "rate": 3e-3, "layers": 2, "width": 32}
+    easy = {"tasks": ("compare",), "steps": 120, "batch_size": 32, "rate": 3e-3, "layers": 2, "width": 32}
     first, again = (train_small("gpt2", tmp_path / name, **easy) for name in ("first", "again"))
     assert first == again
-    assert first["compare"] > 0.25  # a constant is right for 10%, the better of two for 20%
+    assert first["compare"] > 0.3  # a constant is right for 10%, the better of two for 20%
 
 
 @pytest.mark.parametrize(
