@@ -171,9 +171,9 @@ def _validations(validations: dict[str, Validation]) -> str:
     lines = "\n".join(f"- {clean(validations[stem].study, 80)}: {one.sentence}" for stem, one in found.items())
     text = (
         "## The validations of before, by the same rule\n\n"
-        "They kept neither longer runs nor what a recalibrated model reaches, so none can be admitted, whatever a score "
-        "has on them; what they do keep is judged all the same. (Of ListOps on smollm2-135m the loss 2.235 and accuracy "
-        "18.4% of an output bias fitted on 512 training prompts were measured apart; no kept file has them.)\n\n"
+        "They kept neither longer runs nor what a recalibrated model reaches, so none can be admitted, whatever a "
+        "score has on them; what they do keep is judged all the same. (Of ListOps on smollm2-135m the loss 2.235 and "
+        "accuracy 18.4% of an output bias fitted on 512 training prompts were measured apart; no file has them.)\n\n"
     )
     return text + _markdown(TextTable("", ("study", *names), frozenset(), rows)) + f"\n{lines}\n"
 
@@ -189,7 +189,8 @@ def _table(table: SiteTable, found: Judgement) -> str:
         f"## {clean(found.table, 100)}\n",
         f"- {found.num_sites} sites of {found.num_layers} layers, {count(found.num_seeds, 'seed')}{left}; "
         f"{table.steps} steps of {table.schedule['batch_size']:g}, {clean(table.edit.get('family', 'linear'), 20)} "
-        f"edits of rank {clean(table.edit.get('rank') or 8, 10)}; {table.num_test} test examples; {clean(table.dtype, 12)}.",
+        f"edits of rank {clean(table.edit.get('rank') or 8, 10)}; {table.num_test} test examples; "
+        f"{clean(table.dtype, 12)}.",
         f"- Untrained: loss {base.loss:.3f}, accuracy {base.accuracy:.1%}; recalibrated {base.recalibrated_loss:.3f}, "
         f"{base.recalibrated_accuracy:.1%}; always one answer {base.majority:.1%}.",
         f"- {'Admitted.' if found.admission.holds else 'Not admitted.'}",

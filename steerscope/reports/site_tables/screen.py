@@ -39,7 +39,7 @@ def paragraphs(result: Judgement) -> list[str]:
 def across(results: Sequence[Judgement]) -> str:
     """Return, for every score that all tables have, its mean margin over the baseline fixed in advance."""
     shared = [name for name in results[0].scores if all(name in one.scores for one in results)]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in shared:
         if name == DEPTH_THEN_KIND:
             continue
