@@ -36,10 +36,9 @@ from steerscope.reports.site_tables.tables import (
 )
 from steerscope.reports.tables import TextTable
 from steerscope.reports.vocabulary import clean, count, score_words
+from studies.plan_3 import CANDIDATES, REPORTING, decide
 
 COMMAND = "python -m studies.site_tables_page studies/site_tables docs/results docs/site_tables.md"
-# Files whose outcomes chose among scores, by the plan: they judge no score that was chosen on them.
-CHOSEN_ON: frozenset[str] = frozenset()
 # Test loss and accuracy of a validation's model with an output bias fitted on 512 training prompts of that study: what
 # the file itself does not keep. Its temperature was left at 1.
 RECALIBRATED = {"validation-smollm2-135m-listops": (2.235, 0.184)}
@@ -95,7 +94,8 @@ def render(kept: dict[str, SiteTable], validations: dict[str, Validation]) -> st
     judged = {stem: judge(table) for stem, table in kept.items()}
     parts = [HEAD, RULE]
     if kept:
-        parts += [_summary(kept, judged), _margins(judged)]
+        reporting = {stem: one for stem, one in judged.items() if kept[stem].model["name"] == REPORTING}
+        parts += [_summary(kept, judged), _decision(kept, judged), _margins(reporting)]
     else:
         parts.append("No table is kept yet.\n")
     if validations:
@@ -130,9 +130,29 @@ def _summary(kept: dict[str, SiteTable], judged: dict[str, Judgement]) -> str:
     return "## Summary\n\n" + _markdown(TextTable("", columns, frozenset(columns[1:]), tuple(rows)))
 
 
+def _decision(kept: dict[str, SiteTable], judged: dict[str, Judgement]) -> str:
+    """Return what the rule of the third plan comes to."""
+    found = decide([(str(kept[stem].model["name"]), one) for stem, one in judged.items()])
+    rows = []
+    for name in (*CANDIDATES, *FIXED):
+        cells = []
+        for earned in (found.choosing.get(name), found.reporting.get(name)):
+            cells += ["-"] * 3 if earned is None else [f"{v:+.2f}" for v in (earned.rho, earned.within, earned.both)]
+        rows.append((f"`{name}`", *cells))
+    columns = ("score", "rho", "W", "J", "rho there", "W there", "J there")
+    chosen_on, reported_on = count(len(found.chosen_on), "table"), count(len(found.reported_on), "table")
+    text = (
+        "## The default score\n\n"
+        f"By the rule of [validation_plan_3.md](validation_plan_3.md), over {chosen_on} to choose on and {reported_on} "
+        f'to report on ("there"): {found.reason} W is 2 x the share of pairs right - 1, J the mean of rho and W. The '
+        f"fixed baseline of reports is `{found.baseline}`.\n\n"
+    )
+    return text + _markdown(TextTable("", columns, frozenset(columns[1:]), tuple(rows)))
+
+
 def _margins(judged: dict[str, Judgement]) -> str:
     """Return every score's mean margin over the fixed baselines, over the admitted tables that report."""
-    report = [one for stem, one in judged.items() if one.admission.holds and stem not in CHOSEN_ON]
+    report = [one for one in judged.values() if one.admission.holds]
     title = "## Over the tables that report\n\n"
     if not report:
         return title + "No admitted table reports yet, so nothing is averaged.\n"

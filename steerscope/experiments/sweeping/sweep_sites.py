@@ -41,8 +41,8 @@ from steerscope.steering.scales import measure_scales
 SWEEP, TABLE, RUNS = "sweep.json", "table.json", "runs"
 # Where a search for a learning rate begins, as a place on the grid of half decades: 3e-3, or 1e-2 of scaled reads.
 START = {"none": -5, "rms": -4}
-# Tokens per step that keep a CPU busy without moving more memory than it caches; more runs per pack only wait.
-CPU_TOKENS = 2048
+# Numbers in the residual stream of a step that keep a CPU busy; more only move memory.
+CPU_NUMBERS = 2**20
 MOST_RUNS = 32
 # Training sequences that the scale of reads is measured on.
 SCALED_ON = 64
@@ -334,14 +334,14 @@ class _Work:
 def fitting_pack(loaded: LoadedModel, data: SplitData, seed: int) -> int:
     """Return how many runs fit the machine at once.
 
-    On a CPU so many that a step has some thousand tokens. On a GPU half the free memory is filled, by an estimate of
+    On a CPU so many that it is busy. On a GPU half the free memory is filled, by an estimate of
     what the backward pass keeps: about 34 numbers per token, block and channel, and three per answer and word.
     """
     rows = data.rows(seed)
     size = data.schedule.batch_size
     tokens = max(sum(len(row.ids) for row in rows[at : at + size]) for at in range(0, len(rows), size))
     if loaded.device.type != "cuda":
-        return max(1, min(MOST_RUNS, CPU_TOKENS // tokens))
+        return max(1, min(MOST_RUNS, CPU_NUMBERS // (tokens * loaded.site_map.d_model)))
     free, _ = torch.cuda.mem_get_info(loaded.device)
     config: Any = loaded.model.config
     config = config.get_text_config()

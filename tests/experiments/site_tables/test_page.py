@@ -15,11 +15,16 @@ ROOT = Path(__file__).parents[3]
 CARD = ROOT / "studies" / "site_tables" / "README.md"
 
 
+def reporting(table):
+    """Return a table of the model that the plan reports on."""
+    return replace(table, model=table.model | {"name": "smollm2-135m"})
+
+
 @pytest.fixture(scope="module")
 def page():
-    first = made_up(note="The sweep was stopped once.")
+    first = reporting(made_up(note="The sweep was stopped once."))
     first = replace(first, scores={DEFAULT_SCORE: first.scores["right"], "random": first.scores["right"]})
-    second = made_up(task="others", seed=5)
+    second = reporting(made_up(task="others", seed=5))
     second = replace(second, scores={DEFAULT_SCORE: second.scores["right"]})
     not_one = replace(made_up(task="nothing learned", longer_order=-1), scores={})
     return render({"a": first, "b": second, "c": not_one}, {})
@@ -27,9 +32,9 @@ def page():
 
 def test_the_page_has_every_table_with_its_admission_and_command(page):
     for text in (
-        "## small on sums",
+        "## smollm2-135m on sums",
         "## small on nothing learned",
-        "| small on sums | 24 x 3 | yes |",
+        "| smollm2-135m on sums | 24 x 3 | yes |",
         "| small on nothing learned | 24 x 3 | no |",
         "do not keep the order of 12 sites",
         "Made by: `steerscope sweep small --task sums`",
