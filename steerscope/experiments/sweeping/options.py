@@ -125,8 +125,7 @@ def spread_sites(site_map: SiteMap, wanted: int | tuple[str, ...] | str) -> tupl
     """
     kinds = [kind for kind in site_map.description.kinds if kind is not SiteKind.RESID_PRE]
     layers = len(site_map.blocks)
-    if isinstance(wanted, str) and wanted != ALL:
-        wanted = (wanted,)
+    wanted = ALL if wanted == (ALL,) else (wanted,) if isinstance(wanted, str) and wanted != ALL else wanted
     if isinstance(wanted, tuple):
         named = [site_map.resolve(name) for name in wanted]
         if doubled := sorted({str(site) for site in named if named.count(site) > 1}):

@@ -18,7 +18,7 @@ from steerscope.experiments.sweeping import SweepOptions, sweep_sites
 from steerscope.experiments.sweeping.options import spread, spread_sites
 from steerscope.experiments.sweeping.recalibration import recalibrate
 from steerscope.experiments.validation.data import splits_of_task
-from steerscope.sites import SiteKind
+from steerscope.sites import Site, SiteKind
 from tests.byte_models import byte_model, byte_tokenizer
 
 OPTIONS = SweepOptions(
@@ -182,6 +182,8 @@ def test_a_number_of_sites_takes_all_kinds_of_evenly_spread_layers(loaded):
     kinds = len([kind for kind in loaded.site_map.description.kinds if kind is not SiteKind.RESID_PRE])
     found = spread_sites(loaded.site_map, kinds + 1)
     assert len(found) == 2 * kinds
+    assert spread_sites(loaded.site_map, SweepOptions(sites="all").sites) == found
+    assert spread_sites(loaded.site_map, SweepOptions(sites="0.mlp_out").sites) == (Site(0, SiteKind.MLP_OUT),)
     assert spread(list(range(30)), 4) == [0, 10, 19, 29]
     assert spread([5, 6, 7], 1) == [6]
 
