@@ -33,7 +33,7 @@ from steerscope.analysis.scoring.intervals import spearman
 from steerscope.analysis.scoring.kernels import Kernel, Rows
 from steerscope.analysis.scoring.problem import Problem, predict
 from steerscope.equivalence.tangents import combine, random_projection
-from steerscope.experiments.validation.agreement import finite_losses, partial_spearman
+from steerscope.experiments.agreement.correlations import finite_losses, partial_spearman
 from steerscope.experiments.validation.result import Validation
 from steerscope.models.hooks import tapping
 from steerscope.models.site_map import SiteMap

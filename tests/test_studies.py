@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from steerscope import InputError, get_task, load_model
+from steerscope.experiments.site_tables import SiteTable
 from steerscope.experiments.tasks.formats import GENERATED
 from steerscope.models.tokens import completion_tokens
 from studies import gpu_smoke
 from studies.small_models import FAMILIES, train_small
+from tests.byte_models import byte_model, byte_tokenizer
+
+ROOT = Path(__file__).parents[1]
 
 
 def smoke(monkeypatch, path, *more):
@@ -95,3 +102,21 @@ def test_small_models_refuse(tmp_path, given, message):
     with pytest.raises(InputError) as caught:
         train_small(given[0], tmp_path / "small", tasks=given[1])
     assert str(caught.value).startswith(message)
+
+
+def test_the_gpu_sweep_runs_on_a_cpu_with_a_small_model(tmp_path):
+    """Every task gets its table, and a second call has nothing left to train."""
+    model = tmp_path / "model"
+    byte_model(max_position_embeddings=128).save_pretrained(model)
+    byte_tokenizer().save_pretrained(model)
+    settings = {"DEVICE": "cpu", "DTYPE": "float32", "MODEL": str(model), "SITES": "7", "STEPS": "4", "BATCH": "4"}
+    settings |= {"SEEDS": "1", "LONGER": "1", "TEST": "16", "SELECTION": "16", "TASKS": "listops compare"}
+    environment = {**os.environ, **settings, "PYTHON": sys.executable}
+    command = [str(ROOT / "studies" / "gpu_sweep.sh"), "3", str(tmp_path / "out")]
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    for task in ("listops", "compare"):
+        table = SiteTable.load(tmp_path / "out" / task / "table.json")
+        assert len(table.outcomes()) == 7
+        assert len(table.longer()) == 1

@@ -35,7 +35,7 @@ def summary_of(studies: list[dict[str, Any]]) -> str:
 
 
 def _sentence(one: dict[str, Any]) -> str:
-    limit = "" if one["ceiling"] is None else f"; two training seeds agree at {one['ceiling']:.2f}"
+    limit = "" if one["attainable"] is None else f"; {one['attainable']:.2f} is attainable with this training noise"
     return (
         f"{one['model']} on {one['task']}, {one['n_sites']} sites: Spearman correlation with trained held-out loss "
         f"{one['spearman']:.2f} ({one['low']:.2f} to {one['high']:.2f}), the best plain baseline ({one['baseline']}) "

@@ -21,6 +21,7 @@ from steerscope.analysis.scoring.kernels import Kernel, Rows
 from steerscope.analysis.scoring.options import MIN_EXAMPLES, RankOptions
 from steerscope.analysis.scoring.problem import Problem
 from steerscope.analysis.scoring.scorer import Scorer
+from steerscope.analysis.scoring.scores import EXTRA, Needs
 from steerscope.analysis.scoring.stability import learning_curve, stability_of_halves
 from steerscope.analysis.stopwatch import StageProgress, Stopwatch
 from steerscope.errors import InputError
@@ -104,6 +105,9 @@ def rank_sites(
     for done, site in enumerate(chosen):
         scorer.add(site)
         watch.tick(done + 1, len(chosen))
+    if Needs.STEP in options.needs:
+        watch.stage("step")
+        scorer.take_steps(encoded, probes, halves, watch.tick)
     watch.stage("sets")
     scored = scorer.site_scores()
     kind_scores = scorer.kind_scores()
@@ -143,6 +147,9 @@ def rank_sites(
             "ridge": options.ridge,
             "rank": options.rank,
             "num_groups": options.num_groups,
+            "extra": [need.value for need in options.needs if need in EXTRA],
+            "num_training": options.num_training,
+            "converged_penalty": None if scorer.converged is None else scorer.converged.penalty,
             "n_fit": len(halves[0]),
             "max_sites": options.max_sites,
             "budget": options.budget,

@@ -15,6 +15,7 @@ STAGES = {
     "load": "loading the model and checking its sites",
     "capture": "forward and backward passes",
     "score": "scoring sites",
+    "step": "taking a step at every site",
     "sets": "growing the best set",
     "stability": "comparing halves of the prompts",
     "propositions": "trying propositions",

@@ -37,6 +37,7 @@ def rank(
     json: JsonTarget = None,
     max_examples: Annotated[int, typer.Option(help="Use at most so many training examples.")] = 192,
     score: Annotated[str, typer.Option(help="Score that orders the sites.")] = "learnable_share",
+    extra: Annotated[str | None, typer.Option(help="Scores that cost more, by what they need: spectrum, step.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of examples, halves, probes and sketches.")] = 0,
     kinds: Annotated[str | None, typer.Option(help="Kinds of site, comma-separated; default all.")] = None,
     probes: Annotated[int, typer.Option(help="Output directions per example, one backward pass each.")] = 4,
@@ -68,6 +69,7 @@ def rank(
     # Everything that can be refused is refused here, before a model is loaded.
     options = RankOptions(
         score=score,
+        extra=tuple(name.strip() for name in (extra or "").split(",") if name.strip()),
         seed=seed,
         max_examples=max_examples,
         num_probes=probes,

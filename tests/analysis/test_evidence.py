@@ -20,7 +20,7 @@ LINE = {
     "low": 0.1,
     "high": 0.8,
     "partial": 0.4,
-    "ceiling": 0.9,
+    "attainable": 0.9,
     "baseline": "depth",
     "baseline_spearman": 0.3,
 }
@@ -37,7 +37,7 @@ def test_only_studies_of_the_score_count(tmp_path):
     assert "small on sums, 12 sites" in found["summary"]
     assert "0.50 (0.10 to 0.80)" in found["summary"]
     assert "(depth) 0.30" in found["summary"]
-    assert "two training seeds agree at 0.90" in found["summary"]
+    assert "0.90 is attainable with this training noise" in found["summary"]
     assert "other" not in found["summary"]
     assert "hypothesis" not in found["summary"]
     assert known_evidence("alignment", path) is None

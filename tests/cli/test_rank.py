@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from steerscope import Ranking, __version__
-from steerscope.analysis.scoring.scores import ranking_scores
+from steerscope.analysis.scoring.scores import Needs, ranking_scores
 from steerscope.experiments.tasks import FileTask
 from steerscope.reports.ranking.captions import FIGURE_STEMS
 from steerscope.sites import SiteKind
@@ -196,6 +196,13 @@ def test_score_orders_the_sites(place):
     assert values == [s["score"] for s in by_alignment["sites"]] == sorted(values, reverse=True)
     shares = [s["scores"]["learnable_share"] for s in by_alignment["sites"]]
     assert shares != sorted(shares, reverse=True)  # the order is another one
+
+
+def test_extra_adds_scores_and_an_unknown_one_is_refused_before_a_model_is_loaded(place, capsys):
+    more = ranked(place, "--extra", "spectrum")
+    assert set(more["sites"][0]["scores"]) == set(ranking_scores()) | set(ranking_scores(Needs.SPECTRUM))
+    assert run("rank", place / "nothing", "--data", place / "data.jsonl", "--extra", "spectra") == 2
+    assert "--extra has 'spectra'; expected spectrum or step" in one_sentence(capsys.readouterr().err)
 
 
 def test_kinds_narrow_the_sites_and_take_aliases(place):

@@ -41,7 +41,7 @@ def test_the_command(folder, data, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "6 sites trained, 2 seeds, 3 steps of 4" in " ".join(printed.out.split())
     assert "Scores against trained loss" in printed.out
-    assert "Ceiling" in printed.out
+    assert "Attainable with this training noise" in printed.out
     result = json.loads((out / "validation.json").read_text())
     assert result["task"] == "sums.jsonl"
     assert len(result["sites"]) == 6

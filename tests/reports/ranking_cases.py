@@ -192,7 +192,7 @@ def two_layers_parallel() -> Ranking:
     evidence = {
         "summary": "Training at 6 sites agreed with the ranking (Spearman 0.89).",
         "spearman": 0.89,
-        "ceiling": 0.95,
+        "attainable": 0.95,
         "points": [
             {
                 "site": f"{layer}.{kind}",

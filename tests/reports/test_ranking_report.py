@@ -431,7 +431,7 @@ def test_names_of_reference_lines_that_are_close_stay_apart():
     assert not any(one.overlaps(other) for one, other in pairwise(boxes))
 
 
-@pytest.mark.parametrize(("ceiling", "words"), [(0.7, "is the measure"), (-0.5, "no order here"), (0.0, "no order")])
-def test_what_a_ceiling_means_is_said(ceiling, words):
+@pytest.mark.parametrize(("attainable", "words"), [(0.7, "a perfect score would have"), (0.0, "no order here")])
+def test_what_an_attainable_correlation_means_is_said(attainable, words):
     ranking = CASES["two_layers_parallel"]()
-    assert words in foreseen_table(replace(ranking, evidence=ranking.evidence | {"ceiling": ceiling})).note
+    assert words in foreseen_table(replace(ranking, evidence=ranking.evidence | {"attainable": attainable})).note

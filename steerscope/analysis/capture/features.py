@@ -33,6 +33,7 @@ class Features:
         held_length: Per write point the typical length of what an edit there is added to.
         spans: Whether the probes span the outputs: then the loss direction is a combination of them and
             has no slot of its own.
+        scales: Per site ``channel``: what its reads are divided by.
         places: Per site what is known of it without a derivative.
     """
 
@@ -48,6 +49,7 @@ class Features:
     read_length: dict[Site, float]
     held_length: dict[Site, float]
     spans: bool
+    scales: dict[Site, Tensor] = field(default_factory=dict)
     places: dict[Site, PlaceStats] = field(default_factory=dict)
 
 

@@ -112,6 +112,7 @@ class Recorder:
             read_length={site: scaled for site, (_, scaled) in lengths.items()},
             held_length={site: lengths[self._holder(site)][0] for site in lengths if site.write == site},
             spans=self.probes.spans,
+            scales=self.scales,
         )
 
     # --- hooks ---

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from steerscope.analysis.capture.features import SketchPlan
-from steerscope.analysis.scoring.scores import DEFAULT_SCORE, ranking_scores
+from steerscope.analysis.scoring.scores import ALWAYS, DEFAULT_SCORE, EXTRA, Needs, get_score, ranking_scores
 from steerscope.errors import InputError
 from steerscope.models.site_map import unknown_name
 from steerscope.option_types import plain_fields
@@ -19,10 +19,12 @@ class RankOptions:
 
     Attributes:
         score: Score that orders the sites.
+        extra: Scores that cost more, by what they need (``spectrum``, ``step``); what ``score`` needs comes anyway.
         seed: Seed of splits, probes and sketches.
         max_examples: At most so many examples, chosen by content.
         num_probes: Output directions per example; one backward pass each (and one for the loss).
         rank: Rank of the low-rank edit that parameter counts are for.
+        num_training: Examples that training will see (steps times batch size), for ``learned_at_n``.
         ridge: Ridge of the kernel regression, in units of the kernel's mean diagonal.
         num_groups: Groups the jackknife leaves out one at a time.
         max_sites: Most sites in the greedy set.
@@ -36,10 +38,12 @@ class RankOptions:
     """
 
     score: str = DEFAULT_SCORE
+    extra: tuple[str, ...] = ()
     seed: int = 0
     max_examples: int = 192
     num_probes: int = 4
     rank: int = 8
+    num_training: int = 1920
     ridge: float = 1.0
     num_groups: int = 12
     max_sites: int = 8
@@ -54,15 +58,25 @@ class RankOptions:
     def __post_init__(self) -> None:
         plain_fields(self)
 
+    @property
+    def needs(self) -> tuple[Needs, ...]:
+        """What the scores of the ranking are computed from."""
+        wanted = {*map(Needs, self.extra), get_score(self.score).needs}
+        return (*ALWAYS, *(need for need in EXTRA if need in wanted))
+
     def check(self) -> None:
         """Refuse options that cannot work.
 
         Raises:
-            InputError: Unknown score, or a number out of range.
+            InputError: Unknown score or kind of extra, or a number out of range.
         """
-        if self.score not in ranking_scores():
-            raise unknown_name(self.score, list(ranking_scores()), "score")
-        least = {"num_probes": 1, "rank": 1, "num_groups": 2, "max_sites": 1, "batch_size": 1}
+        scores = ranking_scores(*ALWAYS, *EXTRA)
+        if self.score not in scores:
+            raise unknown_name(self.score, list(scores), "score")
+        for name in self.extra:
+            if name not in EXTRA:
+                raise InputError(f"[[extra]] has {name!r}; expected {' or '.join(EXTRA)}, or nothing.")
+        least = {"num_probes": 1, "rank": 1, "num_training": 1, "num_groups": 2, "max_sites": 1, "batch_size": 1}
         for name, minimum in {**least, "max_examples": MIN_EXAMPLES}.items():
             if getattr(self, name) < minimum:
                 raise InputError(f"[[{name}]] is {getattr(self, name)}; expected at least {minimum}.")

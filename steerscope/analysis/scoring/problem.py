@@ -69,7 +69,7 @@ class Problem:
             weights[chosen] = in_column[chosen]
             update = target.cross.double() @ weights  # row column
             train_in, test_in = in_column[rows.example[train]], in_column[rows.example[test]]
-            mean = _group_means(update[train], train_in, rows.group[train], rows.group)
+            mean = group_means(update[train], train_in, rows.group[train], rows.group)
             centred = update - mean
             removed += float((mean[train, 0] ** 2).sum())
             energy += float((update[train, 0] ** 2).sum())
@@ -135,7 +135,7 @@ def _run_of_zeros(column: Tensor) -> slice:
     return slice(int(zero[0]), int(zero[-1]) + 1)
 
 
-def _group_means(values: Tensor, included: Tensor, groups: Tensor, wanted: Tensor) -> Tensor:
+def group_means(values: Tensor, included: Tensor, groups: Tensor, wanted: Tensor) -> Tensor:
     """Return, for every row of ``wanted`` groups, the mean of that group's included training values, by column."""
     names, place = torch.unique(torch.cat([groups, wanted]), return_inverse=True)
     train_place, out_place = place[: len(groups)], place[len(groups) :]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from steerscope.analysis.capture.features import Features, SketchPlan
+from steerscope.analysis.capture.outputs import Probes
+from steerscope.analysis.data.encoding import Encoded
 from steerscope.analysis.results import KindScore, SiteScore
+from steerscope.analysis.scoring.converged import Converged
+from steerscope.analysis.scoring.gauss_newton import LENGTHS, Progress, Stepper, dual_step
 from steerscope.analysis.scoring.intervals import jackknife_interval, spearman
 from steerscope.analysis.scoring.kernels import Kernel, Rows
 from steerscope.analysis.scoring.options import RankOptions
@@ -43,8 +49,9 @@ class Scorer:
         self.loaded, self.features, self.rows, self.target = loaded, features, rows, target
         self.problem, self.options = problem, options
         self.linear_kernels: dict[Site, Tensor] = {}
+        self._linear_scales: dict[Site, float] = {}
         # Sites that write at one point share their vector, whose kernel scores are computed once.
-        self._vectors: dict[Site, tuple[Kernel, Tensor, dict[str, Tensor]]] = {}
+        self._vectors: dict[Site, tuple[Candidate, dict[str, Tensor]]] = {}
         self._scores: dict[tuple[Site, str], dict[str, Tensor]] = {}
         self._kind_kernels: dict[tuple[SiteKind, str], Kernel] = {}
         self._kind_lengths: dict[tuple[SiteKind, str], Tensor] = {}
@@ -55,40 +62,97 @@ class Scorer:
         width = self.loaded.site_map.width(site)
         return width if family == "vector" else 2 * width * self.options.rank
 
+    @cached_property
+    def converged(self) -> Converged | None:
+        """Fine-tuning's converged update, where a score of the ranking needs it."""
+        if Needs.SPECTRUM not in self.options.needs:
+            return None
+        return Converged.of(self.target, self.problem, self.rows, self.features.curvature)
+
     def add(self, site: Site) -> None:
         """Score one site, both families."""
+        vector, own = self._vector_at(site)
         kernel = Kernel.of(
             [self.features.linear.pop(site)], self.features, self.rows, cross=False, what=f"an edit of '{site}'"
         )
         held = self.features.held_length[site.write]
         length = relative_length(kernel.probe, self.features.read_length[site], held)
-        self._record(site, "linear", kernel, length, compute_scores(self._candidate(kernel, length, "linear", site)))
+        linear = self._candidate(kernel, length, "linear", site, vector)
+        self._record(site, linear, compute_scores(linear, *self.options.needs))
+        self._linear_scales[site] = kernel.scale
         self.linear_kernels[site] = (kernel.probe / max(kernel.scale, 1e-300)).float()
+        at_place = compute_scores(replace(vector, place=self._place(site)), Needs.PLACE)
+        self._record(site, vector, own | at_place)
+
+    def take_steps(
+        self, encoded: Encoded, probes: Probes, halves: tuple[range, range], progress: Progress | None = None
+    ) -> None:
+        """Take a Gauss-Newton step at every site that was added, both families, and score it."""
+        duals, units = {}, {}
+        for site, unit in self.linear_kernels.items():
+            units[site, "linear"] = unit, self._linear_scales[site]
+            vector = self._vectors[site.write][0]
+            units[site, "vector"] = vector.unit_kernel, vector.kernel.scale
+        for key, (unit, scale) in units.items():
+            if scale > 0:
+                duals[key] = dual_step(unit, scale, self.problem, self.rows, self.features.curvature)
+        options = self.options
+        stepper = Stepper(
+            self.loaded,
+            encoded,
+            probes,
+            self.features.scales,
+            rank=options.rank,
+            batch_size=options.batch_size,
+            progress=progress,
+        )
+        steps = stepper.decreases(duals, halves)
+        nowhere = torch.zeros(len(LENGTHS), self.rows.num_examples, dtype=torch.float64)
+        for site, family in units:
+            step = steps.get((site, family), nowhere)
+            require_finite(f"the loss with a step at '{site}' ({family})", step)
+            candidate = replace(self._vectors[site.write][0], family=family, step=step)
+            self._scores[site, family] |= compute_scores(candidate, Needs.STEP)
+
+    def _vector_at(self, site: Site) -> tuple[Candidate, dict[str, Tensor]]:
+        """Return the vector at a site, and its scores but for those of the place."""
         if site.write not in self._vectors:
-            vector = Kernel.of(
+            kernel = Kernel.of(
                 [self.features.vector[site.write]],
                 self.features,
                 self.rows,
                 cross=False,
                 what=f"a vector at '{site.write}'",
             )
-            length = relative_length(vector.probe, 1.0, held)
-            own = compute_scores(self._candidate(vector, length, "vector", None))
-            self._vectors[site.write] = vector, length, own
-        vector, length, own = self._vectors[site.write]
-        at_place = compute_scores(self._candidate(vector, length, "vector", site), Needs.PLACE)
-        self._record(site, "vector", vector, length, own | at_place)
+            length = relative_length(kernel.probe, 1.0, self.features.held_length[site.write])
+            vector = self._candidate(kernel, length, "vector", None)
+            self._vectors[site.write] = vector, compute_scores(vector, *self.options.needs)
+        return self._vectors[site.write]
 
-    def _candidate(self, kernel: Kernel, length: Tensor, family: str, site: Site | None) -> Candidate:
-        place = None if site is None else self._place(site)
-        curvature, seed = self.features.curvature, self.options.seed
-        return Candidate(family, place, kernel, self.target, self.problem, self.rows, curvature, length, seed)
+    def _candidate(
+        self, kernel: Kernel, length: Tensor, family: str, site: Site | None, vector: Candidate | None = None
+    ) -> Candidate:
+        return Candidate(
+            family=family,
+            place=None if site is None else self._place(site),
+            kernel=kernel,
+            target=self.target,
+            problem=self.problem,
+            rows=self.rows,
+            curvature=self.features.curvature,
+            squared_length=length,
+            seed=self.options.seed,
+            converged=self.converged,
+            vector=vector,
+            num_training=self.options.num_training,
+        )
 
     def _place(self, site: Site) -> Place:
         known, blocks = self.features, len(self.loaded.site_map.blocks)
         return Place(site, blocks, known.read_rms[site], known.held_length[site.write], known.places[site])
 
-    def _record(self, site: Site, family: str, kernel: Kernel, length: Tensor, scores: dict[str, Tensor]) -> None:
+    def _record(self, site: Site, candidate: Candidate, scores: dict[str, Tensor]) -> None:
+        family, kernel, length = candidate.family, candidate.kernel, candidate.squared_length
         self._scores[site, family] = scores
         for name, values in scores.items():
             require_finite(f"the score {name!r} of '{site}' ({family})", values)
@@ -133,14 +197,19 @@ class Scorer:
 
     def kind_scores(self) -> tuple[KindScore, ...]:
         """Return each kind steered at all layers at once, best first."""
-        by = self.options.score if get_score(self.options.score).needs is Needs.KERNEL else DEFAULT_SCORE
+        asked = get_score(self.options.score)
+        by = asked.name if asked.needs.is_of_kernels else DEFAULT_SCORE
+        vectors: dict[SiteKind, Candidate] = {}
         out = []
-        for (kind, family), kernel in self._kind_kernels.items():
+        for (kind, family), kernel in sorted(self._kind_kernels.items(), key=lambda item: item[0][1] != "vector"):
             sites = self._kind_sites[kind, family]
             # Each of n sites makes the n-th part of the regression's change; its edit is that much shorter. The
             # length of the whole is the root mean square over sites.
             length = self._kind_lengths[kind, family] / len(sites) ** 3
-            scores = compute_scores(self._candidate(kernel, length, family, None))[by]
+            candidate = self._candidate(kernel, length, family, None, vectors.get(kind))
+            if family == "vector":
+                vectors[kind] = candidate
+            scores = compute_scores(candidate, get_score(by).needs)[by]
             require_finite(f"the score {by!r} of all sites of kind '{kind}' ({family})", scores)
             value, low, high = jackknife_interval(scores)
             count = sum(self.num_params(site, family) for site in sites)

@@ -144,8 +144,11 @@ class EditPack(Pack):
         """
         if not specs:
             raise InputError("a pack needs at least one run, got none.")
+        configs = [spec.config for spec in specs if spec.config is not None]
+        if len(configs) < len(specs):
+            raise InputError("a run without config edits nothing. Train it as a ModelPack.")
         self.loaded, self.specs = loaded, tuple(specs)
-        self.edits = PackedEdits([spec.config for spec in specs], loaded.site_map, loaded.device)
+        self.edits = PackedEdits(configs, loaded.site_map, loaded.device)
         unscaled = [item for edits in self.edits.by_run for item in edits.items() if not item[1].is_ready]
         for site, edit in unscaled:
             if str(site) not in (scales or {}):
@@ -161,7 +164,7 @@ class EditPack(Pack):
 
     @property
     def _counted_back(self) -> int | None:
-        counts = [counted_by(spec.config.positions) for spec in self.specs]
+        counts = [counted_by(config.positions) for config in self.edits.configs]
         return None if None in counts else max(count for count in counts if count is not None)
 
     def parameters_of(self, run: int) -> list[nn.Parameter]:

@@ -7,7 +7,6 @@ runs (chosen rates, means over seeds) is computed here and stands nowhere in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -93,6 +92,8 @@ class SiteOutcome:
         interior: Whether both neighbours on the grid of rates were tried here and are worse.
         losses: Test loss per seed, nats; infinite where the run diverged.
         accuracies: Test accuracy per seed.
+        selection_losses: Loss on selection examples per seed, nats: what a site may be chosen by.
+        seeds: The seeds.
     """
 
     site: Site
@@ -101,6 +102,8 @@ class SiteOutcome:
     interior: bool
     losses: tuple[float, ...]
     accuracies: tuple[float, ...]
+    selection_losses: tuple[float, ...]
+    seeds: tuple[int, ...]
 
     @property
     def loss(self) -> float:
@@ -130,6 +133,8 @@ class SiteTable(Shown):
         command: What makes the file again.
         scores: Scores of sites by name, then by site, of a ranking made with the same task; higher is better.
         ranking: How that ranking was made: prompts, seconds, output directions.
+        cost: Of all runs together: ``runs``, ``seconds`` of training, and ``operations``, floating-point operations of
+            the blocks' linear maps in it (a lower bound), so that their ratio is a machine's speed at this work.
         note: What a reader has to know, such as what stopped the sweep.
     """
 
@@ -145,6 +150,7 @@ class SiteTable(Shown):
     command: str = ""
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     ranking: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
     note: str = ""
     schema_version: int = SCHEMA_VERSION
 
@@ -163,7 +169,7 @@ class SiteTable(Shown):
         Raises:
             InputError: No such file, not a site table, or a site's name that cannot be read.
         """
-        table = read_record(path, cls, "a site table")
+        table = read_record(path, cls, "site table")
         for run in table.runs:
             for name in run.site.split("+"):
                 parse_site(name)
@@ -199,6 +205,11 @@ class SiteTable(Shown):
     def name(self) -> str:
         """Model and task."""
         return f"{self.model['name']} on {self.task}"
+
+    @property
+    def num_test(self) -> int:
+        """Test examples."""
+        return int(self.data["num_test"])
 
     @property
     def steps(self) -> int:
@@ -269,9 +280,6 @@ class SiteTable(Shown):
             interior=min(first) < rate < max(first),
             losses=tuple(math.inf if run.loss is None else run.loss for run in tested),
             accuracies=tuple(float(run.accuracy or 0.0) for run in tested),
+            selection_losses=tuple(math.inf if run.selection_loss is None else run.selection_loss for run in tested),
+            seeds=tuple(run.seed for run in tested),
         )
-
-
-def layers_of(outcomes: Sequence[SiteOutcome]) -> NDArray[np.int64]:
-    """Return the layer of every outcome ``(site)``."""
-    return np.array([one.site.layer for one in outcomes])

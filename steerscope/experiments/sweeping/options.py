@@ -14,6 +14,7 @@ from steerscope.sites import Site, SiteKind
 from steerscope.steering.config import SteeringConfig
 
 ALL = "all"
+_NO_RESULT = ("scores", "budget", "pack_size", "device", "dtype", "revision", "trust_remote_code")
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,14 @@ class SweepOptions:
             rate): whether more training would order sites otherwise.
         num_selection: Held-out examples that choose rates.
         num_test: Test examples.
+        scores: Rank all sites at the end, and keep every score of the trained ones in the table.
         budget: Minutes, None without a limit: no training is begun later; what is finished is kept.
         pack_size: Most runs trained together, None to fit the machine. It changes no result.
         seed: The first seed.
+        device: Where a model that is given by its name is loaded.
+        dtype: Its data type.
+        revision: Branch, tag or commit of a Hugging Face name.
+        trust_remote_code: Run code that comes with the model.
     """
 
     sites: int | tuple[str, ...] | str = 48
@@ -52,9 +58,14 @@ class SweepOptions:
     longer: int = 12
     num_selection: int = 256
     num_test: int = 512
+    scores: bool = True
     budget: float | None = None
     pack_size: int | None = None
     seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    revision: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         rates = self.rates if isinstance(self.rates, tuple | list) else (self.rates,)
@@ -93,9 +104,9 @@ class SweepOptions:
         return SteeringConfig(sites=site, family=self.family, rank=self.rank, bias=self.bias, scale=self.scale)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what decides results, as JSON-able values: without budget and size of packs."""
+        """Return what decides results, as JSON-able values; the model's own record says how it was loaded."""
         found = asdict(self)
-        for name in ("budget", "pack_size"):
+        for name in _NO_RESULT:
             del found[name]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 

@@ -17,8 +17,9 @@ from steerscope.errors import InputError
 from steerscope.files import parse_json, read_text
 from steerscope.finite import require_finite_record
 from steerscope.folders import write_result
+from steerscope.records import record_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Validation(Tabular, report="validation"):
         references: Full fine-tuning, LoRA, the greedy set.
         agreements: Per score and baseline, how well it predicted (:class:`Agreement` as a dictionary).
         baselines: Names of the plain baselines among them.
-        ceiling: Agreement of the training with itself (:class:`Ceiling` as a dictionary, NaN as ``None``).
+        attainable: What correlation training noise leaves attainable (:class:`Attainable` as a dictionary).
         cost: ``ranking`` and ``training`` in seconds, and ``sweep``: training at every layer and kind with the
             learning-rate search, one seed, scaled from the runs made; ``ratio`` of ranking to sweep.
         command: What the user typed, where known.
@@ -83,7 +84,7 @@ class Validation(Tabular, report="validation"):
     references: tuple[TrainedSite, ...]
     agreements: dict[str, dict[str, Any]]
     baselines: tuple[str, ...]
-    ceiling: dict[str, Any]
+    attainable: dict[str, Any]
     cost: dict[str, float]
     command: str = ""
     data: dict[str, str] = field(default_factory=dict)
@@ -115,8 +116,8 @@ class Validation(Tabular, report="validation"):
     def evidence(self) -> dict[str, Any]:
         """Return what a validated ranking says of its score: a summary, numbers, and the points of the figure."""
         found = self.agreements[self.score]
-        limit = self.ceiling.get("spearman")
-        against = f"; two training seeds agree at {limit:.2f}" if limit is not None else ""
+        limit = self.attainable.get("spearman")
+        against = f", of {limit:.2f} that is attainable with this training noise" if limit is not None else ""
         seeds = int(self.options["seeds"])
         summary = (
             f"Validated by training at {len(self.sites)} sites of this model on {self.task} ({seeds} "
@@ -145,7 +146,7 @@ class Validation(Tabular, report="validation"):
             "low": found["low"],
             "high": found["high"],
             "partial": found["partial"],
-            "ceiling": limit,
+            "attainable": limit,
             "agreements": sorted(
                 ({**one, "is_baseline": name in self.baselines} for name, one in self.agreements.items()),
                 key=lambda one: -one["spearman"],
@@ -191,7 +192,7 @@ class Validation(Tabular, report="validation"):
 
     @classmethod
     def load(cls, path: str | Path) -> Validation:
-        """Read a validation that :meth:`save` wrote.
+        """Read a validation that :meth:`save` wrote; one of version 1 is compared again, by today's statistics.
 
         Raises:
             InputError: No such file, not JSON, or another schema version.
@@ -201,16 +202,17 @@ class Validation(Tabular, report="validation"):
             data = parse_json(text)
         except ValueError as error:
             raise InputError(f"{path} is no validation: invalid JSON ({error}).") from error
-        if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
+        if not isinstance(data, dict) or data.get("schema_version") not in (1, SCHEMA_VERSION):
             found = data.get("schema_version") if isinstance(data, dict) else type(data).__name__
             raise InputError(
-                f"{path} has schema_version {found!r}, this steerscope reads {SCHEMA_VERSION}. Validate again, or "
-                "use the version that wrote it."
+                f"{path} has schema_version {found!r}, this steerscope reads 1 and {SCHEMA_VERSION}. Validate again, "
+                "or use the version that wrote it."
             )
-        parts = {name: tuple(_site(one) for one in data[name]) for name in ("sites", "references")}
-        return cls(**{**data, **parts, "baselines": tuple(data["baselines"])})
+        if data["schema_version"] == SCHEMA_VERSION:
+            return record_of(data, cls, f"{path} is not a validation")
+        from steerscope.experiments.validation.validate import compared  # which imports this file
 
-
-def _site(data: dict[str, Any]) -> TrainedSite:
-    lists = {name: tuple(data[name]) for name in ("losses", "accuracies")}
-    return TrainedSite(**{**data, **lists})
+        # Before, what two seeds agreed on was kept as a ceiling, which is no upper bound.
+        known = {name: value for name, value in data.items() if name != "ceiling"}
+        known |= {"attainable": {}, "schema_version": SCHEMA_VERSION}
+        return compared(record_of(known, cls, f"{path} is not a validation"))

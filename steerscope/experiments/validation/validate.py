@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerscope.analysis.results import Ranking
+from steerscope.analysis.scoring.options import RankOptions
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
+from steerscope.experiments.agreement.agreements import agreements
+from steerscope.experiments.agreement.attainable import attainable
+from steerscope.experiments.agreement.depth_and_kind import depth_and_kind, known_studies
 from steerscope.experiments.engine.candidate import Candidate, Outcome
 from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.engine.sweep import Sweep
-from steerscope.experiments.validation.agreement import agreements, ceiling
 from steerscope.experiments.validation.data import DataSplits, majority_rate
-from steerscope.experiments.validation.depth_and_kind import depth_and_kind, known_studies
 from steerscope.experiments.validation.kept_ranking import kept_ranking
 from steerscope.experiments.validation.options import ValidateOptions, choose_sites
 from steerscope.experiments.validation.result import TrainedSite, Validation
@@ -82,9 +83,8 @@ def validate_ranking(
 
     data = SplitData(loaded, splits, options.schedule, options.num_selection, options.num_test)
     data.check(options.all_seeds)
-    ranking = kept_ranking(
-        loaded, splits, folder / "ranking.json", options.num_ranking, options.seed, options.rank, progress
-    )
+    wanted = RankOptions(max_examples=options.num_ranking, seed=options.seed, rank=options.rank)
+    ranking = kept_ranking(loaded, splits, folder / "ranking.json", wanted, progress)
     sweep = Sweep(loaded, data, options.schedule, RunStore(folder / "runs"), {}, progress=tell)
     before = sweep.untrained()
     candidates = [edit_at((site,), options.rank) for site in chosen]
@@ -117,7 +117,7 @@ def validate_ranking(
         references=references,
         agreements={},
         baselines=(),
-        ceiling={},
+        attainable={},
         cost=_cost(loaded, ranking, chosen, outcomes[: len(chosen)], options),
         command=command,
         data={
@@ -134,7 +134,7 @@ def validate_ranking(
 def compared(result: Validation) -> Validation:
     """Return the validation with its comparison computed (again) from sites and losses."""
     sites = [sites_of(site.method)[0] for site in result.sites]
-    depth = np.array([float(site.layer) for site in sites])
+    layers = np.array([site.layer for site in sites])
     losses = result.losses()
     names = list(result.sites[0].scores)
     scores: dict[str, NDArray[np.float64]] = {
@@ -146,13 +146,12 @@ def compared(result: Validation) -> Validation:
         scores["depth_and_kind"] = joint
     baselines = tuple(name for name in PLAIN_BASELINES if name in scores)
     seed = int(result.options["seed"])
-    found = agreements(scores, losses, depth, before=result.before["loss"], baselines=baselines, seed=seed)
-    limit = asdict(ceiling(losses, depth, seed=seed))
+    found = agreements(scores, losses, layers, before=result.before["loss"], baselines=baselines, seed=seed)
     return replace(
         result,
         agreements={name: one.as_dict() for name, one in found.items()},
         baselines=baselines,
-        ceiling={k: None if isinstance(v, float) and math.isnan(v) else v for k, v in limit.items()},
+        attainable=asdict(attainable(losses, layers, seed=seed)),
     )
 
 

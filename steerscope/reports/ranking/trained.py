@@ -59,24 +59,24 @@ def foreseen_table(ranking: Ranking) -> TextTable:
         )
         for place, one in enumerate(found, 1)
     )
-    limit = (ranking.evidence or {}).get("ceiling")
-    note = "" if limit is None else f" Two training seeds order the sites with {limit:.2f}: {_meaning(limit)}."
+    limit = (ranking.evidence or {}).get("attainable")
+    note = "" if limit is None else f" With this training noise {limit:.2f} is attainable: {_meaning(limit)}."
     return TextTable(
         "Which score foresaw training",
         ("rank", "score", "Spearman with minus the loss", "given depth", "regret"),
         frozenset({"rank", "Spearman with minus the loss", "given depth", "regret"}),
         rows,
-        "Intervals (95%) are over sites and seeds. Regret: the loss at the site the score puts first, minus the lowest "
-        f"loss of all, in nats.{clean(note)}"
+        "Intervals (95%) are over layers and seeds. Regret: the loss at the site the score puts first, minus the "
+        f"lowest loss of all, in nats.{clean(note)}"
         if rows
         else "",
     )
 
 
-def _meaning(ceiling: float) -> str:
-    if ceiling <= 0:
+def _meaning(attainable: float) -> str:
+    if attainable <= 0:
         return "training itself has no order here that could be foreseen, so the correlations say little"
-    return "what one training says of another is the measure for every score"
+    return "what a perfect score would have"
 
 
 @styled

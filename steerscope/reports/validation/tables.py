@@ -31,7 +31,7 @@ def print_validation(result: Validation, *, file: TextIO | None = None) -> None:
 def sentences(result: Validation) -> list[str]:
     """Return what a validation found, in sentences."""
     before, best = result.before, min(result.sites, key=lambda s: s.mean_loss)
-    found, limit = result.agreements[result.score], result.ceiling
+    found, limit = result.agreements[result.score], result.attainable
     lines = [
         f"{clean(result.study, 100)}: {len(result.sites)} sites trained, {result.options['seeds']} "
         f"seeds, {result.options['steps']} steps of {result.options['batch_size']}, rank {result.options['rank']}; "
@@ -44,11 +44,11 @@ def sentences(result: Validation) -> list[str]:
     ]
     if limit.get("spearman") is not None:
         lines.append(
-            f"Ceiling: two training seeds order the sites with Spearman {_interval(limit)} (given depth "
-            f"{limit['partial']:.2f}), mean over {limit['num_pairs']} pairs."
+            f"Attainable with this training noise: Spearman {_interval(limit)}, from {limit['num_seeds']} seeds, of "
+            f"which two order the sites with {limit['two_seeds']:.2f}."
         )
     else:
-        lines.append("Ceiling: not known from one seed; train with two or more.")
+        lines.append("Attainable correlation: not known from one seed; train with two or more.")
     diverged = [s.method for s in (*result.sites, *result.references) if None in s.losses]
     if diverged:
         lines.append(f"Diverged with the chosen rate: {', '.join(diverged)}; ranked last.")
@@ -128,7 +128,7 @@ def score_table(result: Validation) -> TextTable:
         columns,
         frozenset(columns) - {"score"},
         tuple(rows),
-        "Spearman and Kendall correlation with minus the mean loss, with 95% intervals over sites and seeds. * plain "
+        "Spearman and Kendall correlation with minus the mean loss, with 95% intervals over layers and seeds. * plain "
         "baseline. Regret: loss at the score's first site minus the lowest, in nats. Top 3: of its first three sites, "
         "how many are among the three best.",
     )

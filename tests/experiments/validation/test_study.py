@@ -10,7 +10,7 @@ import pytest
 from steerscope import InputError
 from steerscope.analysis.evidence import EVIDENCE
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
-from steerscope.experiments.validation.depth_and_kind import CONSTANTS
+from steerscope.experiments.agreement.depth_and_kind import CONSTANTS
 from steerscope.experiments.validation.result import TrainedSite, Validation
 from steerscope.experiments.validation.validate import compared
 from studies.validation import BOUNDED, _mean_margin, render, write_study
@@ -51,7 +51,7 @@ def made_up(task, rng, bounded=1.0):
         references=(replace(sites[0], method="lora", scores={}, losses=(1.5,)),),
         agreements={},
         baselines=(),
-        ceiling={},
+        attainable={},
         cost={"ranking": 1.0, "training": 50.0, "sweep": 200.0, "ratio": 0.005},
         command="steerscope validate small",
     )
@@ -138,3 +138,12 @@ def test_the_kept_page_is_the_one_that_the_kept_files_give(tmp_path):
     assert (tmp_path / "page.md").read_text() == (DOCS / "validation.md").read_text()
     assert json.loads(places["constants"].read_text()) == json.loads(CONSTANTS.read_text())
     assert json.loads(places["evidence"].read_text()) == json.loads(EVIDENCE.read_text())
+
+
+def test_a_validation_of_version_1_is_compared_again(tmp_path):
+    result = made_up("first", np.random.default_rng(0))
+    old = json.loads(result.to_json())
+    del old["attainable"]
+    old |= {"schema_version": 1, "ceiling": {"spearman": 0.9}, "agreements": {"depth": {"spearman": 0.1}}}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    assert Validation.load(tmp_path / "old.json") == result

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from steerscope import Example, InputError, Ranking
+from steerscope.experiments.agreement.depth_and_kind import depth_and_kind, fit
 from steerscope.experiments.engine import sweep as sweep_module
 from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.engine.sweep import Sweep
 from steerscope.experiments.tasks import get_task
 from steerscope.experiments.validation.data import fingerprint, majority_rate, splits_of_examples, splits_of_task
-from steerscope.experiments.validation.depth_and_kind import depth_and_kind, fit
 from steerscope.experiments.validation.options import ValidateOptions, choose_sites
 from steerscope.experiments.validation.result import Validation
 from steerscope.experiments.validation.training import SplitData, edit_at, sites_of
@@ -114,7 +114,7 @@ def test_the_result_is_complete(whole):
         assert one.tried[f"{one.learning_rate:g}"] == min(one.tried.values())
     assert set(result.baselines) <= set(result.agreements)
     assert result.score in result.agreements
-    assert result.ceiling["num_pairs"] == 1
+    assert result.attainable["num_seeds"] == 2
     assert result.cost["ratio"] > 0
     assert result.references[-1].n_params > result.references[-2].n_params > result.sites[0].n_params
     assert (folder / "ranking.json").exists()
@@ -182,7 +182,7 @@ def test_it_prints(whole, capsys):
     _, _, result = whole
     print_validation(result)
     out = capsys.readouterr().out
-    assert "Ceiling: two training seeds order the sites with Spearman" in out
+    assert "Attainable with this training noise: Spearman" in " ".join(out.split())
     assert "Scores against trained loss" in out
     for site in result.sites:
         assert site.method in out

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from steerscope.analysis.scoring.scores.candidate import Candidate, Place, is_zero, relative_length
 from steerscope.analysis.scoring.scores.score import (
+    ALWAYS,
+    EXTRA,
     Needs,
     Score,
     Unit,
@@ -32,6 +34,10 @@ FILES = (
     "own_direction",
     "predicted_loss",
     "predicted_loss_bounded",
+    "converged_share",
+    "reading_gain",
+    "learned_at_n",
+    "gauss_newton_step",
     "alignment",
     "gradient_capture",
     "gradient_norm",
@@ -46,7 +52,9 @@ for _file in FILES:
     import_module(f"{__name__}.{_file}")
 
 __all__ = [
+    "ALWAYS",
     "DEFAULT_SCORE",
+    "EXTRA",
     "Candidate",
     "Needs",
     "Place",
@@ -63,15 +71,18 @@ __all__ = [
 
 
 def compute_scores(candidate: Candidate, *needs: Needs) -> dict[str, Tensor]:
-    """Return the scores of a candidate ``column``, in float64: all, or those of some needs.
+    """Return the scores of a candidate ``column``, in float64: those of every ranking, or those of some needs.
 
-    Scores of a place are left out where it has none. A kernel of zero (an edit that moves no output) scores zero.
+    Scores of a place or of a step are left out where there is none. A kernel of zero (an edit that moves no output)
+    scores zero.
     """
     found: dict[str, Tensor] = {}
     for score in map(get_score, ranking_scores(*needs)):
         if score.needs is Needs.PLACE and candidate.place is None:
             continue
-        if score.needs is Needs.KERNEL and is_zero(candidate.kernel.probe):
+        if score.needs is Needs.STEP and candidate.step is None:
+            continue
+        if score.needs.is_of_kernels and is_zero(candidate.kernel.probe):
             found[score.name] = candidate.zeros()
             continue
         value = torch.as_tensor(score.compute(candidate), dtype=torch.float64)

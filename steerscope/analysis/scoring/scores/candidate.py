@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from steerscope.analysis.capture.places import PlaceStats
+from steerscope.analysis.scoring.converged import Converged
 from steerscope.analysis.scoring.kernels import Kernel, Rows
 from steerscope.analysis.scoring.problem import Direction, Predictions, Problem, predict
+from steerscope.analysis.scoring.spectrum import Spectrum, spectra_of
 from steerscope.finite import require_finite
 from steerscope.sites import Site
 
@@ -52,6 +54,10 @@ class Candidate:
         squared_length: ``row row``: its quadratic form in a regression's dual weights is the square of the edit's
             length over that of what it is added to (:func:`relative_length`).
         seed: Seed of what is drawn.
+        converged: Fine-tuning's converged update, for scores that need a spectrum.
+        vector: The fixed vector at the same place, for those; None for a vector itself.
+        num_training: Examples that training will see.
+        step: ``length example``: how far a Gauss-Newton step lowers the loss, where one was taken.
     """
 
     family: str
@@ -63,6 +69,10 @@ class Candidate:
     curvature: Tensor
     squared_length: Tensor
     seed: int = 0
+    converged: Converged | None = None
+    vector: Candidate | None = None
+    num_training: int = 1920
+    step: Tensor | None = None
 
     @property
     def num_columns(self) -> int:
@@ -81,6 +91,11 @@ class Candidate:
         Cost: one factorisation of half the rows per direction, once for all scores.
         """
         return tuple((predict(self.unit_kernel, one, self.problem.ridge), one) for one in self.problem.directions)
+
+    @cached_property
+    def spectra(self) -> tuple[Spectrum, ...]:
+        """The spectrum of the unit kernel on the training rows of each direction, once for all scores."""
+        return spectra_of(self.unit_kernel, self.problem)
 
     @cached_property
     def included(self) -> Tensor:

@@ -8,6 +8,7 @@ from functools import partial
 from steerscope.analysis.scoring.scores.candidate import Candidate, Place
 from steerscope.analysis.scoring.scores.score import Needs, register_score
 from steerscope.site_kinds import SiteKind
+from steerscope.sites import Site
 
 # Fixed in docs/validation_plan_3.md, which says why.
 KIND_ORDER = (
@@ -58,7 +59,11 @@ def last_layer(candidate: Candidate) -> float:
 @_baseline(label="depth, then kind", meaning="how early the layer is, and within a layer a fixed order of kinds")
 def depth_then_kind(candidate: Candidate) -> float:
     """Minus the layer, minus a tenth for every kind that comes before it in `KIND_ORDER`."""
-    site = place_of(candidate).site
+    return layer_then_kind(place_of(candidate).site)
+
+
+def layer_then_kind(site: Site) -> float:
+    """Return the score of :func:`depth_then_kind`, which needs the site's name alone."""
     return -float(site.layer) - KIND_ORDER.index(site.kind) / 10
 
 

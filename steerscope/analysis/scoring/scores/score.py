@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from steerscope.analysis.scoring.scores.candidate import Candidate
 from steerscope.errors import InputError, did_you_mean
 
 Compute = Callable[[Candidate], "Tensor | float"]
+Function = TypeVar("Function", bound=Compute)
 
 
 class Unit(StrEnum):
@@ -40,13 +41,27 @@ class Needs(StrEnum):
     """What a score is computed from.
 
     ``KERNEL``: the candidate's neural tangent kernel, so that it is defined for sets of sites too, and has intervals.
-    ``PLACE``: where the site is and how large its activations are. ``STUDIES``: trainings elsewhere; it is no part of
-    rankings, only of validations.
+    ``PLACE``: where the site is and how large its activations are. ``SPECTRUM``: eigendecompositions of the kernel, so
+    that it costs more and is computed where it is asked for (``RankOptions(extra=("spectrum",))``); else as ``KERNEL``.
+    ``STEP``: an edit put into the model and run; it costs more than the rest of a ranking, is for single sites, and is
+    asked for in the same way. ``STUDIES``: trainings elsewhere; it is no part of rankings, only of validations.
     """
 
     KERNEL = "kernel"
     PLACE = "place"
+    SPECTRUM = "spectrum"
+    STEP = "step"
     STUDIES = "studies"
+
+    @property
+    def is_of_kernels(self) -> bool:
+        """Whether it is defined for several sites together, whose kernels add."""
+        return self in (Needs.KERNEL, Needs.SPECTRUM)
+
+
+# What every ranking computes, and what it computes where it is asked to.
+ALWAYS = (Needs.KERNEL, Needs.PLACE)
+EXTRA = (Needs.SPECTRUM, Needs.STEP)
 
 
 @dataclass(frozen=True)
@@ -95,18 +110,18 @@ def register_score(
     label: str,
     meaning: str,
     unit: Unit | Literal["share", "cosine", "nats", "ratio", "number"] = Unit.NUMBER,
-    needs: Needs | Literal["kernel", "place", "studies"] = Needs.KERNEL,
+    needs: Needs | Literal["kernel", "place", "spectrum", "step", "studies"] = Needs.KERNEL,
     cost: str = "",
     source: str = "this project",
     is_baseline: bool = False,
-) -> Callable[[Compute], Compute]:
+) -> Callable[[Function], Function]:
     """Make a function of a :class:`Candidate` a score under the function's name; see :class:`Score`.
 
     Args:
         label: As reports print it.
         meaning: What it says, in one clause.
         unit: ``share``, ``cosine``, ``nats``, ``ratio`` or ``number``.
-        needs: ``kernel`` or ``place``.
+        needs: ``kernel``, ``place``, ``spectrum`` or ``step``.
         cost: What it costs beside the kernel.
         source: Where it comes from.
         is_baseline: Whether it is there to be beaten.
@@ -119,7 +134,7 @@ def register_score(
     """
     unit, needs = Unit(unit), Needs(needs)
 
-    def register(compute: Compute) -> Compute:
+    def register(compute: Function) -> Function:
         name = str(getattr(compute, "__name__", ""))
         if name in _SCORES:
             raise InputError(f"there is a score {name!r} already; give the function another name.")
@@ -142,7 +157,7 @@ def get_score(name: str) -> Score:
     """
     if name not in _SCORES:
         raise InputError(
-            f"there is no score {name!r}; expected one of {', '.join(ranking_scores())}."
+            f"there is no score {name!r}; expected one of {', '.join(ranking_scores(*ALWAYS, *EXTRA))}."
             f"{did_you_mean(str(name), list(_SCORES))}"
         )
     return _SCORES[name]
@@ -154,6 +169,6 @@ def all_scores() -> tuple[Score, ...]:
 
 
 def ranking_scores(*needs: Needs) -> tuple[str, ...]:
-    """Return the names of the scores a ranking computes: all, or those of some needs."""
-    wanted = needs or (Needs.KERNEL, Needs.PLACE)
+    """Return the names of scores: those that every ranking computes, or those of some needs."""
+    wanted = needs or ALWAYS
     return tuple(score.name for score in _SCORES.values() if score.needs in wanted)
