@@ -356,7 +356,7 @@ class Sweep:
 
     def _config(self, one: Candidate, learning_rate: float, seed: int) -> dict[str, Any]:
         """Return everything that decides the result of a run."""
-        config = None if one.config is None else _seeded(one.config, seed)
+        config = None if one.config is None else seeded(one.config, seed)
         sites = () if config is None else config.sites
         return {
             "model": list(model_key(self.loaded.identity.as_dict())),
@@ -381,10 +381,11 @@ class Sweep:
 
 def spec_of(config: SteeringConfig, learning_rate: float, seed: int) -> RunSpec:
     """Return the run of a configuration with a seed: of its start and of its training examples."""
-    return RunSpec(_seeded(config, seed), learning_rate, seed)
+    return RunSpec(seeded(config, seed), learning_rate, seed)
 
 
-def _seeded(config: SteeringConfig, seed: int) -> SteeringConfig:
+def seeded(config: SteeringConfig, seed: int) -> SteeringConfig:
+    """Return a configuration with the seed of a run."""
     return SteeringConfig.from_dict({**config.to_dict(), "seed": seed})
 
 

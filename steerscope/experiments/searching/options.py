@@ -33,6 +33,10 @@ class SearchOptions:
         num_selection: Held-out examples that choose.
         num_test: Test examples.
         seed: Of the ranking, the training data, and the start of runs.
+        device: Where a model that is given by its name is loaded.
+        dtype: Its data type.
+        revision: Branch, tag or commit of a Hugging Face name.
+        trust_remote_code: Run code that comes with the model.
     """
 
     budget: float | None = None
@@ -50,6 +54,10 @@ class SearchOptions:
     num_selection: int = 256
     num_test: int = 512
     seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    revision: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self)

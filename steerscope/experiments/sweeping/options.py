@@ -14,6 +14,7 @@ from steerscope.sites import Site, SiteKind
 from steerscope.steering.config import SteeringConfig
 
 ALL = "all"
+_NO_RESULT = ("scores", "budget", "pack_size", "device", "dtype", "revision", "trust_remote_code")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class SweepOptions:
         budget: Minutes, None without a limit: no training is begun later; what is finished is kept.
         pack_size: Most runs trained together, None to fit the machine. It changes no result.
         seed: The first seed.
+        device: Where a model that is given by its name is loaded.
+        dtype: Its data type.
+        revision: Branch, tag or commit of a Hugging Face name.
+        trust_remote_code: Run code that comes with the model.
     """
 
     sites: int | tuple[str, ...] | str = 48
@@ -57,6 +62,10 @@ class SweepOptions:
     budget: float | None = None
     pack_size: int | None = None
     seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    revision: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         rates = self.rates if isinstance(self.rates, tuple | list) else (self.rates,)
@@ -95,9 +104,9 @@ class SweepOptions:
         return SteeringConfig(sites=site, family=self.family, rank=self.rank, bias=self.bias, scale=self.scale)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what decides results, as JSON-able values: without budget, scores and size of packs."""
+        """Return what decides results, as JSON-able values; the model's own record says how it was loaded."""
         found = asdict(self)
-        for name in ("scores", "budget", "pack_size"):
+        for name in _NO_RESULT:
             del found[name]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
@@ -116,8 +125,7 @@ def spread_sites(site_map: SiteMap, wanted: int | tuple[str, ...] | str) -> tupl
     """
     kinds = [kind for kind in site_map.description.kinds if kind is not SiteKind.RESID_PRE]
     layers = len(site_map.blocks)
-    if isinstance(wanted, str) and wanted != ALL:
-        wanted = (wanted,)
+    wanted = ALL if wanted == (ALL,) else (wanted,) if isinstance(wanted, str) and wanted != ALL else wanted
     if isinstance(wanted, tuple):
         named = [site_map.resolve(name) for name in wanted]
         if doubled := sorted({str(site) for site in named if named.count(site) > 1}):

@@ -18,7 +18,7 @@ from steerscope.experiments.sweeping import SweepOptions, sweep_sites
 from steerscope.experiments.sweeping.options import spread, spread_sites
 from steerscope.experiments.sweeping.recalibration import recalibrate
 from steerscope.experiments.validation.data import splits_of_task
-from steerscope.sites import SiteKind
+from steerscope.sites import Site, SiteKind
 from tests.byte_models import byte_model, byte_tokenizer
 
 OPTIONS = SweepOptions(
@@ -68,6 +68,16 @@ def test_a_site_of_a_layer_that_is_not_tuned_takes_the_rate_of_its_kind(whole):
     rates = {str(one.site): (one.learning_rate, one.tuned) for one in whole.outcomes()}
     assert [name for name, (_, tuned) in rates.items() if tuned] == ["0.mlp_out", "1.resid_post"]
     assert rates["0.resid_post"][0] == rates["1.resid_post"][0]
+
+
+def test_the_cost_counts_the_weights_above_each_site(loaded, whole):
+    """Against a count by hand: four operations per weight and token, two blocks of this size."""
+    own = [p.numel() for n, p in loaded.model.named_parameters() if "layers.0." in n and "norm" not in n]
+    assert whole.cost["runs"] == len(whole.runs)
+    lower = sum(run.steps for run in whole.runs if run.site.startswith("0."))
+    upper = sum(run.steps for run in whole.runs if run.site.startswith("1."))
+    per_step = whole.cost["operations"] / (4 * sum(own) * (2 * lower + upper))
+    assert 4 * 8 < per_step < 4 * 64  # tokens of a batch of four expressions
 
 
 def test_the_table_is_read_as_it_was_written(loaded, whole, tmp_path):
@@ -172,6 +182,8 @@ def test_a_number_of_sites_takes_all_kinds_of_evenly_spread_layers(loaded):
     kinds = len([kind for kind in loaded.site_map.description.kinds if kind is not SiteKind.RESID_PRE])
     found = spread_sites(loaded.site_map, kinds + 1)
     assert len(found) == 2 * kinds
+    assert spread_sites(loaded.site_map, SweepOptions(sites="all").sites) == found
+    assert spread_sites(loaded.site_map, SweepOptions(sites="0.mlp_out").sites) == (Site(0, SiteKind.MLP_OUT),)
     assert spread(list(range(30)), 4) == [0, 10, 19, 29]
     assert spread([5, 6, 7], 1) == [6]
 
