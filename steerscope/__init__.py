@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from steerscope.equivalence.remainder import remainder_slope
     from steerscope.equivalence.shifts import first_order_shift
     from steerscope.errors import InputError, SteerscopeError, UnsupportedModelError
-    from steerscope.experiments.commands import evaluate, train, validate, verify
+    from steerscope.experiments.commands import evaluate, search, sweep, train, validate, verify
     from steerscope.experiments.comparison.groups import Comparison, compare
     from steerscope.experiments.evaluation.command import EvaluateOptions
     from steerscope.experiments.runs.evaluation import Evaluation
     from steerscope.experiments.runs.records import RunResults
+    from steerscope.experiments.searching.options import SearchOptions
+    from steerscope.experiments.searching.result import SearchResult
+    from steerscope.experiments.site_tables.table import SiteTable
+    from steerscope.experiments.sweeping.options import SweepOptions
     from steerscope.experiments.tasks import FileTask, get_task
     from steerscope.experiments.training.options import TrainOptions
     from steerscope.experiments.validation.options import ValidateOptions
@@ -80,6 +84,12 @@ _HOMES = {
     "evaluate": "experiments.commands",
     "EvaluateOptions": "experiments.evaluation.command",
     "Evaluation": "experiments.runs.evaluation",
+    "search": "experiments.commands",
+    "SearchOptions": "experiments.searching.options",
+    "SearchResult": "experiments.searching.result",
+    "sweep": "experiments.commands",
+    "SweepOptions": "experiments.sweeping.options",
+    "SiteTable": "experiments.site_tables.table",
     "validate": "experiments.commands",
     "ValidateOptions": "experiments.validation.options",
     "Validation": "experiments.validation.result",
@@ -119,11 +129,15 @@ __all__ = [
     "RankOptions",
     "Ranking",
     "RunResults",
+    "SearchOptions",
+    "SearchResult",
     "Site",
     "SiteKind",
+    "SiteTable",
     "SteeringConfig",
     "SteeringModel",
     "SteerscopeError",
+    "SweepOptions",
     "TrainOptions",
     "UnsupportedModelError",
     "ValidateOptions",
@@ -146,6 +160,8 @@ __all__ = [
     "reading",
     "register_score",
     "remainder_slope",
+    "search",
+    "sweep",
     "train",
     "true_float64",
     "validate",

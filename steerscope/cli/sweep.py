@@ -63,11 +63,10 @@ def sweep(
     """Train one edit at each of many sites, several at a time, and keep the outcomes as a table."""
     from steerscope.cli.output import RESUME, check_folder
     from steerscope.cli.progress import stage_progress
-    from steerscope.experiments.sweeping import SweepOptions, sweep_sites
+    from steerscope.experiments.commands import sweep as sweep_model
+    from steerscope.experiments.sweeping import SweepOptions
     from steerscope.experiments.sweeping.sweep_sites import TABLE
-    from steerscope.experiments.validation.data import splits_of_task
     from steerscope.folders import Kind
-    from steerscope.models import load_model
 
     # Everything that can be refused is refused here, before a model is loaded.
     options = SweepOptions(
@@ -86,20 +85,15 @@ def sweep(
         budget=budget,
         pack_size=pack_size,
         seed=seed,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
     )
     check_folder(out, Kind.SWEEP, overwrite=resume, advice=RESUME)
-    splits = splits_of_task(chosen_task(task, data, data_dir))
-    splits.selection(options.num_selection)
-    splits.test(options.num_test)
+    source = chosen_task(task, data, data_dir)
     with stage_progress(quiet=quiet) as show:
-        show("load", 0, 1)
-        loaded = load_model(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
-        show("load", 1, 1)
-
-        def tell(what: str, done: int, total: int) -> None:
-            show(f"train: {what}" if what else "train", done, total)
-
-        table = sweep_sites(loaded, splits, options, out, progress=tell, command=command_line())
+        table = sweep_model(model, source, options, out, progress=show, command=command_line())
     print(table, file=sys.stdout)
     print(f"table: {out / TABLE}", file=sys.stderr)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any
 
 from steerscope.errors import InputError
 from steerscope.experiments.engine.spec import RunSpec, Schedule
 from steerscope.models.site_map import SiteMap
-from steerscope.option_types import plain_fields
+from steerscope.option_types import LOADING, plain_fields
 from steerscope.sites import Site, SiteKind
 from steerscope.steering.config import SteeringConfig
 
@@ -37,6 +39,10 @@ class SweepOptions:
         budget: Minutes, None without a limit: no training is begun later; what is finished is kept.
         pack_size: Most runs trained together, None to fit the machine. It changes no result.
         seed: The first seed.
+        device: Where the model is loaded to.
+        dtype: Its data type.
+        revision: Of a Hugging Face name.
+        trust_remote_code: Run code that comes with the model.
     """
 
     sites: int | tuple[str, ...] | str = 48
@@ -55,14 +61,20 @@ class SweepOptions:
     budget: float | None = None
     pack_size: int | None = None
     seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    revision: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         rates = self.rates if isinstance(self.rates, tuple | list) else (self.rates,)
         object.__setattr__(self, "rates", ())  # numbers, which plain_fields takes for names
         plain_fields(self)
-        object.__setattr__(
-            self, "rates", tuple(float(RunSpec(self.config_at("0.resid_post"), r).learning_rate) for r in rates)
-        )
+        edit = self.config_at("0.resid_post")
+        for rate in rates:
+            if not isinstance(rate, Real) or not 0 < rate < math.inf:
+                raise InputError(f"[[rates]] has {rate!r}; expected positive numbers, such as 1e-3.")
+        object.__setattr__(self, "rates", tuple(float(RunSpec(edit, r).learning_rate) for r in rates))
         least = {"seeds": 1, "steps": 4, "batch_size": 1, "longer": 0, "num_selection": 16, "num_test": 16}
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
@@ -95,7 +107,7 @@ class SweepOptions:
     def as_dict(self) -> dict[str, Any]:
         """Return what decides results, as JSON-able values: without budget and size of packs."""
         found = asdict(self)
-        for name in ("budget", "pack_size"):
+        for name in ("budget", "pack_size", *LOADING):
             del found[name]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
