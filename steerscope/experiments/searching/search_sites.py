@@ -22,8 +22,8 @@ from steerscope.experiments.searching.choosing import START, chosen_sites, rates
 from steerscope.experiments.searching.halving import KEPT, RUNGS, Standing, halve
 from steerscope.experiments.searching.options import SearchOptions
 from steerscope.experiments.searching.result import Contender, SearchResult, Tested
+from steerscope.experiments.sweeping.preparing import begin_folder, fitting_pack, read_scales
 from steerscope.experiments.sweeping.recalibration import recalibrate
-from steerscope.experiments.sweeping.sweep_sites import begin_folder, fitting_pack, read_scales
 from steerscope.experiments.validation.data import DataSplits, majority_rate
 from steerscope.experiments.validation.kept_ranking import kept_ranking
 from steerscope.experiments.validation.training import SplitData, num_params, weights_of
