@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from steerscope.equivalence.remainder import remainder_slope
     from steerscope.equivalence.shifts import first_order_shift
     from steerscope.errors import InputError, SteerscopeError, UnsupportedModelError
-    from steerscope.experiments.commands import evaluate, train, validate, verify
+    from steerscope.experiments.commands import evaluate, search, sweep, train, validate, verify
     from steerscope.experiments.comparison.groups import Comparison, compare
     from steerscope.experiments.evaluation.command import EvaluateOptions
     from steerscope.experiments.runs.evaluation import Evaluation
     from steerscope.experiments.runs.records import RunResults
+    from steerscope.experiments.searching import SearchOptions, SearchResult
+    from steerscope.experiments.site_tables import SiteTable, judge
+    from steerscope.experiments.sweeping import SweepOptions
     from steerscope.experiments.tasks import FileTask, get_task
     from steerscope.experiments.training.options import TrainOptions
     from steerscope.experiments.validation.options import ValidateOptions
@@ -80,6 +83,12 @@ _HOMES = {
     "evaluate": "experiments.commands",
     "EvaluateOptions": "experiments.evaluation.command",
     "Evaluation": "experiments.runs.evaluation",
+    "search": "experiments.commands",
+    "SearchOptions": "experiments.searching.options",
+    "SearchResult": "experiments.searching.result",
+    "sweep": "experiments.commands",
+    "SweepOptions": "experiments.sweeping.options",
+    "SiteTable": "experiments.site_tables.table",
     "validate": "experiments.commands",
     "ValidateOptions": "experiments.validation.options",
     "Validation": "experiments.validation.result",
@@ -90,6 +99,8 @@ _HOMES = {
     "compare": "experiments.comparison.groups",
     "Comparison": "experiments.comparison.groups",
     "write_report": "reports.ranking.folder",
+    # Trained outcomes, and what they say of scores
+    "judge": "experiments.site_tables",
     # Steering adapters
     "SteeringConfig": "steering.config",
     "SteeringModel": "steering.model",
@@ -119,11 +130,15 @@ __all__ = [
     "RankOptions",
     "Ranking",
     "RunResults",
+    "SearchOptions",
+    "SearchResult",
     "Site",
     "SiteKind",
+    "SiteTable",
     "SteeringConfig",
     "SteeringModel",
     "SteerscopeError",
+    "SweepOptions",
     "TrainOptions",
     "UnsupportedModelError",
     "ValidateOptions",
@@ -138,6 +153,7 @@ __all__ = [
     "first_order_shift",
     "get_steering_model",
     "get_task",
+    "judge",
     "load_model",
     "parse_site",
     "propositions",
@@ -146,6 +162,8 @@ __all__ = [
     "reading",
     "register_score",
     "remainder_slope",
+    "search",
+    "sweep",
     "train",
     "true_float64",
     "validate",

@@ -56,10 +56,9 @@ def search(
     """Rank the sites, train at the best ones in rounds, and keep the adapter of the one that learns most."""
     from steerscope.cli.output import RESUME, check_folder
     from steerscope.cli.progress import stage_progress
-    from steerscope.experiments.searching import SearchOptions, search_sites
-    from steerscope.experiments.validation.data import splits_of_task
+    from steerscope.experiments.commands import search as search_model
+    from steerscope.experiments.searching import SearchOptions
     from steerscope.folders import Kind
-    from steerscope.models import load_model
 
     # Everything that can be refused is refused here, before a model is loaded.
     options = SearchOptions(
@@ -77,15 +76,14 @@ def search(
         num_selection=selection_examples,
         num_test=test_examples,
         seed=seed,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
     )
     check_folder(out, Kind.SEARCH, overwrite=resume, advice=RESUME, also=(Kind.RANKING,))
-    splits = splits_of_task(chosen_task(task, data, data_dir))
-    splits.selection(options.num_selection)
-    splits.test(options.num_test)
+    source = chosen_task(task, data, data_dir)
     with stage_progress(quiet=quiet) as show:
-        show("load", 0, 1)
-        loaded = load_model(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
-        show("load", 1, 1)
-        result = search_sites(loaded, splits, options, out, progress=show, command=command_line())
+        result = search_model(model, source, options, out, progress=show, command=command_line())
     print(result, file=sys.stdout)
     print(f"adapter: {result.adapter}", file=sys.stderr)

@@ -49,6 +49,7 @@ def sweep(
     longer: Annotated[int, typer.Option(help="Sites that are trained for twice as many steps too.")] = 12,
     selection_examples: Annotated[int, typer.Option(help="Most held-out prompts that choose learning rates.")] = 256,
     test_examples: Annotated[int, typer.Option(help="Most test prompts.")] = 512,
+    scores: Annotated[bool, typer.Option(help="Rank all sites at the end, and keep their scores in the table.")] = True,
     budget: Annotated[float | None, typer.Option(help="Minutes; what is finished then is kept, and usable.")] = None,
     pack_size: Annotated[int | None, typer.Option(help="Most runs trained together; without it, to fit.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for runs and table.json.")] = Path("sweep"),
@@ -63,11 +64,10 @@ def sweep(
     """Train one edit at each of many sites, several at a time, and keep the outcomes as a table."""
     from steerscope.cli.output import RESUME, check_folder
     from steerscope.cli.progress import stage_progress
-    from steerscope.experiments.sweeping import SweepOptions, sweep_sites
+    from steerscope.experiments.commands import sweep as sweep_model
+    from steerscope.experiments.sweeping import SweepOptions
     from steerscope.experiments.sweeping.sweep_sites import TABLE
-    from steerscope.experiments.validation.data import splits_of_task
     from steerscope.folders import Kind
-    from steerscope.models import load_model
 
     # Everything that can be refused is refused here, before a model is loaded.
     options = SweepOptions(
@@ -83,25 +83,24 @@ def sweep(
         longer=longer,
         num_selection=selection_examples,
         num_test=test_examples,
+        scores=scores,
         budget=budget,
         pack_size=pack_size,
         seed=seed,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
     )
-    check_folder(out, Kind.SWEEP, overwrite=resume, advice=RESUME)
-    splits = splits_of_task(chosen_task(task, data, data_dir))
-    splits.selection(options.num_selection)
-    splits.test(options.num_test)
+    check_folder(out, Kind.SWEEP, overwrite=resume, advice=RESUME, also=(Kind.RANKING,))
+    source = chosen_task(task, data, data_dir)
     with stage_progress(quiet=quiet) as show:
-        show("load", 0, 1)
-        loaded = load_model(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
-        show("load", 1, 1)
-
-        def tell(what: str, done: int, total: int) -> None:
-            show(f"train: {what}" if what else "train", done, total)
-
-        table = sweep_sites(loaded, splits, options, out, progress=tell, command=command_line())
+        table = sweep_model(model, source, options, out, progress=show, command=command_line())
     print(table, file=sys.stdout)
-    print(f"table: {out / TABLE}", file=sys.stderr)
+    speed = table.cost["operations"] / max(table.cost["seconds"], 1e-9)
+    print(
+        f"{table.cost['runs']:.0f} runs, {speed / 1e9:,.0f} GFLOP/s in training; table: {out / TABLE}", file=sys.stderr
+    )
 
 
 def _sites(text: str) -> int | str | tuple[str, ...]:

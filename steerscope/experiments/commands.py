@@ -1,4 +1,4 @@
-"""What the commands do, as functions: train, evaluate, validate and verify.
+"""What the commands do, as functions: train, evaluate, validate, sweep, search and verify.
 
 The command line calls these very functions. They have one shape: the model, the task, options, and where results go. A
 model is given in memory, or by its name; it is then loaded as the options say (device, data type, revision), after all
@@ -8,7 +8,7 @@ that can be refused without it has been. A model in memory is afterwards as it w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,13 @@ from steerscope.experiments.evaluation.adapters import read_adapter
 from steerscope.experiments.evaluation.command import EvaluateOptions, evaluate_model
 from steerscope.experiments.runs.evaluation import Evaluation
 from steerscope.experiments.runs.records import RunResults
+from steerscope.experiments.searching import SearchOptions, SearchResult, search_sites
+from steerscope.experiments.site_tables import SiteTable
+from steerscope.experiments.sweeping import SweepOptions, sweep_sites
 from steerscope.experiments.tasks import FileTask, Task, get_task
 from steerscope.experiments.training.options import TrainOptions
 from steerscope.experiments.training.train import train as train_on
-from steerscope.experiments.validation.data import splits_of_task
+from steerscope.experiments.validation.data import DataSplits, splits_of_task
 from steerscope.experiments.validation.options import ValidateOptions
 from steerscope.experiments.validation.result import Validation
 from steerscope.experiments.validation.validate import validate_ranking
@@ -32,13 +35,11 @@ from steerscope.experiments.verification.results import Verification
 from steerscope.experiments.verification.run import Loader, VerifyOptions
 from steerscope.folders import Kind, require_folder_for
 from steerscope.models.load import LoadedModel
-from steerscope.option_types import options_or_default
+from steerscope.option_types import LOADING, options_or_default
 from steerscope.steering.model import steered_by
 
 AnyModel = LoadedModel | str | Path
 AnyTask = Task | str
-# How a model is loaded by its name: fields that several classes of options have.
-_LOADING = ("model", "device", "dtype", "revision", "trust_remote_code")
 
 
 def train(
@@ -153,9 +154,92 @@ def validate(
     """
     options = options_or_default(options, ValidateOptions)
     options.check()
-    loaded = _in_memory(model, options)
-    place, show = Path(out), progress or _silent
+    place = Path(out)
     require_folder_for(place, Kind.VALIDATION, also=(Kind.RANKING,))
+    loaded, splits = _ready(model, task, options, progress)
+    ranking, result = validate_ranking(loaded, splits, options, place, progress=progress, command=command)
+    ranking.save(place / "ranking.json")
+    result.save(place / "validation.json")
+    return result
+
+
+def sweep(
+    model: AnyModel,
+    task: AnyTask,
+    options: SweepOptions | None = None,
+    out: str | Path = "sweep",
+    *,
+    progress: StageProgress | None = None,
+    command: str = "",
+) -> SiteTable:
+    """Train an edit at each of many sites, one site per run, and keep what came out as a table.
+
+    Args:
+        model: A loaded model, or the name of one.
+        task: A task, or the name of one.
+        options: Sites, edit, length of training, budget.
+        out: Folder for runs and ``table.json``; a sweep that is there with the same options is gone on with.
+        progress: Called with the stage's name, steps done and steps in all.
+        command: What the user typed, kept with the table.
+
+    Raises:
+        InputError: Options, data, model or folder cannot be used, or the budget was over before a run was tested.
+
+    Cost: see :func:`~steerscope.experiments.sweeping.sweep_sites.sweep_sites`.
+    """
+    options = options_or_default(options, SweepOptions)
+    work = _prepared(model, task, options, out, Kind.SWEEP, progress)
+    return sweep_sites(work.loaded, work.splits, options, out, progress=work.show, command=command)
+
+
+def search(
+    model: AnyModel,
+    task: AnyTask,
+    options: SearchOptions | None = None,
+    out: str | Path = "search",
+    *,
+    progress: StageProgress | None = None,
+    command: str = "",
+) -> SearchResult:
+    """Find the site, or set of sites, at which training gives most, and keep an adapter trained there.
+
+    Args:
+        model: A loaded model, or the name of one.
+        task: A task, or the name of one.
+        options: Budget, candidates, edit.
+        out: Folder for runs, ``search.json`` and ``adapter/``; a search that is there is gone on with.
+        progress: Called with the stage's name, steps done and steps in all.
+        command: What the user typed, kept with the result.
+
+    Raises:
+        InputError: Options, data, model or folder cannot be used, or the budget was over before runs were compared.
+
+    Cost: see :func:`~steerscope.experiments.searching.search_sites.search_sites`.
+    """
+    options = options_or_default(options, SearchOptions)
+    work = _prepared(model, task, options, out, Kind.SEARCH, progress)
+    return search_sites(work.loaded, work.splits, options, out, progress=work.show, command=command)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A model that is loaded after all that can be refused without it has been."""
+
+    loaded: LoadedModel
+    splits: DataSplits
+    show: StageProgress
+
+
+def _prepared(
+    model: AnyModel,
+    task: AnyTask,
+    options: SweepOptions | SearchOptions,
+    out: str | Path,
+    kind: Kind,
+    progress: StageProgress | None,
+) -> _Prepared:
+    loaded, show = _in_memory(model, options), progress or _silent
+    require_folder_for(out, kind, also=(Kind.RANKING,))
     splits = splits_of_task(_task(task))
     splits.selection(options.num_selection)
     splits.test(options.num_test)
@@ -163,10 +247,7 @@ def validate(
         show("load", 0, 1)
         loaded = _load(model, options)
         show("load", 1, 1)
-    ranking, result = validate_ranking(loaded, splits, options, place, progress=show, command=command)
-    ranking.save(place / "ranking.json")
-    result.save(place / "validation.json")
-    return result
+    return _Prepared(loaded, splits, show)
 
 
 def verify(
@@ -204,6 +285,24 @@ def verify(
     return verification.verify_model(load, chosen, options, progress)
 
 
+def _ready(
+    model: AnyModel,
+    task: AnyTask,
+    options: ValidateOptions | SearchOptions | SweepOptions,
+    progress: StageProgress | None,
+) -> tuple[LoadedModel, DataSplits]:
+    """Return the model and the examples, after what can be refused without the model has been."""
+    loaded = _in_memory(model, options)
+    splits, show = splits_of_task(_task(task)), progress or _silent
+    splits.selection(options.num_selection)
+    splits.test(options.num_test)
+    if loaded is None:
+        show("load", 0, 1)
+        loaded = _load(model, options)
+        show("load", 1, 1)
+    return loaded, splits
+
+
 def _task(task: AnyTask) -> Task:
     if isinstance(task, str):
         return get_task(task)
@@ -228,7 +327,7 @@ def _in_memory(model: AnyModel, options: Any) -> LoadedModel | None:
             f"model is a {type(model).__name__}; expected a name, load_model(name), or wrap_model(model, tokenizer)."
         )
     for field in fields(options):
-        if field.name in _LOADING and getattr(options, field.name) != field.default:
+        if field.name in ("model", *LOADING) and getattr(options, field.name) != field.default:
             raise InputError(
                 f"[[{field.name}]] is {getattr(options, field.name)!r}, and the model is loaded already. Leave it out, "
                 "or give the model's name."

@@ -8,7 +8,7 @@ from typing import Any
 from steerscope.analysis.scoring.options import MIN_EXAMPLES
 from steerscope.errors import InputError
 from steerscope.experiments.engine.spec import Schedule
-from steerscope.option_types import plain_fields
+from steerscope.option_types import LOADING, plain_fields
 from steerscope.steering.config import SteeringConfig
 
 STARTS = ("score", "depth", "spread")
@@ -33,6 +33,10 @@ class SearchOptions:
         num_selection: Held-out examples that choose.
         num_test: Test examples.
         seed: Of the ranking, the training data, and the start of runs.
+        device: Where a model that is given by its name is loaded.
+        dtype: Its data type.
+        revision: Branch, tag or commit of a Hugging Face name.
+        trust_remote_code: Run code that comes with the model.
     """
 
     budget: float | None = None
@@ -50,6 +54,10 @@ class SearchOptions:
     num_selection: int = 256
     num_test: int = 512
     seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    revision: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -78,4 +86,7 @@ class SearchOptions:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what decides the result, as JSON-able values."""
-        return asdict(self)
+        own = asdict(self)
+        for name in LOADING:
+            del own[name]
+        return own

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any
 
 from steerscope.errors import InputError
 from steerscope.experiments.engine.spec import RunSpec, Schedule
 from steerscope.models.site_map import SiteMap
-from steerscope.option_types import plain_fields
+from steerscope.option_types import LOADING, plain_fields
 from steerscope.sites import Site, SiteKind
 from steerscope.steering.config import SteeringConfig
 
 ALL = "all"
+_NO_RESULT = ("scores", "budget", "pack_size", *LOADING)
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,14 @@ class SweepOptions:
             rate): whether more training would order sites otherwise.
         num_selection: Held-out examples that choose rates.
         num_test: Test examples.
+        scores: Rank all sites at the end, and keep every score of the trained ones in the table.
         budget: Minutes, None without a limit: no training is begun later; what is finished is kept.
         pack_size: Most runs trained together, None to fit the machine. It changes no result.
         seed: The first seed.
+        device: Where a model that is given by its name is loaded.
+        dtype: Its data type.
+        revision: Branch, tag or commit of a Hugging Face name.
+        trust_remote_code: Run code that comes with the model.
     """
 
     sites: int | tuple[str, ...] | str = 48
@@ -52,17 +60,24 @@ class SweepOptions:
     longer: int = 12
     num_selection: int = 256
     num_test: int = 512
+    scores: bool = True
     budget: float | None = None
     pack_size: int | None = None
     seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    revision: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         rates = self.rates if isinstance(self.rates, tuple | list) else (self.rates,)
         object.__setattr__(self, "rates", ())  # numbers, which plain_fields takes for names
         plain_fields(self)
-        object.__setattr__(
-            self, "rates", tuple(float(RunSpec(self.config_at("0.resid_post"), r).learning_rate) for r in rates)
-        )
+        edit = self.config_at("0.resid_post")
+        for rate in rates:
+            if not isinstance(rate, Real) or not 0 < rate < math.inf:
+                raise InputError(f"[[rates]] has {rate!r}; expected positive numbers, such as 1e-3.")
+        object.__setattr__(self, "rates", tuple(float(RunSpec(edit, r).learning_rate) for r in rates))
         least = {"seeds": 1, "steps": 4, "batch_size": 1, "longer": 0, "num_selection": 16, "num_test": 16}
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
@@ -93,9 +108,9 @@ class SweepOptions:
         return SteeringConfig(sites=site, family=self.family, rank=self.rank, bias=self.bias, scale=self.scale)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what decides results, as JSON-able values: without budget and size of packs."""
+        """Return what decides results, as JSON-able values; the model's own record says how it was loaded."""
         found = asdict(self)
-        for name in ("budget", "pack_size"):
+        for name in _NO_RESULT:
             del found[name]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
@@ -114,8 +129,7 @@ def spread_sites(site_map: SiteMap, wanted: int | tuple[str, ...] | str) -> tupl
     """
     kinds = [kind for kind in site_map.description.kinds if kind is not SiteKind.RESID_PRE]
     layers = len(site_map.blocks)
-    if isinstance(wanted, str) and wanted != ALL:
-        wanted = (wanted,)
+    wanted = ALL if wanted == (ALL,) else (wanted,) if isinstance(wanted, str) and wanted != ALL else wanted
     if isinstance(wanted, tuple):
         named = [site_map.resolve(name) for name in wanted]
         if doubled := sorted({str(site) for site in named if named.count(site) > 1}):
