@@ -142,8 +142,7 @@ def test_prints_a_plain_table(place, capsys):
     said = " ".join(out.split())
     assert "Not trained on this model and task. Elsewhere the order was surely better than chance in" in said
     assert "which steerscope validate tests" in said
-    # The lines to copy name this model and these examples.
-    assert f"--data {place / 'data.jsonl'} --budget" in said
+    assert f"steerscope search {place / 'model'} --data " in said
     assert "Greedy set" not in out
     assert "scoring sites, done" in err
 
