@@ -20,6 +20,8 @@ from steerscope.errors import InputError, words
 from steerscope.sites import Site
 
 Options = TypeVar("Options")
+# How a model is loaded by its name: fields that several classes of options have, and that decide no result beside it.
+LOADING = ("device", "dtype", "revision", "trust_remote_code")
 _MISFIT = object()
 _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", type(None): "None"}
 

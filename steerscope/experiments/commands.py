@@ -35,13 +35,11 @@ from steerscope.experiments.verification.results import Verification
 from steerscope.experiments.verification.run import Loader, VerifyOptions
 from steerscope.folders import Kind, require_folder_for
 from steerscope.models.load import LoadedModel
-from steerscope.option_types import options_or_default
+from steerscope.option_types import LOADING, options_or_default
 from steerscope.steering.model import steered_by
 
 AnyModel = LoadedModel | str | Path
 AnyTask = Task | str
-# How a model is loaded by its name: fields that several classes of options have.
-_LOADING = ("model", "device", "dtype", "revision", "trust_remote_code")
 
 
 def train(
@@ -156,17 +154,10 @@ def validate(
     """
     options = options_or_default(options, ValidateOptions)
     options.check()
-    loaded = _in_memory(model, options)
-    place, show = Path(out), progress or _silent
+    place = Path(out)
     require_folder_for(place, Kind.VALIDATION, also=(Kind.RANKING,))
-    splits = splits_of_task(_task(task))
-    splits.selection(options.num_selection)
-    splits.test(options.num_test)
-    if loaded is None:
-        show("load", 0, 1)
-        loaded = _load(model, options)
-        show("load", 1, 1)
-    ranking, result = validate_ranking(loaded, splits, options, place, progress=show, command=command)
+    loaded, splits = _ready(model, task, options, progress)
+    ranking, result = validate_ranking(loaded, splits, options, place, progress=progress, command=command)
     ranking.save(place / "ranking.json")
     result.save(place / "validation.json")
     return result
@@ -294,6 +285,24 @@ def verify(
     return verification.verify_model(load, chosen, options, progress)
 
 
+def _ready(
+    model: AnyModel,
+    task: AnyTask,
+    options: ValidateOptions | SearchOptions | SweepOptions,
+    progress: StageProgress | None,
+) -> tuple[LoadedModel, DataSplits]:
+    """Return the model and the examples, after what can be refused without the model has been."""
+    loaded = _in_memory(model, options)
+    splits, show = splits_of_task(_task(task)), progress or _silent
+    splits.selection(options.num_selection)
+    splits.test(options.num_test)
+    if loaded is None:
+        show("load", 0, 1)
+        loaded = _load(model, options)
+        show("load", 1, 1)
+    return loaded, splits
+
+
 def _task(task: AnyTask) -> Task:
     if isinstance(task, str):
         return get_task(task)
@@ -318,7 +327,7 @@ def _in_memory(model: AnyModel, options: Any) -> LoadedModel | None:
             f"model is a {type(model).__name__}; expected a name, load_model(name), or wrap_model(model, tokenizer)."
         )
     for field in fields(options):
-        if field.name in _LOADING and getattr(options, field.name) != field.default:
+        if field.name in ("model", *LOADING) and getattr(options, field.name) != field.default:
             raise InputError(
                 f"[[{field.name}]] is {getattr(options, field.name)!r}, and the model is loaded already. Leave it out, "
                 "or give the model's name."

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any
 
 from steerscope.errors import InputError
 from steerscope.experiments.engine.spec import RunSpec, Schedule
 from steerscope.models.site_map import SiteMap
-from steerscope.option_types import plain_fields
+from steerscope.option_types import LOADING, plain_fields
 from steerscope.sites import Site, SiteKind
 from steerscope.steering.config import SteeringConfig
 
 ALL = "all"
-_NO_RESULT = ("scores", "budget", "pack_size", "device", "dtype", "revision", "trust_remote_code")
+_NO_RESULT = ("scores", "budget", "pack_size", *LOADING)
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,11 @@ class SweepOptions:
         rates = self.rates if isinstance(self.rates, tuple | list) else (self.rates,)
         object.__setattr__(self, "rates", ())  # numbers, which plain_fields takes for names
         plain_fields(self)
-        object.__setattr__(
-            self, "rates", tuple(float(RunSpec(self.config_at("0.resid_post"), r).learning_rate) for r in rates)
-        )
+        edit = self.config_at("0.resid_post")
+        for rate in rates:
+            if not isinstance(rate, Real) or not 0 < rate < math.inf:
+                raise InputError(f"[[rates]] has {rate!r}; expected positive numbers, such as 1e-3.")
+        object.__setattr__(self, "rates", tuple(float(RunSpec(edit, r).learning_rate) for r in rates))
         least = {"seeds": 1, "steps": 4, "batch_size": 1, "longer": 0, "num_selection": 16, "num_test": 16}
         for name, minimum in least.items():
             if getattr(self, name) < minimum:

@@ -11,7 +11,7 @@ from steerscope.errors import InputError
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.installed import require
 from steerscope.models.site_map import SiteMap
-from steerscope.option_types import plain_fields
+from steerscope.option_types import LOADING, plain_fields
 from steerscope.sites import Site, SiteKind
 
 MIN_SITES = 6
@@ -91,7 +91,7 @@ class ValidateOptions:
     def as_dict(self) -> dict[str, Any]:
         """Return what decides a validation beside its model, as JSON-able values."""
         own = asdict(self)
-        for name in ("device", "dtype", "revision", "trust_remote_code"):
+        for name in LOADING:
             del own[name]
         return own
 
