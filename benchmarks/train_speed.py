@@ -18,9 +18,7 @@ import platform
 import resource
 import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 WARM = 2
@@ -29,25 +27,20 @@ METHODS = ("post-block", "lora", "floor", "whole")
 
 def measure(what: str, model: str, steps: int, batch_size: int, rank: int, dtype: str) -> dict[str, float]:
     import torch
-    from transformers import TrainerCallback
 
-    from steerscope.experiments.shared_prefix import shared_length
+    from steerscope.experiments.engine.loop import train_pack
+    from steerscope.experiments.engine.model_pack import ModelPack
     from steerscope.experiments.tasks import get_task
     from steerscope.experiments.tasks.supervised import supervise
-    from steerscope.experiments.training.data import Collator, training_rows
-    from steerscope.experiments.training.engine import trainer_of
+    from steerscope.experiments.training.data import training_rows
     from steerscope.experiments.training.options import TrainOptions
-    from steerscope.experiments.training.prefix_trainer import with_cache
     from steerscope.experiments.training.trainee import build
     from steerscope.models import load_model
-    from steerscope.models.head import contiguous_head
 
-    class Clock(TrainerCallback):
-        def __init__(self) -> None:
-            self.at: list[tuple[float, float]] = []
+    at: list[tuple[float, float]] = []
 
-        def on_step_end(self, args, state, control, **kwargs):
-            self.at.append((time.perf_counter(), time.process_time()))
+    def clock(*_: object) -> None:
+        at.append((time.perf_counter(), time.process_time()))
 
     method = "lora" if what == "lora" else "post-block"
     options = TrainOptions("listops_paper", method, rank=rank, batch_size=batch_size, steps=steps + WARM, dtype=dtype)
@@ -56,27 +49,20 @@ def measure(what: str, model: str, steps: int, batch_size: int, rank: int, dtype
     sequences = supervise(examples, loaded.tokenizer, loaded.max_length).sequences
     rows = training_rows(sequences, options.steps, batch_size, 0)
     tokens = sum(len(row.ids) for row in rows[WARM * batch_size :])
-    clock = Clock()
+    trained = loaded.model if what == "floor" else build(loaded, options, []).model
+    pack = ModelPack(trained, options.spec(1e-3), 2)
+    if what == "whole":
+        pack.prepare = lambda sequences: None  # type: ignore[method-assign]
     if what == "floor":
-        shared = shared_length(loaded.model, [row.ids for row in rows], [row.first_target for row in rows], 2)
-        collate = Collator(2, True, False, shared)
-        with torch.no_grad(), contiguous_head(loaded.model):
+        pack.prepare(rows)
+        clock()
+        with torch.no_grad():
             for start in range(0, len(rows), batch_size):
-                batch = with_cache(loaded.model, {"use_cache": False, **collate(rows[start : start + batch_size])})
-                batch.pop("labels")
-                loaded.model(**batch)
-                clock.on_step_end(None, None, None)
+                pack.losses([0], [rows[start : start + batch_size]])
+                clock()
     else:
-        trainee = build(loaded, options, [])
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = trainer_of(
-                trainee, rows, options, Path(folder), pad=2, steps=options.steps, learning_rate=1e-3, keeps=False
-            )
-            if what == "whole":
-                trainer.data_collator = replace(trainer.data_collator, shared=0)
-            trainer.add_callback(clock)
-            trainer.train()
-    (first, busy), (last, done) = clock.at[WARM - 1], clock.at[-1]
+        train_pack(pack, {0: rows}, options.schedule(), show=clock)
+    (first, busy), (last, done) = at[WARM], at[-1]
     return {
         "tokens_per_second": tokens / (last - first),
         "tokens_per_cpu_second": tokens / (done - busy),

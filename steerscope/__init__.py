@@ -26,10 +26,9 @@ if TYPE_CHECKING:
     from steerscope.experiments.evaluation.command import EvaluateOptions
     from steerscope.experiments.runs.evaluation import Evaluation
     from steerscope.experiments.runs.records import RunResults
-    from steerscope.experiments.searching.options import SearchOptions
-    from steerscope.experiments.searching.result import SearchResult
-    from steerscope.experiments.site_tables.table import SiteTable
-    from steerscope.experiments.sweeping.options import SweepOptions
+    from steerscope.experiments.searching import SearchOptions, SearchResult
+    from steerscope.experiments.site_tables import SiteTable, judge
+    from steerscope.experiments.sweeping import SweepOptions
     from steerscope.experiments.tasks import FileTask, get_task
     from steerscope.experiments.training.options import TrainOptions
     from steerscope.experiments.validation.options import ValidateOptions
@@ -84,22 +83,24 @@ _HOMES = {
     "evaluate": "experiments.commands",
     "EvaluateOptions": "experiments.evaluation.command",
     "Evaluation": "experiments.runs.evaluation",
-    "search": "experiments.commands",
-    "SearchOptions": "experiments.searching.options",
-    "SearchResult": "experiments.searching.result",
-    "sweep": "experiments.commands",
-    "SweepOptions": "experiments.sweeping.options",
-    "SiteTable": "experiments.site_tables.table",
     "validate": "experiments.commands",
     "ValidateOptions": "experiments.validation.options",
     "Validation": "experiments.validation.result",
     "verify": "experiments.commands",
     "VerifyOptions": "experiments.verification.run",
     "Verification": "experiments.verification.results",
+    "sweep": "experiments.commands",
+    "SweepOptions": "experiments.sweeping",
+    "search": "experiments.commands",
+    "SearchOptions": "experiments.searching",
+    "SearchResult": "experiments.searching",
     "propositions": "equivalence.propositions.catalogue",
     "compare": "experiments.comparison.groups",
     "Comparison": "experiments.comparison.groups",
     "write_report": "reports.ranking.folder",
+    # Trained outcomes, and what they say of scores
+    "SiteTable": "experiments.site_tables",
+    "judge": "experiments.site_tables",
     # Steering adapters
     "SteeringConfig": "steering.config",
     "SteeringModel": "steering.model",
@@ -152,6 +153,7 @@ __all__ = [
     "first_order_shift",
     "get_steering_model",
     "get_task",
+    "judge",
     "load_model",
     "parse_site",
     "propositions",

@@ -32,12 +32,12 @@ def record_text(record: Any) -> str:
 
 
 def read_record(path: str | Path, kind: type[T], what: str) -> T:
-    """Read a dataclass whose :func:`record_text` was written.
+    """Read a dataclass from a file that holds its :func:`record_text`.
 
     Args:
         path: The file.
         kind: The dataclass; a field ``schema_version`` with a default has to hold that value.
-        what: What the file is, for messages: "the site table".
+        what: What the file is, for messages: "site table".
 
     Returns:
         The record.
@@ -46,11 +46,25 @@ def read_record(path: str | Path, kind: type[T], what: str) -> T:
         InputError: No such file, not JSON, another schema version, or fields that are missing, unknown, or of a wrong
             type.
     """
-    text = read_text(Path(path), what)
+    return parse_record(read_text(Path(path), f"the {what}"), kind, what, str(path))
+
+
+def parse_record(text: str, kind: type[T], what: str, where: str = "the text") -> T:
+    """Read a dataclass from its :func:`record_text`; see :func:`read_record`.
+
+    Args:
+        text: The text.
+        kind: The dataclass.
+        what: What it should be.
+        where: What it is from.
+    """
+    article = "an" if what[0] in "aeiou" else "a"
+    problem = f"{where} is not {article} {what}"
     try:
-        return record_of(parse_json(text), kind, f"{path} is not {what}")
+        data = parse_json(text)
     except ValueError as error:
-        raise InputError(f"{path} is not {what}: invalid JSON ({error}). Make it again.") from error
+        raise InputError(f"{problem}: invalid JSON ({error}). Make it again.") from error
+    return record_of(data, kind, problem)
 
 
 def record_of(data: Any, kind: type[T], problem: str) -> T:

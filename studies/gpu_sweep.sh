@@ -6,7 +6,7 @@
 #
 # Every site of every layer, rates searched at each, three seeds. DATA_DIR names the folder with files of the tasks that
 # are not generated (without it these are left out). PYTHON names the interpreter. Each task has its own folder below OUT;
-# its table.json is all that has to be kept. What a task does not need of its part of the time, the next ones get.
+# its table.json is all that has to be kept (scores can be added on a CPU: the same command without --no-scores). What a task does not need of its part of the time, the next ones get.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 minutes=${1:?minutes}; out=${2:?folder}
@@ -24,6 +24,6 @@ for task in $tasks; do
     --sites "${SITES:-all}" --seeds "${SEEDS:-3}" --steps "${STEPS:-80}" --batch-size "${BATCH:-24}" \
     --longer "${LONGER:-24}" --test-examples "${TEST:-512}" --selection-examples "${SELECTION:-128}" \
     --device "${DEVICE:-cuda}" --dtype "${DTYPE:-bfloat16}" --budget "$(awk "BEGIN{print $budget / 60}")" \
-    --out "$out/$task" --resume --quiet > "$out/$task.txt" || echo "$task: see above" >&2
+    --no-scores --out "$out/$task" --resume --quiet > "$out/$task.txt" || echo "$task: see above" >&2
   head -3 "$out/$task.txt"
 done

@@ -28,13 +28,16 @@ from steerscope.errors import InputError
 from steerscope.experiments.tasks import GeneratedTask, ListOps
 from steerscope.experiments.tasks.formats import GENERATED
 from steerscope.experiments.tasks.formats.listops import FORM
+from steerscope.experiments.tasks.formats.recall import FORM as RECALL
+from steerscope.experiments.tasks.formats.recall import Recall
 from steerscope.experiments.tasks.generator import DIGITS, LETTERS
 from steerscope.experiments.tasks.supervised import SupervisedSequence, supervise
+from steerscope.experiments.tasks.task import TaskExample, folded
 from steerscope.files import exit_code_of, written_aside
 from steerscope.folders import Kind, require_folder_for
 
-_WORDS = ["<bos>", "<eos>", "<pad>", "<unk>", *"[]=(),:", "MIN", "MAX", "MED", "SM", "min", "max", "twice"]
-_WORDS += [*DIGITS, *LETTERS]
+_WORDS = ["<bos>", "<eos>", "<pad>", "<unk>", *"[]=(),:+", "MIN", "MAX", "MED", "SM", "min", "max", "twice"]
+_WORDS += [*DIGITS, *LETTERS, *map(str.upper, LETTERS)]
 LAYERS, WIDTH = 14, 64
 # The whole text is learned as well, so that every position knows what texts look like; its part is small, since most
 # of it is random.
@@ -70,14 +73,25 @@ FAMILIES = ("gpt_neox", "gemma2", "gpt2", "llama")
 def small_tokenizer() -> PreTrainedTokenizerBase:
     """Return a tokenizer with one token per bracket, operator, word, letter and digit of the generated tasks."""
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(_WORDS)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\[\]=(),:]|[A-Z]+|[a-z]+|\d"), "removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\[\]=(),:+]|[A-Z]+|[a-z]+|\d"), "removed", invert=True)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
     )
 
 
+def _all_recalled(question: str, value: int) -> TaskExample:
+    """``b=3 d=7 b=3 d=7``: every pair twice, the second time in the alphabet's order.
+
+    One text asks as many questions as it has pairs. Asked one at a time, recall is hardly learned in minutes.
+    """
+    pairs = question.split()[:-1]
+    again = " ".join(sorted(pairs))
+    return TaskExample(f"{' '.join(pairs)} {again[:2]}", again[2:], answer=again[-1], content=folded(question))
+
+
 def task_called(name: str) -> GeneratedTask:
-    """Return a generated task; ``flat`` is ListOps without nesting.
+    """Return a generated task; ``flat`` is ListOps without nesting, ``recall_all`` asks for all keys,
+    one after the other.
 
     Raises:
         InputError: There is no generated task of that name.
@@ -85,8 +99,10 @@ def task_called(name: str) -> GeneratedTask:
     if name == "flat":
         # Longer lists than those of the task, so that enough flat ones are different.
         return GeneratedTask(FORM, ListOps(max_depth=1, max_args=6))
+    if name == "recall_all":
+        return GeneratedTask(RECALL, Recall(), _all_recalled)
     if name not in GENERATED:
-        raise InputError(f"task {name!r} is not generated; expected one of flat, {', '.join(GENERATED)}.")
+        raise InputError(f"task {name!r} is not generated; expected one of flat, recall_all, {', '.join(GENERATED)}.")
     return GENERATED[name]
 
 
@@ -131,7 +147,7 @@ def train_small(
     tokenizer = small_tokenizer()
     each = min(steps * batch_size // len(known) + 1, 40_000)
     pool = [row for task in known.values() for row in _rows(task, "train", each, seed, tokenizer)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, fused=True)
     generator = torch.Generator().manual_seed(seed)
     model.train()
     since = time.process_time()
@@ -168,17 +184,18 @@ def _rows(
 
 
 def _losses(model: Any, rows: Sequence[SupervisedSequence]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the mean loss of answers, that of all tokens, and which answers are the most likely token ``(row)``."""
+    """Return the mean over texts of their supervised tokens' loss, that of all tokens, and which last one is right."""
     width = max(len(row.ids) for row in rows)
     ids = torch.tensor([[*row.ids, *[2] * (width - len(row.ids))] for row in rows])
-    lengths = torch.tensor([len(row.ids) for row in rows])
-    mask = torch.arange(width) < lengths[:, None]
-    logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
-    places = torch.arange(len(rows)), lengths - 2
-    wanted = ids[places[0], lengths - 1]
-    targets = torch.where(mask, ids, -100)[:, 1:]
-    text = cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=-100)
-    return cross_entropy(logits[places], wanted), text, logits[places].argmax(-1) == wanted
+    lengths, starts = torch.tensor([[len(row.ids), row.first_target] for row in rows]).T
+    places = torch.arange(width)
+    mask = places < lengths[:, None]
+    logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits[:, :-1]
+    losses = cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    answers = (mask & (places >= starts[:, None]))[:, 1:]
+    last = torch.arange(len(rows)), lengths - 2
+    right = logits[last].argmax(-1) == ids[:, 1:][last]
+    return ((losses * answers).sum(1) / answers.sum(1)).mean(), losses[mask[:, 1:]].mean(), right
 
 
 def main() -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from steerscope.analysis.evidence import EVIDENCE
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
 from steerscope.errors import InputError
 from steerscope.experiments.agreement.depth_and_kind import CONSTANTS, fit
+from steerscope.experiments.agreement.layer_bootstrap import Estimate
+from steerscope.experiments.site_tables.across import mean_of_independent
 from steerscope.experiments.validation.result import Validation
 from steerscope.experiments.validation.training import sites_of
 from steerscope.experiments.validation.validate import compared
@@ -165,11 +166,9 @@ def _bars(studies: Sequence[Validation]) -> str:
 
 def _mean_margin(found: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
     """Return the mean of independent margins and its interval, from theirs."""
-    margins = [float(one["margin"]) for one in found]
-    mean = sum(margins) / len(found)
-    below = math.hypot(*(m - float(one["margin_low"]) for m, one in zip(margins, found, strict=True))) / len(found)
-    above = math.hypot(*(float(one["margin_high"]) - m for m, one in zip(margins, found, strict=True))) / len(found)
-    return mean, mean - below, mean + above
+    own = [Estimate(*(float(one[name]) for name in ("margin", "margin_low", "margin_high"))) for one in found]
+    mean = mean_of_independent(own)
+    return mean.value, mean.low, mean.high
 
 
 def _candidates(tried: Sequence[Mapping[str, Any]]) -> str:

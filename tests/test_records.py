@@ -35,7 +35,7 @@ def _written(tmp_path: Path, **changes: object) -> Path:
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
-    assert read_record(_written(tmp_path), Outer, "a record") == RECORD
+    assert read_record(_written(tmp_path), Outer, "record") == RECORD
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, changes: dict[str, object], says: str) -> None:
     with pytest.raises(InputError, match=says):
-        read_record(_written(tmp_path, **changes), Outer, "a record")
+        read_record(_written(tmp_path, **changes), Outer, "record")
 
 
 def test_numbers_that_are_not_finite_are_not_written() -> None:

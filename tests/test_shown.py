@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from steerscope.analysis.shown import LINES, WIDTH, Shown, screen
+from steerscope.experiments.site_tables import judge
 from steerscope.experiments.validation.result import Validation
 from steerscope.experiments.verification.results import Verification
 from steerscope.models import wrap_model
 from studies.claims.kept import with_kept
 from studies.claims.page import studies
+from tests.experiments.site_tables.tiny import made_up
 from tests.experiments.training import cases
 from tests.reports import ranking_cases
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -36,6 +38,7 @@ SHOWN = {
     ),
     "comparison": (comparison, ["accuracy on", "post-block", "majority"]),
     "run": (lambda: cases.results(cases.config()), ["test accuracy 61.0%", "post-block at 0.resid_post", "1,000 of"]),
+    "judgement": (lambda: judge(made_up()), ["Admitted", "Scores against trained loss", "depth, then kind"]),
     "evaluation": (cases.evaluation, ["test accuracy 61.0%"]),
 }
 SHOWN |= {

@@ -68,9 +68,9 @@ def test_a_deviation_beyond_the_tolerance_fails(monkeypatch, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_small_model_is_trained_saved_small_and_loaded_in_full(tmp_path, family):
     known = train_small(
-        family, tmp_path / "small", tasks=("recall", "flat"), steps=2, layers=2, width=16, dtype="float16"
+        family, tmp_path / "small", tasks=("recall_all", "flat"), steps=2, layers=2, width=16, dtype="float16"
     )
-    assert set(known) == {"recall", "flat"}
+    assert set(known) == {"recall_all", "flat"}
     assert all(0 <= share <= 1 for share in known.values())
     weights = load_file(tmp_path / "small" / "model.safetensors")
     assert {one.dtype for one in weights.values() if one.is_floating_point()} == {torch.float16}
@@ -85,17 +85,17 @@ def test_a_small_model_is_trained_saved_small_and_loaded_in_full(tmp_path, famil
 
 
 def test_small_models_learn_and_repeat(tmp_path):
-    easy = {"tasks": ("compare",), "steps": 60, "batch_size": 32, "rate": 3e-3, "layers": 2, "width": 32}
+    easy = {"tasks": ("compare",), "steps": 120, "batch_size": 32, "rate": 3e-3, "layers": 2, "width": 32}
     first, again = (train_small("gpt2", tmp_path / name, **easy) for name in ("first", "again"))
     assert first == again
-    assert first["compare"] > 0.25  # a constant is right for 10%, the better of two for 20%
+    assert first["compare"] > 0.3  # a constant is right for 10%, the better of two for 20%
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         (("mamba", ("flat",)), "there is no small model of 'mamba'; expected one of gpt_neox, gemma2, gpt2, llama."),
-        (("gpt2", ("boolq",)), "task 'boolq' is not generated; expected one of flat, listops, "),
+        (("gpt2", ("boolq",)), "task 'boolq' is not generated; expected one of flat, recall_all, "),
     ],
 )
 def test_small_models_refuse(tmp_path, given, message):

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from steerscope.analysis.shown import Tabular
 from steerscope.errors import InputError
-from steerscope.files import parse_json, read_text
 from steerscope.finite import require_finite_record
 from steerscope.folders import write_result
+from steerscope.records import parse_record, read_record
 from steerscope.sites import parse_kind
 
 if TYPE_CHECKING:
@@ -240,32 +240,9 @@ class Ranking(Tabular, report="ranking"):
         """Rebuild a ranking from :meth:`to_json`'s text.
 
         Raises:
-            InputError: The text is not JSON, or of another schema version.
+            InputError: The text is not JSON, of another schema version, or has fields that do not fit.
         """
-        try:
-            data = parse_json(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"not a ranking: invalid JSON at line {error.lineno} ({error.msg}).") from error
-        if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
-            found = data.get("schema_version") if isinstance(data, dict) else type(data).__name__
-            raise InputError(
-                f"this ranking has schema_version {found!r}, this steerscope reads {SCHEMA_VERSION}. "
-                "Rank the model again, or use the version that wrote it."
-            )
-        return cls(
-            **{
-                **data,
-                "sites": tuple(SiteScore(**s) for s in data["sites"]),
-                "kinds": tuple(KindScore(**k) for k in data["kinds"]),
-                "greedy": tuple(GreedyStep(**g) for g in data["greedy"]),
-                "curves": tuple(
-                    LearningCurve(**{**c, "n_prompts": tuple(c["n_prompts"]), "share": tuple(c["share"])})
-                    for c in data["curves"]
-                ),
-                "stability": Stability(**data["stability"]),
-                "warnings": tuple(data["warnings"]),
-            }
-        )
+        return parse_record(text, cls, "ranking")
 
     @classmethod
     def load(cls, path: str | Path) -> Ranking:
@@ -274,4 +251,4 @@ class Ranking(Tabular, report="ranking"):
         Raises:
             InputError: The file cannot be read, or is no ranking.
         """
-        return cls.from_json(read_text(Path(path), "the ranking"))
+        return read_record(path, cls, "ranking")

@@ -16,6 +16,7 @@ import typer
 from steerscope.cli.compare import compare
 from steerscope.cli.evaluate import evaluate
 from steerscope.cli.rank import rank
+from steerscope.cli.score_sites import score_sites
 from steerscope.cli.search import search
 from steerscope.cli.sites import sites
 from steerscope.cli.sweep import sweep
@@ -41,6 +42,7 @@ app.command()(compare)
 app.command()(evaluate)
 app.command()(rank)
 app.command()(search)
+app.command("score-sites")(score_sites)
 app.command()(sites)
 app.command()(sweep)
 app.command()(train)

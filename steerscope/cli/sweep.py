@@ -49,6 +49,7 @@ def sweep(
     longer: Annotated[int, typer.Option(help="Sites that are trained for twice as many steps too.")] = 12,
     selection_examples: Annotated[int, typer.Option(help="Most held-out prompts that choose learning rates.")] = 256,
     test_examples: Annotated[int, typer.Option(help="Most test prompts.")] = 512,
+    scores: Annotated[bool, typer.Option(help="Rank all sites at the end, and keep their scores in the table.")] = True,
     budget: Annotated[float | None, typer.Option(help="Minutes; what is finished then is kept, and usable.")] = None,
     pack_size: Annotated[int | None, typer.Option(help="Most runs trained together; without it, to fit.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for runs and table.json.")] = Path("sweep"),
@@ -82,6 +83,7 @@ def sweep(
         longer=longer,
         num_selection=selection_examples,
         num_test=test_examples,
+        scores=scores,
         budget=budget,
         pack_size=pack_size,
         seed=seed,
@@ -90,12 +92,15 @@ def sweep(
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
-    check_folder(out, Kind.SWEEP, overwrite=resume, advice=RESUME)
+    check_folder(out, Kind.SWEEP, overwrite=resume, advice=RESUME, also=(Kind.RANKING,))
     source = chosen_task(task, data, data_dir)
     with stage_progress(quiet=quiet) as show:
         table = sweep_model(model, source, options, out, progress=show, command=command_line())
     print(table, file=sys.stdout)
-    print(f"table: {out / TABLE}", file=sys.stderr)
+    speed = table.cost["operations"] / max(table.cost["seconds"], 1e-9)
+    print(
+        f"{table.cost['runs']:.0f} runs, {speed / 1e9:,.0f} GFLOP/s in training; table: {out / TABLE}", file=sys.stderr
+    )
 
 
 def _sites(text: str) -> int | str | tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What the commands do, as functions: train, evaluate, search, sweep, validate and verify.
+"""What the commands do, as functions: train, evaluate, validate, sweep, search and verify.
 
 The command line calls these very functions. They have one shape: the model, the task, options, and where results go. A
 model is given in memory, or by its name; it is then loaded as the options say (device, data type, revision), after all
@@ -8,7 +8,7 @@ that can be refused without it has been. A model in memory is afterwards as it w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from steerscope.experiments.evaluation.command import EvaluateOptions, evaluate_
 from steerscope.experiments.runs.evaluation import Evaluation
 from steerscope.experiments.runs.records import RunResults
 from steerscope.experiments.searching import SearchOptions, SearchResult, search_sites
-from steerscope.experiments.site_tables.table import SiteTable
+from steerscope.experiments.site_tables import SiteTable
 from steerscope.experiments.sweeping import SweepOptions, sweep_sites
 from steerscope.experiments.tasks import FileTask, Task, get_task
 from steerscope.experiments.training.options import TrainOptions
@@ -154,44 +154,20 @@ def validate(
     """
     options = options_or_default(options, ValidateOptions)
     options.check()
-    place = Path(out)
+    loaded = _in_memory(model, options)
+    place, show = Path(out), progress or _silent
     require_folder_for(place, Kind.VALIDATION, also=(Kind.RANKING,))
-    loaded, splits = _ready(model, task, options, progress)
-    ranking, result = validate_ranking(loaded, splits, options, place, progress=progress, command=command)
+    splits = splits_of_task(_task(task))
+    splits.selection(options.num_selection)
+    splits.test(options.num_test)
+    if loaded is None:
+        show("load", 0, 1)
+        loaded = _load(model, options)
+        show("load", 1, 1)
+    ranking, result = validate_ranking(loaded, splits, options, place, progress=show, command=command)
     ranking.save(place / "ranking.json")
     result.save(place / "validation.json")
     return result
-
-
-def search(
-    model: AnyModel,
-    task: AnyTask,
-    options: SearchOptions | None = None,
-    out: str | Path = "search",
-    *,
-    progress: StageProgress | None = None,
-    command: str = "",
-) -> SearchResult:
-    """Rank the sites, train at the best ones in rounds, and keep the adapter of the one that learns most.
-
-    Args:
-        model: A loaded model, or the name of one.
-        task: A task, or the name of one.
-        options: Budget, candidates, edit.
-        out: Folder for runs, ``ranking.json``, ``search.json`` and the trained ``adapter/``. A search that was
-            interrupted goes on where it stopped.
-        progress: Called with the stage's name, steps done and steps in all.
-        command: What the user typed, kept with the results.
-
-    Raises:
-        InputError: Options, data, model or folder cannot be used.
-
-    Cost: see :func:`~steerscope.experiments.searching.search_sites.search_sites`; ``options.budget`` bounds it.
-    """
-    options = options_or_default(options, SearchOptions)
-    require_folder_for(Path(out), Kind.SEARCH, also=(Kind.RANKING,))
-    loaded, splits = _ready(model, task, options, progress)
-    return search_sites(loaded, splits, options, out, progress=progress, command=command)
 
 
 def sweep(
@@ -203,30 +179,82 @@ def sweep(
     progress: StageProgress | None = None,
     command: str = "",
 ) -> SiteTable:
-    """Train one edit at each of many sites, several at a time, and keep the outcomes as a table.
+    """Train an edit at each of many sites, one site per run, and keep what came out as a table.
 
     Args:
         model: A loaded model, or the name of one.
         task: A task, or the name of one.
         options: Sites, edit, length of training, budget.
-        out: Folder for runs and ``table.json``. A sweep that was interrupted goes on where it stopped.
+        out: Folder for runs and ``table.json``; a sweep that is there with the same options is gone on with.
         progress: Called with the stage's name, steps done and steps in all.
-        command: What the user typed, kept with the results.
+        command: What the user typed, kept with the table.
 
     Raises:
-        InputError: Options, data, model or folder cannot be used.
+        InputError: Options, data, model or folder cannot be used, or the budget was over before a run was tested.
 
-    Cost: see :func:`~steerscope.experiments.sweeping.sweep_sites.sweep_sites`; ``options.budget`` bounds it.
+    Cost: see :func:`~steerscope.experiments.sweeping.sweep_sites.sweep_sites`.
     """
     options = options_or_default(options, SweepOptions)
-    require_folder_for(Path(out), Kind.SWEEP)
-    loaded, splits = _ready(model, task, options, progress)
-    show = progress or _silent
+    work = _prepared(model, task, options, out, Kind.SWEEP, progress)
+    return sweep_sites(work.loaded, work.splits, options, out, progress=work.show, command=command)
 
-    def tell(what: str, done: int, total: int) -> None:
-        show(f"train: {what}" if what else "train", done, total)
 
-    return sweep_sites(loaded, splits, options, out, progress=tell, command=command)
+def search(
+    model: AnyModel,
+    task: AnyTask,
+    options: SearchOptions | None = None,
+    out: str | Path = "search",
+    *,
+    progress: StageProgress | None = None,
+    command: str = "",
+) -> SearchResult:
+    """Find the site, or set of sites, at which training gives most, and keep an adapter trained there.
+
+    Args:
+        model: A loaded model, or the name of one.
+        task: A task, or the name of one.
+        options: Budget, candidates, edit.
+        out: Folder for runs, ``search.json`` and ``adapter/``; a search that is there is gone on with.
+        progress: Called with the stage's name, steps done and steps in all.
+        command: What the user typed, kept with the result.
+
+    Raises:
+        InputError: Options, data, model or folder cannot be used, or the budget was over before runs were compared.
+
+    Cost: see :func:`~steerscope.experiments.searching.search_sites.search_sites`.
+    """
+    options = options_or_default(options, SearchOptions)
+    work = _prepared(model, task, options, out, Kind.SEARCH, progress)
+    return search_sites(work.loaded, work.splits, options, out, progress=work.show, command=command)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A model that is loaded after all that can be refused without it has been."""
+
+    loaded: LoadedModel
+    splits: DataSplits
+    show: StageProgress
+
+
+def _prepared(
+    model: AnyModel,
+    task: AnyTask,
+    options: SweepOptions | SearchOptions,
+    out: str | Path,
+    kind: Kind,
+    progress: StageProgress | None,
+) -> _Prepared:
+    loaded, show = _in_memory(model, options), progress or _silent
+    require_folder_for(out, kind, also=(Kind.RANKING,))
+    splits = splits_of_task(_task(task))
+    splits.selection(options.num_selection)
+    splits.test(options.num_test)
+    if loaded is None:
+        show("load", 0, 1)
+        loaded = _load(model, options)
+        show("load", 1, 1)
+    return _Prepared(loaded, splits, show)
 
 
 def verify(
@@ -262,24 +290,6 @@ def verify(
         )
     load = model if callable(model) else partial(_in_dtype, model, options)
     return verification.verify_model(load, chosen, options, progress)
-
-
-def _ready(
-    model: AnyModel,
-    task: AnyTask,
-    options: ValidateOptions | SearchOptions | SweepOptions,
-    progress: StageProgress | None,
-) -> tuple[LoadedModel, DataSplits]:
-    """Return the model and the examples, after what can be refused without the model has been."""
-    loaded = _in_memory(model, options)
-    splits, show = splits_of_task(_task(task)), progress or _silent
-    splits.selection(options.num_selection)
-    splits.test(options.num_test)
-    if loaded is None:
-        show("load", 0, 1)
-        loaded = _load(model, options)
-        show("load", 1, 1)
-    return loaded, splits
 
 
 def _task(task: AnyTask) -> Task:

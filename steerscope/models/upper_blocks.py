@@ -1,4 +1,4 @@
-"""Run a model from one block on: what lies below an edit does not depend on it and need not be computed again."""
+"""Run a part of a model: from one block on, as nothing below an edit depends on it; the last MLP where it is read."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from steerscope.models.blocks import Block
 from steerscope.models.site_map import SiteMap
 
 
@@ -32,6 +34,38 @@ def entering_block(site_map: SiteMap, layer: int, stream: Tensor) -> Iterator[No
         handle.remove()
         for module in skipped:
             del module.forward  # the class's own method shows again
+
+
+@contextmanager
+def mlp_at(block: Block, row: Tensor, token: Tensor) -> Iterator[None]:
+    """Compute a block's MLP at ``(row, token)`` alone inside the context; at other tokens it adds zero.
+
+    Of the last block nothing else is read where logits are asked for at these tokens alone. What the MLP reads has
+    another shape inside: no hook may read or edit it. A block without a module for its MLP computes all.
+    """
+    if block.mlp_write is block.mlp_in or block.mlp_write not in set(block.mlp_in.modules()):
+        yield
+        return
+    shapes: list[torch.Size] = []
+
+    def gather(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        if not args:
+            return None
+        shapes.append(args[0].shape)
+        return (args[0][row, token][None], *args[1:])
+
+    def scatter(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not shapes:
+            return None
+        shape = shapes.pop()
+        return output.new_zeros(*shape[:2], output.shape[-1]).index_put((row, token), output[0])
+
+    handles = [block.mlp_in.register_forward_pre_hook(gather), block.mlp_in.register_forward_hook(scatter)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -267,12 +267,16 @@ class JointCallback(TrainerCallback):
         self.constraint.project(kwargs.get("optimizer"))
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure, unless the training diverged."""
+        """Measure at every log of the Trainer."""
+        self.measure(state.global_step, args.learning_rate)
+
+    def measure(self, step: int, learning_rate: float) -> None:
+        """Add what can be measured after a step to the history, unless the training diverged."""
         if not all(bool(torch.isfinite(p).all()) for p in self.constraint.steering.parameters() if p.requires_grad):
             return
         overlaps = self.constraint.overlaps()
         entry = {
-            "step": float(state.global_step),
+            "step": float(step),
             "smallest_read_angle": min((a for o in overlaps for a in o.read_angles), default=90.0),
             "smallest_write_angle": min((a for o in overlaps for a in o.write_angles), default=90.0),
             "largest_read_product": max(o.read_product for o in overlaps),
@@ -280,7 +284,7 @@ class JointCallback(TrainerCallback):
         }
         if self.batch is not None:
             entry["largest_interaction"] = max(self.constraint.interaction(self.batch).values())
-        advice = f"Training diverged with learning rate {args.learning_rate:g}: give a smaller one."
+        advice = f"Training diverged with learning rate {learning_rate:g}: give a smaller one."
         require_finite_record("the overlap of LoRA and edits", entry, advice)
         self.history.append(entry)
 

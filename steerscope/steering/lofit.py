@@ -79,9 +79,13 @@ class SparseScales(TrainerCallback):
     def __init__(self, steering: SteeringModel, strength: float) -> None:
         self.edits, self.strength = tuple(_scales(steering).values()), strength
 
-    @torch.no_grad()
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Add it."""
+        """Add it under the Trainer."""
+        self.add_to_gradients()
+
+    @torch.no_grad()
+    def add_to_gradients(self) -> None:
+        """Add it, before any optimizer's step."""
         for edit in self.edits:
             if edit.A.grad is not None:
                 edit.A.grad.add_(edit.A.sign(), alpha=self.strength)

@@ -13,15 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from steerscope.analysis.provenance import content_hash
 from steerscope.errors import InputError
+from steerscope.experiments.engine.rows import IGNORED, Rows
 from steerscope.experiments.evaluation.adapters import read_adapter, with_adapter
 from steerscope.experiments.runs.folder import read_results
 from steerscope.experiments.tasks import Task, get_task
 from steerscope.experiments.tasks.supervised import answer_tokens, supervise
-from steerscope.experiments.training.data import Collator
 from steerscope.files import exit_code_of, write_text
 from steerscope.models import load_model
 from steerscope.models.lengths import batches_within, switch_length
@@ -62,12 +63,12 @@ def measure_leftover(
     sequences = supervise(asked, loaded.tokenizer, loaded.max_length, loaded.model, ends=ends).sequences
     if len(sequences) < 2:
         raise InputError(f"got {len(sequences)} examples that fit; expected at least 2. Ask for more.")
-    collate, half = Collator(pad_token(loaded.tokenizer, loaded.model), False, False), len(sequences) // 2
+    pad, half = pad_token(loaded.tokenizer, loaded.model), len(sequences) // 2
     switch = switch_length(loaded.model)
 
     def batches(some: Sequence[Any]) -> list[dict[str, Tensor]]:
         cut = batches_within(range(len(some)), lambda i: len(some[i].ids), batch_size, switch)
-        return [collate([some[i] for i in rows]) for rows in cut]
+        return [_batch(Rows.of([some[i] for i in rows], pad, loaded.device)) for rows in cut]
 
     to_fit, to_measure = batches(sequences[:half]), batches(sequences[half:])
     if is_peft(tuned):
@@ -93,6 +94,13 @@ def measure_leftover(
     }
     write_text(run / LEFTOVER, json.dumps(found, indent=1, allow_nan=False) + "\n")
     return found
+
+
+def _batch(rows: Rows) -> dict[str, Tensor]:
+    """Return rows as a model is called with them, and labels that say what is supervised."""
+    is_prompt = torch.arange(rows.ids.shape[1], device=rows.ids.device) < rows.prompts[:, None]
+    labels = rows.ids.masked_fill(is_prompt | (rows.mask == 0), IGNORED)
+    return {"input_ids": rows.ids, "attention_mask": rows.mask, "labels": labels}
 
 
 def main() -> int:

@@ -98,7 +98,7 @@ def test_ctrl_c_leaves_checkpoints_and_the_run_goes_on(place, tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, env=environment, **pipes, **listen)
     deadline = time.monotonic() + 300
-    while not list(out.glob("checkpoints/checkpoint-*/trainer_state.json")):
+    while not list(out.glob("checkpoints/progress.pt")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -109,7 +109,7 @@ def test_ctrl_c_leaves_checkpoints_and_the_run_goes_on(place, tmp_path):
     assert "with --resume goes on" in complaints
     assert "Traceback" not in complaints
     assert not (out / "results.json").exists()
-    assert list(out.glob("checkpoints/checkpoint-*/trainer_state.json"))
+    assert list(out.glob("checkpoints/progress.pt"))
     assert train(place, *more, out) == 2  # not without being told
     assert train(place, *more, out, "--resume") == 0
     assert read_results(out).training["losses"] == read_results(tmp_path / "whole").training["losses"]

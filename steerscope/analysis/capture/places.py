@@ -2,7 +2,8 @@
 
 They are what proposals in the literature order layers or weight matrices by, so that rankings can be compared with
 them. Cost: norms of what every linear map reads and writes, and the stream at the end of each prompt times the
-unembedding of a few tokens; well below one percent of a ranking.
+unembedding of a few tokens: one second for 64 prompts of 19 tokens on a 135M model and one core, of the 70 that a
+ranking of 96 such prompts takes.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def agreements(
         given = bootstrap.correlation(
             partial_spearman(score, -mean, depth),
             partial_of(drawn[name], bootstrap.correlations(ranks[name], place), by_place),
-            None if deep is None else partial_of(jack[name], np.array(unit_ranks(score) @ unit_ranks(depth)), deep),
+            _partial_without(jack[name], np.array(unit_ranks(score) @ unit_ranks(depth)), deep),
         )
         best = max(known, key=lambda one: whole[one], default=None)
         over = Estimate(0.0, 0.0, 0.0) if best is None or name == best else margin(name, known)
@@ -163,6 +163,11 @@ def agreements(
             of_attainable=_part(whole[name], drawn[name], attained, bootstrap),
         )
     return out
+
+
+def _partial_without(xy: Array | None, xz: Array, yz: Array | None) -> Array | None:
+    """Return partial correlations with seeds left out; None where there is one seed."""
+    return None if xy is None or yz is None else partial_of(xy, xz, yz)
 
 
 def _drawn_attainable(table: Array, bootstrap: LayerBootstrap) -> tuple[float, Array] | None:

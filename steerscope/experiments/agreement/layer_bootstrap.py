@@ -14,6 +14,7 @@ in turn (jackknife), less what it would be if seeds had nothing in common betwee
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,7 +121,7 @@ class LayerBootstrap:
         return Estimate(value, value - half, value + half)
 
 
-def interval_half(parts: list[tuple[float, float]]) -> float:
+def interval_half(parts: Sequence[tuple[float, float]]) -> float:
     """Return half a 95% interval from independent variances, each with its degrees of freedom (Satterthwaite)."""
     total = sum(variance for variance, _ in parts)
     if total <= 0:

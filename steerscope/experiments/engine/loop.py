@@ -76,18 +76,19 @@ def train_pack(
             (:func:`~steerscope.experiments.training.data.training_rows`).
         schedule: Steps, batch size, warm-up, clipping.
         start: Where an interrupted training was; it goes on to the same bits, and ``start`` itself stays as it is.
-        keep: Called with the progress every ``keep_every`` steps, to be written down.
+        keep: Called with the progress every ``keep_every`` steps and after the last, to be written down before the
+            training goes on: the tensors are those that are trained.
         keep_every: 0 for never.
         show: Called with steps done and in all.
-        until: Stop after this step of the schedule, and call ``keep`` with the progress, from which a later training
-            goes on; the results are those of the steps done.
+        until: Stop after this step of the schedule, and call ``keep`` with a copy of the progress, from which a later
+            training goes on; the results are those of the steps done.
 
     Returns:
         One result per run, in the order of the pack.
 
     Raises:
-        InputError: A seed without data, or with too few sequences; or a loss of the first step that is NaN or infinite; or
-            ``until`` is no step of the schedule, or lies before ``start``.
+        InputError: A seed without data, or with too few sequences; or a loss of the first step that is NaN or infinite;
+            or ``until`` is no step of the schedule, or lies before ``start``.
 
     Cost: ``steps`` passes forward and backward through the blocks from the lowest edit on, with ``runs * batch_size``
     rows.
@@ -105,7 +106,7 @@ def train_pack(
         [{"params": pack.parameters_of(run), "lr": pack.specs[run].learning_rate} for run in numbers],
         weight_decay=0.0,
     )
-    now = Progress() if start is None else copy.deepcopy(start)  # an optimizer trains on in the tensors it is given
+    now = Progress() if start is None else Progress(start.step, [list(losses) for losses in start.losses])
     last = steps if until is None else until
     if not max(now.step, 1) <= last <= steps:
         raise InputError(f"until is {until}; expected a step of the schedule, from {max(now.step, 1)} to {steps}.")
@@ -113,8 +114,9 @@ def train_pack(
         now.losses = [[] for _ in numbers]
         pack.begin(optimizer)
     else:
-        optimizer.load_state_dict(now.optimizer)
-        for run, tensors in enumerate(now.tensors):
+        # An optimizer trains on in the tensors that it is given.
+        optimizer.load_state_dict(copy.deepcopy(start.optimizer))
+        for run, tensors in enumerate(start.tensors):
             pack.load(run, tensors)
     if show is not None:
         show(now.step, steps)
@@ -149,18 +151,18 @@ def train_pack(
         now.step += 1
         if show is not None:
             show(now.step, steps)
-        if keep is not None and keep_every and now.step % keep_every == 0 and now.step < last:
-            keep(_written(now, pack, optimizer))
+        is_kept = keep_every and (now.step % keep_every == 0 or now.step == steps)
+        if keep is not None and is_kept and (until is None or now.step < last):
+            keep(_at(now, pack, optimizer))
     if keep is not None and until is not None:
-        keep(_written(now, pack, optimizer))
+        keep(copy.deepcopy(_at(now, pack, optimizer)))
     return [_result(_copied(pack, run), now.losses[run]) for run in numbers]
 
 
-def _written(now: Progress, pack: Pack, optimizer: torch.optim.Optimizer) -> Progress:
-    """Return the progress with what is trained by now."""
-    now.optimizer = optimizer.state_dict()
-    now.tensors = [_copied(pack, run) for run in range(len(pack.specs))]
-    return now
+def _at(now: Progress, pack: Pack, optimizer: torch.optim.Optimizer) -> Progress:
+    """Return the progress with what is trained by now, not copied."""
+    tensors = [{k: v.detach() for k, v in pack.tensors_of(run).items()} for run in range(len(pack.specs))]
+    return Progress(now.step, now.losses, optimizer.state_dict(), tensors)
 
 
 def _result(tensors: dict[str, Tensor], losses: list[float]) -> TrainedRun:

@@ -17,6 +17,7 @@ from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.models.wrappers import language_model
 from steerscope.steering import SteeringModel
 from steerscope.steering.joint import JointConstraint
+from steerscope.steering.lofit import SparseScales
 
 
 class ModelPack(Pack):
@@ -27,10 +28,19 @@ class ModelPack(Pack):
         spec: The run; only its learning rate and seed are used.
         pad: Any token to fill with.
         constraint: What keeps a LoRA and edits apart, if anything.
+        penalty: What keeps LoFiT's scales sparse, if anything.
     """
 
-    def __init__(self, model: nn.Module, spec: RunSpec, pad: int, constraint: JointConstraint | None = None) -> None:
-        self.model, self.specs, self.pad, self.constraint = model, (spec,), pad, constraint
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: RunSpec,
+        pad: int,
+        constraint: JointConstraint | None = None,
+        penalty: SparseScales | None = None,
+    ) -> None:
+        self.model, self.specs, self.pad = model, (spec,), pad
+        self.constraint, self.penalty = constraint, penalty
 
     @property
     def language_model(self) -> nn.Module:
@@ -62,9 +72,8 @@ class ModelPack(Pack):
             ids, nowhere = torch.tensor([batches[0][0].ids[:start]], device=device), rows.prompts[:0]
             with selected_positions(self.language_model, nowhere, nowhere):
                 # What is common ends before any prompt does.
-                cache = cache_of(
-                    self.model, ids, len(rows.ids), {name: ends.min()[None] for name, ends in told.items()}
-                )
+                least = {name: ends.min()[None] for name, ends in told.items()}
+                cache = cache_of(self.model, ids, len(rows.ids), least)
         with selected_positions(self.language_model, *rows.predicting()):
             return single_precision(run(self.model, rows.ids, rows.mask, cache, **told)[0]), rows
 
@@ -74,7 +83,9 @@ class ModelPack(Pack):
             self.constraint.project(optimizer)
 
     def before_step(self) -> None:
-        """Keep gradients within the constraint."""
+        """Add the penalty, and keep gradients within the constraint."""
+        if self.penalty is not None:
+            self.penalty.add_to_gradients()
         if self.constraint is not None:
             self.constraint.project_gradients()
 

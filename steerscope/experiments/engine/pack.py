@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.models.lengths import require_one_side, switch_length
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
+from steerscope.models.upper_blocks import mlp_at
+from steerscope.sites import SiteKind
 
 
 class Pack(ABC):
@@ -144,8 +147,11 @@ class EditPack(Pack):
         """
         if not specs:
             raise InputError("a pack needs at least one run, got none.")
+        configs = [spec.config for spec in specs if spec.config is not None]
+        if len(configs) < len(specs):
+            raise InputError("a run without config edits nothing. Train it as a ModelPack.")
         self.loaded, self.specs = loaded, tuple(specs)
-        self.edits = PackedEdits([spec.config for spec in specs], loaded.site_map, loaded.device)
+        self.edits = PackedEdits(configs, loaded.site_map, loaded.device)
         unscaled = [item for edits in self.edits.by_run for item in edits.items() if not item[1].is_ready]
         for site, edit in unscaled:
             if str(site) not in (scales or {}):
@@ -161,7 +167,7 @@ class EditPack(Pack):
 
     @property
     def _counted_back(self) -> int | None:
-        counts = [counted_by(spec.config.positions) for spec in self.specs]
+        counts = [counted_by(config.positions) for config in self.edits.configs]
         return None if None in counts else max(count for count in counts if count is not None)
 
     def parameters_of(self, run: int) -> list[nn.Parameter]:
@@ -203,10 +209,22 @@ class EditPack(Pack):
         cache = self._cache_of(runs, unique, start, stream, size) if start else None
         with (
             entering(self.loaded.site_map, self.streams.layer, None if stream is None else stream[take, start:]),
+            self._reading_at(*rows.predicting()),
             self.edits.acting(runs, rows.mask, rows.prompts, rows.ids.shape[1]),
-            selected_positions(model, *rows.predicting()),
         ):
             return single_precision(run(model, rows.ids, rows.mask, cache)[0]), rows
+
+    @contextmanager
+    def _reading_at(self, row: Tensor, token: Tensor) -> Iterator[None]:
+        """Compute logits, and what the last block adds to the stream by its MLP, at these tokens alone."""
+        last = self.loaded.site_map.blocks[-1]
+        inside = {SiteKind.MLP_IN, SiteKind.MLP_HIDDEN, SiteKind.MLP_OUT}
+        edited = {site.kind for edits in self.edits.by_run for site in edits if site.layer == last.index}
+        with (
+            selected_positions(self.loaded.model, row, token),
+            nullcontext() if edited & inside else mlp_at(last, row, token),
+        ):
+            yield
 
     def _cache_of(
         self,
@@ -227,7 +245,7 @@ class EditPack(Pack):
         begun = None if stream is None else stream[:1, :length].expand(len(runs), -1, -1)
         with (
             entering(self.loaded.site_map, layer, begun),
+            self._reading_at(nowhere, nowhere),
             self.edits.acting(runs, torch.ones_like(ids), ends, length),
-            selected_positions(model, nowhere, nowhere),
         ):
             return cache_of(model, ids, size, without=layer)

@@ -50,6 +50,11 @@ class Rows:
         return replace(self, ids=ids, mask=mask, prompts=prompts, targets=targets)
 
     @property
+    def inputs(self) -> dict[str, Tensor]:
+        """The rows as a steered model is called with them."""
+        return {"input_ids": self.ids, "attention_mask": self.mask, "prompt_lengths": self.prompts}
+
+    @property
     def is_target(self) -> Tensor:
         """Where ``targets`` holds a token, ``(row target)``."""
         return self.targets != IGNORED
@@ -87,9 +92,8 @@ def run(model: nn.Module, ids: Tensor, mask: Tensor, cache: Any = None, **more: 
         more: What else the wrapper takes.
     """
     positions = torch.arange(mask.shape[1] - ids.shape[1], mask.shape[1], device=ids.device).expand_as(ids)
-    given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **more}
-    given |= {"use_cache": False} if cache is None else {"past_key_values": cache, "use_cache": True}
-    logits: Tensor = model(**given).logits
+    cached: dict[str, Any] = {"use_cache": False} if cache is None else {"past_key_values": cache, "use_cache": True}
+    logits: Tensor = model(input_ids=ids, attention_mask=mask, position_ids=positions, **cached, **more).logits
     return logits
 
 

@@ -32,9 +32,9 @@ class Schedule:
         for name in ("steps", "batch_size"):
             value = getattr(self, name)
             if value < 1:
-                raise InputError(f"{name} is {value!r}; expected a whole number of at least 1.")
+                raise InputError(f"[[{name}]] is {value!r}; expected a whole number of at least 1.")
         if not 0 <= self.warmup < 1:
-            raise InputError(f"warmup is {self.warmup}; expected a part of the steps, from 0 to below 1.")
+            raise InputError(f"[[warmup]] is {self.warmup}; expected a part of the steps, from 0 to below 1.")
         if not self.clip > 0:
             raise InputError(f"clip is {self.clip}; expected a positive norm (infinity clips nothing).")
 
@@ -48,27 +48,27 @@ class Schedule:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run of an adapter.
+    """One run.
 
     Attributes:
-        config: The edits: sites, family, rank, positions, start.
+        config: The edits: sites, family, rank, positions, start; None for a method that trains weights.
         learning_rate: Its peak.
         seed: Which training examples come in which order; runs of one seed see the same batches.
     """
 
-    config: SteeringConfig
+    config: SteeringConfig | None
     learning_rate: float
     seed: int = 0
 
     def __post_init__(self) -> None:
         plain_fields(self)
         if not (0 < self.learning_rate < math.inf):
-            raise InputError(f"learning_rate is {self.learning_rate!r}; expected a positive number, such as 1e-3.")
-        if self.config.positions == "mask":
+            raise InputError(f"[[learning_rate]] is {self.learning_rate!r}; expected a positive number, such as 1e-3.")
+        if self.config is not None and self.config.positions == "mask":
             raise InputError(
                 "positions 'mask' need a mask with every batch, which training examples do not have. Name others."
             )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON has them."""
-        return {**asdict(self), "config": self.config.to_dict()}
+        return {**asdict(self), "config": None if self.config is None else self.config.to_dict()}

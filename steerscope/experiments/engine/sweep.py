@@ -356,7 +356,7 @@ class Sweep:
 
     def _config(self, one: Candidate, learning_rate: float, seed: int) -> dict[str, Any]:
         """Return everything that decides the result of a run."""
-        config = None if one.config is None else spec_of(one.config, learning_rate, seed).config
+        config = None if one.config is None else seeded(one.config, seed)
         sites = () if config is None else config.sites
         return {
             "model": list(model_key(self.loaded.identity.as_dict())),
@@ -381,7 +381,12 @@ class Sweep:
 
 def spec_of(config: SteeringConfig, learning_rate: float, seed: int) -> RunSpec:
     """Return the run of a configuration with a seed: of its start and of its training examples."""
-    return RunSpec(SteeringConfig.from_dict({**config.to_dict(), "seed": seed}), learning_rate, seed)
+    return RunSpec(seeded(config, seed), learning_rate, seed)
+
+
+def seeded(config: SteeringConfig, seed: int) -> SteeringConfig:
+    """Return a configuration with the seed of a run."""
+    return SteeringConfig.from_dict({**config.to_dict(), "seed": seed})
 
 
 def _record(run: TrainedRun, judged: Judged, seconds: float) -> dict[str, Any]:

@@ -33,9 +33,9 @@ class SearchOptions:
         num_selection: Held-out examples that choose.
         num_test: Test examples.
         seed: Of the ranking, the training data, and the start of runs.
-        device: Where the model is loaded to.
+        device: Where a model that is given by its name is loaded.
         dtype: Its data type.
-        revision: Of a Hugging Face name.
+        revision: Branch, tag or commit of a Hugging Face name.
         trust_remote_code: Run code that comes with the model.
     """
 
@@ -85,7 +85,7 @@ class SearchOptions:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what decides the result, as JSON-able values."""
+        """Return what decides the result, as JSON-able values; the model's own record says how it was loaded."""
         own = asdict(self)
         for name in LOADING:
             del own[name]

@@ -137,7 +137,7 @@ class SearchResult(Shown):
         Raises:
             InputError: No such file, or not a search's result.
         """
-        return read_record(path, cls, "the result of a search")
+        return read_record(path, cls, "search result")
 
 
 def _cut(name: str) -> str:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from steerscope.analysis.results import Ranking
+from steerscope.analysis.scoring.options import RankOptions
 from steerscope.errors import InputError
 from steerscope.experiments.engine.candidate import Candidate, Run
 from steerscope.experiments.engine.rate_grid import next_places, rate
 from steerscope.experiments.engine.store import RunStore
-from steerscope.experiments.engine.sweep import OutOfTime, Sweep, spec_of
+from steerscope.experiments.engine.sweep import OutOfTime, Sweep, seeded
 from steerscope.experiments.searching.choosing import START, chosen_sites, rates_of, sets_of
 from steerscope.experiments.searching.halving import KEPT, RUNGS, Standing, halve
 from steerscope.experiments.searching.options import SearchOptions
@@ -31,7 +32,7 @@ from steerscope.installed import is_installed, package_versions
 from steerscope.models.load import LoadedModel, require_loaded
 from steerscope.option_types import options_or_default
 from steerscope.sites import parse_site
-from steerscope.steering.config import DEFAULT_RANK, SteeringConfig
+from steerscope.steering.config import DEFAULT_RANK
 from steerscope.steering.model import get_steering_model
 
 ADAPTER, RESULT, BEGUN = "adapter", "search.json", "begun.json"
@@ -89,9 +90,8 @@ def search_sites(
 
 def _deciding(options: SearchOptions) -> dict[str, Any]:
     """Return the options that a search in one folder has to share; more time or candidates may be given later."""
-    return {
-        name: value for name, value in options.as_dict().items() if name not in ("budget", "candidates", "references")
-    }
+    free = ("budget", "candidates", "references", "device", "dtype", "revision", "trust_remote_code")
+    return {name: value for name, value in options.as_dict().items() if name not in free}
 
 
 @dataclass
@@ -113,9 +113,8 @@ class _Work:
         since = time.monotonic()
         budget = math.inf if options.budget is None else 60 * options.budget
         rank = options.config_at("0.resid_post").rank or DEFAULT_RANK
-        ranking = kept_ranking(
-            loaded, self.splits, self.folder / "ranking.json", options.num_ranking, options.seed, rank, self.progress
-        )
+        wanted = RankOptions(max_examples=options.num_ranking, seed=options.seed, rank=rank)
+        ranking = kept_ranking(loaded, self.splits, self.folder / "ranking.json", wanted, self.progress)
         self.seconds["ranking"] = time.monotonic() - since
         sweep = self._sweep(since + budget)
         candidates = self._candidates(ranking)
@@ -315,10 +314,9 @@ class _Work:
 
     def _save_adapter(self, sweep: Sweep, best: Run) -> None:
         """Write the chosen edit as an adapter, and take it off the model again."""
-        one, learning_rate, seed = best
+        one, _, seed = best
         assert one.config is not None
-        config: SteeringConfig = spec_of(one.config, learning_rate, seed).config
-        model = get_steering_model(self.loaded, config)
+        model = get_steering_model(self.loaded, seeded(one.config, seed))
         try:
             _fill(model.steering_tensors(), sweep.tensors_of(best))
             model.mark_ready()

@@ -202,7 +202,7 @@ def _order(study: Study) -> Criterion:
         return _missing(
             name,
             ORDER_KEPT,
-            f"{study.num_longer} sites were trained for twice as many steps; the rule needs {LONGER_SITES}.",
+            f"{study.num_longer or 'No'} sites were trained for twice as many steps; the rule needs {LONGER_SITES}.",
         )
     holds = found >= ORDER_KEPT
     return Criterion(

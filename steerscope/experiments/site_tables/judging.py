@@ -119,7 +119,7 @@ class Judgement(Shown, report="site_tables"):
         Raises:
             InputError: No such file, or not a judgement.
         """
-        return read_record(path, cls, "a judgement of scores")
+        return read_record(path, cls, "judgement of scores")
 
 
 def judge(table: SiteTable, scores: Mapping[str, Mapping[str, float]] | None = None, *, seed: int = 0) -> Judgement:

@@ -133,6 +133,8 @@ class SiteTable(Shown):
         command: What makes the file again.
         scores: Scores of sites by name, then by site, of a ranking made with the same task; higher is better.
         ranking: How that ranking was made: prompts, seconds, output directions.
+        cost: Of all runs together: ``runs``, ``seconds`` of training, and ``operations``, floating-point operations of
+            the blocks' linear maps in it (a lower bound), so that their ratio is a machine's speed at this work.
         note: What a reader has to know, such as what stopped the sweep.
     """
 
@@ -148,6 +150,7 @@ class SiteTable(Shown):
     command: str = ""
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     ranking: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
     note: str = ""
     schema_version: int = SCHEMA_VERSION
 
@@ -166,7 +169,7 @@ class SiteTable(Shown):
         Raises:
             InputError: No such file, not a site table, or a site's name that cannot be read.
         """
-        table = read_record(path, cls, "a site table")
+        table = read_record(path, cls, "site table")
         for run in table.runs:
             for name in run.site.split("+"):
                 parse_site(name)

@@ -16,6 +16,7 @@ from steerscope.sites import Site, SiteKind
 from steerscope.steering.config import SteeringConfig
 
 ALL = "all"
+_NO_RESULT = ("scores", "budget", "pack_size", *LOADING)
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,13 @@ class SweepOptions:
             rate): whether more training would order sites otherwise.
         num_selection: Held-out examples that choose rates.
         num_test: Test examples.
+        scores: Rank all sites at the end, and keep every score of the trained ones in the table.
         budget: Minutes, None without a limit: no training is begun later; what is finished is kept.
         pack_size: Most runs trained together, None to fit the machine. It changes no result.
         seed: The first seed.
-        device: Where the model is loaded to.
+        device: Where a model that is given by its name is loaded.
         dtype: Its data type.
-        revision: Of a Hugging Face name.
+        revision: Branch, tag or commit of a Hugging Face name.
         trust_remote_code: Run code that comes with the model.
     """
 
@@ -58,6 +60,7 @@ class SweepOptions:
     longer: int = 12
     num_selection: int = 256
     num_test: int = 512
+    scores: bool = True
     budget: float | None = None
     pack_size: int | None = None
     seed: int = 0
@@ -105,9 +108,9 @@ class SweepOptions:
         return SteeringConfig(sites=site, family=self.family, rank=self.rank, bias=self.bias, scale=self.scale)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what decides results, as JSON-able values: without budget and size of packs."""
+        """Return what decides results, as JSON-able values; the model's own record says how it was loaded."""
         found = asdict(self)
-        for name in ("budget", "pack_size", *LOADING):
+        for name in _NO_RESULT:
             del found[name]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
@@ -126,8 +129,7 @@ def spread_sites(site_map: SiteMap, wanted: int | tuple[str, ...] | str) -> tupl
     """
     kinds = [kind for kind in site_map.description.kinds if kind is not SiteKind.RESID_PRE]
     layers = len(site_map.blocks)
-    if isinstance(wanted, str) and wanted != ALL:
-        wanted = (wanted,)
+    wanted = ALL if wanted == (ALL,) else (wanted,) if isinstance(wanted, str) and wanted != ALL else wanted
     if isinstance(wanted, tuple):
         named = [site_map.resolve(name) for name in wanted]
         if doubled := sorted({str(site) for site in named if named.count(site) > 1}):

@@ -13,30 +13,36 @@ from typing import Any
 import torch
 
 from steerscope.analysis.provenance import model_key
+from steerscope.analysis.results import Ranking
+from steerscope.analysis.scoring.options import RankOptions
 from steerscope.errors import InputError
 from steerscope.experiments.engine.candidate import Candidate, by_floor
 from steerscope.experiments.engine.rate_grid import HIGHEST, LOWEST, Choice, rate
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.engine.sweep import OutOfTime, Sweep
+from steerscope.experiments.site_tables.scored import with_scores
 from steerscope.experiments.site_tables.table import Base, SiteRun, SiteTable
+from steerscope.experiments.sweeping.cost import operations_per_token
 from steerscope.experiments.sweeping.options import SweepOptions, spread, spread_sites
 from steerscope.experiments.sweeping.recalibration import recalibrate
 from steerscope.experiments.validation.data import DataSplits, majority_rate
+from steerscope.experiments.validation.kept_ranking import kept_ranking
 from steerscope.experiments.validation.training import SplitData
 from steerscope.files import json_of, told, write_text
 from steerscope.folders import Kind, require_folder_for
 from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel, require_loaded
 from steerscope.option_types import options_or_default
-from steerscope.sites import Site
+from steerscope.sites import Site, parse_site
+from steerscope.steering.config import DEFAULT_RANK
 from steerscope.steering.scales import measure_scales
 
 SWEEP, TABLE, RUNS = "sweep.json", "table.json", "runs"
 # Where a search for a learning rate begins, as a place on the grid of half decades: 3e-3, or 1e-2 of scaled reads.
 START = {"none": -5, "rms": -4}
-# Tokens per step that keep a CPU busy without moving more memory than it caches; more runs per pack only wait.
-CPU_TOKENS = 2048
+# Numbers in the residual stream of a step that keep a CPU busy; more only move memory.
+CPU_NUMBERS = 2**20
 MOST_RUNS = 32
 # Training sequences that the scale of reads is measured on.
 SCALED_ON = 64
@@ -81,7 +87,7 @@ def sweep_sites(
     """
     require_loaded(loaded)
     options, place = options_or_default(options, SweepOptions), Path(folder)
-    require_folder_for(place, Kind.SWEEP)
+    require_folder_for(place, Kind.SWEEP, also=(Kind.RANKING,))
     sites = spread_sites(loaded.site_map, options.sites)
     for site in sites:
         options.config_at(str(site)).resolve(loaded.site_map)
@@ -104,7 +110,20 @@ def sweep_sites(
             f"the budget of {options.budget:g} minutes was over before a run was tested; what was trained is kept in "
             f"{str(place)!r}. Go on with it (--resume), with a larger [[budget]]."
         )
+    if options.scores:
+        table = with_scores(table, _ranking(loaded, splits, options, place, progress))
+        table.save(place / TABLE)
     return table
+
+
+def _ranking(
+    loaded: LoadedModel, splits: DataSplits, options: SweepOptions, place: Path, progress: Progress | None
+) -> Ranking:
+    """Rank all sites with every score that is computed from kernels, from training examples."""
+    rank = options.config_at("0.resid_post").rank or DEFAULT_RANK
+    seen = options.steps * options.batch_size
+    wanted = RankOptions(extra=("spectrum",), seed=options.seed, rank=rank, num_training=seen)
+    return kept_ranking(loaded, splits, place / "ranking.json", wanted, progress)
 
 
 @dataclass
@@ -155,6 +174,15 @@ class _Work:
             if run.site in settled and run.site in by_name:
                 sweep = self.sweep if run.steps == self.options.steps else twice
                 sweep.know((by_name[run.site], run.learning_rate, run.seed), *_records(run))
+
+    def _cost(self, runs: Sequence[SiteRun]) -> dict[str, float]:
+        """Return what the runs cost; those of one seed and length have the same tokens."""
+        per_token = operations_per_token(self.loaded)
+        tokens = {seed: sum(len(row.ids) for row in self.data.rows(seed)) for seed in {run.seed for run in runs}}
+        operations = sum(
+            per_token[parse_site(run.site).layer] * tokens[run.seed] * run.steps / self.options.steps for run in runs
+        )
+        return {"runs": len(runs), "seconds": round(sum(run.seconds for run in runs), 1), "operations": operations}
 
     def _edit(self) -> dict[str, Any]:
         config = self.options.config_at(str(self.sites[0])).to_dict()
@@ -212,6 +240,7 @@ class _Work:
             runs=tuple(runs),
             versions=package_versions(),
             command=command,
+            cost=self._cost(runs),
         )
 
     # --- parts ---
@@ -305,14 +334,14 @@ class _Work:
 def fitting_pack(loaded: LoadedModel, data: SplitData, seed: int) -> int:
     """Return how many runs fit the machine at once.
 
-    On a CPU so many that a step has some thousand tokens. On a GPU half the free memory is filled, by an estimate of
+    On a CPU so many that it is busy. On a GPU half the free memory is filled, by an estimate of
     what the backward pass keeps: about 34 numbers per token, block and channel, and three per answer and word.
     """
     rows = data.rows(seed)
     size = data.schedule.batch_size
     tokens = max(sum(len(row.ids) for row in rows[at : at + size]) for at in range(0, len(rows), size))
     if loaded.device.type != "cuda":
-        return max(1, min(MOST_RUNS, CPU_TOKENS // tokens))
+        return max(1, min(MOST_RUNS, CPU_NUMBERS // (tokens * loaded.site_map.d_model)))
     free, _ = torch.cuda.mem_get_info(loaded.device)
     config: Any = loaded.model.config
     config = config.get_text_config()

@@ -8,6 +8,7 @@ from typing import Any
 
 from steerscope.errors import InputError, did_you_mean
 from steerscope.experiments.engine.rate_grid import rate
+from steerscope.experiments.engine.spec import RunSpec, Schedule
 from steerscope.experiments.training.methods import Method, Trains, get_method
 from steerscope.installed import require
 from steerscope.option_types import plain_fields
@@ -134,6 +135,8 @@ class TrainOptions:
         if method.trains is not Trains.NOTHING:
             require("train", f"training by method {method.name!r}")
         self._check_numbers()
+        self.schedule()
+        self.spec(1.0 if self.learning_rate == "auto" else self.fixed_rate)
         if self.dtype not in DTYPES:
             hint = did_you_mean(self.dtype, list(DTYPES))
             raise InputError(f"[[dtype]] is {self.dtype!r}; training runs in {', '.join(DTYPES)}.{hint}")
@@ -142,13 +145,7 @@ class TrainOptions:
                 f"method {method.name!r} changes the model's own weights, whose small updates bfloat16 cannot hold. "
                 "Use [[dtype='float32']], or a method with parameters of its own."
             )
-        if method.edits:
-            self.steering_config()
-            if self.positions == "mask":
-                raise InputError(
-                    "positions 'mask' need a mask with every batch, which a task does not have. Name others."
-                )
-        else:
+        if not method.edits:
             for name, value in (("sites", self.sites or None), ("bias", self.bias), ("activation", self.activation)):
                 if value is not None:
                     raise InputError(f"method {method.name!r} edits no site; leave out [[{name}]].")
@@ -178,7 +175,7 @@ class TrainOptions:
             )
 
     def _check_numbers(self) -> None:
-        least = ("rank", "heads", "steps", "batch_size", "tries", "lr_steps", "train_examples", "validation_examples")
+        least = ("rank", "heads", "tries", "lr_steps", "train_examples", "validation_examples")
         for name in (*least, "test_examples", "max_length", "max_new_tokens", "eval_batch_size", "save_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -187,10 +184,6 @@ class TrainOptions:
             raise InputError(f"[[tries]] is {self.tries}; expected at least 3: a winner and its two neighbours.")
         if isinstance(self.learning_rate, str) and self.learning_rate != "auto":
             raise InputError(f"[[learning_rate]] is {self.learning_rate!r}; expected a number or 'auto'.")
-        if isinstance(self.learning_rate, float) and not (0 < self.learning_rate < math.inf):
-            raise InputError(f"[[learning_rate]] is {self.learning_rate}; expected a positive number or 'auto'.")
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"[[warmup]] is {self.warmup}; expected a part of the steps, from 0 to below 1.")
         if self.sparsity is not None and not (0 <= self.sparsity < math.inf):
             raise InputError(f"[[sparsity]] is {self.sparsity}; expected a number of at least 0.")
         if not 0 <= self.seed < 2**31:
@@ -221,6 +214,22 @@ class TrainOptions:
             dtype=self.adapter_dtype,
             seed=self.seed,
         )
+
+    def schedule(self, steps: int | None = None) -> Schedule:
+        """Return how a training of this run, or of its search with other steps, goes.
+
+        Raises:
+            InputError: A number is out of range.
+        """
+        return Schedule(self.steps if steps is None else steps, self.batch_size, self.warmup)
+
+    def spec(self, learning_rate: float) -> RunSpec:
+        """Return what the engine trains at a learning rate.
+
+        Raises:
+            InputError: The options do not fit the method's family, or the rate is none.
+        """
+        return RunSpec(self.steering_config() if self.of.edits else None, learning_rate, self.seed)
 
     @property
     def true_sparsity(self) -> float:

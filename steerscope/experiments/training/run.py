@@ -15,6 +15,7 @@ import torch
 from steerscope.analysis.stopwatch import StageProgress
 from steerscope.errors import InputError, words
 from steerscope.experiments.engine.rate_grid import Choice, choose
+from steerscope.experiments.engine.rows import Rows
 from steerscope.experiments.evaluation.adapters import ADAPTER
 from steerscope.experiments.evaluation.evaluate import evaluate
 from steerscope.experiments.evaluation.generation import fitting_prompts
@@ -25,8 +26,8 @@ from steerscope.experiments.runs.memory import peak_memory
 from steerscope.experiments.runs.records import RunConfig, RunResults
 from steerscope.experiments.tasks.supervised import AnswerTokens, SupervisedSequence, answer_tokens, supervise
 from steerscope.experiments.tasks.task import TaskForm
-from steerscope.experiments.training.data import Collator, Parts, supervised, training_rows
-from steerscope.experiments.training.engine import Trained, fit
+from steerscope.experiments.training.data import Parts, supervised, training_rows
+from steerscope.experiments.training.fit import Trained, fit
 from steerscope.experiments.training.learning_rates import choice_of
 from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import SCALES_RATE, TrainOptions
@@ -252,9 +253,8 @@ class Run:
 
     def _build(self, rows: list[SupervisedSequence], **changes: Any) -> Trainee:
         size, device = self.options.batch_size, self.loaded.device
-        collate = Collator(pad_token(self.loaded.tokenizer, self.loaded.model), False, False)
-        starts = range(0, min(len(rows), SCALE_BATCHES * size), size)
-        batches = ({k: v.to(device) for k, v in collate(rows[i : i + size]).items()} for i in starts)
+        pad, starts = pad_token(self.loaded.tokenizer, self.loaded.model), range(0, SCALE_BATCHES * size, size)
+        batches = (Rows.of(rows[i : i + size], pad, device).inputs for i in starts if i < len(rows))
         return build(self.loaded, self.options, batches, **changes)
 
     def _train(

@@ -12,14 +12,15 @@ from pathlib import Path
 
 from steerscope.analysis.stopwatch import StageProgress
 from steerscope.errors import InputError
-from steerscope.experiments.runs.folder import CONFIG, RunFolder, read_results
+from steerscope.experiments.runs.folder import CONFIG, RESULTS, RunFolder, read_results
 from steerscope.experiments.runs.records import RunConfig, RunResults
 from steerscope.experiments.tasks import Task
 from steerscope.experiments.training.data import Parts, draw_parts, run_settings
+from steerscope.experiments.training.fit import require_no_older
 from steerscope.experiments.training.learning_rates import read_search, require_same_subject
 from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import TrainOptions
-from steerscope.experiments.training.run import Run
+from steerscope.experiments.training.run import CHECKPOINTS, Run
 from steerscope.files import alone_in
 from steerscope.folders import Kind, require_folder_for
 from steerscope.models import load_model
@@ -55,12 +56,14 @@ def train(
     Raises:
         InputError: Options, data, model or folder cannot be used, or training diverged.
 
-    Cost: the method's tries and its training (see :func:`~steerscope.experiments.training.engine.fit`), and the test.
+    Cost: the method's tries and its training (see :func:`~steerscope.experiments.training.fit.fit`), and the test.
     """
     options.check()
     place, show = Path(out), progress or (lambda stage, done, total: None)
     tell = say or (lambda sentence: None)
     require_folder_for(place, Kind.RUN)
+    if resume and not (place / RESULTS).exists():
+        require_no_older(place / CHECKPOINTS)
     parts = draw_parts(task, options)
     searched = read_search(options, parts)
     if loaded is None:

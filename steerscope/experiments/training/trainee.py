@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import tee
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback
 
 from steerscope.errors import InputError
 from steerscope.experiments.training.methods import Trains
@@ -23,7 +22,7 @@ from steerscope.models.load import LoadedModel
 from steerscope.models.site_map import find_sites
 from steerscope.steering import SteeringConfig, SteeringModel, get_steering_model
 from steerscope.steering.families.low_rank import NonlinearAdapter, start_slope
-from steerscope.steering.joint import JointConstraint
+from steerscope.steering.joint import JointCallback, JointConstraint
 from steerscope.steering.lofit import SparseScales
 from steerscope.steering.model import steered_by
 from steerscope.steering.weights import WeightModel
@@ -37,10 +36,10 @@ class Trainee:
     """A model ready to train.
 
     Attributes:
-        model: What the Trainer gets.
+        model: What is trained.
         restore: Takes the method off again; the base model is then as it was.
-        is_steered: Whether ``model`` takes ``prompt_lengths``.
-        callbacks: What the Trainer has to call.
+        joint: What keeps a LoRA and edits apart and measures how they lie to each other, if it is both.
+        penalty: What keeps LoFiT's scales sparse, if it is these.
         notes: What a user should know, a sentence each.
         write: Writes what was trained to a folder, where ``model.save_pretrained`` alone would not do.
         measured: What was measured along the training, to be kept with its results.
@@ -48,11 +47,17 @@ class Trainee:
 
     model: Any
     restore: Callable[[], object]
-    is_steered: bool = False
-    callbacks: Sequence[TrainerCallback] = ()
+    joint: JointCallback | None = None
+    penalty: SparseScales | None = None
     notes: tuple[str, ...] = ()
     write: Callable[[Path], object] | None = None
     measured: Callable[[], dict[str, Any]] = dict
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is trained."""
+        found: torch.device = next(self.model.parameters()).device
+        return found
 
     @property
     def parameters(self) -> tuple[int, int]:
@@ -151,9 +156,10 @@ def _edits(
     to_scale, to_measure_on = tee(batches)
     if config.scale == "rms":
         model.measure_scales(to_scale)
-    callbacks = [SparseScales(model, sparsity)] if config.family == "lofit_scale" else []
+    penalty = SparseScales(model, sparsity) if config.family == "lofit_scale" else None
     slopes = _start_slopes(model, to_measure_on) if config.family == "nonlinear" else {}
-    return Trainee(model, model.unload, True, callbacks, measured=lambda: {"start_slopes": slopes} if slopes else {})
+    measured = {"start_slopes": slopes} if slopes else {}
+    return Trainee(model, model.unload, penalty=penalty, measured=lambda: measured)
 
 
 @torch.no_grad()
@@ -162,7 +168,7 @@ def _start_slopes(model: SteeringModel, batches: Iterable[Mapping[str, Tensor]])
     batch = next(iter(batches), None)
     if batch is None:
         return {}
-    inputs = {name: value[:_MEASURED_ROWS] for name, value in batch.items() if name != "labels"}
+    inputs = {name: value[:_MEASURED_ROWS] for name, value in batch.items()}
     real = inputs["attention_mask"] != 0
     found = {}
     with model.disable_adapter(keep_lora=True), reading(model.site_map, model.sites) as seen:
@@ -201,7 +207,7 @@ def _joint(loaded: LoadedModel, options: TrainOptions, batches: Iterable[Mapping
         by_site = [asdict(one) for one in constraint.overlaps()] if trainee.is_finite else []
         return {"joint": callback.history, "joint_at_the_end": by_site}
 
-    trainee = Trainee(steered.model, restore, True, [callback], measured=measured)
+    trainee = Trainee(steered.model, restore, callback, measured=measured)
     return trainee
 
 

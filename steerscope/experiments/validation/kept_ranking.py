@@ -21,9 +21,7 @@ def kept_ranking(
     loaded: LoadedModel,
     splits: DataSplits,
     path: Path,
-    num_ranking: int,
-    seed: int,
-    rank: int,
+    options: RankOptions,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Ranking:
     """Return the ranking of all sites from a task's training examples: the one that is kept, or a new one, kept then.
@@ -32,9 +30,7 @@ def kept_ranking(
         loaded: The model.
         splits: Where examples come from.
         path: The file.
-        num_ranking: Prompts.
-        seed: Of the examples and of the ranking.
-        rank: Of the edits that parameters are counted for.
+        options: How to rank; its seed draws the examples too.
         progress: Called as work goes on.
 
     Raises:
@@ -42,14 +38,13 @@ def kept_ranking(
 
     Cost: that of a ranking, unless it is there.
     """
-    wanted = RankOptions(max_examples=num_ranking, seed=seed, rank=rank)
-    examples = splits.ranking(num_ranking, seed)
+    examples = splits.ranking(options.max_examples, options.seed)
     asked = {
         "data": content_hash(examples, ordered=False),
         "model": model_key(loaded.identity.as_dict()),
-        "[[seed]]": seed,
-        "[[rank]]": rank,
-        "[[num_ranking]]": num_ranking,
+        "[[seed]]": options.seed,
+        "[[rank]]": options.rank,
+        "[[num_ranking]]": options.max_examples,
         "version": RECIPE,
     }
     if path.exists():
@@ -70,11 +65,11 @@ def kept_ranking(
                     f"the work in {str(path.parent)!r} was begun with other {', '.join(differ)}. Give the same "
                     "options and data, or name another folder."
                 )
-            if set(ranking_scores(Needs.KERNEL)) <= set(found.sites[0].scores):
+            if set(ranking_scores(*options.needs)) - set(ranking_scores(Needs.PLACE)) <= set(found.sites[0].scores):
                 return found
-    ranking = rank_sites(loaded, examples, wanted, task=splits.name, progress=progress)
+    ranking = rank_sites(loaded, examples, options, task=splits.name, progress=progress)
     ranking = replace(
-        ranking, settings={**ranking.settings, "asked_examples": num_ranking, "asked_data": asked["data"]}
+        ranking, settings={**ranking.settings, "asked_examples": options.max_examples, "asked_data": asked["data"]}
     )
     with told(f"make the folder {str(path.parent)!r}"):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,7 @@ def weights_of(loaded: LoadedModel, method: str, rank: int) -> Candidate:
     """Return LoRA of the linear maps of all blocks (``lora``), or full fine-tuning (``sft``)."""
 
     def build(learning_rate: float, seed: int) -> tuple[Pack, Callable[[], object]]:
-        spec = RunSpec(SteeringConfig(sites="resid_post"), learning_rate, seed)
+        spec = RunSpec(None, learning_rate, seed)
         pad = pad_token(loaded.tokenizer, loaded.model)
         if method == "lora":
             wrapped = lora(loaded, rank, seed)

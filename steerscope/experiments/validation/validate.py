@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerscope.analysis.results import Ranking
+from steerscope.analysis.scoring.options import RankOptions
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
 from steerscope.experiments.agreement.agreements import agreements
 from steerscope.experiments.agreement.attainable import attainable
@@ -82,9 +83,8 @@ def validate_ranking(
 
     data = SplitData(loaded, splits, options.schedule, options.num_selection, options.num_test)
     data.check(options.all_seeds)
-    ranking = kept_ranking(
-        loaded, splits, folder / "ranking.json", options.num_ranking, options.seed, options.rank, progress
-    )
+    wanted = RankOptions(max_examples=options.num_ranking, seed=options.seed, rank=options.rank)
+    ranking = kept_ranking(loaded, splits, folder / "ranking.json", wanted, progress)
     sweep = Sweep(loaded, data, options.schedule, RunStore(folder / "runs"), {}, progress=tell)
     before = sweep.untrained()
     candidates = [edit_at((site,), options.rank) for site in chosen]

@@ -18,9 +18,8 @@ from typing import Any
 from steerscope.analysis.shown import Tabular
 from steerscope.equivalence.propositions.base import Measurement, Verdict
 from steerscope.equivalence.propositions.catalogue import Result
-from steerscope.errors import InputError
-from steerscope.files import parse_json, read_text
 from steerscope.folders import write_result
+from steerscope.records import parse_record, read_record
 
 SCHEMA_VERSION = 1
 MEASUREMENTS = (
@@ -203,27 +202,9 @@ class Verification(Tabular, report="verification"):
         """Rebuild what :meth:`to_json` wrote.
 
         Raises:
-            InputError: The text is not JSON, or of another schema version.
+            InputError: The text is not JSON, of another schema version, or has fields that do not fit.
         """
-        try:
-            data = parse_json(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"not a verification: invalid JSON at line {error.lineno} ({error.msg}).") from error
-        if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION or "propositions" not in data:
-            found = data.get("schema_version") if isinstance(data, dict) else type(data).__name__
-            raise InputError(
-                f"expected a verify.json of schema_version {SCHEMA_VERSION}, found {found!r}. Make it with: "
-                "steerscope verify --json FILE"
-            )
-
-        def result(entry: dict[str, Any]) -> PropositionResult:
-            lists = {
-                key: tuple(Measured(**one) for one in entry[key]) for key in ("claims", "controls", "published_form")
-            }
-            return PropositionResult(**{**entry, **lists, "notes": tuple(entry["notes"])})
-
-        propositions = tuple(result(entry) for entry in data["propositions"])
-        return cls(**{**data, "propositions": propositions, "warnings": tuple(data["warnings"])})
+        return parse_record(text, cls, "verification")
 
     @classmethod
     def load(cls, path: str | Path) -> Verification:
@@ -232,7 +213,7 @@ class Verification(Tabular, report="verification"):
         Raises:
             InputError: The file cannot be read, or is no verification.
         """
-        return cls.from_json(read_text(Path(path), "the verification"))
+        return read_record(path, cls, "verification")
 
 
 def plain(value: Any) -> Any:

@@ -45,9 +45,8 @@ def plot_losses(table: SiteTable) -> Figure:
         handles.append(draw_line(ax, x, rows.mean(1), look(kind), figure_text(kind, 16)))
         ax.vlines(x, rows.min(1), rows.max(1), color=look(kind)[0], linewidth=0.8)
     for name, value in (("untrained", table.base.loss), ("recalibrated", table.base.recalibrated_loss)):
-        dash = "--" if name == "untrained" else ":"
-        ax.axhline(value, color=NULL, linestyle=dash, linewidth=1.3)
-        handles.append(Line2D([], [], color=NULL, linestyle=dash, label=name))
+        line = ax.axhline(value, color=NULL, linestyle="--" if name == "untrained" else ":", linewidth=1.3, label=name)
+        handles.append(line)
     ax.set_xlabel("layer")
     ax.set_ylabel("test loss after training (nats)")
     ax.grid(axis="y", color=GRID)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from steerscope.experiments.site_tables.judging import Judgement
-from steerscope.reports.site_tables.tables import attainable_sentence, pairs_sentence, score_table
-from steerscope.reports.tables import plain_table
-from steerscope.reports.vocabulary import clean, count
+from collections.abc import Sequence
+
+from steerscope.experiments.site_tables.across import margins_over, mean_of_drawn, mean_of_independent
+from steerscope.experiments.site_tables.judging import DEPTH_THEN_KIND, Judgement
+from steerscope.reports.site_tables.tables import attainable_sentence, pairs_sentence, score_table, signed
+from steerscope.reports.tables import TextTable, plain_table
+from steerscope.reports.vocabulary import clean, count, score_words
 
 # Rows that a screen has room for.
 ROWS = 9
@@ -31,3 +34,29 @@ def paragraphs(result: Judgement) -> list[str]:
     )
     table = score_table(result, limit=ROWS)
     return [what, result.admission.sentence, attainable_sentence(result), pairs_sentence(result), plain_table(table)]
+
+
+def across(results: Sequence[Judgement]) -> str:
+    """Return, for every score that all tables have, its mean margin over the baseline fixed in advance."""
+    shared = [name for name in results[0].scores if all(name in one.scores for one in results)]
+    rows: list[tuple[str, ...]] = []
+    for name in shared:
+        if name == DEPTH_THEN_KIND:
+            continue
+        margins = margins_over(results, name, DEPTH_THEN_KIND)
+        drawn = mean_of_drawn(margins)
+        rows.append(
+            (
+                str(len(rows) + 1),
+                score_words(name).label,
+                signed(mean_of_independent(margins)),
+                "-" if drawn is None else signed(drawn),
+            )
+        )
+    columns = ("", "score", "over these tables", "over tasks like these")
+    note = "Mean over tables of Spearman minus that of depth, then kind; tables that are not admitted are among them."
+    note = "" if all(one.admission.holds for one in results) else note
+    table = TextTable(
+        f"Over {len(results)} tables, margin over depth, then kind", columns, frozenset(columns[2:]), tuple(rows), note
+    )
+    return plain_table(table)

@@ -26,7 +26,7 @@ def score_table(result: Judgement, limit: int | None = None) -> TextTable:
         (
             places[name],
             score_words(name).label + (" *" if name in result.baselines else ""),
-            interval(Estimate(one.agreement.spearman, one.agreement.low, one.agreement.high)),
+            interval(spearman_of(one)),
             "-" if one.agreement.of_attainable is None else f"{one.agreement.of_attainable.value:.2f}",
             "-" if name == DEPTH_THEN_KIND else signed(one.agreement.margins[DEPTH_THEN_KIND]),
             share_of_pairs(one),
@@ -62,7 +62,7 @@ def full_table(result: Judgement) -> TextTable:
             (
                 str(rank),
                 f"`{clean(name, 60)}`" + (" *" if name in result.baselines else ""),
-                interval(Estimate(own.spearman, own.low, own.high)),
+                interval(spearman_of(one)),
                 interval(Estimate(own.partial, own.partial_low, own.partial_high)),
                 interval(Estimate(own.kendall, own.kendall_low, own.kendall_high)),
                 "-" if own.of_attainable is None else interval(own.of_attainable),
@@ -109,6 +109,11 @@ def share_of_pairs(one: JudgedScore) -> str:
     """Print which part of the pairs is right, with its interval."""
     share = one.pairs.share
     return "-" if share is None else f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
+
+
+def spearman_of(one: JudgedScore) -> Estimate:
+    """Return a score's Spearman correlation with its interval."""
+    return Estimate(one.agreement.spearman, one.agreement.low, one.agreement.high)
 
 
 def interval(found: Estimate) -> str:

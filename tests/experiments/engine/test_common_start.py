@@ -201,3 +201,23 @@ def test_edits_act_on_the_start_itself():
         pack.prepare(BATCHES[0])
     with torch.no_grad():
         assert float((first.losses([0], [BATCHES[0]]) - none.losses([0], [BATCHES[0]])).abs()) > 1e-3
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "opt"])
+def test_the_last_mlp_is_computed_where_logits_are_asked_for(family):
+    loaded = wrap_model(tiny_model(family, torch.float64), tiny_tokenizer())
+    last, sizes = loaded.site_map.blocks[-1], []
+    last.mlp_write.register_forward_hook(lambda m, args, out: sizes.append(args[0].shape[:-1].numel()))
+    supervised = sum(len(row.ids) - row.first_target for row in BATCHES[0])
+    tokens = len(BATCHES[0]) * max(len(row.ids) for row in BATCHES[0])
+    found = []
+    for specs in ([spec("0.resid_post")], [spec("0.resid_post"), spec("1.mlp_in")]):
+        pack = EditPack(loaded, specs)
+        with torch.no_grad():
+            pack.edits.by_run[0][next(iter(pack.edits.by_run[0]))].U.normal_(generator=torch.Generator().manual_seed(0))
+        with true_float64(loaded.model):
+            losses = pack.losses(list(range(len(specs))), [BATCHES[0]] * len(specs))
+            losses[0].backward()
+        found.append((losses[0].detach(), [p.grad for p in pack.parameters_of(0)]))
+    assert sizes == [supervised, 2 * tokens]  # an edit inside it sees every token
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-13)

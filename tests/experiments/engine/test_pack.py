@@ -16,8 +16,9 @@ from steerscope.experiments.engine.frozen import FrozenStreams
 from steerscope.experiments.engine.model_pack import ModelPack
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.tasks.supervised import SupervisedSequence
-from steerscope.experiments.training.data import Collator, supervised_loss, training_rows
+from steerscope.experiments.training.data import training_rows
 from steerscope.steering.joint import JointConstraint
+from tests.experiments.engine.stock_trainer import Collator, supervised_loss
 from tests.steering.cases import SETTINGS
 from tests.tiny import FAMILIES, VOCAB, tiny_model, tiny_tokenizer
 

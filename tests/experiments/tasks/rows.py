@@ -26,7 +26,7 @@ def row(task: str, i: int) -> dict:
         }
     if task == "recall":
         return {"question": f"a={i // 10} b={i % 10} b", "answer_index": i % 10}
-    if task == "compare":
+    if task.startswith("compare"):
         return {"question": f"max({i // 10},{i % 10})", "answer_index": max(i // 10, i % 10)}
     if task == "twice":
         once, two = string.ascii_lowercase[i // 25], string.ascii_lowercase[(i // 25 + 1 + i % 25) % 26]

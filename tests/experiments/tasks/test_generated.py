@@ -20,15 +20,20 @@ from steerscope.experiments.tasks.task import majority
 from steerscope.models.tokens import completion_tokens
 from tests.experiments.tasks.rows import ALL
 
-NEW = ("recall", "compare", "twice")
+COMPARE = ("compare", "compare_next", "compare_other", "compare_second")
+NEW = ("recall", "recall_capital", "recall_plus", *COMPARE, "twice")
 
 
-def solve(prompt: str) -> str:
+def solve(prompt: str, name: str = "") -> str:
     """Answer a prompt by other means than the generator's."""
-    if pairs := re.findall(r"(\w)=(\d)", prompt):
-        return dict(pairs)[prompt.split()[-1].removesuffix("=")]
+    if pairs := re.findall(r"([a-z])=(\d)", prompt):
+        key, _, more = prompt.split()[-1].removesuffix("=").partition("+")
+        return str(int(dict(pairs)[key.lower()]) + int(more or 0))[-1]
     if numbers := re.fullmatch(r"(min|max)\((.*)\)=", prompt):
-        return sorted(numbers[2].split(","))[0 if numbers[1] == "min" else -1]
+        found = sorted(numbers[2].split(","))
+        found = found if numbers[1] == "min" else found[::-1]
+        asked = {"compare_other": -1, "compare_second": 1}.get(name, 0)
+        return str(int(found[asked]) + (name == "compare_next"))[-1]
     (twice,) = [letter for letter, times in Counter(prompt.removesuffix(" twice:").split()).items() if times == 2]
     return f" {twice}"
 
@@ -51,7 +56,7 @@ def test_generated_parts_share_nothing_for_any_seed(name):
 @pytest.mark.parametrize("name", NEW)
 def test_answers_are_right(name):
     for one in get_task(name).split("train", 300, 4):
-        assert one.completion == solve(one.prompt) == one.choices[one.answer_index]
+        assert one.completion == solve(one.prompt, name) == one.choices[one.answer_index]
 
 
 def test_draws_are_pinned():
@@ -59,7 +64,12 @@ def test_draws_are_pinned():
     drawn = {name: [one.prompt + one.completion for one in get_task(name).split("test", 2)] for name in NEW}
     assert drawn == {
         "recall": ["m=5 y=2 d=7 e=9 y=2", "r=3 v=2 m=2 w=2 r=3"],
+        "recall_capital": ["m=5 y=2 d=7 e=9 Y=2", "r=3 v=2 m=2 w=2 R=3"],
+        "recall_plus": ["m=5 y=2 d=7 e=9 y+1=3", "r=3 v=2 m=2 w=2 r+1=4"],
         "compare": ["min(9,6,4,7,5)=4", "max(4,9,1,9,6)=9"],
+        "compare_next": ["min(8,3,3,6,7)=4", "min(7,3,3,4,8)=4"],
+        "compare_other": ["max(6,6,4,4,6)=4", "max(4,9,1,9,6)=1"],
+        "compare_second": ["min(5,4,5,4,4)=4", "min(4,5,1,3,2)=2"],
         "twice": ["n y b m w y twice: y", "r d r v s g twice: r"],
     }
 

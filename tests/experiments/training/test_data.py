@@ -1,20 +1,12 @@
-"""What is learned from: order, padding, labels, and logits at supervised places alone."""
+"""What is learned from: parts, and one order of batches."""
 
 from __future__ import annotations
 
 import pytest
-import torch
-from torch.nn import functional as F
 
 from steerscope.experiments.tasks.supervised import SupervisedSequence
-from steerscope.experiments.training.data import POOL, Collator, draw_parts, supervised_loss, training_rows
-from steerscope.experiments.training.engine import takes_logits_to_keep, trainer_of
-from steerscope.experiments.training.trainee import build
-from steerscope.steering import SteeringConfig, get_steering_model
-from tests.byte_models import byte_model
-from tests.experiments.training.tiny_runs import loaded, make_place, options, task_of
-
-SEQUENCES = [SupervisedSequence(tuple(range(3, 3 + n)), n - k) for n, k in ((5, 2), (9, 1), (7, 4), (12, 3), (6, 1))]
+from steerscope.experiments.training.data import POOL, draw_parts, training_rows
+from tests.experiments.training.tiny_runs import make_place, options, task_of
 
 
 @pytest.fixture(scope="module")
@@ -32,58 +24,6 @@ def test_the_order_covers_all_examples_evenly_in_batches_of_one_length():
     spread = [max(map(len, b)) - min(map(len, b)) for b in ([r.ids for r in rows[i : i + 4]] for i in range(0, 128, 4))]
     assert sum(spread) / len(spread) < 12  # by chance it is 39
     assert POOL * 4 < 64
-
-
-def test_batches_mask_the_prompt_and_train_the_end():
-    batch = Collator(pad=2, keeps=True, told=True)(SEQUENCES[:3])
-    assert batch["input_ids"].shape == (3, 9)
-    assert batch["input_ids"][0].tolist() == [2, 2, 2, 2, 3, 4, 5, 6, 7]
-    assert batch["labels"][0].tolist() == [-100] * 7 + [6, 7]
-    assert batch["position_ids"][0].tolist() == [0, 0, 0, 0, 0, 1, 2, 3, 4]
-    assert batch["prompt_lengths"].tolist() == [3, 8, 3]
-    assert batch["logits_to_keep"] == 5
-    assert set(Collator(2, False, False)(SEQUENCES)) == {"input_ids", "attention_mask", "position_ids", "labels"}
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("keeps", [True, False])
-def test_the_loss_is_that_of_each_sequence_alone(family, keeps):
-    model = byte_model(family).double()
-    batch = Collator(pad=2, keeps=keeps, told=False)(SEQUENCES)
-    labels = batch.pop("labels")
-    with torch.no_grad():
-        found = supervised_loss(model(**batch), labels)
-        losses = []
-        for one in SEQUENCES:
-            logits = model(input_ids=torch.tensor([one.ids])).logits[0]
-            targets = torch.tensor(one.ids[one.first_target :])
-            losses.append(F.cross_entropy(logits[one.first_target - 1 : -1], targets, reduction="none"))
-        expected = torch.cat(losses).mean()
-        assert not torch.allclose(expected, losses[0].mean())  # sequences differ
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
-
-
-def test_logits_are_computed_at_the_end_alone_and_gradients_stop_at_the_lowest_site(place, tmp_path):
-    base = loaded(place)
-    run = options(place, sites=("1.resid_post",))
-    trainee = build(base, run, [])
-    widths, below = [], []
-    base.model.lm_head.register_forward_hook(lambda m, a, out: widths.append(out.shape[1]))
-    base.site_map.blocks[0].module.register_forward_hook(lambda m, a, out: below.append(out.requires_grad))
-    base.site_map.blocks[1].module.register_forward_hook(lambda m, a, out: below.append(out.requires_grad))
-    trainer = trainer_of(trainee, SEQUENCES[:4], run, tmp_path, pad=2, steps=1, learning_rate=0.1, keeps=False)
-    trainer.train()
-    assert widths == [5]
-    assert below == [False, True]
-
-
-def test_models_that_compute_all_logits_are_known():
-    class Old(torch.nn.Module):
-        def forward(self, input_ids, attention_mask=None):
-            """Takes no logits_to_keep."""
-
-    assert not takes_logits_to_keep(Old())
-    assert takes_logits_to_keep(get_steering_model(byte_model(), SteeringConfig("resid_post", rank=2)))
 
 
 def test_parts_are_disjoint_and_only_train_depends_on_the_seed(place):

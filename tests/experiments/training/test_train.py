@@ -15,8 +15,10 @@ from steerscope.experiments.comparison import compare
 from steerscope.experiments.evaluation.adapters import read_adapter, with_adapter
 from steerscope.experiments.evaluation.likelihood import completion_loss
 from steerscope.experiments.tasks import get_task
-from steerscope.experiments.training import engine, read_results
+from steerscope.experiments.training import read_results
+from steerscope.experiments.training import run as run_module
 from steerscope.experiments.training.data import draw_parts
+from steerscope.experiments.training.fit import CHECKPOINT
 from steerscope.experiments.training.methods import METHODS as TABLE
 from steerscope.experiments.training.options import TrainOptions
 from steerscope.experiments.training.run import Run
@@ -82,18 +84,19 @@ class Killed(BaseException):
     """A process that is gone: nothing after it runs."""
 
 
-def killed_after(monkeypatch, saves: int):
-    """Kill the run right after so many checkpoints, and two steps later if there are any."""
+def killed_after(steps: int):
+    """Return a progress that kills the run after so many steps of whatever it trains, before they are kept."""
+    last: dict[str, int] = {}
     seen = []
-    real = engine._Watch.on_step_end
 
-    def on_step_end(self, args, state, control, **kwargs):
-        real(self, args, state, control, **kwargs)
-        seen.append(state.global_step)
-        if len(seen) == saves:
-            raise Killed
+    def show(stage, done, total):
+        if stage in ("train", "scales") or stage.startswith("trying"):
+            seen.extend([stage] if done == last.get(stage, done) + 1 else [])
+            last[stage] = done
+            if len(seen) == steps:
+                raise Killed
 
-    monkeypatch.setattr(engine._Watch, "on_step_end", on_step_end)
+    return show
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def killed_after(monkeypatch, saves: int):
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )  # fmt: skip
-def test_a_killed_run_goes_on_to_the_same_bits(place, tmp_path, monkeypatch, method, changes, steps):
+def test_a_killed_run_goes_on_to_the_same_bits(place, tmp_path, method, changes, steps):
     """gpt2 has dropout, so the random numbers have to go on too; the search is killed in its second run."""
     task = task_of(place)
     model = str(place / changes.pop("model", "model"))
@@ -118,10 +121,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(place, tmp_path, monkeypatch, met
     train(run, task, tmp_path / "whole")
     expected = outcome(tmp_path / "whole")
     for count in steps:
-        with monkeypatch.context() as patch:
-            killed_after(patch, count)
-            with pytest.raises(Killed):
-                train(run, task, tmp_path / "killed", resume=True)
+        with pytest.raises(Killed):
+            train(run, task, tmp_path / "killed", resume=True, progress=killed_after(count))
         assert not (tmp_path / "killed" / "results.json").exists()
     seen = []
     train(run, task, tmp_path / "killed", resume=True, progress=lambda *told: seen.append(told))
@@ -139,12 +140,17 @@ def test_killed_while_saving_and_testing(place, tmp_path, monkeypatch):
             patch.setattr(Run, name, lambda *a, **k: (_ for _ in ()).throw(Killed()))
             with pytest.raises(Killed):
                 train(run, task, tmp_path / "killed", resume=True)
-    # And while a checkpoint was written: one without its last file does not count.
-    (last,) = (tmp_path / "killed" / "checkpoints").glob("checkpoint-4")
-    (last / "trainer_state.json").unlink()
+    # And while a checkpoint was written: what is not whole is no checkpoint.
+    checkpoint = tmp_path / "killed" / "checkpoints" / CHECKPOINT
+    whole = checkpoint.read_bytes()
+    checkpoint.with_name(".unfinished-0.pt").write_bytes(whole[:100])
+    checkpoint.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"progress.pt' cannot be read .* Delete that file"):
+        train(run, task, tmp_path / "killed", resume=True)
+    checkpoint.unlink()
     train(run, task, tmp_path / "killed", resume=True)
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
-    assert (tmp_path / "killed" / "checkpoints" / "checkpoint-4").exists()
+    assert checkpoint.exists()
     complete = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.json")}
     assert train(run, task, tmp_path / "killed", resume=True).line == read_results(tmp_path / "whole").line
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.json")} == complete
@@ -152,6 +158,18 @@ def test_killed_while_saving_and_testing(place, tmp_path, monkeypatch):
         train(options(place, steps=5), task, tmp_path / "killed", resume=True)
     with pytest.raises(InputError, match="is not empty"):
         train(run, task, tmp_path / "killed")
+
+
+def test_a_run_of_the_earlier_loop_is_read_but_not_gone_on_with(place, tmp_path):
+    task, run = task_of(place), options(place)
+    train(run, task, tmp_path / "run")
+    kept = tmp_path / "run" / "checkpoints" / "scales" / "checkpoint-2"
+    kept.mkdir(parents=True)
+    assert train(run, task, tmp_path / "run", resume=True).seed == 0
+    (tmp_path / "run" / "results.json").unlink()
+    with pytest.raises(InputError, match=r"are of an earlier steerscope.*name another folder"):
+        train(run, task, tmp_path / "run", resume=True)
+    assert kept.exists()
 
 
 def test_seeds_differ_in_start_and_data_and_share_the_test(place, tmp_path):
@@ -295,7 +313,7 @@ def test_a_run_that_is_refused_leaves_its_folder_to_the_corrected_one(place, tmp
 
 
 def test_prompts_without_room_are_refused_before_training(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "fit", None)
+    monkeypatch.setattr(run_module, "fit", None)
     with pytest.raises(InputError, match="no prompt fits"):
         train(options(place, max_new_tokens=5000, learning_rate="auto"), task_of(place), tmp_path / "run")
 

@@ -138,3 +138,12 @@ def test_the_kept_page_is_the_one_that_the_kept_files_give(tmp_path):
     assert (tmp_path / "page.md").read_text() == (DOCS / "validation.md").read_text()
     assert json.loads(places["constants"].read_text()) == json.loads(CONSTANTS.read_text())
     assert json.loads(places["evidence"].read_text()) == json.loads(EVIDENCE.read_text())
+
+
+def test_a_validation_of_version_1_is_compared_again(tmp_path):
+    result = made_up("first", np.random.default_rng(0))
+    old = json.loads(result.to_json())
+    del old["attainable"]
+    old |= {"schema_version": 1, "ceiling": {"spearman": 0.9}, "agreements": {"depth": {"spearman": 0.1}}}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    assert Validation.load(tmp_path / "old.json") == result

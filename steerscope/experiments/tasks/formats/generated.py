@@ -28,7 +28,12 @@ Template = Callable[[str, int], TaskExample]
 
 def digit_after_equals(question: str, value: int) -> TaskExample:
     """No space: after ``=`` most tokenizers have one token for a digit, and two for a space and a digit."""
-    return TaskExample(f"{question}=", DIGITS[value], DIGITS, value, answer=str(value), content=folded(question))
+    return digit_after(f"{question}=", value, question)
+
+
+def digit_after(prompt: str, value: int, question: str) -> TaskExample:
+    """Return an example whose answer is a digit, right after the prompt; ``question`` is what makes it another one."""
+    return TaskExample(prompt, DIGITS[value], DIGITS, value, answer=DIGITS[value], content=folded(question))
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from steerscope.experiments.tasks.formats.generated import GeneratedTask, row_form
+from steerscope.experiments.tasks.formats.generated import GeneratedTask, digit_after, row_form
 from steerscope.experiments.tasks.generator import LETTERS, Generator, below, check_integer, several
+from steerscope.experiments.tasks.task import TaskExample
 
 
 @dataclass(frozen=True)
@@ -39,5 +40,27 @@ class Recall(Generator):
         return f"{pairs} {keys[wanted]}", values[wanted]
 
 
+def _capital(question: str, value: int) -> TaskExample:
+    """``b=3 d=7 a=1 c=9 D=7``: who recalls has to read the letter otherwise."""
+    return digit_after(f"{question[:-1]}{question[-1].upper()}=", value, question)
+
+
+def _plus(question: str, value: int) -> TaskExample:
+    """``b=3 d=7 a=1 c=9 d+1=8``: who recalls has to answer otherwise; 0 follows 9."""
+    return digit_after(f"{question}+1=", (value + 1) % 10, question)
+
+
 FORM = row_form("recall", "Recall: which digit was given for a letter; the answer is a digit.")
-GENERATED = (GeneratedTask(FORM, Recall()),)
+CAPITAL = row_form(
+    "recall_capital",
+    "Recall: which digit was given for a letter, asked for by its capital; the answer is a digit.",
+    template=_capital,
+)
+PLUS = row_form(
+    "recall_plus", "Recall: which digit follows the one given for a letter; the answer is a digit.", template=_plus
+)
+GENERATED = (
+    GeneratedTask(FORM, Recall()),
+    GeneratedTask(CAPITAL, Recall(), _capital),
+    GeneratedTask(PLUS, Recall(), _plus),
+)

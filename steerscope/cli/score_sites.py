@@ -1,0 +1,102 @@
+"""``steerscope score-sites``: how well do scores of sites agree with training that was done already?"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from steerscope.cli.options import Device, JsonTarget, Quiet
+from steerscope.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from steerscope.experiments.site_tables.table import SiteTable
+    from steerscope.experiments.site_tables.user_scores import UserScores
+
+
+def score_sites(
+    tables: Annotated[
+        list[Path], typer.Argument(help="Site tables, as steerscope sweep makes them.", metavar="TABLE...")
+    ],
+    score: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a score in the tables, or FILE.py with score(site, table); may be repeated."),
+    ] = None,
+    json: JsonTarget = None,
+    model: Annotated[str | None, typer.Option(help="The tables' model, if it is not found under its name.")] = None,
+    device: Device = "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Compare scores of sites with the trained outcomes of site tables, without training anything."""
+    from steerscope.cli.output import check_json_target
+    from steerscope.experiments.site_tables.judging import judge
+    from steerscope.experiments.site_tables.table import SiteTable
+    from steerscope.experiments.site_tables.user_scores import scores_of_file
+    from steerscope.files import write_text
+    from steerscope.reports.site_tables.screen import across
+
+    check_json_target(json, "judgements")
+    if not 0 <= seed < 2**31:
+        raise InputError(f"[[seed]] is {seed}; expected an integer from 0 to 2**31 - 1.")
+    loaded = [SiteTable.load(path) for path in tables]
+    users = {name: scores_of_file(name) for name in score or () if name.endswith(".py")}
+    found = [judge(table, _scores(table, score, users, model, device, quiet), seed=seed) for table in loaded]
+    text = _json(found)
+    if json == "-":
+        sys.stdout.write(text)
+        return
+    print("\n\n".join(map(str, found)), file=sys.stdout)
+    if len(found) > 1:
+        print("\n" + across(found), file=sys.stdout)
+    if json is not None:
+        write_text(Path(json), text)
+        print(f"results: {json}", file=sys.stderr)
+
+
+def _scores(
+    table: SiteTable,
+    wanted: list[str] | None,
+    users: dict[str, UserScores],
+    model: str | None,
+    device: str,
+    quiet: bool,
+) -> dict[str, dict[str, float]] | None:
+    """Return the scores that are asked for; None for those that the table holds."""
+    from steerscope.cli.progress import stage_progress
+    from steerscope.experiments.site_tables.judging import FIXED
+    from steerscope.experiments.site_tables.user_scores import model_of, scores_from
+
+    if not wanted:
+        return None
+    chosen: dict[str, dict[str, float]] = {}
+    for name in wanted:
+        if name in users:
+            user = users[name]
+            with stage_progress(quiet=quiet) as show:
+                loaded = model_of(table, model, device) if user.needs_ranking else None
+                own = scores_from(user, table, loaded, show)
+        elif name in table.scores:
+            own = {} if name in FIXED else {name: table.scores[name]}
+        elif name in FIXED:
+            own = {}
+        else:
+            known = [*table.scores, *FIXED]
+            raise InputError(
+                f"the table of {table.name} has no score {name!r}; it has {', '.join(dict.fromkeys(known))}."
+                f"{did_you_mean(name, known)} A file of your own ends in .py."
+            )
+        if twice := set(own) & set(chosen):
+            raise InputError(f"two scores are called {sorted(twice)[0]!r}; name one of the files otherwise.")
+        chosen |= own
+    return chosen
+
+
+def _json(found: list[Any]) -> str:
+    import json
+    from dataclasses import asdict
+
+    record = {"schema_version": 1, "judgements": [asdict(one) for one in found]}
+    return json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
