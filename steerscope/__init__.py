@@ -89,17 +89,11 @@ _HOMES = {
     "verify": "experiments.commands",
     "VerifyOptions": "experiments.verification.run",
     "Verification": "experiments.verification.results",
-    "sweep": "experiments.commands",
-    "SweepOptions": "experiments.sweeping",
-    "search": "experiments.commands",
-    "SearchOptions": "experiments.searching",
-    "SearchResult": "experiments.searching",
     "propositions": "equivalence.propositions.catalogue",
     "compare": "experiments.comparison.groups",
     "Comparison": "experiments.comparison.groups",
     "write_report": "reports.ranking.folder",
     # Trained outcomes, and what they say of scores
-    "SiteTable": "experiments.site_tables",
     "judge": "experiments.site_tables",
     # Steering adapters
     "SteeringConfig": "steering.config",

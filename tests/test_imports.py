@@ -124,7 +124,7 @@ def test_only_results_that_are_printed_look_for_their_report():
     assert naming == ["steerscope.analysis.scoring.scores.__init__", "steerscope.analysis.shown", "steerscope.lazy"]
     kinds = {type(make()) for make, _ in SHOWN.values()}
     rooms = {kind._report for kind in kinds if kind._report}
-    assert rooms == {"comparison", "ranking", "validation", "verification"}
+    assert rooms == {"comparison", "ranking", "site_tables", "validation", "verification"}
     for room in rooms:
         assert callable(import_module(f"steerscope.reports.{room}.screen").paragraphs)
 

@@ -77,7 +77,12 @@ def format_score(value: float, name: str) -> str:
 
 
 def format_interval(low: float, high: float, name: str) -> str:
-    """Print an interval, ``33.1% to 43.0%``: a dash would be misread beside negative shares."""
+    """Print an interval, ``33.1% to 43.0%``: a dash would be misread beside negative shares.
+
+    One of a share ends at 100%, also in files of before.
+    """
+    if score_words(name).is_share and low <= 1:
+        high = min(high, 1.0)
     return f"{format_score(low, name)} to {format_score(high, name)}"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -11,16 +13,20 @@ from torch import Tensor
 from steerscope.finite import require_finite
 
 
-def jackknife_interval(replicates: Tensor) -> tuple[float, float, float]:
-    """Return value and 95% interval from a delete-group jackknife (entry 0 is the whole, then each left out).
+def jackknife_interval(replicates: Tensor, highest: float = math.inf) -> tuple[float, float, float]:
+    """Return value and 95% interval from a delete-group jackknife.
 
     Student's t with one degree of freedom less than there are groups.
+
+    Args:
+        replicates: Entry 0 is the whole, then each group left out.
+        highest: What the quantity cannot exceed (1 for a share): the interval ends there.
     """
     value, groups = float(replicates[0]), len(replicates) - 1
     deviations = replicates[1:] - replicates[1:].mean()
     error = float(((groups - 1) / groups * deviations.pow(2).sum()).sqrt())
     half = float(stats.t.ppf(0.975, groups - 1)) * error
-    return value, value - half, value + half
+    return value, value - half, max(value, min(value + half, highest))
 
 
 def spearman(first: ArrayLike, second: ArrayLike, *, at_least: int = 3) -> float | None:

@@ -61,6 +61,7 @@ __all__ = [
     "Score",
     "Unit",
     "all_scores",
+    "compute_score",
     "compute_scores",
     "get_score",
     "ranking_scores",
@@ -82,9 +83,13 @@ def compute_scores(candidate: Candidate, *needs: Needs) -> dict[str, Tensor]:
             continue
         if score.needs is Needs.STEP and candidate.step is None:
             continue
-        if score.needs.is_of_kernels and is_zero(candidate.kernel.probe):
-            found[score.name] = candidate.zeros()
-            continue
-        value = torch.as_tensor(score.compute(candidate), dtype=torch.float64)
-        found[score.name] = value if value.dim() else value.expand(candidate.num_columns)
+        found[score.name] = compute_score(candidate, score)
     return found
+
+
+def compute_score(candidate: Candidate, score: Score) -> Tensor:
+    """Return one score of a candidate ``column``, in float64, zero of a kernel of zero."""
+    if score.needs.is_of_kernels and is_zero(candidate.kernel.probe):
+        return candidate.zeros()
+    value = torch.as_tensor(score.compute(candidate), dtype=torch.float64)
+    return value if value.dim() else value.expand(candidate.num_columns)

@@ -13,6 +13,7 @@ after which ``RankOptions(score="kernel_scale")`` orders sites by it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -95,6 +96,11 @@ class Score:
     def is_share(self) -> bool:
         """Whether it prints as a percentage."""
         return self.unit is Unit.SHARE
+
+    @property
+    def highest(self) -> float:
+        """What it cannot exceed: 1 for a share, at which its intervals end."""
+        return 1.0 if self.is_share else math.inf
 
     @property
     def formula(self) -> str:
