@@ -4,7 +4,7 @@ The LoRA adds :math:`B A m` to the stream that the edit :math:`U \varphi(D x / s
 
 * ``none``: they interact by :math:`U D B A m / s` (linear edits);
 * ``input``: :math:`D B = 0`, the edit does not see what the LoRA of its block writes (the authors' released code);
-* ``output``: :math:`U^\top B = 0` and :math:`b^\top B = 0`, the two write at right angles (notes on the paper).
+* ``output``: :math:`U^\top B = 0` and :math:`b^\top B = 0`, the two write at right angles (a third party's summary).
 
 B stands for all of the block's maps that write where the edit acts, side by side: the attention's output projection
 for ``attn_out`` and ``resid_mid``, the down projection for ``mlp_out``, both for ``resid_post``. Neither form implies
