@@ -102,6 +102,13 @@ class StartSlope:
 def start_slope(activation: str, inner: Tensor) -> StartSlope:
     """Measure the start slope of an activation on ``inner``, the values ``D x / s`` (any shape).
 
+    Args:
+        activation: Name of the activation: ``silu``, ``gelu`` or ``tanh``.
+        inner: Values ``D x / s`` of any shape.
+
+    Returns:
+        The slope, and how much of the activation's output it explains.
+
     Raises:
         InputError: An unknown activation, or only zeros.
     """
