@@ -66,7 +66,15 @@ def attainable(losses: Array, layers: NDArray[np.int64], *, seed: int) -> Attain
 
 
 def drawn_two_seeds(table: Array, bootstrap: LayerBootstrap) -> Array:
-    """Return the agreement of two seeds in every resample."""
+    """Return the agreement of two seeds in every resample.
+
+    Args:
+        table: Losses ``(site seed)``, of at least two seeds.
+        bootstrap: The resamples of the sites' layers.
+
+    Returns:
+        Mean Spearman correlation over all pairs of seeds ``(resample)``.
+    """
     ranks = [bootstrap.ranks(column) for column in table.T]
     return np.mean([bootstrap.correlations(one, other) for one, other in combinations(ranks, 2)], axis=0)
 

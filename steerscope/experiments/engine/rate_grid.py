@@ -62,6 +62,9 @@ def choose(loss_at: Callable[[float], float], start: int, tries: int | None = No
         start: Place on the grid to begin at; a near one costs fewer runs.
         tries: Most runs; without it as many as it takes.
 
+    Returns:
+        The best rate, whether both its neighbours were tried, and the loss of every rate tried.
+
     Cost: three runs if the start is the winner, one more for every step away from it.
     """
     tried = {start: loss_at(rate(start))}
