@@ -150,6 +150,13 @@ class RunResults(Shown):
     def from_dict(cls, values: Mapping[str, Any], where: str) -> RunResults:
         """Read what :func:`dataclasses.asdict` gave, strictly; ``where`` names it in messages.
 
+        Args:
+            values: The fields by name.
+            where: What they are from, for messages.
+
+        Returns:
+            The results, every field checked.
+
         Raises:
             InputError: Another version, a field missing or of another type, or numbers that contradict each other.
         """
