@@ -39,6 +39,10 @@ def attainable_correlation(two_seeds: float, num_seeds: int) -> float:
     Args:
         two_seeds: Correlation between single seeds; 0 or less means no order that could be foreseen.
         num_seeds: Seeds in the mean.
+
+    Example:
+        >>> attainable_correlation(1.0, 3), attainable_correlation(0.0, 3), round(attainable_correlation(0.5, 4), 3)
+        (1.0, 0.0, 0.894)
     """
     r = max(two_seeds, 0.0)
     return math.sqrt(num_seeds * r / (1 + (num_seeds - 1) * r))

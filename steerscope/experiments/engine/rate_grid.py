@@ -22,7 +22,12 @@ class Choice:
 
 
 def rate(place: int) -> float:
-    """Return the learning rate at a place of the grid: ``10^(place / 2)``, rounded to three digits."""
+    """Return the learning rate at a place of the grid: ``10^(place / 2)``, rounded to three digits.
+
+    Example:
+        >>> [rate(place) for place in (-6, -5, -4)]
+        [0.001, 0.00316, 0.01]
+    """
     return float(f"{STEP**place:.3g}")
 
 
@@ -35,6 +40,10 @@ def next_places(tried: Mapping[int, float], start: int) -> list[int]:
 
     Returns:
         Places not tried; none when the best has both neighbours, or the grid ends.
+
+    Example:
+        >>> next_places({}, start=-5), next_places({-6: 0.9, -5: 0.7, -4: 0.5}, start=-5)
+        ([-6, -5, -4], [-3])
     """
     if not tried:
         return [place for place in (start - 1, start, start + 1) if LOWEST <= place <= HIGHEST]

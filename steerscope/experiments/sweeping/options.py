@@ -45,6 +45,11 @@ class SweepOptions:
         dtype: Its data type.
         revision: Branch, tag or commit of a Hugging Face name.
         trust_remote_code: Run code that comes with the model.
+
+    Example:
+        >>> options = SweepOptions(sites=("3.mlp_out", "5.resid_post"), rates=(1e-3, 1e-2), seeds=2)
+        >>> options.rates, options.steps * options.batch_size
+        ((0.001, 0.01), 1920)
     """
 
     sites: int | tuple[str, ...] | str = 48

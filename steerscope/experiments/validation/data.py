@@ -47,7 +47,7 @@ class DataSplits:
             seed: Of the draw.
 
         Returns:
-            Examples that differ from any training seed's draw.
+            Another draw than any training seed's; single examples may be in both.
         """
         return [*at_most(self.task, "train", n, seed)]
 
