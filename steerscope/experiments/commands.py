@@ -108,6 +108,9 @@ def evaluate(
         progress: Called with the stage's name, steps done and steps in all.
         command: What the user typed, kept with the results.
 
+    Returns:
+        The accuracy with its interval and, where they were asked for, comparisons of likelihoods.
+
     Raises:
         InputError: Options, data, model, adapter or folder cannot be used.
 
@@ -145,6 +148,9 @@ def validate(
             it holds already and was made with the same options is used again: an interrupted validation goes on.
         progress: Called with the stage's name, steps done and steps in all.
         command: What the user typed, kept with the results.
+
+    Returns:
+        The ranking's agreement with the trained losses, beside that of baselines.
 
     Raises:
         InputError: Options, data, model or folder cannot be used.
@@ -189,6 +195,9 @@ def sweep(
         progress: Called with the stage's name, steps done and steps in all.
         command: What the user typed, kept with the table.
 
+    Returns:
+        The table of sites, as it was written to ``out``.
+
     Raises:
         InputError: Options, data, model or folder cannot be used, or the budget was over before a run was tested.
 
@@ -217,6 +226,9 @@ def search(
         out: Folder for runs, ``search.json`` and ``adapter/``; a search that is there is gone on with.
         progress: Called with the stage's name, steps done and steps in all.
         command: What the user typed, kept with the result.
+
+    Returns:
+        The best site or set with its test result, and everything that was tried.
 
     Raises:
         InputError: Options, data, model or folder cannot be used, or the budget was over before runs were compared.
@@ -272,6 +284,9 @@ def verify(
         options: Sizes of the measurements.
         only: Names of propositions (``"P7,P12"`` or ``["P7", "P12"]``); all unless given.
         progress: Called with the stage's name, steps done and steps in all.
+
+    Returns:
+        The verdict on each proposition and, on a model, the measurements.
 
     Raises:
         InputError: An unknown proposition, or options or the model cannot be used.

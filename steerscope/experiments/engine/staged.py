@@ -29,6 +29,9 @@ class StagedSweep(Sweep):
             runs: Candidate, learning rate and seed of each; they may enter at different blocks.
             until: The step to stop after.
 
+        Returns:
+            Per run, in the order given, its training losses in nats, one per step.
+
         Raises:
             OutOfTime: Before a pack that begins after the deadline.
         """

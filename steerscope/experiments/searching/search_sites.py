@@ -109,7 +109,11 @@ class _Work:
     note: str = ""
 
     def whole(self, command: str) -> SearchResult:
-        """Search, train the references, save."""
+        """Search, train the references, save.
+
+        Returns:
+            The best site, everything that was tried, and the references.
+        """
         options, loaded = self.options, self.loaded
         since = time.monotonic()
         budget = math.inf if options.budget is None else 60 * options.budget
@@ -232,7 +236,11 @@ class _Work:
         return min(finished, key=lambda run: _loss(sweep, run)), finished
 
     def _references(self, deadline: float) -> list[Tested]:
-        """Train plain defaults, each with a search for its rate until half of the time is over."""
+        """Train plain defaults, each with a search for its rate until half of the time is over.
+
+        Returns:
+            Test results of the plain defaults; none where references were not asked for.
+        """
         if not self.options.references:
             return []
         since = time.monotonic()

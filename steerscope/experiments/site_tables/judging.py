@@ -119,6 +119,9 @@ class Judgement(Shown, report="site_tables"):
     def load(cls, path: str | Path) -> Judgement:
         """Read a judgement that :meth:`save` wrote.
 
+        Returns:
+            The judgement as it was saved.
+
         Raises:
             InputError: No such file, or not a judgement.
         """
@@ -133,6 +136,9 @@ def judge(table: SiteTable, scores: Mapping[str, Mapping[str, float]] | None = N
         scores: Per score, its value by site, higher for a better site; without them those that the table holds. The
             baselines ``depth`` and ``depth_then_kind`` are always added, and a score under their names is not taken.
         seed: Of the bootstrap.
+
+    Returns:
+        Agreement of each score with the trained losses, with intervals, differences from the baselines, and regret.
 
     Raises:
         InputError: Too few tested sites, or a score without a finite value for one of them.
