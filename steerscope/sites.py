@@ -119,8 +119,10 @@ def parse_site(text: str) -> Site:
         InputError: The text is no ``layer.kind``, or the kind is unknown or ambiguous.
 
     Example:
-        >>> str(parse_site("blocks.12.hook_resid_post")), str(parse_site("4.resid_pre")), parse_site("3.attn_heads.5").head
-        ('12.resid_post', '3.resid_post', 5)
+        >>> str(parse_site("blocks.12.hook_resid_post")), str(parse_site("4.resid_pre"))
+        ('12.resid_post', '3.resid_post')
+        >>> parse_site("3.attn_heads.5").head
+        5
     """
     match = _SITE.match(text.strip())
     if match is None:

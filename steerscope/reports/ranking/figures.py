@@ -6,6 +6,7 @@ Each raises :class:`InputError` where the ranking does not hold what it draws.
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -78,7 +79,7 @@ def plot_ranking(ranking: Ranking, limit: int = 20) -> Figure:
         label.set_fontsize(8.5 if row.is_merged else 10)
         label.set_linespacing(1.0)
     ax.set_ylim(len(rows) - 0.4, -0.6)
-    shapes = [
+    shapes: list[Artist] = [
         Line2D([], [], marker="o", color=ACCENT, markersize=7, linestyle="", label="equal to the best"),
         Line2D([], [], marker="s", color=ACCENT, markerfacecolor="white", linestyle="", label="undetermined"),
         Line2D([], [], marker="d", color=MUTED, markerfacecolor="white", linestyle="", label="worse"),

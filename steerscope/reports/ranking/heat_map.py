@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -22,7 +24,7 @@ from steerscope.reports.vocabulary import axis_scale, ordered_kinds, score_words
 _MOST_NUMBERED_LAYERS = 48
 # Families in the order in which they stand side by side; others follow.
 _ORDER = ("linear", "vector")
-_ABSENT = {"facecolor": "#f1f2f4", "edgecolor": "#b9c0ca"}
+_ABSENT: dict[str, Any] = {"facecolor": "#f1f2f4", "edgecolor": "#b9c0ca"}
 
 
 @styled
