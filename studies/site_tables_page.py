@@ -174,9 +174,9 @@ def _margins(judged: dict[str, Judgement]) -> str:
     heads = [f"{'J' if both else 'Spearman'} over {score_words(name).label}" for name, both in MARGINS]
     columns = ("score", *(part for head in heads for part in (head, f"{head}: tasks like these")))
     text = (
-        f"A score's Spearman, or J, minus that of a baseline fixed in advance, mean over "
-        f"{count(len(report), 'admitted table')}: with the interval over these very tables, and with that over tasks and models like these (Student's t over "
-        f"tables). The default score is `{DEFAULT_SCORE}`.\n\n"
+        "A score's Spearman, or J, minus that of a baseline fixed in advance, mean over "
+        f"{count(len(report), 'admitted table')}: with the interval over these very tables, and with that over tasks "
+        f"and models like these (Student's t over tables). The default score is `{DEFAULT_SCORE}`.\n\n"
     )
     return title + text + _markdown(TextTable("", columns, frozenset(columns[1:]), tuple(rows)))
 
