@@ -35,6 +35,10 @@ def dashed(name: str, value: str | None = None) -> str:
 
     >>> dashed("batch_size"), dashed("start", "published"), dashed("likelihoods", "False")
     ('--batch-size', '--start published', '--no-likelihoods')
+
+    Args:
+        name: Name of the field.
+        value: The value to type behind it; ``True`` and ``False`` make a flag.
     """
     option = f"--{'no-' if value == 'False' else ''}{name.replace('_', '-')}"
     return option if value in (None, "True", "False") else f"{option} {value}"
@@ -83,7 +87,19 @@ class UnsupportedModelError(InputError):
 
 
 def did_you_mean(value: str, valid: list[str]) -> str:
-    """Return a ``Did you mean ...?`` sentence for the closest valid name, or an empty string."""
+    """Return a ``Did you mean ...?`` sentence for the closest valid name, or an empty string.
+
+    Args:
+        value: What was typed.
+        valid: The names that exist.
+
+    Returns:
+        One or two names in a sentence that begins with a space.
+
+    Example:
+        >>> did_you_mean("resid_pots", ["resid_post", "mlp_out"])
+        " Did you mean 'resid_post'?"
+    """
     import difflib
 
     close = difflib.get_close_matches(value, valid, n=2, cutoff=0.5)

@@ -106,6 +106,13 @@ def told(doing: str, advice: str = "") -> Iterator[None]:
 def read_text(path: Path, what: str) -> str:
     """Return the text of a UTF-8 file, without a byte order mark; ``what`` names it in messages (``"the ranking"``).
 
+    Args:
+        path: The file.
+        what: What it is, for messages.
+
+    Returns:
+        The text.
+
     Raises:
         InputError: It cannot be read or is not UTF-8.
     """
@@ -152,6 +159,10 @@ def replace_file(path: Path, write_to: Callable[[Path], object]) -> None:
 
     A link is followed. What is no regular file (``/dev/null``, a pipe) is written to as it is.
 
+    Args:
+        path: The file; its folder has to exist.
+        write_to: Writes the file under the name that it is given, beside ``path``.
+
     Raises:
         InputError: The file cannot be written.
     """
@@ -173,6 +184,10 @@ def replace_file(path: Path, write_to: Callable[[Path], object]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file as UTF-8, whole or not at all.
+
+    Args:
+        path: The file; its folder has to exist.
+        text: What it will hold, written with line feeds on every system.
 
     Raises:
         InputError: The file cannot be written.
@@ -215,6 +230,9 @@ def written_aside(
         last: Names of files that say the rest is complete. Earlier ones of the first such name are taken away before
             anything moves, and these move last: at no moment does it stand beside files of another save.
         instead_of: Patterns of earlier files that go away with the move, such as figures that are drawn no more.
+
+    Yields:
+        The empty folder.
 
     Raises:
         InputError: The folder cannot be made or written to.

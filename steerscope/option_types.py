@@ -60,6 +60,13 @@ def plain_values(kind: Any, values: Mapping[str, Any], where: str = "") -> dict[
 def options_or_default(options: Options | None, kind: type[Options]) -> Options:
     """Return options as they are, or the default ones for ``None``.
 
+    Args:
+        options: What a caller gave.
+        kind: The class that they have to be of.
+
+    Returns:
+        An instance of ``kind``.
+
     Raises:
         InputError: They are something else, a dictionary for example.
     """

@@ -57,6 +57,9 @@ def parse_record(text: str, kind: type[T], what: str, where: str = "the text") -
         kind: The dataclass.
         what: What it should be.
         where: What it is from.
+
+    Returns:
+        An instance of ``kind``, every field checked.
     """
     article = "an" if what[0] in "aeiou" else "a"
     problem = f"{where} is not {article} {what}"

@@ -258,6 +258,9 @@ class Ranking(Tabular, report="ranking"):
     def from_json(cls, text: str) -> Ranking:
         """Rebuild a ranking from :meth:`to_json`'s text.
 
+        Returns:
+            The ranking, equal to the one that was written.
+
         Raises:
             InputError: The text is not JSON, of another schema version, or has fields that do not fit.
         """
@@ -266,6 +269,9 @@ class Ranking(Tabular, report="ranking"):
     @classmethod
     def load(cls, path: str | Path) -> Ranking:
         """Read a ranking that :meth:`save` wrote.
+
+        Returns:
+            The ranking, equal to the one that was saved.
 
         Raises:
             InputError: The file cannot be read, or is no ranking.

@@ -28,6 +28,11 @@ class Stopwatch:
             self.tick(0, 1)
 
     def tick(self, done: int, total: int) -> None:
-        """Tell the caller how far the stage is."""
+        """Tell the caller how far the stage is.
+
+        Args:
+            done: Parts of the stage that are done.
+            total: Parts of the stage in all.
+        """
         if self._progress is not None and self._stage is not None:
             self._progress(self._stage, done, total)

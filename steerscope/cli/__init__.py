@@ -73,7 +73,11 @@ def _root(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code (the console script exits with it)."""
+    """Run the command line and return its exit code (the console script exits with it).
+
+    Returns:
+        0, or another number where the command failed, was interrupted, or lost its reader.
+    """
     _open_closed_streams()
     output = sys.stdout
     try:
@@ -116,7 +120,11 @@ def _refuse(sentence: str) -> int:
 
 
 def _unread() -> int:
-    """End without a word, as programs do whose reader has gone: files are written before anything is printed."""
+    """End without a word, as programs do whose reader has gone: files are written before anything is printed.
+
+    Returns:
+        The exit code of a program whose reader has gone.
+    """
     _discard(sys.stdout)
     return UNREAD
 

@@ -85,6 +85,9 @@ def can_stand_apart(
         pad: Any token to fill with.
         length: :func:`common_length` of the rows.
         pads_left: Whether rows will be padded on the left, behind what stands apart; else on the right.
+
+    Returns:
+        ``True`` where the logits agree up to rounding.
     """
     if not length or _drops(model):
         return False
@@ -130,7 +133,17 @@ class Prefix:
 
     @classmethod
     def of(cls, model: nn.Module, rows: Sequence[Sequence[int]], prompts: Sequence[int], pad: int) -> Prefix:
-        """Find and compute the prefix of all rows; see :func:`shared_length`."""
+        """Find and compute the prefix of all rows; see :func:`shared_length`.
+
+        Args:
+            model: A causal language model or a wrapper of one, in the mode in which it will run.
+            rows: Token ids, one sequence per row.
+            prompts: How many tokens of each row are its prompt.
+            pad: Any token to fill with.
+
+        Returns:
+            The prefix with its key/value cache; without a common start, an empty one.
+        """
         length = shared_length(model, rows, prompts, pad)
         ids = torch.tensor([list(rows[0][:length])], dtype=torch.long, device=next(model.parameters()).device)
         if not length:
@@ -176,7 +189,11 @@ def _told(model: nn.Module, prompts: Sequence[int], device: torch.device) -> dic
 
 
 def _drops(model: nn.Module) -> bool:
-    """Whether dropout is drawn: by a module of its own, or by one that keeps a rate as a number."""
+    """Whether dropout is drawn: by a module of its own, or by one that keeps a rate as a number.
+
+    Returns:
+        Whether two runs on the same tokens may differ.
+    """
     return any(module.training and any(rate > 0 for rate in _rates(module)) for module in model.modules())
 
 
@@ -189,7 +206,11 @@ def _rates(module: nn.Module) -> list[float]:
 def _is_right(
     model: nn.Module, rows: Sequence[Sequence[int]], prompts: Sequence[int], pad: int, length: int, pads_left: bool
 ) -> bool:
-    """Whether both ways give the same logits after these rows."""
+    """Whether both ways give the same logits after these rows.
+
+    Returns:
+        Whether the logits differ by no more than rounding explains.
+    """
     device = next(model.parameters()).device
     width = max(map(len, rows))
     told = _told(model, prompts, device)

@@ -74,7 +74,15 @@ class Picture:
 
 
 def picture(figure: Figure, alt: str) -> Picture:
-    """Return a figure as a notebook shows it; the same bytes for the same figure every time."""
+    """Return a figure as a notebook shows it; the same bytes for the same figure every time.
+
+    Args:
+        figure: The figure.
+        alt: What a reader hears who does not see it.
+
+    Returns:
+        A PNG image with its text.
+    """
     return Picture(figure_bytes(figure, "png"), alt)
 
 
@@ -90,6 +98,9 @@ def plot_lines(panels: Panel | Sequence[Panel], x_name: str, title: str, foot: s
         title: A few words.
         foot: What the figure is of: model, task, seed.
         height: Inches per panel.
+
+    Returns:
+        The figure.
 
     Raises:
         InputError: No panel.
@@ -160,6 +171,9 @@ def plot_rows(
         foot: What the figure is of.
         nulls: Reference values by name, drawn as dashed vertical lines.
         log: Whether the axis is logarithmic.
+
+    Returns:
+        The figure.
 
     Raises:
         InputError: No row.

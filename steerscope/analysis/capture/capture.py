@@ -62,6 +62,16 @@ def read_stats(
     Channels that never vary from zero get the smallest positive scale, so that dividing by it is safe. Memory: two
     tokens of every sequence at every site, until the pass ends.
 
+    Args:
+        loaded: The model.
+        encoded: The examples as tokens.
+        batch_size: Sequences per forward pass.
+        max_examples: How many examples, from the first on, are read.
+        watch: What else looks at the pass: the numbers of a place, if a score needs them.
+
+    Returns:
+        Per site the scale of every channel and the typical length of what it reads.
+
     Raises:
         InputError: What a site reads is NaN or infinite.
     """

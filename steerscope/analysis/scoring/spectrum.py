@@ -30,7 +30,11 @@ class Spectrum:
 
     @classmethod
     def of(cls, kernel: Tensor) -> Spectrum:
-        """Decompose a kernel ``train train``. Cost: about ``9 train^3`` multiplications."""
+        """Decompose a kernel ``train train``. Cost: about ``9 train^3`` multiplications.
+
+        Returns:
+            Eigenvalues, at least 0 and increasing, with their vectors.
+        """
         values, vectors = torch.linalg.eigh(kernel)
         return cls(values.clamp_min(0), vectors)
 
@@ -61,7 +65,15 @@ class Spectrum:
 
 
 def spectra_of(kernel: Tensor, problem: Problem) -> tuple[Spectrum, ...]:
-    """Return the spectrum of a unit-scale kernel ``row row`` on the training rows of each direction."""
+    """Return the spectrum of a unit-scale kernel ``row row`` on the training rows of each direction.
+
+    Args:
+        kernel: Kernel of unit mean diagonal ``(row row)``.
+        problem: The held-out problem.
+
+    Returns:
+        One spectrum per direction of cross-fitting, in the order of ``problem.directions``.
+    """
     return tuple(Spectrum.of(kernel[way.train, way.train]) for way in problem.directions)
 
 

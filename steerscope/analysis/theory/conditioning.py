@@ -108,6 +108,9 @@ def conditioning(
         positions: Which tokens of the first sequence.
         progress: Told layers done and layers in all.
 
+    Returns:
+        Per layer the spectra of its maps, and the edits needed at each position.
+
     Cost: a forward pass, and per layer and token a few dense ``d_model`` matrices and their decompositions.
     """
     calls = block_calls(loaded, ids, layers)
@@ -136,7 +139,11 @@ def conditioning(
 def _before_mlp(
     call: BlockCall, update: Update, tensors: dict[SiteKind, Tensor], positions: Sequence[int]
 ) -> tuple[OracleEdit, ...]:
-    """Solve ``A dh = target`` at ``mlp_in``."""
+    """Solve ``A dh = target`` at ``mlp_in``.
+
+    Returns:
+        One edit per position; none where the update changes no weight of the MLP.
+    """
     block = call.block
     named = {id(p): name for name, p in block.module.named_parameters()}
     own = {named[id(linear_weight(module))] for module in (*block.mlp_reads, block.mlp_write)}
@@ -159,7 +166,11 @@ def _before_mlp(
 def _after_attention(
     call: BlockCall, update: Update, tensors: dict[SiteKind, Tensor], positions: Sequence[int]
 ) -> tuple[OracleEdit, ...]:
-    """Solve for the edit of ``attn_out`` that gives the updated block's output."""
+    """Solve for the edit of ``attn_out`` that gives the updated block's output.
+
+    Returns:
+        One edit per position.
+    """
     block = call.block
     base = tensors[SiteKind.RESID_POST]
     target = call.output_with(update)[0, list(positions)]
@@ -178,7 +189,16 @@ def _after_attention(
 
 
 def after_attention(block: Block, tensors: dict[SiteKind, Tensor], edit: Tensor) -> dict[SiteKind, Tensor]:
-    """Return every tensor of the block once ``edit`` is added to what attention adds to the stream."""
+    """Return every tensor of the block once ``edit`` is added to what attention adds to the stream.
+
+    Args:
+        block: The block.
+        tensors: The block's tensors at some tokens ``(token channel)`` each.
+        edit: What is added to attention's output ``(token channel)``.
+
+    Returns:
+        All tensors of the block, those behind the edit computed anew.
+    """
     h, attn = tensors[SiteKind.RESID_PRE], tensors[SiteKind.ATTN_OUT] + edit
     with torch.no_grad():
         z = block.mlp_input(h, attn)
@@ -200,6 +220,11 @@ def newton(block: Block, tensors: dict[SiteKind, Tensor], target: Tensor) -> tup
     """Find the edit of ``attn_out`` that makes the block's output ``target``, token by token.
 
     Steps that do not bring a token nearer are halved (a token that is then no nearer stays where it is).
+
+    Args:
+        block: The block.
+        tensors: The block's tensors at some tokens ``(token channel)`` each.
+        target: Wanted output of the block ``(token channel)``.
 
     Returns:
         The edit ``token channel`` and the steps each token took.

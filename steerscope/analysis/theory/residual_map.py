@@ -84,6 +84,9 @@ def residual_map(
         skip: Positions left out at the start (their stream is an outlier in many models).
         progress: Told sites done and sites in all.
 
+    Returns:
+        One cell per layer, site and changed weight: how much of the weight's effect an edit there can reproduce.
+
     Raises:
         InputError: Fewer than five sequences, or matrices too large to hold (:func:`check_size`).
 
@@ -120,6 +123,10 @@ def residual_map(
 def check_size(loaded: LoadedModel, tokens: int) -> None:
     """Refuse a model whose matrices per token would not fit.
 
+    Args:
+        loaded: The model.
+        tokens: Number of tokens whose matrices are held at once.
+
     Raises:
         InputError: More than 2^29 numbers.
     """
@@ -134,7 +141,11 @@ def check_size(loaded: LoadedModel, tokens: int) -> None:
 def _cells(
     layer: int, maps: SharedMaps, read: dict[SiteKind, Tensor], target: Tensor, paths: list[str], split: int
 ) -> list[Cell]:
-    """Fit all sites that share their matrices at once, linear edits and fixed vectors alike."""
+    """Fit all sites that share their matrices at once, linear edits and fixed vectors alike.
+
+    Returns:
+        One cell per site and changed weight.
+    """
     ones = torch.ones_like(target[:, 0, :1])
     forms = [Form(read[kind], right, RIDGE) for kind, right in maps.right.items()]
     forms += [Form(ones, right) for right in maps.right.values()]

@@ -54,6 +54,9 @@ def stream_shares(loaded: LoadedModel, ids: Tensor, layers: Sequence[int], skip:
         layers: Which layers.
         skip: Positions left out at the start: there the stream is tens of times longer in many models.
 
+    Returns:
+        Per layer, medians over tokens of the lengths of stream, attention and MLP, and of their shares in the output.
+
     Cost: one forward pass.
     """
     found = []

@@ -39,6 +39,10 @@ def attainable_correlation(two_seeds: float, num_seeds: int) -> float:
     Args:
         two_seeds: Correlation between single seeds; 0 or less means no order that could be foreseen.
         num_seeds: Seeds in the mean.
+
+    Example:
+        >>> attainable_correlation(1.0, 3), attainable_correlation(0.0, 3), round(attainable_correlation(0.5, 4), 3)
+        (1.0, 0.0, 0.894)
     """
     r = max(two_seeds, 0.0)
     return math.sqrt(num_seeds * r / (1 + (num_seeds - 1) * r))
@@ -66,7 +70,15 @@ def attainable(losses: Array, layers: NDArray[np.int64], *, seed: int) -> Attain
 
 
 def drawn_two_seeds(table: Array, bootstrap: LayerBootstrap) -> Array:
-    """Return the agreement of two seeds in every resample."""
+    """Return the agreement of two seeds in every resample.
+
+    Args:
+        table: Losses ``(site seed)``, of at least two seeds.
+        bootstrap: The resamples of the sites' layers.
+
+    Returns:
+        Mean Spearman correlation over all pairs of seeds ``(resample)``.
+    """
     ranks = [bootstrap.ranks(column) for column in table.T]
     return np.mean([bootstrap.correlations(one, other) for one, other in combinations(ranks, 2)], axis=0)
 

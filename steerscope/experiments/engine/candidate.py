@@ -26,7 +26,13 @@ class Store(Protocol):
         """Return what is kept of a run, or None."""
 
     def put(self, config: Mapping[str, Any], record: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-        """Keep a run."""
+        """Keep a run.
+
+        Args:
+            config: Everything that the run depends on; its hash is the key.
+            record: What the run came to: losses in nats, steps, seconds.
+            weights: The trained tensors of the edit by name; empty where only the numbers are worth keeping.
+        """
 
     def weights(self, config: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the tensors that were kept with a run."""
@@ -42,7 +48,15 @@ class SweepData(Protocol):
         """Return the examples of ``selection`` or ``test``."""
 
     def content_hash(self, part: str, seed: int = 0) -> str:
-        """Return a hash of the examples of a part (``train`` of a seed, ``selection``, ``test``)."""
+        """Return a hash of the examples of a part (``train`` of a seed, ``selection``, ``test``).
+
+        Args:
+            part: ``train``, ``selection`` or ``test``.
+            seed: Of the training examples; the other parts are the same for every seed.
+
+        Returns:
+            A hexadecimal digest; equal parts have equal ones, on every machine.
+        """
 
 
 @dataclass(frozen=True)

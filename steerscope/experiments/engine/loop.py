@@ -172,7 +172,12 @@ def _result(tensors: dict[str, Tensor], losses: list[float]) -> TrainedRun:
 
 
 def has_diverged(losses: Sequence[float]) -> bool:
-    """Say whether a run's losses, step by step, ended far above where they began."""
+    """Say whether a run's losses, step by step, ended far above where they began.
+
+    Returns:
+        Whether the last loss is NaN or infinite, or the last quarter's mean exceeds a fixed multiple of the first
+        quarter's.
+    """
     quarter = max(1, len(losses) // 4)
     first, last = sum(losses[:quarter]) / quarter, sum(losses[-quarter:]) / quarter
     return not math.isfinite(losses[-1]) or last > DIVERGED * max(first, 1.0)

@@ -170,6 +170,17 @@ def completion_loss(
 
     The end token counts where it is learned (``ends``). Examples that do not fit are left out, as in training.
 
+    Args:
+        model: The model, or a wrapper of it.
+        tokenizer: The model's.
+        examples: The examples with their right completions.
+        batch_size: Sequences per forward pass; it changes no result.
+        max_length: The model's context in tokens, ``None`` for no limit.
+        ends: Whether an end token is part of each completion.
+
+    Returns:
+        A loss in nats per token.
+
     Raises:
         InputError: No example fits, or one has a token that the model does not have; or the loss is NaN or infinite.
     """

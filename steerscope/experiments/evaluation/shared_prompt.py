@@ -65,7 +65,11 @@ def continuation_log_likelihoods(
 
 
 def _cut(order: Sequence[int], continuations: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Cut prompts into batches of at most so many continuations, and of one prompt at least."""
+    """Cut prompts into batches of at most so many continuations, and of one prompt at least.
+
+    Yields:
+        Indices of the prompts of one batch, in the order given.
+    """
     chosen: list[int] = []
     for i in order:
         if chosen and sum(continuations[k] for k in [*chosen, i]) > batch_size:
@@ -104,7 +108,11 @@ def _batch(model: nn.Module, asked: Sequence[Asked], pad: int, told: bool, prefi
 
 
 def _with_cache(model: nn.Module, given: dict[str, Any]) -> Any:
-    """Run the prompts; logits of their last token alone, where the model can leave the others out."""
+    """Run the prompts; logits of their last token alone, where the model can leave the others out.
+
+    Returns:
+        The model's output with its key/value cache, or ``None`` where it takes neither set of arguments.
+    """
     given["use_cache"] = True
     for options in ({"logits_to_keep": 1}, {}):
         try:

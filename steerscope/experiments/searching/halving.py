@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from steerscope.experiments.engine.candidate import Run
-from steerscope.experiments.engine.sweep import Sweep
+from steerscope.experiments.engine.staged import StagedSweep
 
 # Rungs end after these parts of the schedule. After the warm-up, a tenth, losses say something about a run.
 RUNGS = (0.2, 0.45, 1.0)
@@ -36,7 +36,7 @@ class Standing:
 
 
 def halve(
-    sweep: Sweep,
+    sweep: StagedSweep,
     runs: Sequence[Run],
     *,
     finalists: int = 2,
@@ -80,7 +80,19 @@ def halve(
 
 
 def loss_of(losses: Sequence[float], until: int) -> float:
-    """Return the mean loss over the second half of the steps so far; infinite where the run stopped before."""
+    """Return the mean loss over the second half of the steps so far; infinite where the run stopped before.
+
+    Args:
+        losses: Training losses in nats, one per step.
+        until: The step that all compared runs have reached.
+
+    Returns:
+        Mean loss in nats over steps ``until // 2`` to ``until``.
+
+    Example:
+        >>> loss_of([4.0, 3.0, 2.0, 1.0], until=4), loss_of([4.0, 3.0], until=4)
+        (1.5, inf)
+    """
     if len(losses) < until:
         return math.inf
     late = losses[until // 2 : until]

@@ -49,6 +49,9 @@ class UserScores:
 def scores_of_file(path: str | Path) -> UserScores:
     """Run a Python file and return the scores that it has. It is run as the user's own program.
 
+    Returns:
+        The file's function ``score`` or, where it registers scores, their names.
+
     Raises:
         InputError: No such file, it fails, or it has no score.
     """
@@ -111,6 +114,9 @@ def model_of(table: SiteTable, name: str | None = None, device: str = "cpu") -> 
         table: The table.
         name: What to load; without it what the table calls it.
         device: Where.
+
+    Returns:
+        The model, with the same weights as the table's.
 
     Raises:
         InputError: The task cannot be generated again, the model cannot be loaded, or is another one.

@@ -67,6 +67,17 @@ def chosen(text: str, choices: Sequence[str]) -> str | None:
     """Return the choice that a text is, else the only one that it starts with, white space around all of them aside.
 
     A choice that ends in a letter or digit must not go on as a longer word or number: ``12`` does not start with ``1``.
+
+    Args:
+        text: What the model wrote.
+        choices: The texts to choose from.
+
+    Returns:
+        The choice without white space around it, or ``None`` where none or several fit.
+
+    Example:
+        >>> chosen(" 12 apples", ["1", "12"]), chosen("a pear", ["1", "12"])
+        ('12', None)
     """
     written = text.strip()
     plain = [one.strip() for one in choices]
@@ -135,7 +146,19 @@ def number(text: str) -> str | None:
 
 
 def same_number(first: str, second: str) -> bool:
-    """Return whether two numbers, as :func:`number` gives them, differ by at most 1e-4 (the paper's tolerance)."""
+    """Return whether two numbers, as :func:`number` gives them, differ by at most 1e-4 (the paper's tolerance).
+
+    Args:
+        first: A number as text, such as ``"3"`` or ``"7/2"``.
+        second: The other number.
+
+    Returns:
+        Whether they are equal up to the tolerance.
+
+    Example:
+        >>> same_number("1/3", "0.33333"), same_number("1", "2")
+        (True, False)
+    """
     return abs(Fraction(first) - Fraction(second)) <= _TOLERANCE
 
 
@@ -190,5 +213,9 @@ def _lower(match: re.Match[str] | None) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """Fold case and white space, and drop the decoration and full stop around a text."""
+    """Fold case and white space, and drop the decoration and full stop around a text.
+
+    Returns:
+        A text to compare.
+    """
     return " ".join(text.split()).strip(" *_\"'`“”‘’.").casefold()

@@ -102,6 +102,9 @@ def supervise(
         model: What is to learn them; without it tokens that it may not have are not looked for.
         ends: Whether an end-of-sequence token is learned after the completion; see :func:`answer_tokens`.
 
+    Returns:
+        Sequences, the examples they are of, and those that were left out because they are too long.
+
     Raises:
         InputError: No example fits, a prompt has no token, or a token is none of the model's.
     """

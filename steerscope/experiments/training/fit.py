@@ -65,6 +65,9 @@ def fit(
         keeps: Whether a checkpoint is written (and looked for).
         show: Called with steps done and in all.
 
+    Returns:
+        Mean loss per reported step in nats, tokens per second, and seconds, those of an interrupted start included.
+
     Raises:
         InputError: A loss is NaN or infinite.
 

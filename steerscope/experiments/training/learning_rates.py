@@ -49,6 +49,11 @@ def read_search(options: TrainOptions, parts: Parts) -> RunResults | None:
 def require_same_subject(found: RunResults, config: RunConfig, folder: str) -> None:
     """Refuse a search on another model, at other sites or of another rank; what only the loaded model can tell.
 
+    Args:
+        found: Results of the run whose learning rate is to be taken over.
+        config: What the new run is.
+        folder: Where the results are from, for messages.
+
     Raises:
         InputError: Something differs.
     """

@@ -194,6 +194,9 @@ class Validation(Tabular, report="validation"):
     def load(cls, path: str | Path) -> Validation:
         """Read a validation that :meth:`save` wrote; one of version 1 is compared again, by today's statistics.
 
+        Returns:
+            The validation.
+
         Raises:
             InputError: No such file, not JSON, or another schema version.
         """

@@ -201,6 +201,9 @@ class Verification(Tabular, report="verification"):
     def from_json(cls, text: str) -> Verification:
         """Rebuild what :meth:`to_json` wrote.
 
+        Returns:
+            The verification, equal to the one that was written.
+
         Raises:
             InputError: The text is not JSON, of another schema version, or has fields that do not fit.
         """
@@ -209,6 +212,9 @@ class Verification(Tabular, report="verification"):
     @classmethod
     def load(cls, path: str | Path) -> Verification:
         """Read a file that :meth:`save` wrote.
+
+        Returns:
+            The verification, equal to the one that was saved.
 
         Raises:
             InputError: The file cannot be read, or is no verification.

@@ -120,6 +120,9 @@ def r_squared(parts: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
 def is_zero(kernel: Tensor) -> bool:
     """Whether a kernel ``row row`` is zero: an edit that moves no output.
 
+    Returns:
+        ``True`` where the mean of the diagonal is not above zero.
+
     Raises:
         InputError: It is NaN or infinite.
     """

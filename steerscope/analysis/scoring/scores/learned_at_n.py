@@ -29,6 +29,9 @@ def learned_at_n(candidate: Candidate) -> Tensor:
     training sees (``num_training``) times rows per prompt and the ridge that leaving one prompt out chooses for ``r``;
     ``C`` is the softmax's Fisher matrix. Both halves are pooled. Modes are those of the half: more examples than it has
     bring no new ones. Jackknife columns leave prompts out of the sums, not out of the modes.
+
+    Returns:
+        ``column``: the whole sample, then one entry per left-out group.
     """
     problem, rows, curvature = candidate.problem, candidate.rows, candidate.curvature.double()
     residuals = [way.residual[0] for way in problem.directions]
