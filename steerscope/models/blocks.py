@@ -244,7 +244,7 @@ class Block:
         return h + attn_out
 
     def mlp_input(self, h: Tensor, attn_out: Tensor) -> Tensor:
-        """``mlp_in`` from the stream and what attention added.
+        """``mlp_in`` from the residual stream and what attention added.
 
         Args:
             h: The residual stream entering the block, ``batch token d_model``.

@@ -48,7 +48,7 @@ class _Stream(threading.local):
         self.owner = owner
 
     def is_wanted(self) -> bool:
-        """Whether the pass under way is one of those that are meant."""
+        """Whether the current pass is one of those that are meant."""
         return acts_here(self.owner)
 
     def watch(self, block: Block, stack: ExitStack) -> None:

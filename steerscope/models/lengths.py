@@ -42,7 +42,8 @@ def readable_length(model: nn.Module, max_length: int | None) -> int | None:
 def switch_length(model: nn.Module) -> int | None:
     """Return the length beyond which the model rotates positions by other factors; ``None`` if it never does.
 
-    Rows up to it and rows beyond it must not share a batch, and keys cached below it must not be gone on with beyond.
+    Rows up to it and rows beyond it must not share a batch, and a key/value cache filled below it must not be continued
+    beyond it.
     """
     config = _config(model)
     found = []

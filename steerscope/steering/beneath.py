@@ -251,7 +251,7 @@ def put_beneath(model: nn.Module, folder: Path, name: str, is_trainable: bool) -
         model: Without PEFT.
         folder: Of the steering adapter.
         name: Of PEFT's adapter.
-        is_trainable: Whether training goes on.
+        is_trainable: Whether training continues.
 
     Returns:
         The model of PEFT around ``model``.

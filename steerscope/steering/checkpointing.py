@@ -20,7 +20,7 @@ ATTRIBUTE = "_gradient_checkpointing_func"  # where transformers keeps the funct
 
 
 class _Remembering:
-    """A block's checkpointing function that carries the pass under way along."""
+    """A block's checkpointing function that remembers the forward pass it belongs to."""
 
     def __init__(self, inner: Callable[..., Any], passes: Passes, block: nn.Module) -> None:
         self.inner, self.passes, self.block = inner, passes, block

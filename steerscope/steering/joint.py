@@ -242,7 +242,7 @@ class JointCallback(TrainerCallback):
         self.history: list[dict[str, float]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start with the constraint. A run that goes on has it already: projecting again would move last bits.
+        """Start with the constraint. A resumed run has it already: projecting again would move last bits.
 
         Args:
             args: The Trainer's arguments.
@@ -262,7 +262,7 @@ class JointCallback(TrainerCallback):
             ]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the history for a run that goes on.
+        """Keep the history for a run that is resumed.
 
         Args:
             args: The Trainer's arguments.

@@ -459,7 +459,7 @@ class SteeringModel(nn.Module):
             folder: What :meth:`save_pretrained` wrote, or the name of a repository (``owner/name``) that
                 :meth:`push_to_hub` filled.
             revision: Branch, tag or commit of the repository.
-            is_trainable: Whether training goes on; otherwise all parameters are frozen, and the model evaluates.
+            is_trainable: Whether training continues; otherwise all parameters are frozen, and the model evaluates.
             check_weights: Whether the base model's weights are compared with those the adapter was trained on.
             description: How the model's blocks are built, for a family steerscope does not know.
             token: Of the account, for a repository that is not public; the one of ``hf auth login`` if not said.

@@ -1,6 +1,7 @@
 r"""Oracles: how near edits of activations can come to a fine-tuned model, if they may look at it.
 
-For a site with stream h, and the fine-tuned model's :math:`h_{FT}` on the same tokens:
+An oracle patches in activations of the fine-tuned model: activation patching, as an added edit. For a site with
+residual stream h, and the fine-tuned model's :math:`h_{FT}` on the same tokens:
 
 * ``static`` adds :math:`h_{FT} - h_{base}`;
 * ``lockstep`` adds :math:`h_{FT} - h_{current}`, whatever edits below have done: the stream is then the fine-tuned one;

@@ -70,7 +70,7 @@ class _OfThread(threading.local):
 
 
 class Passes:
-    """Keeps the pass under way; ``current`` is what edits ask."""
+    """Keeps the current forward pass; ``current`` is what edits ask."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Passes:
 
     @property
     def current(self) -> Pass:
-        """The pass under way in this thread.
+        """The current forward pass in this thread.
 
         Raises:
             InputError: A block runs by itself, and which of its tokens are edited depends on the whole sequence.
