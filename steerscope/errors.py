@@ -31,7 +31,7 @@ def words(marked: str) -> Words:
 
 
 def dashed(name: str, value: str | None = None) -> str:
-    """Return the option that a field has where nobody says otherwise: two dashes, and dashes for underscores.
+    """Return the default spelling of a field as an option: two dashes, and dashes for underscores.
 
     >>> dashed("batch_size"), dashed("start", "published"), dashed("likelihoods", "False")
     ('--batch-size', '--start published', '--no-likelihoods')

@@ -1,7 +1,7 @@
 """What a field of an option class may hold, by its annotation, checked and made plain before any work starts.
 
-Whole numbers and floats of numpy become Python's, so that results can be written as JSON; a bool is no number, a float
-no whole number, and NaN nothing at all.
+Whole numbers and floats of numpy become Python's, so that results can be written as JSON; a bool is not a number, a
+float no whole number, and NaN nothing at all.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _plain(value: Any, kind: Any) -> Any:
 
 
 def _plain_one(value: Any, kind: Any) -> Any:
-    is_bool = type(value).__name__ in ("bool", "bool_")  # numpy's is no bool of Python's
+    is_bool = type(value).__name__ in ("bool", "bool_")  # numpy's is not Python's bool
     if kind is bool:
         return bool(value) if is_bool else _MISFIT
     if kind is int and not is_bool:

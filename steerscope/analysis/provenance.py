@@ -1,6 +1,6 @@
 """What decides a result: the data and the model by content, the options, and the code.
 
-Everything that goes on with earlier work or puts results side by side (``--resume``, ``compare``,
+Everything that resumes earlier work or puts results side by side (``--resume``, ``compare``,
 ``--learning-rate-of``, the claims, the store of a validation's runs) looks at the same things, and they come from here.
 """
 

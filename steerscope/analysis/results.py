@@ -274,6 +274,6 @@ class Ranking(Tabular, report="ranking"):
             The ranking, equal to the one that was saved.
 
         Raises:
-            InputError: The file cannot be read, or is no ranking.
+            InputError: The file cannot be read, or is not a ranking.
         """
         return read_record(path, cls, "ranking")

@@ -1,7 +1,7 @@
 """Words that many rows begin with, an instruction for example: computed once for all of them.
 
 Keys and values of these tokens are the same in every row, so a pass over them alone gives a cache, which is repeated
-for the rows and which the second pass goes on from; in backward the gradients of all rows meet in it. Results are those
+for the rows and which the second pass continues; in backward the gradients of all rows meet in it. Results are those
 of whole rows up to rounding. Models for which they are not (a state in place of a cache, dropout, which would be drawn
 once for all rows) get whole rows: :func:`shared_length` tries it out first.
 """

@@ -82,7 +82,7 @@ def residual_map(
         ids: ``batch token``, without padding; the last fifth of the sequences is held out.
         layers: Which layers.
         skip: Positions left out at the start (their stream is an outlier in many models).
-        progress: Told sites done and sites in all.
+        progress: Called with sites done and sites in all.
 
     Returns:
         One cell per layer, site and changed weight: how much of the weight's effect an edit there can reproduce.

@@ -18,7 +18,7 @@ class Attainable:
     """How well the mean loss over seeds can be foreseen at all.
 
     Two seeds that agree with r share a part r of their variance, so the mean of S seeds correlates with what every seed
-    tends to at sqrt(S r / (1 + (S - 1) r)) (the Spearman-Brown formula): more than r, which is no upper bound.
+    tends to at sqrt(S r / (1 + (S - 1) r)) (the Spearman-Brown formula): more than r, which is not an upper bound.
 
     Attributes:
         spearman: The attainable correlation; None from one seed. ``low`` and ``high`` bound its 95% interval.

@@ -189,7 +189,7 @@ class Sweep:
         return [record for record in found if record is not None]
 
     def _packs(self, runs: Sequence[Run]) -> list[list[Run]]:
-        """Cut runs into packs, the same ones whatever is kept of them: work that goes on then gives the same bits.
+        """Cut runs into packs, the same ones whatever was finished before: resumed work then gives the same bits.
 
         Returns:
             Packs of at most ``pack_size`` edits, and every run that trains weights of the model in a pack of its own.
@@ -218,7 +218,7 @@ class Sweep:
     def advance(self, runs: Sequence[Run], until: int) -> list[tuple[float, ...]]:
         """Train runs of edits up to a step of the schedule, from where they are; return the losses of all steps so far.
 
-        What is reached is kept, and is where a later call goes on from; a run comes to the same numbers, up to
+        The state reached is saved, and a later call resumes from it; a run comes to the same numbers, up to
         rounding, however often it is stopped and whatever trains beside it. A run that reaches the last step is kept as
         one that :meth:`train` made.
 

@@ -85,7 +85,7 @@ def score_array(name: str, scores: Mapping[str, float], sites: tuple[str, ...]) 
         sites: The sites.
 
     Raises:
-        InputError: A site has no value, or one that is no finite number.
+        InputError: A site has no value, or one that is not finite.
     """
     known = {str(parse_site(site)): value for site, value in scores.items()}
     if missing := [site for site in sites if site not in known]:

@@ -1,7 +1,7 @@
 """Tokens to learn from: prompt, completion and, unless an answer is one token, the end-of-sequence token; nothing cut.
 
 Generation starts from exactly the tokens that stand before the supervised ones here, and an example that does not
-fit is left out whole: cutting it on the right would drop its answer, or all supervision, without a word.
+fit is left out whole: cutting it on the right would drop its answer, or all supervision, silently.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def standing_mark(ranking: Ranking, row: Candidate) -> str:
         row: One of its candidates.
 
     Returns:
-        What stands in the last column.
+        The text of the last column.
     """
     if not recommends(ranking):
         return "first" if row.rank == 1 else ""
