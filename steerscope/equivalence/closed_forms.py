@@ -1,6 +1,6 @@
 r"""First- and second-order shifts of one MLP, written out: pure functions of tensors, no model.
 
-Notation, as in docs/theory.md: ``z`` is what the MLP receives (after the norm), ``a_g = W_g z``,
+Notation, as in docs/notation.md: ``z`` is what the MLP receives (after the norm), ``a_g = W_g z``,
 ``a_u = W_u z``; a gated MLP computes ``y = W_d (phi(a_g) * a_u)``, a plain one ``y = W_2 phi(a) + b_2`` with
 ``a = W_1 z + b_1``; ``*`` is elementwise. All weights are stored output-first (GPT-2's ``Conv1D`` holds the
 transpose). Tensors of tokens have shape ``(..., d)``; shifts have the units of ``y`` and are not scaled by
@@ -78,7 +78,7 @@ def gated_weight_shift(z: Tensor, weights: GatedWeights, update: GatedWeights, a
     Returns:
         Shift of the output, ``(..., d)``.
 
-    Cost: five products with weights, about twice a forward. Source: T1.
+    Cost: five products with weights, about twice a forward. Source: P1.
     """
     a_g, a_u = z @ weights.gate.T, z @ weights.up.T
     d_g, d_u = z @ update.gate.T, z @ update.up.T
@@ -121,7 +121,7 @@ def gated_input_shift(z: Tensor, shift: Tensor, weights: GatedWeights, activatio
         Shift of the output, ``(..., d)``; the remainder is O(|shift|^2), its leading part
         :func:`gated_input_second_order`.
 
-    Cost: five products with weights. Source: T2.
+    Cost: five products with weights. Source: P2.
     """
     a_g, a_u = z @ weights.gate.T, z @ weights.up.T
     gated = activation_slope(activation, a_g) * a_u * (shift @ weights.gate.T)
@@ -148,13 +148,13 @@ def gated_input_jacobian(z: Tensor, weights: GatedWeights, activation: Activatio
     .. math:: A = W_d J, \qquad J = \mathrm{diag}(\varphi'(a_g) * a_u)\, W_g + \mathrm{diag}(\varphi(a_g))\, W_u
 
     The diagonals stand on the left: they scale the *rows* (hidden channels) of ``W_g`` and ``W_u``. The
-    factorisation published with T2 broadcasts ``a`` along the rows, which scales columns; that is another
+    factorisation in the authors' post (P6) broadcasts ``a`` along the rows, which scales columns; that is another
     matrix, and where ``d_ff == d`` its shape gives no warning (P6).
 
     Returns:
         ``(..., d, d)`` indexed ``[output channel, input channel]``.
 
-    Cost: one ``d x d_ff x d`` product per token. Source: T2.
+    Cost: one ``d x d_ff x d`` product per token. Source: P2, P6.
     """
     a_g, a_u = z @ weights.gate.T, z @ weights.up.T
     gate_rows = (activation_slope(activation, a_g) * a_u).unsqueeze(-1) * weights.gate
@@ -176,7 +176,7 @@ def plain_weight_shift(z: Tensor, weights: PlainWeights, update: PlainWeights, a
     .. math:: \delta y = \Delta W_2\, \varphi(a) + \Delta b_2
         + W_2\left[\varphi'(a) * (\Delta W_1 z + \Delta b_1)\right]
 
-    Arguments and result as in :func:`gated_weight_shift`. Source: T1 without a gate.
+    Arguments and result as in :func:`gated_weight_shift`. Source: P1 without a gate.
     """
     a = z @ weights.first.T + weights.first_bias
     d_a = z @ update.first.T + update.first_bias
@@ -203,7 +203,7 @@ def plain_input_shift(z: Tensor, shift: Tensor, weights: PlainWeights, activatio
 
     .. math:: \delta y = W_2\left[\varphi'(a) * (W_1 \delta)\right]
 
-    Arguments and result as in :func:`gated_input_shift`. Source: T2 without a gate.
+    Arguments and result as in :func:`gated_input_shift`. Source: P2 without a gate.
     """
     a = z @ weights.first.T + weights.first_bias
     return (activation_slope(activation, a) * (shift @ weights.first.T)) @ weights.second.T
@@ -225,7 +225,7 @@ def plain_input_jacobian(z: Tensor, weights: PlainWeights, activation: Activatio
 
     .. math:: A = W_2\, \mathrm{diag}(\varphi'(a))\, W_1
 
-    Rows of ``W_1`` are scaled, see :func:`gated_input_jacobian`. Source: T2 without a gate.
+    Rows of ``W_1`` are scaled, see :func:`gated_input_jacobian`. Source: P2 without a gate.
     """
     a = z @ weights.first.T + weights.first_bias
     return weights.second @ (activation_slope(activation, a).unsqueeze(-1) * weights.first)

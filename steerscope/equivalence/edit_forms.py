@@ -121,7 +121,7 @@ def _low_rank(parameters: Mapping[str, Tensor], read: Tensor) -> Tensor:
     return torch.einsum("wk,...k->...w", parameters["U"], inner)
 
 
-# Source of the forms: T16. Further forms are added here.
+# The published forms, arXiv 2603.00425 (P29, P38 in docs/theory.md). Further forms are added here.
 EDIT_FORMS: dict[str, EditForm] = {
     found.name: found
     for found in (

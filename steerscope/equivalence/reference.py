@@ -307,7 +307,7 @@ def dense_edit_jacobian(
     Raises:
         InputError: Unknown ``family`` or ``method``, outputs of another shape, or no such site.
 
-    Cost: one backward pass per row, or two forward passes per parameter. Source: T16, P38.
+    Cost: one backward pass per row, or two forward passes per parameter. Source: P29 (the forms), P38 (their tangents).
     """
     value = site_value(model, input_ids, attention_mask, position_ids, site)
     width = value.shape[-1]

@@ -57,7 +57,7 @@ def first_order_shift(
         UnsupportedModelError: The attention backend has no forward derivative and cannot be switched.
 
     Cost: about three forward passes; the attention runs in its eager form during the call.
-    Source: theory.md T1, extended to all weights and to the logits.
+    Source: P1 in docs/theory.md, extended to all weights and to the logits.
     """
     inner, site_map = _model_of(model)
     weights, update = _checked(inner, weight_update)

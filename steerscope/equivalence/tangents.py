@@ -6,7 +6,7 @@ there, the derivative with respect to the matrix between them is
 .. math:: \partial z / \partial A = \sum_t g_t x_t^\top
 
 for a weight matrix (``x`` its input, ``g`` the gradient of its output) and for a linear edit of a site (``x``
-what the site reads) alike; for a fixed vector it is :math:`\sum_t g_t`. Source: theory.md 3(f), P38.
+what the site reads) alike; for a fixed vector it is :math:`\sum_t g_t`. Source: P38 in docs/theory.md.
 
 A *sketch* replaces the ``d_out x d_in`` matrix by a few small blocks ``P_r (dz/dA) Q_r^T`` whose inner products
 are unbiased estimates of those of the full matrices.
@@ -23,7 +23,7 @@ from torch import Tensor
 def linear_tangent(grad: Tensor, read: Tensor) -> Tensor:
     """Return ``sum_t g_t x_t^T``: ``batch token out`` and ``batch token in`` to ``batch out in``.
 
-    Exact. Masked tokens must be zero in one of the two. Source: theory.md 3(f).
+    Exact. Masked tokens must be zero in one of the two. Source: P38.
     """
     return torch.einsum("bto,bti->boi", grad, read)
 

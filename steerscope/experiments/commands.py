@@ -160,10 +160,17 @@ def validate(
     """
     options = options_or_default(options, ValidateOptions)
     options.check()
-    place = Path(out)
+    loaded = _in_memory(model, options)
+    place, show = Path(out), progress or _silent
     require_folder_for(place, Kind.VALIDATION, also=(Kind.RANKING,))
-    loaded, splits = _ready(model, task, options, progress)
-    ranking, result = validate_ranking(loaded, splits, options, place, progress=progress, command=command)
+    splits = splits_of_task(_task(task))
+    splits.selection(options.num_selection)
+    splits.test(options.num_test)
+    if loaded is None:
+        show("load", 0, 1)
+        loaded = _load(model, options)
+        show("load", 1, 1)
+    ranking, result = validate_ranking(loaded, splits, options, place, progress=show, command=command)
     ranking.save(place / "ranking.json")
     result.save(place / "validation.json")
     return result
@@ -298,24 +305,6 @@ def verify(
         )
     load = model if callable(model) else partial(_in_dtype, model, options)
     return verification.verify_model(load, chosen, options, progress)
-
-
-def _ready(
-    model: AnyModel,
-    task: AnyTask,
-    options: ValidateOptions | SearchOptions | SweepOptions,
-    progress: StageProgress | None,
-) -> tuple[LoadedModel, DataSplits]:
-    """Return the model and the examples, after what can be refused without the model has been."""
-    loaded = _in_memory(model, options)
-    splits, show = splits_of_task(_task(task)), progress or _silent
-    splits.selection(options.num_selection)
-    splits.test(options.num_test)
-    if loaded is None:
-        show("load", 0, 1)
-        loaded = _load(model, options)
-        show("load", 1, 1)
-    return loaded, splits
 
 
 def _task(task: AnyTask) -> Task:

@@ -217,6 +217,9 @@ def edited(
             its sites, whatever the order of the mapping; an edit sees what the edits before it made. Nested contexts
             apply outer edits first.
 
+    Yields:
+        The transformers model inside, to be called as usual.
+
     Raises:
         InputError: A model that the site map does not belong to, a site it does not have, the same site twice, all
             heads and one of them; while the model runs, an edit that returns what cannot be added.

@@ -38,6 +38,9 @@ def load_onto(
         check_weights: Whether weights are compared.
         description: How the model's blocks are built, for a family steerscope does not know.
 
+    Returns:
+        The steered model, in evaluation mode unless ``is_trainable``.
+
     Raises:
         InputError: No adapter, a damaged or incomplete file, another model or another revision.
     """

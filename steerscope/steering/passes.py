@@ -199,6 +199,9 @@ class Passes:
             prompt_lengths: Tokens of every prompt, where the caller gave them.
             mask: For positions ``mask``.
 
+        Returns:
+            What the passes of this call are told.
+
         Raises:
             InputError: It cannot be told where the prompts end.
         """

@@ -218,7 +218,9 @@ def plateau(first: int = 4, last: int = 15, layers: int = 22) -> Ranking:
         sites.append(replace(site, score=share, ci_low=share - 0.03, ci_high=min(share + 0.03, 1.0), scores=scores))
     sites.sort(key=lambda site: (-site.score, site.layer, site.kind, site.family))
     outputs = ranking.outputs | {"model_accuracy": 0.22, "constant_accuracy": 0.2, "model_loss": 2.17}
-    return replace(ranking, sites=tuple(stood(sites, 0.02)), greedy=tuple(_greedy(sites)), outputs=outputs)
+    margin = MARGIN * sites[0].score
+    found = replace(ranking, sites=tuple(stood(sites, 0.02)), greedy=tuple(_greedy(sites)), outputs=outputs)
+    return replace(found, equal_margin=margin)
 
 
 def thirty_layers() -> Ranking:

@@ -335,29 +335,46 @@ def test_plots_draw_or_refuse(name):
     assert not plt.get_fignums(), "figures must not join pyplot's global list"
 
 
-def test_heat_map_holds_every_cell():
+def test_heat_map_holds_every_cell_of_both_families():
     ranking = CASES["thirty_layers"]()
-    ax = report.plot_heat_map(ranking).axes[0]
-    cells = np.ma.asarray(ax.collections[0].get_array())
-    assert cells.shape == (30, 8)
-    assert int(np.ma.count_masked(cells)) == 29
-    for site in ranking.sites:
-        if site.family == "linear":
+    axes = [ax for ax in report.plot_heat_map(ranking).axes if ax.get_xlabel().endswith("edits")]
+    assert [ax.get_xlabel() for ax in axes] == ["linear edits", "vector edits"]
+    best = ranking.sites[0].score
+    for ax, family in zip(axes, ("linear", "vector"), strict=True):
+        cells = np.ma.asarray(ax.collections[0].get_array())
+        assert cells.shape == (30, 8)
+        assert int(np.ma.count_masked(cells)) == 29
+        sites = [site for site in ranking.sites if site.family == family]
+        for site in sites:
             column = [label.get_text() for label in ax.get_xticklabels()].index(site.kind)
-            assert cells[site.layer, column] == pytest.approx(100 * site.score)
-    assert len([label for label in ax.texts if label.get_text()]) == 211
+            assert cells[site.layer, column] == pytest.approx(100 * (best - site.score))
+        assert len([label for label in ax.texts if label.get_text()]) == 211
+        hatched = [patch for patch in ax.patches if patch.get_hatch() == "...."]
+        framed = [patch for patch in ax.patches if patch.get_linewidth() == 1.1]
+        assert len(hatched) == sum(site.standing == "undetermined" for site in sites)
+        assert len(framed) == sum(site.standing == "equal" for site in sites)
+    assert len(report.plot_heat_map(ranking, "vector").axes) == 2
     with pytest.raises(InputError, match="no sites of family 'cubic'"):
         report.plot_heat_map(ranking, "cubic")
 
 
 def test_one_awful_site_does_not_eat_the_colours():
     ranking = CASES["thirty_layers"]()
-    awful = replace(ranking.sites[5], score=-40.0, ci_low=-41.0, ci_high=-39.0)
-    sites = sorted((*ranking.sites[:5], awful, *ranking.sites[6:]), key=lambda site: -site.score)
-    worse = replace(ranking, sites=tuple(sites))
-    norm = report.plot_heat_map(worse).axes[0].collections[0].norm
-    assert norm.vmin == -norm.vmax
-    assert any(label.get_text() == "-4000" for label in report.plot_heat_map(worse).axes[0].texts)
+    awful = replace(ranking.sites[-1], score=-40.0, ci_low=-41.0, ci_high=-39.0)
+    worse = replace(ranking, sites=(*ranking.sites[:-1], awful))
+    panels = [ax for ax in report.plot_heat_map(worse).axes if ax.get_xlabel().endswith("edits")]
+    norm = panels[0].collections[0].norm
+    assert norm.vmin == 0
+    assert norm.vmax < 50
+    below = f"{100 * (ranking.sites[0].score + 40):.0f}"
+    assert any(label.get_text() == below for ax in panels for label in ax.texts)
+
+
+def test_axes_do_not_hold_a_zero_that_is_far_away():
+    near, far = CASES["cannot_tell"](), CASES["plateau"]()
+    assert report.plot_ranking(near).axes[0].get_xlim()[0] <= 0
+    assert report.plot_ranking(far).axes[0].get_xlim()[0] > 85
+    assert report.plot_kinds_over_depth(far).axes[0].get_ylim()[0] > 30
 
 
 def test_unknown_names_are_not_fatal():

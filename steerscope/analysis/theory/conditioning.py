@@ -1,8 +1,8 @@
 r"""How well conditioned the maps of an MLP are, and how large an edit before it would have to be.
 
-With more hidden channels than width, every target is reachable per token (the condition of T4 says nothing); what
-is left of the obstruction is conditioning. For a trained update of a block's weights this measures, token by token,
-two oracle edits that would imitate it at that block:
+With more hidden channels than width, every target is reachable per token (P8: the condition of P7 then says nothing);
+what is left of the obstruction is conditioning. For a trained update of a block's weights this measures, token by
+token, two oracle edits that would imitate it at that block:
 
 - ``mlp_in``: the solution of ``A dh = target``, target the first-order shift of what the MLP adds under the update
   of the MLP's own weights; relative to what the MLP reads. ``linear_error`` is how far the block then really is from
@@ -10,7 +10,7 @@ two oracle edits that would imitate it at that block:
 - ``attn_out``: Newton's method on the whole block (derivative ``I + A D_N``), target the block's real output with all
   its weights updated and its input fixed; relative to the stream after the attention.
 
-Source: T4 and its caveat, P8 to P10; open point 4 (this project).
+Source: P7 to P10; the measurement is this project's.
 """
 
 from __future__ import annotations

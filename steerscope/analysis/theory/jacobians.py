@@ -52,7 +52,7 @@ def mlp_jacobian(block: Block, z: Tensor) -> Tensor:
     .. math:: A = W_d\,[\mathrm{diag}(\varphi'(a_g) * a_u)\, W_g + \mathrm{diag}(\varphi(a_g))\, W_u]
 
     (plain MLP: ``W_2 diag(phi'(a)) W_1``), biases and fused maps included. A norm on what the MLP writes is not part
-    of it. Source: T2.
+    of it. Source: P2, P6.
 
     Args:
         block: The block.

@@ -6,7 +6,7 @@ falls below -0.278, GELU never below -0.170. :attr:`Modulation.near_minimum_phi`
 many values lie at that number in magnitude, which tells the two apart whatever a figure's rows are called.
 
 Strength: ``DKL(alpha) = KL(steered || FT) - KL(base || FT)`` with one layer's oracle shift, times alpha, added at one
-site, under teacher forcing. Negative is nearer to the fine-tuned model. Source: T21, P41.
+site, under teacher forcing. Negative is nearer to the fine-tuned model. Source: P1, P41.
 """
 
 from __future__ import annotations

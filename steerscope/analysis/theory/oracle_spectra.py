@@ -3,7 +3,7 @@ r"""How low-rank the oracle shifts of fine-tuning are, and how much of them a li
 The oracle of a layer is :math:`\Delta = h_{FT} - h_{base}` at ``resid_post``. Two questions that are often taken for
 one: how concentrated is the spectrum of its covariance over tokens, and how well does the best linear map of what
 the site reads (the base stream), of every rank, predict it on sequences it was not fitted on (reduced-rank
-regression)? Low rank does not imply linear. Source: T12 to T14, P27, P28; the measurement is this project's.
+regression)? Low rank does not imply linear. Source: P26 to P28; the measurement is this project's.
 """
 
 from __future__ import annotations

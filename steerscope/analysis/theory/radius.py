@@ -6,7 +6,7 @@ For an update scaled to relative size :math:`s = \|t\,\Delta W\| / \|W\|`, the e
 
 and that of a site is the median over tokens: a sum over tokens would be about the few whose stream is tens of times
 longer than the others'. The *radius* is the smallest size at which it falls below 0.9, interpolated between the sizes
-of the grid on logarithmic axes. Source: open point 5 of the theory notes (this project).
+of the grid on logarithmic axes. Source: this project, for the reach of P1.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ token, see :mod:`.jacobians`). Two residuals are measured and must not be confus
   of :math:`\delta_t` to the column space of :math:`M_t`. It is zero wherever :math:`M_t` has full row rank, which is
   why statements about oracles do not separate sites; :attr:`Cell.oracle_edit` is what that edit costs.
 
-Edits of the stream that enters the block are not in the map: they act on other tokens through attention. Source:
-open points 3 and 4 (this project).
+Edits of the stream that enters the block are not in the map: they act on other tokens through attention. Source: this
+project, after P7 and P12.
 """
 
 from __future__ import annotations

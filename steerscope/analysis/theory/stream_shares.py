@@ -2,7 +2,8 @@
 
 The published figure of norms is ``|MLP| / (|MLP| + |Attn|)``. It leaves out the stream that enters the block, to
 which both are added; with it the three parts sum to the output exactly, and ``part . output / |output|^2`` are three
-shares that sum to one (single shares may be negative). Source: the authors' post; open point 8 (this project).
+shares that sum to one (single shares may be negative). Source: the authors' post
+'Activation Steering vs. Finetuning' (2025-11-26); the three shares are this project's.
 """
 
 from __future__ import annotations

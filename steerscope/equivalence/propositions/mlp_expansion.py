@@ -141,7 +141,7 @@ NO_SECOND_ORDER = (
     "phi is piecewise linear: within one activation pattern a plain MLP's expansion {} ends with the terms that are "
     "subtracted, and no remainder is left whose slope could be measured"
 )
-# The notes ask for 2 +- 0.05; a wrong order is off by 1.
+# Of slopes that are whole numbers: a wrong order is off by 1.
 SLOPE_TOLERANCE = 0.05
 
 

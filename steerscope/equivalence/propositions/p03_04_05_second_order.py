@@ -63,7 +63,7 @@ def bilinear_remainder(shift: Tensor, weights: GatedWeights) -> Tensor:
 
 
 def check_input_second_order(subject: Subject) -> Evidence:
-    """P3: slope 3 once the second-order term of T2 is subtracted as well."""
+    """P3: slope 3 once the second-order term of P2 is subtracted as well."""
     parts = mlp_parts(subject)
     if not parts.is_gated and is_piecewise_linear(parts.activation):
         return Evidence(inapplicable=NO_SECOND_ORDER.format("in its input"))

@@ -113,7 +113,7 @@ def _output_map(weights: MLPWeights) -> Tensor:
 def _factor(
     scaling: Callable[[Tensor, Tensor], Tensor], z: Tensor, weights: MLPWeights, activation: Activation, swap: bool
 ) -> Tensor:
-    """Return ``J`` of T2 at one token with the given way to scale, ``(d_ff, d)``; ``swap`` exchanges the scales."""
+    """Return ``J`` of P6 at one token with the given way to scale, ``(d_ff, d)``; ``swap`` exchanges the scales."""
     if not isinstance(weights, GatedWeights):
         return scaling(activation_slope(activation, z @ weights.first.T + weights.first_bias), weights.first)
     a_g, a_u = z @ weights.gate.T, z @ weights.up.T

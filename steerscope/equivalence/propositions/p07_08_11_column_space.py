@@ -36,7 +36,7 @@ RESIDUAL = 1e-10
 UNREACHED = 1e-12
 # The bound |D| <= |t| / s_min(A), up to rounding of the smallest singular value.
 BOUND = 1 + 1e-6
-# Singular values below this share of the largest count as zero; the notes ask for 1e-12.
+# Singular values below this share of the largest count as zero: rounding leaves fewer.
 ZERO = 1e-12
 # Relative size of a fine-tuning update in P8 and P11.
 UPDATE = 1e-2
@@ -67,7 +67,7 @@ def distance_to_columns(matrix: Tensor, target: Tensor) -> Tensor:
 
 
 def stacked_condition(weights: MLPWeights, update: MLPWeights, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return matrix and right-hand side of the published condition T3 at one token ``z``.
+    """Return matrix and right-hand side of the published condition (P11) at one token ``z``.
 
     ``W_g D = DW_g z`` and ``W_u D = DW_u z``: ``2 d_ff`` equations for d unknowns. Without a gate the ``d_ff``
     equations ``W_1 D = DW_1 z + Db_1``.

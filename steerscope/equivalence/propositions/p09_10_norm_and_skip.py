@@ -30,11 +30,11 @@ from steerscope.sites import SiteKind
 
 GROUP = "column space"
 
-# Singular values below this share of the largest count as zero; the notes ask for 1e-12.
+# Singular values below this share of the largest count as zero: rounding leaves fewer.
 ZERO = 1e-12
 # Hand-written Jacobian of a norm against autodiff.
 JACOBIAN = 1e-12
-# Newton's method ends at rounding; the notes ask for 1e-12.
+# Newton's method ends at rounding.
 NEWTON = 1e-12
 NEWTON_STEPS = 10
 # Relative change of the weights of the tuned block in P10: "nearby". In a real block a change of 1e-2 already asks

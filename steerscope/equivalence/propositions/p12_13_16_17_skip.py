@@ -36,9 +36,9 @@ from steerscope.equivalence.propositions.subject import Subject
 from steerscope.models.hooks import Edit
 from steerscope.sites import SiteKind
 
-# Adding a difference back: one rounding of the sum per entry; the notes ask for 1e-14.
+# Adding a difference back: one rounding of the sum per entry.
 ORACLE = 1e-14
-# The same numbers added in another order, then carried through the layers above; the notes ask for 1e-12.
+# The same numbers added in another order, then carried through the layers above.
 SAME_EDIT = 1e-12
 # Tokens that read the same numbers may still differ in the last bit, as matrix products split rows into tiles.
 CONSTANT = 1e-14
@@ -53,7 +53,7 @@ RANK = 4
 
 
 def oracle(tuned: Tensor, base: Tensor) -> Tensor:
-    """Return the edit that takes ``base`` to ``tuned``, token by token. Source: T12."""
+    """Return the edit that takes ``base`` to ``tuned``, token by token. Source: P12."""
     return tuned - base
 
 

@@ -30,7 +30,7 @@ from steerscope.equivalence.propositions.parts import (
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.sites import SiteKind
 
-# Products in another order: rounding of sums over d_ff; the notes ask for 1e-13.
+# Products in another order: rounding of sums over d_ff.
 IDENTITY = 1e-13
 # Through the layers above the block as well.
 THROUGH_MODEL = 1e-12
@@ -56,7 +56,7 @@ def reft_edit(x: Tensor, reft: ReftParameters) -> Tensor:
 
 
 def effective_update(reft: ReftParameters, down: Tensor, down_bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the update of the down projection's weight (d, d_ff) and bias (d,) that equals the edit. Source: T7."""
+    """Return the update of the down projection's weight (d, d_ff) and bias (d,) that equals the edit. Source: P14."""
     both = reft.rotation.T @ (reft.weight - reft.rotation)  # R^T W - R^T R
     return both @ down, reft.rotation.T @ reft.bias + both @ down_bias
 

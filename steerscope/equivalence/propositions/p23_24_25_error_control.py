@@ -53,7 +53,7 @@ GROUP = "error control"
 
 # Errors relative to the stream; beyond 1e-3 curvature shows, below 1e-7 rounding does.
 SCALES = (1e-3, 1e-4, 1e-5, 1e-6)
-# P23: slope of the output's error against the errors made (theory.md: 1).
+# P23: slope of the output's error against the errors made: 1, as they enter linearly.
 SLOPE = (0.95, 1.05)
 # P23 at scale 1e-6: the bound is exact to first order, what curvature adds is of relative size 1e-6 times a constant.
 BOUND = 1.001
@@ -70,7 +70,7 @@ ROUNDS = 12
 
 
 def propagated_bound(errors: Sequence[float], lipschitz: Sequence[float]) -> float:
-    """Return ``sum_l eps_l prod_{k > l} Lip_k``; both per layer, lowest first. Source: T15(d)."""
+    """Return ``sum_l eps_l prod_{k > l} Lip_k``; both per layer, lowest first. Source: P23."""
     total = 0.0
     for error, constant in zip(errors, lipschitz, strict=True):
         total = constant * total + error
@@ -78,7 +78,7 @@ def propagated_bound(errors: Sequence[float], lipschitz: Sequence[float]) -> flo
 
 
 def norm_bound(first: Tensor, second: Tensor) -> Tensor:
-    """Return ``sqrt(n) |x - x'| / sqrt(|x| |x'|)`` for rows ``(..., n)``, a norm without gain. Source: T15(a)."""
+    """Return ``sqrt(n) |x - x'| / sqrt(|x| |x'|)`` for rows ``(..., n)``, a norm without gain. Source: P24."""
     lengths = first.norm(dim=-1) * second.norm(dim=-1)
     return first.shape[-1] ** 0.5 * (first - second).norm(dim=-1) / lengths.sqrt()
 
@@ -95,7 +95,7 @@ def ball_lipschitz(weights: MLPWeights, activation: Activation, centre: Tensor, 
         radius: Its radius.
         slope: ``sup |phi'|``, see :func:`steepest`.
 
-    Cost: three spectral norms. Source: T15(c).
+    Cost: three spectral norms. Source: P25.
     """
     if not isinstance(weights, GatedWeights):
         return float(_norm(weights.second) * slope * _norm(weights.first))

@@ -67,7 +67,7 @@ def spectrum_tail(rows: Tensor, rank: int) -> Tensor:
 
 
 def curved_oracle(states: Tensor, reader: Tensor, writer: Tensor) -> Tensor:
-    """Return ``((v . h)^2 - 1) u`` for states (token d): one direction, no linear part. Source: T13."""
+    """Return ``((v . h)^2 - 1) u`` for states (token d): one direction, no linear part. Source: P27."""
     return ((states @ reader).square() - 1).unsqueeze(-1) * writer
 
 
@@ -147,7 +147,7 @@ def _check_low_rank_is_not_linear(subject: Subject) -> Evidence:
     reader = reader / (mirrored @ reader).square().mean().sqrt()
     own = curved_oracle(mirrored, reader, writer)
 
-    sample = subject.draw(200_000, 8, salt=3)  # the population of theory.md, h ~ N(0, I)
+    sample = subject.draw(200_000, 8, salt=3)  # a population with h ~ N(0, I)
     small_reader, small_writer = unit(subject.draw(8, salt=4)), unit(subject.draw(8, salt=5))
     drawn = curved_oracle(sample, small_reader, small_writer)
     straight = (sample @ small_reader).unsqueeze(-1) * small_writer

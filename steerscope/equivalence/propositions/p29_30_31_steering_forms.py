@@ -35,12 +35,12 @@ from steerscope.sites import SiteKind
 
 # Scales e of P29, with D h of root mean square 1: the next order is e times smaller, rounding 1e-16 / e.
 SCALES = (1e-2, 1e-3, 1e-4)
-# The notes ask for slope 1 (they found 0.996); without the factor 2 the error does not fall at all.
+# An error linear in e has slope 1; without the factor 2 the error does not fall at all.
 SLOPE_TOLERANCE = 0.05
 # P30's ratio 1/2, to first order in D h, where D h is kept below SMALL.
 RATIO_TOLERANCE = 1e-3
 SMALL = 1e-3
-# Sums in another order; the notes ask for 1e-13.
+# Sums in another order: rounding alone.
 DECOMPOSED = 1e-13
 # The same through the layers above.
 THROUGH_MODEL = 1e-12
@@ -53,12 +53,12 @@ CODE_SCALE = 1e-3
 
 
 def nonlinear_adapter(up: Tensor, down: Tensor, h: Tensor) -> Tensor:
-    """Return ``U SiLU(D h)`` for U (d, r), D (r, d), h (..., d). Source: T16."""
+    """Return ``U SiLU(D h)`` for U (d, r), D (r, d), h (..., d). Source: arXiv 2603.00425."""
     return functional.silu(h @ down.T) @ up.T
 
 
 def linear_adapter(up: Tensor, down: Tensor, h: Tensor) -> Tensor:
-    """Return ``U D h``. Source: T16."""
+    """Return ``U D h``. Source: arXiv 2603.00425, without its activation."""
     return (h @ down.T) @ up.T
 
 

@@ -27,7 +27,7 @@ from steerscope.sites import Site, SiteKind
 
 GROUP = "joint adaptation"
 
-# One projection and a few products in float64 (theory.md: 1e-14 observed).
+# One projection and a few products in float64, which leave errors near 1e-14.
 EXACT = 1e-12
 ADAPTER_RANK = 4
 LORA_RANK = 3
@@ -35,13 +35,19 @@ LORA_RANK = 3
 
 
 def input_projected(read: Tensor, lora_write: Tensor) -> Tensor:
-    """Return ``D (I - Q Q^T)`` with Q a basis of B's columns: the nearest D with ``D B = 0``. Source: T18, [CODE]."""
+    """Return ``D (I - Q Q^T)`` with Q a basis of B's columns: the nearest D with ``D B = 0``.
+
+    Source: the authors' released code of arXiv 2603.00425 (P33).
+    """
     columns = columns_of(lora_write)
     return read - read @ columns @ columns.T
 
 
 def output_projected(write: Tensor, lora_write: Tensor) -> Tensor:
-    """Return ``(I - Q Q^T) U`` with Q a basis of B's columns: the nearest U with ``U^T B = 0``. Source: T18, [KG]."""
+    """Return ``(I - Q Q^T) U`` with Q a basis of B's columns: the nearest U with ``U^T B = 0``.
+
+    Source: P33, the second of its two versions.
+    """
     columns = columns_of(lora_write)
     return write - columns @ (columns.T @ write)
 
@@ -134,7 +140,7 @@ def _check(subject: Subject) -> Evidence:
                 high=EXACT,
             ),
             Measurement(
-                "output form, as in notes on the paper: change of the adapter's output by the LoRA",
+                "output form, as in a third party's summary: change of the adapter's output by the LoRA",
                 relative_error(adapted(with_lora, aside, read), adapted(h, aside, read)),
                 high=EXACT,
             ),
@@ -175,6 +181,6 @@ PROPOSITIONS: tuple[Proposition, ...] = (
         Source.OURS,
         _check,
         published="One constraint in two versions: D is projected in the authors' code (by singular vectors that exist "
-        "even for B = 0, when a step begins), U in third-party notes on the paper.",
+        "even for B = 0, when a step begins), U in a third party's summary of the paper.",
     ),
 )

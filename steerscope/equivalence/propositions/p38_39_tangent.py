@@ -49,7 +49,7 @@ from steerscope.sites import Site, SiteKind
 GROUP = "tangent space"
 LOW_RANK = edit_form("low_rank")
 
-# Two orders of summation of the same products (theory.md: 2.5e-9 observed in another arithmetic).
+# Two orders of summation of the same products (2.5e-9 was observed in another arithmetic).
 EXACT = 1e-8
 # Monte Carlo over ranks 4 to 256: the error falls as r^-1/2; 64 draws leave a few percent of noise in the slope.
 DRAWS = 64
@@ -78,7 +78,7 @@ def token_kernel(grads: Tensor, features: Tensor) -> Tensor:
 
 
 def residual_bound(smallest_cosine: float) -> float:
-    """Return ``sqrt(1 - gamma^2)``. Source: hQZQVLJrH9."""
+    """Return ``sqrt(1 - gamma^2)``. Source: P39."""
     return max(0.0, 1 - smallest_cosine**2) ** 0.5
 
 

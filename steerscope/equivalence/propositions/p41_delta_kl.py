@@ -39,7 +39,7 @@ STRENGTHS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 
 
 def delta_kl(steered: Tensor, base: Tensor, tuned: Tensor) -> Tensor:
-    """Return ``KL(steered || tuned) - KL(base || tuned)``; negative when steering helps. Source: T21."""
+    """Return ``KL(steered || tuned) - KL(base || tuned)``; negative when steering helps. Source: P41."""
     return divergence(steered, tuned) - divergence(base, tuned)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from steerscope.experiments.engine.candidate import Run
-from steerscope.experiments.engine.sweep import Sweep
+from steerscope.experiments.engine.staged import StagedSweep
 
 # Rungs end after these parts of the schedule. After the warm-up, a tenth, losses say something about a run.
 RUNGS = (0.2, 0.45, 1.0)
@@ -36,7 +36,7 @@ class Standing:
 
 
 def halve(
-    sweep: Sweep,
+    sweep: StagedSweep,
     runs: Sequence[Run],
     *,
     finalists: int = 2,

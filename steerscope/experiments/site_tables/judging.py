@@ -16,6 +16,7 @@ from steerscope.analysis.scoring.scores import all_scores
 from steerscope.analysis.scoring.scores.places import layer_then_kind
 from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
+from steerscope.experiments.agreement.across_and_within import AcrossAndWithin, across_and_within
 from steerscope.experiments.agreement.agreements import Agreement, agreements
 from steerscope.experiments.agreement.attainable import Attainable, attainable
 from steerscope.experiments.agreement.correlations import Array, finite_losses
@@ -61,11 +62,13 @@ class JudgedScore:
     Attributes:
         agreement: Rank correlations and margins over baselines.
         pairs: Pairs of sites of one layer in the right order.
+        both: One number of the two: J = (Spearman + 2 right - 1) / 2.
         regrets: For each of :data:`FIRST`.
     """
 
     agreement: Agreement
     pairs: PairsRight
+    both: AcrossAndWithin
     regrets: tuple[Regret, ...]
 
 
@@ -179,6 +182,7 @@ def judge(table: SiteTable, scores: Mapping[str, Mapping[str, float]] | None = N
     losses, layers = common.losses, common.layers
     found = agreements(arrays, losses, layers, before=table.base.loss, baselines=baselines, seed=seed)
     pairs = layer_pairs(losses, layers)
+    both = across_and_within(arrays, losses, layers, pairs, fixed=FIXED, seed=seed)
     return Judgement(
         table=table.name,
         num_sites=len(common.sites),
@@ -191,6 +195,7 @@ def judge(table: SiteTable, scores: Mapping[str, Mapping[str, float]] | None = N
             name: JudgedScore(
                 found[name],
                 pairs_right(own, pairs, {other: base for other, base in fixed.items() if other != name}),
+                both[name],
                 tuple(_regret(own, common, table, first) for first in FIRST),
             )
             for name, own in arrays.items()

@@ -65,10 +65,12 @@ def _entries(ranking: Ranking) -> Iterator[PageFigure[Ranking]]:
         "heat_map",
         "Every site at a glance",
         figures.plot_heat_map,
-        f"Heat map of the {label} of {clean(family, 24)} edits over {count(num_layers(ranking), 'layer')} and "
-        f"{count(len(kinds), 'kind')} of site. The highest is {clean(top)}; the lowest is {lowest}.",
-        f"Each cell is a {clean(family, 24)} edit at one site; layers grow upwards, kinds go in the order in "
-        "which a block computes them. Lighter is more. Hatched: the model has no such site.",
+        f"Heat map of how far every site's {label} is below the best, over {count(num_layers(ranking), 'layer')} and "
+        f"{count(len(kinds), 'kind')} of site, linear edits and vectors side by side. "
+        f"The highest {clean(family, 24)} edit is {clean(top)}; the lowest is {lowest}.",
+        "Each cell is an edit at one site; layers grow upwards, kinds go in the order in which a block computes them. "
+        "Lighter is better. Framed: equal to the best within the margin. Dotted: undetermined, because the prompts "
+        "cannot say whether it is equal or worse. Hatched: the model has no such site.",
     )
     shown = rows[:20]
     yield PageFigure(
@@ -79,8 +81,9 @@ def _entries(ranking: Ranking) -> Iterator[PageFigure[Ranking]]:
         f"{format_score(shown[0].site.score, name)} down to {shown[-1].label} at "
         f"{format_score(shown[-1].site.score, name)}; {standings_sentence(ranking)}",
         "Lines are 95% intervals over prompts (delete-group jackknife). What is equal or worse is decided on "
-        "the paired difference to the best, not on whether two lines overlap."
-        + (" The dashed line is what predicting no update scores." if words.is_share else ""),
+        "the paired difference to the best, not on whether two lines overlap. "
+        "The axis holds zero only where that is near."
+        + (" A dashed line is what predicting no update scores." if words.is_share else ""),
     )
     others = agreements(ranking)
     if others and len(sites) >= 3:

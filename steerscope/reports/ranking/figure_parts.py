@@ -49,13 +49,32 @@ def finish(figure: Figure, ranking: Ranking, title: str, handles: Sequence[Artis
     finish_with_foot(figure, foot, title, handles, columns)
 
 
+def is_far_from_zero(low: float, high: float) -> bool:
+    """Whether values from ``low`` to ``high`` are so far from zero that an axis which holds it would flatten them.
+
+    Args:
+        low: Smallest value.
+        high: Largest value.
+
+    Returns:
+        Whether the distance to zero exceeds the range; not for values below zero.
+
+    Example:
+        >>> is_far_from_zero(10.0, 11.0), is_far_from_zero(0.1, 1.0)
+        (True, False)
+    """
+    return low > high - low
+
+
 def null_line(ax: Axes, ranking: Ranking) -> None:
-    """Draw zero as a named line across the axes: what predicting no update would score.
+    """Draw zero, what predicting no update would score, as a named line, unless all that is drawn is far from it.
 
     Args:
         ax: The axes, with the score on the vertical one.
         ranking: The ranking.
     """
+    if is_far_from_zero(*ax.dataLim.intervaly):
+        return
     ax.axhline(0, color=NULL, linewidth=1.2, linestyle="--")
     if score_words(ranking.score).is_share:
         ax.annotate(

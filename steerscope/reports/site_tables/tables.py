@@ -52,7 +52,7 @@ def full_table(result: Judgement) -> TextTable:
     order = sorted(result.scores, key=lambda name: -result.scores[name].agreement.spearman)
     columns = (
         "rank", "score", "Spearman", "given depth", "Kendall", "of attainable", "over depth", "over depth+kind",
-        "over best baseline", "pairs right", "regret 1 / 3 / 5 (nats)", "(points)",
+        "over best baseline", "pairs right", "J", "J over depth+kind", "regret 1 / 3 / 5 (nats)", "(points)",
     )  # fmt: skip
     rows = []
     for rank, name in enumerate(order, 1):
@@ -70,6 +70,8 @@ def full_table(result: Judgement) -> TextTable:
                 "-" if name == DEPTH_THEN_KIND else signed(own.margins[DEPTH_THEN_KIND]),
                 _over_best(one),
                 share_of_pairs(one),
+                interval(one.both.value),
+                "-" if name == DEPTH_THEN_KIND else signed(one.both.margins[DEPTH_THEN_KIND]),
                 " / ".join(f"{regret.loss:.3f}" for regret in one.regrets),
                 " / ".join(f"{100 * regret.accuracy:.1f}" for regret in one.regrets),
             )
