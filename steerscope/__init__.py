@@ -86,6 +86,11 @@ _HOMES = {
     "validate": "experiments.commands",
     "ValidateOptions": "experiments.validation.options",
     "Validation": "experiments.validation.result",
+    "sweep": "experiments.commands",
+    "SweepOptions": "experiments.sweeping",
+    "search": "experiments.commands",
+    "SearchOptions": "experiments.searching",
+    "SearchResult": "experiments.searching",
     "verify": "experiments.commands",
     "VerifyOptions": "experiments.verification.run",
     "Verification": "experiments.verification.results",
@@ -94,6 +99,7 @@ _HOMES = {
     "Comparison": "experiments.comparison.groups",
     "write_report": "reports.ranking.folder",
     # Trained outcomes, and what they say of scores
+    "SiteTable": "experiments.site_tables",
     "judge": "experiments.site_tables",
     # Steering adapters
     "SteeringConfig": "steering.config",

@@ -1,4 +1,4 @@
-"""Reading and editing sites of a running model through forward hooks.
+"""Reading and editing sites (hook points) of a running model through forward hooks.
 
 Edits are added (x + d), never written as replaced values, so a zero edit leaves the logits bit-equal. Only
 the hooks set here are removed again; other libraries' hooks stay. Hooks act in the thread or asyncio task that set

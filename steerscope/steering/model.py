@@ -154,7 +154,7 @@ class SteeringModel(nn.Module):
     def generate(
         self, *args: Any, prompt_lengths: Tensor | None = None, steering_mask: Tensor | None = None, **kwargs: Any
     ) -> Any:
-        """Generate with the edits; the input is the prompt. Arguments and result as the base model's ``generate``.
+        """Generate with the edits; the input is the prompt.
 
         Args:
             args: The base model's.

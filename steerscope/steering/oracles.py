@@ -145,7 +145,7 @@ class Oracles:
 
     @torch.no_grad()
     def kl_of(self, batches: Sequence[Batch], maps: Mapping[Site, LinearMap]) -> OracleKL:
-        """Return the divergence with fitted linear maps (:meth:`fit_linear`); arguments and errors as :meth:`kl`.
+        """Return the divergence with fitted linear maps (:meth:`fit_linear`); errors as in :meth:`kl`.
 
         Args:
             batches: What the models are called with, as in :meth:`kl`.

@@ -1,4 +1,4 @@
-"""The pass under way: which of its tokens are edited.
+"""Track the current forward pass, and the mask of the tokens that are edited in it.
 
 A hook on the decoder opens a pass, whoever calls the model: the wrapper, ``generate``, or PEFT's wrapper (which calls
 ``forward`` of the language model past its hooks). What the decoder does not see, where prompts end and masks of the

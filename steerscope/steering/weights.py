@@ -111,7 +111,7 @@ class WeightModel(nn.Module):
         return _IncompatibleKeys([], [])
 
     def changed(self) -> dict[str, Tensor]:
-        """Return the trained tensors that are no longer what they were."""
+        """Return the trained tensors that changed, and the biases that were added."""
         found = {name: parameter.detach() for name, parameter in self.trained().items()}
         return {name: v for name, v in found.items() if name in self.added or not torch.equal(v, self._before[name])}
 

@@ -1,4 +1,6 @@
-"""One pass over the examples that records what every kernel needs, for all sites and all weights together.
+"""One pass over the examples that records what every empirical neural tangent kernel needs, for all sites and weights.
+
+A site is a hook point: a tensor inside a decoder block, most often the residual stream or what a branch adds to it.
 
 Forward hooks project what is read (by sites and by weight matrices), gradient hooks project what is derived,
 and the two meet in the features of each probe at once, so that neither activations nor gradients outlive a

@@ -55,6 +55,13 @@ def bilinear_remainder(shift: Tensor, weights: GatedWeights) -> Tensor:
     """Return ``W_d ((W_g shift) * (W_u shift))``: all that follows the first order where ``phi`` is the identity.
 
     ``shift`` is ``(..., d)``, and so is the result. Source: P4.
+
+    Args:
+        shift: Change of the MLP's input, ``(..., d)``.
+        weights: The MLP's weights.
+
+    Returns:
+        ``(..., d)``.
     """
     return ((shift @ weights.gate.T) * (shift @ weights.up.T)) @ weights.down.T
 

@@ -37,6 +37,13 @@ LORA_RANK = 3
 def input_projected(read: Tensor, lora_write: Tensor) -> Tensor:
     """Return ``D (I - Q Q^T)`` with Q a basis of B's columns: the nearest D with ``D B = 0``.
 
+    Args:
+        read: D, ``(r, d)``.
+        lora_write: B, ``(d, r')``, the LoRA's factor that writes.
+
+    Returns:
+        ``(r, d)``.
+
     Source: the authors' released code of arXiv 2603.00425 (P33).
     """
     columns = columns_of(lora_write)
@@ -45,6 +52,13 @@ def input_projected(read: Tensor, lora_write: Tensor) -> Tensor:
 
 def output_projected(write: Tensor, lora_write: Tensor) -> Tensor:
     """Return ``(I - Q Q^T) U`` with Q a basis of B's columns: the nearest U with ``U^T B = 0``.
+
+    Args:
+        write: U, ``(d, r)``.
+        lora_write: B, ``(d, r')``, the LoRA's factor that writes.
+
+    Returns:
+        ``(d, r)``.
 
     Source: P33, the second of its two versions.
     """
@@ -56,18 +70,45 @@ def singular_vectors_projected(read: Tensor, lora_write: Tensor) -> Tensor:
     """Return ``D (I - V V^T)``, V the right singular vectors of ``B^T``, however small their singular values.
 
     As published: for a zero B the vectors are the first r axes.
+
+    Args:
+        read: D, ``(r, d)``.
+        lora_write: B, ``(d, r')``, the LoRA's factor that writes.
+
+    Returns:
+        ``(r, d)``.
     """
     vectors = torch.linalg.svd(lora_write.T, full_matrices=False).Vh
     return read - read @ vectors.T @ vectors
 
 
 def adapted(h: Tensor, write: Tensor, read: Tensor) -> Tensor:
-    """Return ``U SiLU(D h)`` for states ``(token d)``."""
+    """Return ``U SiLU(D h)`` for states ``(token d)``.
+
+    Args:
+        h: The residual stream, ``(token, d)``.
+        write: U, ``(d, r)``.
+        read: D, ``(r, d)``.
+
+    Returns:
+        What is added, ``(token, d)``.
+    """
     return F.silu(h @ read.T) @ write.T
 
 
 def interaction(write: Tensor, read: Tensor, lora_write: Tensor, lora_read: Tensor, hidden: Tensor) -> Tensor:
-    """Return ``U D B A m`` for what the down projection reads ``(token d_ff)``."""
+    """Return ``U D B A m`` for what the down projection reads ``(token d_ff)``.
+
+    Args:
+        write: U, ``(d, r)``.
+        read: D, ``(r, d)``.
+        lora_write: B, ``(d, r')``, the LoRA's factor that writes.
+        lora_read: A, ``(r', d_ff)``, the LoRA's factor that reads.
+        hidden: m, ``(token, d_ff)``.
+
+    Returns:
+        ``(token, d)``.
+    """
     return hidden @ lora_read.T @ lora_write.T @ read.T @ write.T
 
 
