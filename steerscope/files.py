@@ -70,6 +70,9 @@ def exit_code_of(program: str, work: Callable[[], int | None]) -> int:
     Args:
         program: Its name, before the sentence.
         work: What it does; returns its exit code, or nothing for 0.
+
+    Returns:
+        What ``sys.exit`` takes.
     """
     try:
         return work() or 0

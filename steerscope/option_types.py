@@ -44,6 +44,9 @@ def plain_values(kind: Any, values: Mapping[str, Any], where: str = "") -> dict[
         values: By name of field; other names are left out too.
         where: What stands before the field's name in messages, with a space; for what is read from a file.
 
+    Returns:
+        Values by name of the field.
+
     Raises:
         InputError: One is of another type.
     """

@@ -178,6 +178,9 @@ def kind_read_by(branch: Branch, maps: Maps) -> SiteKind:
         branch: Whose maps.
         maps: Which of them.
 
+    Returns:
+        The kind of site.
+
     Raises:
         KeyError: No kind is read by them (the attention's input is not a site).
     """
@@ -194,6 +197,9 @@ def stream_behind(kind: SiteKind, kinds: Collection[SiteKind]) -> SiteKind:
         kind: Where the edit is.
         kinds: What the layout has. A parallel block has no stream between attention and MLP: both are added to its
             output, ``resid_post``.
+
+    Returns:
+        The kind of site.
     """
     if kind.facts.role is not Role.ADDEND:
         return kind

@@ -34,6 +34,9 @@ def content_hash(examples: Sequence[_Example], *, ordered: bool) -> str:
         examples: With repetitions, which count.
         ordered: Whether their order decides what is computed from them. It does not where they are drawn or sorted by
             content, as tasks and rankings do.
+
+    Returns:
+        A hexadecimal SHA-256 digest.
     """
     rows = [
         _hash(one.prompt, one.completion, getattr(one, "answer", ""), str(one.answer_index), *(one.choices or ()))

@@ -182,6 +182,9 @@ def token_wise(map_of: Callable[[int], Tensor | None], read: Tensor, target: Ten
         map_of: The matrix of a token, ``d_model width``, or ``None`` for the identity.
         read: The site's tensor, ``token channel``.
         target: ``token weight d_model``.
+
+    Returns:
+        Fractions left over and relative sizes of the edits, one of each per target.
     """
     chosen = range(0, len(target), max(len(target) // _ORACLE_TOKENS, 1))
     left, sizes = [], []

@@ -41,6 +41,9 @@ def sequence_log_likelihoods(
         batch_size: Rows per batch.
         progress: Called with rows done and in all.
 
+    Returns:
+        Sums in nats, at most 0.
+
     Raises:
         InputError: A log-likelihood is NaN or infinite.
 

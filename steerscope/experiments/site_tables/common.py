@@ -84,6 +84,9 @@ def score_array(name: str, scores: Mapping[str, float], sites: tuple[str, ...]) 
         scores: By site, in any of a site's spellings; higher is better. Other sites are ignored.
         sites: The sites.
 
+    Returns:
+        Finite values ``(site)``.
+
     Raises:
         InputError: A site has no value, or one that is not finite.
     """

@@ -109,6 +109,9 @@ def letter(text: str, options: Sequence[str], *, last: bool = False) -> str | No
         text: What was generated.
         options: The options' texts, in order; letters beyond them are no answer.
         last: The last phrase counts, for completions that reason first.
+
+    Returns:
+        An upper-case letter, or ``None`` where there is none or more than one.
     """
 
     def read(rest: str) -> str | None:

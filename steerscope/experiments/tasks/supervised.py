@@ -75,6 +75,9 @@ def answer_tokens(form: TaskForm, examples: Sequence[TaskExample], tokenizer: Pr
         examples: Some of the task's.
         tokenizer: The model's.
 
+    Returns:
+        The lengths in tokens, and whether an end token is learned.
+
     Cost: tokenises every different choice once, or every completion.
     """
     if form.max_new_tokens is not None and form.ends:

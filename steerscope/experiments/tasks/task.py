@@ -115,6 +115,9 @@ class Task(Protocol):
             n: How many, at least 1.
             seed: Another seed, another order.
 
+        Returns:
+            Examples, each once.
+
         Raises:
             InputError: Rows are missing or wrong, or the part has fewer than ``n``.
         """

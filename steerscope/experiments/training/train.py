@@ -108,6 +108,9 @@ def run_config(options: TrainOptions, loaded: LoadedModel, parts: Parts) -> RunC
         loaded: The model.
         parts: The data, whose hashes are among the settings.
 
+    Returns:
+        Model, task, method, sites, rank, seed and settings.
+
     Raises:
         InputError: The model lacks a site.
     """

@@ -205,6 +205,9 @@ def summary(ranking: Ranking, *, verbose: bool = False) -> list[str]:
     Args:
         ranking: The ranking to report.
         verbose: Say how sure each part is, too.
+
+    Returns:
+        Paragraphs in the order in which they are printed.
     """
     certainty, evidence = certainty_sentences(ranking), evidence_sentence(ranking)
     behind = certainty if verbose else [evidence]
@@ -223,6 +226,9 @@ def format_summary(ranking: Ranking, *, verbose: bool = False, width: int = WIDT
         ranking: The ranking to report.
         verbose: Say how sure each part is, too.
         width: Columns at which sentences are wrapped.
+
+    Returns:
+        Text without a line break at the end.
     """
     step = next_step(ranking)
     whole = set(step.lines) if step else set()
