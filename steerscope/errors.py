@@ -31,7 +31,7 @@ def words(marked: str) -> Words:
 
 
 def dashed(name: str, value: str | None = None) -> str:
-    """Return the option that a field has where nobody says otherwise: two dashes, and dashes for underscores.
+    """Return the default spelling of a field as an option: two dashes, and dashes for underscores.
 
     >>> dashed("batch_size"), dashed("start", "published"), dashed("likelihoods", "False")
     ('--batch-size', '--start published', '--no-likelihoods')
@@ -39,6 +39,9 @@ def dashed(name: str, value: str | None = None) -> str:
     Args:
         name: Name of the field.
         value: The value to type behind it; ``True`` and ``False`` make a flag.
+
+    Returns:
+        What is typed at a command line.
     """
     option = f"--{'no-' if value == 'False' else ''}{name.replace('_', '-')}"
     return option if value in (None, "True", "False") else f"{option} {value}"
@@ -53,6 +56,9 @@ def typed(sentence: object, option: Callable[[str, str | None], str] = dashed) -
     Args:
         sentence: From :func:`words`, or an error of this package; anything else is shown as it is.
         option: Gives what is typed for a field, alone or with a value.
+
+    Returns:
+        The sentence without marks.
     """
     marked = getattr(sentence, "marked", None)
     if not isinstance(marked, str):

@@ -70,6 +70,9 @@ def exit_code_of(program: str, work: Callable[[], int | None]) -> int:
     Args:
         program: Its name, before the sentence.
         work: What it does; returns its exit code, or nothing for 0.
+
+    Returns:
+        What ``sys.exit`` takes.
     """
     try:
         return work() or 0
@@ -129,7 +132,7 @@ def parse_json(text: str) -> Any:
     """Return what a JSON text holds; a NaN or an infinity in it, which Python would read, is an error of its syntax.
 
     Raises:
-        json.JSONDecodeError: The text is no JSON, or nested deeper than Python reads.
+        json.JSONDecodeError: The text is not JSON, or nested deeper than Python reads.
     """
 
     def number(spelled: str) -> float:
@@ -157,7 +160,7 @@ def json_of(path: Path) -> Any:
 def replace_file(path: Path, write_to: Callable[[Path], object]) -> None:
     """Write a file so that it appears whole, or stays what it was; several processes may do so at once.
 
-    A link is followed. What is no regular file (``/dev/null``, a pipe) is written to as it is.
+    A link is followed. What is not a regular file (``/dev/null``, a pipe) is written to as it is.
 
     Args:
         path: The file; its folder has to exist.
@@ -228,7 +231,7 @@ def written_aside(
         folder: Where the files go; made if missing.
         what: What is written, for messages: ``"the report"``.
         last: Names of files that say the rest is complete. Earlier ones of the first such name are taken away before
-            anything moves, and these move last: at no moment does it stand beside files of another save.
+            anything moves, and these move last: it is never beside files of another save.
         instead_of: Patterns of earlier files that go away with the move, such as figures that are drawn no more.
 
     Yields:

@@ -66,7 +66,7 @@ _TRAINER = ("trainer_state.json", "training_args.bin")
 def require_folder_for(folder: str | Path, kind: Kind, *, also: Iterable[Kind] = ()) -> None:
     """Refuse to write one sort of thing into a folder that holds another; a folder that is not there is free.
 
-    A tokenizer alone is in nobody's way: it is saved beside adapters, before them or after.
+    A tokenizer alone does no harm: it is saved beside adapters, before them or after.
 
     Args:
         folder: Where something is about to be written.

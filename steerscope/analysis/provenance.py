@@ -1,6 +1,6 @@
 """What decides a result: the data and the model by content, the options, and the code.
 
-Everything that goes on with earlier work or puts results side by side (``--resume``, ``compare``,
+Everything that resumes earlier work or puts results side by side (``--resume``, ``compare``,
 ``--learning-rate-of``, the claims, the store of a validation's runs) looks at the same things, and they come from here.
 """
 
@@ -34,6 +34,9 @@ def content_hash(examples: Sequence[_Example], *, ordered: bool) -> str:
         examples: With repetitions, which count.
         ordered: Whether their order decides what is computed from them. It does not where they are drawn or sorted by
             content, as tasks and rankings do.
+
+    Returns:
+        A hexadecimal SHA-256 digest.
     """
     rows = [
         _hash(one.prompt, one.completion, getattr(one, "answer", ""), str(one.answer_index), *(one.choices or ()))

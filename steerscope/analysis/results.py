@@ -195,6 +195,9 @@ class Ranking(Tabular, report="ranking"):
                 ranking, where the family has one, and ``family`` is ``linear`` unless given; ``vector`` takes the best
                 site for vectors, and other families that for linear edits, which is what was ranked.
 
+        Returns:
+            A configuration to build a steering model with.
+
         Raises:
             InputError: The ranking has no such kind, or no set; or an option that the configuration does not take.
         """
@@ -274,6 +277,6 @@ class Ranking(Tabular, report="ranking"):
             The ranking, equal to the one that was saved.
 
         Raises:
-            InputError: The file cannot be read, or is no ranking.
+            InputError: The file cannot be read, or is not a ranking.
         """
         return read_record(path, cls, "ranking")

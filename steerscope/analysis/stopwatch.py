@@ -19,7 +19,7 @@ class Stopwatch:
         self._since = time.perf_counter()
 
     def stage(self, name: str | None) -> None:
-        """End the stage under way and begin the next."""
+        """End the current stage and begin the next."""
         now = time.perf_counter()
         if self._stage is not None:
             self.seconds[self._stage] = now - self._since

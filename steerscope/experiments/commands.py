@@ -191,7 +191,7 @@ def sweep(
         model: A loaded model, or the name of one.
         task: A task, or the name of one.
         options: Sites, edit, length of training, budget.
-        out: Folder for runs and ``table.json``; a sweep that is there with the same options is gone on with.
+        out: Folder for runs and ``table.json``; a sweep in it with the same options is resumed.
         progress: Called with the stage's name, steps done and steps in all.
         command: What the user typed, kept with the table.
 
@@ -223,7 +223,7 @@ def search(
         model: A loaded model, or the name of one.
         task: A task, or the name of one.
         options: Budget, candidates, edit.
-        out: Folder for runs, ``search.json`` and ``adapter/``; a search that is there is gone on with.
+        out: Folder for runs, ``search.json`` and ``adapter/``; a search in it is resumed.
         progress: Called with the stage's name, steps done and steps in all.
         command: What the user typed, kept with the result.
 

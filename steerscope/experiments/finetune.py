@@ -17,7 +17,7 @@ from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
 from steerscope.models.wrappers import vocab_size
 
-# Told steps done, steps in all and the loss of the last step (nan before the first).
+# Called with steps done, steps in all and the loss of the last step (nan before the first).
 Progress = Callable[[int, int, float], None]
 
 

@@ -1,7 +1,7 @@
 """Words that many rows begin with, an instruction for example: computed once for all of them.
 
 Keys and values of these tokens are the same in every row, so a pass over them alone gives a cache, which is repeated
-for the rows and which the second pass goes on from; in backward the gradients of all rows meet in it. Results are those
+for the rows and which the second pass continues; in backward the gradients of all rows meet in it. Results are those
 of whole rows up to rounding. Models for which they are not (a state in place of a cache, dropout, which would be drawn
 once for all rows) get whole rows: :func:`shared_length` tries it out first.
 """
@@ -45,6 +45,9 @@ def shared_length(model: nn.Module, rows: Sequence[Sequence[int]], prompts: Sequ
             that a steering adapter counts back from the prompt's end.
         pad: Any token to fill with.
 
+    Returns:
+        A number of tokens.
+
     Cost: passes over two rows.
     """
     length = common_length(rows, prompts, counted_back(model))
@@ -58,6 +61,9 @@ def common_length(rows: Sequence[Sequence[int]], prompts: Sequence[int], behind:
         rows: Token ids.
         prompts: How many tokens of each row are its prompt.
         behind: :func:`counted_back`.
+
+    Returns:
+        A number of tokens.
     """
     if behind is None or len(rows) < 2:
         return 0
@@ -107,6 +113,9 @@ def cache_of(model: nn.Module, prefix: Tensor, rows: int, told: dict[str, Any] |
         rows: How often.
         told: What else the model is to be given.
         without: How many of the lowest blocks are not run, and have no keys and values.
+
+    Returns:
+        A key/value cache of the model's own kind.
     """
     columns = torch.arange(prefix.shape[1], device=prefix.device).expand_as(prefix)
     given = {"input_ids": prefix, "attention_mask": torch.ones_like(prefix), "position_ids": columns}

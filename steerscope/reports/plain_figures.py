@@ -90,7 +90,7 @@ def picture(figure: Figure, alt: str) -> Picture:
 def plot_lines(panels: Panel | Sequence[Panel], x_name: str, title: str, foot: str, *, height: float = 2.5) -> Figure:
     """Draw lines in panels one above the other that share their horizontal axis and their legend.
 
-    A name that occurs in several panels has one look and stands in the legend once.
+    A name that occurs in several panels has one look and one entry in the legend.
 
     Args:
         panels: One panel or several.

@@ -81,6 +81,9 @@ def loss_decrease(update: Tensor, residual: Tensor, rows: Rows, part: slice, cur
         rows: What all rows are.
         part: Which rows.
         curvature: ``example probe probe``.
+
+    Returns:
+        Sums in nats, one per column of the update.
     """
     dense = torch.zeros(curvature.shape[:2], dtype=torch.float64)
     dense[rows.example[part], rows.probe[part]] = update

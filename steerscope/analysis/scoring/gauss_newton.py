@@ -61,6 +61,9 @@ def dual_step(kernel: Tensor, scale: float, problem: Problem, rows: Rows, curvat
         rows: What the kernel's rows are.
         curvature: ``example probe probe``.
 
+    Returns:
+        The dual weights of the training rows, with the ridge that was chosen.
+
     Cost: one solution of a linear system of half the rows per ridge.
     """
     way, curvature = problem.directions[0], curvature.double()

@@ -109,7 +109,7 @@ class Scorer:
             encoded: The examples as tokens.
             probes: Their output directions.
             halves: Examples that steps are made from, and examples that they are judged on.
-            progress: Told the stage, batches done and batches in all.
+            progress: Called with the stage, batches done and batches in all.
         """
         duals, units = {}, {}
         for site, unit in self.linear_kernels.items():

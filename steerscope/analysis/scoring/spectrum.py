@@ -51,6 +51,9 @@ class Spectrum:
             target: ``train``.
             example: ``train``: which prompt each row belongs to.
             ridge: Added to the eigenvalues.
+
+        Returns:
+            A sum of squares in the unit of the target.
         """
         _, prompt, counts = torch.unique_consecutive(example, return_inverse=True, return_counts=True)
         slot = torch.arange(len(example)) - (counts.cumsum(0) - counts)[prompt]
@@ -85,6 +88,9 @@ def chosen_ridge(spectra: Sequence[Spectrum], problem: Problem, rows: Rows, targ
         problem: The held-out problem.
         rows: What the kernel's rows are.
         targets: ``train`` per direction.
+
+    Returns:
+        One of :data:`RIDGES`.
     """
 
     def error(ridge: float) -> float:
@@ -102,6 +108,9 @@ def predicted(kernel: Tensor, way: Direction, fit: RidgeFit, target: Tensor) -> 
         way: Which rows learn and judge.
         fit: The regression on the training rows.
         target: ``train column``.
+
+    Returns:
+        Predictions ``(test column)``.
     """
     present = (target * way.train_in).to(kernel)
     left_out = [(rows, [1 + group]) for group, rows in enumerate(way.groups)]

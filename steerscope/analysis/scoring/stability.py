@@ -77,6 +77,9 @@ def top_agreement(one: Tensor, other: Tensor) -> float | None:
     Args:
         one: Scores ``site``.
         other: Scores of the same sites, from other prompts.
+
+    Returns:
+        A probability between 0 and 1, or ``None``.
     """
     top = min(10, len(one) // 4)
     if top < 1:

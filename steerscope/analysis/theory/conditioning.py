@@ -106,7 +106,7 @@ def conditioning(
         ids: ``batch token``, without padding.
         layers: Which layers.
         positions: Which tokens of the first sequence.
-        progress: Told layers done and layers in all.
+        progress: Called with layers done and layers in all.
 
     Returns:
         Per layer the spectra of its maps, and the edits needed at each position.

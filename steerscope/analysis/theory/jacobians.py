@@ -58,6 +58,9 @@ def mlp_jacobian(block: Block, z: Tensor) -> Tensor:
         block: The block.
         z: What the MLP reads, ``token channel``.
 
+    Returns:
+        Dense matrices, one per token.
+
     Cost: one ``d x d_ff x d`` product per token.
     """
     with torch.no_grad():

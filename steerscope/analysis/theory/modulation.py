@@ -156,7 +156,7 @@ def strength_curves(
         layers: Which layers.
         kinds: Which sites.
         alphas: Strengths.
-        progress: Told curves done and curves in all.
+        progress: Called with curves done and curves in all.
 
     Returns:
         One curve per layer and site: the change of the divergence from the fine-tuned model, by strength.

@@ -82,7 +82,7 @@ def residual_map(
         ids: ``batch token``, without padding; the last fifth of the sequences is held out.
         layers: Which layers.
         skip: Positions left out at the start (their stream is an outlier in many models).
-        progress: Told sites done and sites in all.
+        progress: Called with sites done and sites in all.
 
     Returns:
         One cell per layer, site and changed weight: how much of the weight's effect an edit there can reproduce.
@@ -182,6 +182,9 @@ def token_wise(map_of: Callable[[int], Tensor | None], read: Tensor, target: Ten
         map_of: The matrix of a token, ``d_model width``, or ``None`` for the identity.
         read: The site's tensor, ``token channel``.
         target: ``token weight d_model``.
+
+    Returns:
+        Fractions left over and relative sizes of the edits, one of each per target.
     """
     chosen = range(0, len(target), max(len(target) // _ORACLE_TOKENS, 1))
     left, sizes = [], []

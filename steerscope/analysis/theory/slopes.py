@@ -107,7 +107,7 @@ def block_slopes(
         ids: ``batch token``, without padding.
         layers: Which blocks.
         sizes: Relative sizes.
-        progress: Told blocks done and blocks in all.
+        progress: Called with blocks done and blocks in all.
 
     Returns:
         One slope per block and update.

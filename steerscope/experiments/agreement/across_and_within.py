@@ -48,6 +48,9 @@ def across_and_within(
         pairs: Those that count.
         fixed: Names of baselines among the scores.
         seed: Of the bootstrap.
+
+    Returns:
+        By name of the score, J with its interval and its margins over the baselines fixed in advance.
     """
     table = finite_losses(losses)
     mean = table.mean(1)

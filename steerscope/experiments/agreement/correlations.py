@@ -89,6 +89,9 @@ def kendall_of(first: Array, second: Array) -> Array:
     Args:
         first: :func:`pair_signs` ``site site``.
         second: The same ``... site site``, of one or many orders.
+
+    Returns:
+        Values between -1 and 1.
     """
     ordered = np.sqrt(np.abs(first).sum() * np.abs(second).sum((-1, -2)))
     found = np.einsum("ij,...ij->...", first, second) / np.where(ordered > 0, ordered, np.inf)

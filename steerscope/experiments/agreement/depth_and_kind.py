@@ -29,6 +29,9 @@ def fit(sites: Sequence[Site], losses: NDArray[np.float64], num_layers: int) -> 
         sites: Sites trained at.
         losses: ``site``: mean trained loss.
         num_layers: Blocks of the model.
+
+    Returns:
+        Constants as ``constants.json`` has them, rounded to four digits.
     """
     kinds = sorted({site.kind.value for site in sites})
     design = np.array([[_depth(site, num_layers), *(float(site.kind == kind) for kind in kinds)] for site in sites])

@@ -114,6 +114,9 @@ class LayerBootstrap:
             drawn: Per resample.
             left_out: ``1 + shuffle, seed``: with each training seed left out (:func:`without_each_seed`); without it
                 the seeds are taken for fixed.
+
+        Returns:
+            The correlation with an interval that stays between -1 and 1.
         """
         half = self.number(value, drawn, left_out).high - value
         # d artanh(r) = dr / (1 - r^2), which means nothing nearer to 1 than the error of r.

@@ -1,7 +1,7 @@
 """Group finished runs by configuration and refuse to compare what was not asked the same questions.
 
 Seeds of one configuration answer the same test questions, so their answers are not independent trials: pooling them
-into one Wilson interval would make it too narrow. A group therefore shows two uncertainties side by side: Wilson's 95%
+into one Wilson interval would make it too narrow. A group therefore reports two uncertainties: Wilson's 95%
 interval of the mean accuracy at the number of test questions (which questions were drawn), and the standard deviation
 of accuracies over seeds (which seed).
 """

@@ -26,7 +26,7 @@ class Store(Protocol):
         """Return what is kept of a run, or None."""
 
     def put(self, config: Mapping[str, Any], record: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-        """Keep a run.
+        """Save a run.
 
         Args:
             config: Everything that the run depends on; its hash is the key.
@@ -68,7 +68,7 @@ class Candidate:
         config: Its edits; their seed is replaced by each run's.
         start: Place on the grid of learning rates where the search begins.
         group: Candidates of one group tend to want one rate: the next search begins where the last one ended.
-        build: Makes a pack of one, for a method that is no edit; and what takes it off the model again.
+        build: Makes a pack of one, for a method that is not an edit, and the function that removes it from the model.
     """
 
     name: str

@@ -39,7 +39,7 @@ class TrainedRun:
 
 @dataclass
 class Progress:
-    """Where a pack's training is: what a checkpoint holds, and what goes on from it.
+    """Where a pack's training is: what a checkpoint holds, and what training resumes from.
 
     Attributes:
         step: Steps done.
@@ -88,7 +88,7 @@ def train_pack(
 
     Raises:
         InputError: A seed without data, or with too few sequences; or a loss of the first step that is NaN or infinite;
-            or ``until`` is no step of the schedule, or lies before ``start``.
+            or ``until`` is not a step of the schedule, or lies before ``start``.
 
     Cost: ``steps`` passes forward and backward through the blocks from the lowest edit on, with ``runs * batch_size``
     rows.

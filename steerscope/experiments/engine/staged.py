@@ -21,7 +21,7 @@ class StagedSweep(Sweep):
     def advance(self, runs: Sequence[Run], until: int) -> list[tuple[float, ...]]:
         """Train runs of edits up to a step of the schedule, from where they are; return the losses of all steps so far.
 
-        What is reached is kept, and is where a later call goes on from; a run comes to the same numbers, up to
+        The state reached is saved, and a later call resumes from it; a run comes to the same numbers, up to
         rounding, however often it is stopped and whatever trains beside it. A run that reaches the last step is kept as
         one that :meth:`train` made.
 

@@ -188,7 +188,7 @@ class Sweep:
         return [record for record in found if record is not None]
 
     def _packs(self, runs: Sequence[Run]) -> list[list[Run]]:
-        """Cut runs into packs, the same ones whatever is kept of them: work that goes on then gives the same bits.
+        """Cut runs into packs, the same ones whatever was finished before: resumed work then gives the same bits.
 
         Returns:
             Packs of at most ``pack_size`` edits, and every run that trains weights of the model in a pack of its own.
@@ -222,6 +222,9 @@ class Sweep:
         Args:
             runs: The runs.
             steps: Steps to measure after a first one.
+
+        Returns:
+            Seconds per run and step.
         """
         pack = self._edits(runs)
         data = {seed: self.data.rows(seed) for _, _, seed in runs}
@@ -364,6 +367,9 @@ def trained_record(run: TrainedRun, judged: Judged, seconds: float) -> dict[str,
         run: What it came to.
         judged: On selection examples.
         seconds: It took.
+
+    Returns:
+        Selection loss in nats and accuracy, training losses in nats, seconds, and whether the run diverged.
     """
     return {
         "selection_loss": math.inf if run.diverged or not math.isfinite(judged.loss) else judged.loss,

@@ -137,7 +137,7 @@ class _Watch(LogitsProcessor):
         return scores
 
     def require_finite(self, lengths: Sequence[int]) -> None:
-        """Refuse what was chosen by a logit that is no number, among the first ``lengths`` tokens of the rows.
+        """Refuse what was chosen by a logit that is NaN, among the first ``lengths`` tokens of the rows.
 
         Raises:
             InputError: There is such a token.

@@ -41,6 +41,9 @@ def sequence_log_likelihoods(
         batch_size: Rows per batch.
         progress: Called with rows done and in all.
 
+    Returns:
+        Sums in nats, at most 0.
+
     Raises:
         InputError: A log-likelihood is NaN or infinite.
 
@@ -139,7 +142,7 @@ def choice_log_likelihoods(
     require_known_tokens([ids for ids, _ in rows], tokenizer, model)
     fitting = [span for span in spans if span is not None]
     asked = [(rows[span[0]][0][: rows[span[0]][1]], [rows[k][0][rows[k][1] :] for k in span]) for span in fitting]
-    # Keys cached before a switch of the rotary embedding cannot be gone on with behind it.
+    # Keys cached before a switch of the rotary embedding cannot be extended beyond it.
     longest = [len(prompt) + max(map(len, many)) for prompt, many in asked]
     whole = [i for i, (prompt, _) in enumerate(asked) if is_beyond(longest[i], switch) > is_beyond(len(prompt), switch)]
     cached = [i for i in range(len(asked)) if i not in set(whole)]

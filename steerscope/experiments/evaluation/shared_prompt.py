@@ -39,6 +39,9 @@ def continuation_log_likelihoods(
         batch_size: Continuations per batch; those of one prompt stay together.
         progress: Called with prompts done and in all.
 
+    Returns:
+        Sums in nats, per prompt in the order of its continuations.
+
     Raises:
         InputError: A log-likelihood is NaN or infinite.
 

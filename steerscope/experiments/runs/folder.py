@@ -1,7 +1,7 @@
 """One folder per run: ``config.json``, ``results.json``, ``generations.jsonl``, and what training keeps besides.
 
 ``config.json`` is written when a run begins and ``results.json`` last, so that a folder with results is complete and
-one without is a run under way or cut off, which :meth:`RunFolder.reopen` goes on with. Every file appears whole or not
+one without is a run in progress or interrupted, which :meth:`RunFolder.reopen` resumes. Every file appears whole or not
 at all, and none is ever replaced.
 
 A training command uses it so::
@@ -37,7 +37,7 @@ class RunFolder:
     Attributes:
         path: Where it is.
         config: What decides the run's outcome.
-        note: What a user who goes on with it should know, a sentence without its full stop, or nothing.
+        note: What a user who resumes it should know, a sentence without its full stop, or nothing.
     """
 
     def __init__(self, path: Path, config: RunConfig, note: str = "") -> None:
@@ -45,7 +45,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig) -> RunFolder:
-        """Begin a run in a folder that is new or empty.
+        """Start a run in a new or empty folder.
 
         Args:
             path: The folder; made if missing.
@@ -69,7 +69,7 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: str | Path, config: RunConfig) -> RunFolder:
-        """Go on with a run that was cut off.
+        """Resume an interrupted run.
 
         Args:
             path: The folder of the run.

@@ -117,7 +117,7 @@ class RunResults(Shown):
         """Put together what a run was and what its evaluation on the test part found.
 
         Args:
-            config: What the run is, as it stands in the folder.
+            config: What the run is, as written in the folder.
             evaluation: The evaluation on the test part.
             trainable_parameters: Numbers that were trained.
             total_parameters: Numbers of the model, the trained ones included.

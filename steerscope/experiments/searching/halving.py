@@ -1,6 +1,6 @@
-"""Successive halving: train the first steps of many runs, go on with the better half, and so on to the full length.
+"""Successive halving: train the first steps of many runs, continue with the better half, and so on to the full length.
 
-Every run follows one and the same schedule from its first step to its last; stopping and going on changes nothing in
+Every run follows the same schedule from its first step to its last; stopping and resuming changes nothing in
 it. Runs of one seed see the same batches, so their losses, on examples that they have not learned from yet, compare in
 pairs.
 """

@@ -97,7 +97,7 @@ def _deciding(options: SearchOptions) -> dict[str, Any]:
 
 @dataclass
 class _Work:
-    """One search under way."""
+    """One search in progress."""
 
     loaded: LoadedModel
     splits: DataSplits
@@ -258,7 +258,7 @@ class _Work:
                 while wanted := next_places({p: _loss(sweep, run) for p, run in tried.items()}, one.start):
                     for place in sorted(wanted, key=lambda place: abs(place - one.start)):
                         run = (one, rate(place), self.options.seed)
-                        # The default rate is trained whatever it takes: without one there is nothing to compare with.
+                        # The default rate is trained even past the deadline: it is what others are compared with.
                         sweep.deadline = part if tried else math.inf
                         sweep.train([run])
                         tried[place] = run

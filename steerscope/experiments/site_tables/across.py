@@ -40,6 +40,9 @@ def margins_over(judgements: Sequence[Judgement], score: str, baseline: str, *, 
         baseline: ``depth`` or ``depth_then_kind``.
         both: Of J, the number that takes pairs within layers in too, instead of Spearman.
 
+    Returns:
+        One difference with its interval per table, in the order of the tables.
+
     Raises:
         InputError: Another baseline, or a table without the score.
     """

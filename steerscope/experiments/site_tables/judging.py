@@ -144,6 +144,31 @@ def judge(table: SiteTable, scores: Mapping[str, Mapping[str, float]] | None = N
         InputError: Too few tested sites, or a score without a finite value for one of them.
 
     Cost: about a second per ten scores and hundred sites.
+
+    Example:
+        >>> from steerscope.experiments.site_tables.table import Base, SiteRun
+        >>> losses = {f"{layer}.{kind}": 1 + layer / 10 for layer in range(6) for kind in ("mlp_out", "resid_post")}
+        >>> runs = tuple(
+        ...     SiteRun(site, 0.01, seed, 10, loss, 0.5, loss, 0.5, (2.0,) * 10, 1.0)
+        ...     for site, loss in losses.items()
+        ...     for seed in (0, 1)
+        ... )
+        >>> table = SiteTable(
+        ...     model={"name": "small", "layers": 6},
+        ...     task="sums",
+        ...     edit={"family": "linear", "rank": 8},
+        ...     schedule={"steps": 10, "batch_size": 4},
+        ...     dtype="float32",
+        ...     data={"test": "abc", "num_test": 100, "num_selection": 100},
+        ...     base=Base(2.4, 0.1, 0.1, 2.3, 0.1, 1.1),
+        ...     runs=runs,
+        ...     versions={},
+        ... )
+        >>> judgement = judge(table, {"mine": {site: -loss for site, loss in losses.items()}})
+        >>> judgement.num_sites, sorted(judgement.scores)
+        (12, ['depth', 'depth_then_kind', 'mine'])
+        >>> round(judgement.scores["mine"].agreement.spearman, 6)
+        1.0
     """
     common = common_outcomes(table)
     given = table.scores if scores is None else scores

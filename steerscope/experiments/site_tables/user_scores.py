@@ -90,6 +90,9 @@ def scores_from(
         loaded: The table's model, for registered scores; see :func:`model_of`.
         progress: Called as the sites are ranked.
 
+    Returns:
+        Values by name of the score and name of the site, higher for a better site.
+
     Raises:
         InputError: The function fails or returns no number, or the task cannot be had.
 

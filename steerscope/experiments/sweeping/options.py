@@ -129,6 +129,9 @@ def spread_sites(site_map: SiteMap, wanted: int | tuple[str, ...] | str) -> tupl
         site_map: Of the model.
         wanted: ``all``; names; or a number: all kinds of as many evenly spread layers as it takes.
 
+    Returns:
+        Sites, each once.
+
     Raises:
         InputError: An unknown site, the same site twice, or more sites than there are.
     """

@@ -97,6 +97,9 @@ def read_scales(loaded: LoadedModel, data: SplitData, seed: int) -> dict[str, fl
         data: The examples.
         seed: Whose training examples.
 
+    Returns:
+        Positive numbers by name of the site.
+
     Cost: one forward pass over 64 of them.
     """
     kinds = loaded.site_map.description.kinds

@@ -44,7 +44,7 @@ class Recalibrated:
 def recalibrate(loaded: LoadedModel, train: Sequence[SupervisedSequence], test: HeldOut) -> Recalibrated:
     """Fit the best temperature and output bias on training examples, and judge the model with them on others.
 
-    The bias is one number per token that stands in an answer or among the choices of a test example. The fit is convex
+    The bias is one number per token that occurs in an answer or among the choices of a test example. The fit is convex
     in ``1 / temperature`` and the bias, and is done by L-BFGS.
 
     Args:

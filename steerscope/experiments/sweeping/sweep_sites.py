@@ -125,7 +125,7 @@ def _ranking(
 
 @dataclass
 class _Work:
-    """One sweep under way."""
+    """One sweep in progress."""
 
     loaded: LoadedModel
     splits: DataSplits

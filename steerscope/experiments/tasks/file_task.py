@@ -65,7 +65,7 @@ class FileTask:
             examples: All with choices, or all without.
 
         Returns:
-            The task; what is odd about the examples stands in its ``warnings``.
+            The task; its ``warnings`` say what is odd about the examples.
 
         Raises:
             InputError: Two sorts of examples, or one answer to all of them.
@@ -106,7 +106,7 @@ class FileTask:
             seed: Another seed, another order.
 
         Returns:
-            Examples that stand in no other part.
+            Examples that are in no other part.
         """
         check_part(part)
         self.require(f"a {part} part", **{part: 1})

@@ -143,7 +143,7 @@ def _tenth(question: str) -> int:
 
 
 def check_integer(name: str, value: object, low: int | None, high: int | None) -> None:
-    """Refuse what is no integer, or one out of bounds (``None`` for no bound).
+    """Refuse what is not an integer, or is out of bounds (``None`` for no bound).
 
     Args:
         name: Name of the argument, for the message.

@@ -30,7 +30,7 @@ _OPTION = re.compile(rf"{_DECORATION}\(?option\s*([12])(?![\d\w])", re.IGNORECAS
 _LETTER = re.compile(rf"{_DECORATION}(?:\(\s*([A-Za-z])\s*\)|([A-Za-z])(?=\s*(?:$|[,:;!)\]*\n]|\.(?!\w))))")
 _SECOND_LETTER = re.compile(r"[.)]*\s*(?:,|/|&|and\b|or\b)\s*(?:and\s+|or\s+)?\(?[A-Z]\)?(?![\w'’])")
 
-# A number is read whole or not at all: "2280" is never 228, and "12,34" is no number.
+# A number is read whole or not at all: "2280" is never 228, and "12,34" is not a number.
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)\]])(?:[-−][$€£]?|[$€£][-−]))?[$€£]?(?<![\w.,])"
     r"(?P<value>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
@@ -59,7 +59,7 @@ def boolean(text: str) -> str | None:
 
 
 def yes_or_no(text: str) -> str | None:
-    """Return ``"yes"`` or ``"no"`` if the text starts with it and the word ends there: ``no one`` is no answer."""
+    """Return ``"yes"`` or ``"no"`` if the text starts with it and the word ends there: ``no one`` is not an answer."""
     return _lower(_YES_NO.match(text))
 
 
@@ -109,6 +109,9 @@ def letter(text: str, options: Sequence[str], *, last: bool = False) -> str | No
         text: What was generated.
         options: The options' texts, in order; letters beyond them are no answer.
         last: The last phrase counts, for completions that reason first.
+
+    Returns:
+        An upper-case letter, or ``None`` where there is none or more than one.
     """
 
     def read(rest: str) -> str | None:

@@ -37,6 +37,9 @@ def local_rows(folder: str | Path, name: str) -> RowSource:
         folder: Where the files are. Nothing in them is executed.
         name: Stem of the files.
 
+    Returns:
+        A function that yields the rows of a part, each with its place for messages.
+
     Raises:
         InputError: There is no such folder; later, when rows are asked for: no such file, or a line (named by its
             number) that is not a JSON object.

@@ -1,7 +1,7 @@
 """Tokens to learn from: prompt, completion and, unless an answer is one token, the end-of-sequence token; nothing cut.
 
 Generation starts from exactly the tokens that stand before the supervised ones here, and an example that does not
-fit is left out whole: cutting it on the right would drop its answer, or all supervision, without a word.
+fit is left out whole: cutting it on the right would drop its answer, or all supervision, silently.
 """
 
 from __future__ import annotations
@@ -74,6 +74,9 @@ def answer_tokens(form: TaskForm, examples: Sequence[TaskExample], tokenizer: Pr
         form: The task's.
         examples: Some of the task's.
         tokenizer: The model's.
+
+    Returns:
+        The lengths in tokens, and whether an end token is learned.
 
     Cost: tokenises every different choice once, or every completion.
     """

@@ -115,6 +115,9 @@ class Task(Protocol):
             n: How many, at least 1.
             seed: Another seed, another order.
 
+        Returns:
+            Examples, each once.
+
         Raises:
             InputError: Rows are missing or wrong, or the part has fewer than ``n``.
         """
@@ -124,8 +127,8 @@ class Task(Protocol):
 class RowsTask:
     """A task read from rows: official parts where they exist, cut by content where they do not.
 
-    Official test rows are kept as they are. A question that also stands in the test part is dropped from validation,
-    and one that stands in either is dropped from train: published parts of some tasks overlap.
+    Official test rows are kept as they are. A question that is also in the test part is dropped from validation,
+    and one that is in either is dropped from train: published parts of some tasks overlap.
 
     Attributes:
         form: Templates, parser and limits.
@@ -157,7 +160,7 @@ class RowsTask:
             seed: Another seed, another order.
 
         Returns:
-            Examples that stand in no other part.
+            Examples that are in no other part.
 
         Cost: reads the part, and for train and validation the parts above it, once.
         """

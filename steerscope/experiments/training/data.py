@@ -102,6 +102,9 @@ def supervised(
         options: The run's.
         ends: Whether an end-of-sequence token is learned.
 
+    Returns:
+        The sequences, and the number of examples that are too long.
+
     Raises:
         InputError: None fits, one has a token that is none of the model's, or they lie on both sides of the length
             where its rotary embedding switches.

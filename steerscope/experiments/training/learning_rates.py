@@ -23,6 +23,9 @@ def read_search(options: TrainOptions, parts: Parts) -> RunResults | None:
         options: Of the run that takes it over.
         parts: Its data.
 
+    Returns:
+        The results of that run, or ``None``.
+
     Raises:
         InputError: There is no finished run, or it searched nothing, or it differs in more than the seed.
     """

@@ -46,7 +46,7 @@ SCALE_BATCHES = 4
 
 @dataclass(frozen=True)
 class Run:
-    """One run under way: what it has, and the steps it takes."""
+    """One run in progress: its inputs, and the steps it takes."""
 
     loaded: LoadedModel
     options: TrainOptions
@@ -66,7 +66,7 @@ class Run:
 
         Args:
             form: How the task's answers are read and compared.
-            config: What the run is, as it stands in the folder.
+            config: What the run is, as written in the folder.
             command: The command line, for the results.
             folder: The run's folder, begun and not finished.
 

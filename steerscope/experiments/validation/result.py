@@ -215,7 +215,7 @@ class Validation(Tabular, report="validation"):
             return record_of(data, cls, f"{path} is not a validation")
         from steerscope.experiments.validation.validate import compared  # which imports this file
 
-        # Before, what two seeds agreed on was kept as a ceiling, which is no upper bound.
+        # Before, what two seeds agreed on was stored as a ceiling, which is not an upper bound.
         known = {name: value for name, value in data.items() if name != "ceiling"}
         known |= {"attainable": {}, "schema_version": SCHEMA_VERSION}
         return compared(record_of(known, cls, f"{path} is not a validation"))

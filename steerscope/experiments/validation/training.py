@@ -82,6 +82,9 @@ def num_params(loaded: LoadedModel, one: Candidate, rank: int) -> int:
         loaded: The model.
         one: The candidate.
         rank: Of a LoRA.
+
+    Returns:
+        A number of parameters.
     """
     if one.config is not None:
         edits = build_edits(one.config, loaded.site_map).values()

@@ -186,7 +186,7 @@ def _cost(
     """Compare the ranking's time with the sweep that it replaces: every layer and kind, the search, one seed.
 
     Returns:
-        Seconds of the ranking, of the training done, of the sweep it replaces, and the ratio of the first to the last.
+        Seconds of the ranking, of the training and of the sweep it replaces, and the ratio of the first to the last.
     """
     # Runs through fewer blocks are faster; the mean over sites spread over depth stands for the mean over all.
     per_run = [o.seconds / (len(o.tried) + options.seeds - 1) for o in outcomes]

@@ -217,7 +217,7 @@ class Verification(Tabular, report="verification"):
             The verification, equal to the one that was saved.
 
         Raises:
-            InputError: The file cannot be read, or is no verification.
+            InputError: The file cannot be read, or is not a verification.
         """
         return read_record(path, cls, "verification")
 

@@ -29,7 +29,7 @@ from steerscope.reports.plain_figures import LINE_LOOKS
 def plot_comparison(comparison: Comparison) -> Figure:
     """Draw a comparison; a method without parameters (the model as it is) is a dotted line with its value.
 
-    Configurations of one size stand side by side, a few percent from their number.
+    Configurations of one size are drawn next to each other, a few percent off their number.
 
     Returns:
         The figure: accuracy in percent against trained parameters.

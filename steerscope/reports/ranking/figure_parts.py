@@ -50,7 +50,19 @@ def finish(figure: Figure, ranking: Ranking, title: str, handles: Sequence[Artis
 
 
 def is_far_from_zero(low: float, high: float) -> bool:
-    """Whether values from ``low`` to ``high`` are so far from zero that an axis which holds it would flatten them."""
+    """Whether values from ``low`` to ``high`` are so far from zero that an axis which holds it would flatten them.
+
+    Args:
+        low: Smallest value.
+        high: Largest value.
+
+    Returns:
+        Whether the distance to zero exceeds the range; not for values below zero.
+
+    Example:
+        >>> is_far_from_zero(10.0, 11.0), is_far_from_zero(0.1, 1.0)
+        (True, False)
+    """
     return low > high - low
 
 

@@ -102,6 +102,9 @@ def why_not_merged(kind: str, family: str, layout: str) -> str | None:
         kind: Kind of site.
         family: ``linear`` or ``vector``.
         layout: Name of the model's layout.
+
+    Returns:
+        A reason, an empty string, or ``None``.
     """
     if kind not in set(SiteKind) or family not in _METHODS:
         return None

@@ -75,6 +75,9 @@ def kinds_words(chosen: Collection[str], every: Collection[str]) -> str:
     Args:
         chosen: The kinds that are meant.
         every: All kinds that there are.
+
+    Returns:
+        A few words.
     """
     # The embeddings are one site of the first block: with the stream they need no words of their own.
     rest = [kind for kind in ordered_kinds(every) if kind not in chosen and kind != "resid_pre"]

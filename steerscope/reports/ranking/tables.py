@@ -34,7 +34,7 @@ def standing_mark(ranking: Ranking, row: Candidate) -> str:
         row: One of its candidates.
 
     Returns:
-        What stands in the last column.
+        The text of the last column.
     """
     if not recommends(ranking):
         return "first" if row.rank == 1 else ""
@@ -205,6 +205,9 @@ def summary(ranking: Ranking, *, verbose: bool = False) -> list[str]:
     Args:
         ranking: The ranking to report.
         verbose: Say how sure each part is, too.
+
+    Returns:
+        Paragraphs in the order in which they are printed.
     """
     certainty, evidence = certainty_sentences(ranking), evidence_sentence(ranking)
     behind = certainty if verbose else [evidence]
@@ -223,6 +226,9 @@ def format_summary(ranking: Ranking, *, verbose: bool = False, width: int = WIDT
         ranking: The ranking to report.
         verbose: Say how sure each part is, too.
         width: Columns at which sentences are wrapped.
+
+    Returns:
+        Text without a line break at the end.
     """
     step = next_step(ranking)
     whole = set(step.lines) if step else set()

@@ -14,6 +14,9 @@ def score_table(result: Judgement, limit: int | None = None) -> TextTable:
     Args:
         result: The judgement.
         limit: Most rows.
+
+    Returns:
+        The table.
     """
     order = sorted(result.scores, key=lambda name: -result.scores[name].agreement.spearman)
     places = {name: str(place) for place, name in enumerate(order, 1)}

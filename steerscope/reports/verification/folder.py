@@ -23,7 +23,7 @@ def render_page(found: Verification, figures: list[tuple[PageFigure[Verification
         figures: The figures with their SVG content.
 
     Returns:
-        One file, which needs no other but its figures.
+        One file that needs no other.
     """
     return render(
         _TEMPLATE,

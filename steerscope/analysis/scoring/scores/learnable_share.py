@@ -62,6 +62,9 @@ def quick_share(kernel: Tensor, problem: Problem, learn_from: tuple[int, Rows] |
         problem: The held-out problem.
         learn_from: ``(n, rows)``: fit on the first n prompts of each half only; the update to learn stays
             that of the whole half.
+
+    Returns:
+        One number, at most 1.
     """
     if is_zero(kernel):
         return 0.0

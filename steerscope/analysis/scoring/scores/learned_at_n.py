@@ -59,6 +59,9 @@ def effective_ridge(values: Tensor, ridge: float, count: float) -> float:
         values: Eigenvalues of the kernel as an operator (those of a Gram matrix over its number of rows).
         ridge: Positive.
         count: Number of training rows, positive.
+
+    Returns:
+        A positive number.
     """
     # The left side falls with kappa; below the first bound it is larger than count, above the second smaller.
     low, high = math.log(ridge / (count + len(values)) / 2), math.log((ridge + float(values.sum())) / count * 2)

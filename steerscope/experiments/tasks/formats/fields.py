@@ -19,7 +19,7 @@ def text(row: Row, name: str) -> str:
 
     Raises:
         KeyError: It is missing.
-        ValueError: It is no text, or blank.
+        ValueError: It is not a text, or it is blank.
     """
     value = row[name]
     if not isinstance(value, str) or not value.strip():
@@ -40,7 +40,7 @@ def options(row: Row, least: int = 2, most: int = len(LETTERS)) -> tuple[str, ..
 
     Raises:
         KeyError: It is missing.
-        ValueError: It is no list of ``least`` to ``most`` texts.
+        ValueError: It is not a list of ``least`` to ``most`` texts.
     """
     value = row["choices"]
     if not isinstance(value, list | tuple) or not all(isinstance(one, str) and one.strip() for one in value):
@@ -62,7 +62,7 @@ def answer_index(row: Row, count: int) -> int:
 
     Raises:
         KeyError: It is missing.
-        ValueError: It is no integer from 0 to ``count - 1``.
+        ValueError: It is not an integer from 0 to ``count - 1``.
     """
     value = row["answer_index"]
     if type(value) is not int or not 0 <= value < count:

@@ -123,6 +123,9 @@ def row_form(
         parse: Reads a generation.
         max_new_tokens: How long a generation may get; ``None`` for as many tokens as the longest answer takes.
         ends: Whether an end-of-sequence token is trained after the completion.
+
+    Returns:
+        The form, with its template and parser.
     """
 
     def build(row: Row) -> TaskExample:
