@@ -98,14 +98,8 @@ _HOMES = {
     "compare": "experiments.comparison.groups",
     "Comparison": "experiments.comparison.groups",
     "write_report": "reports.ranking.folder",
-    "search": "experiments.commands",
-    "SearchOptions": "experiments.searching",
-    "SearchResult": "experiments.searching",
-    "sweep": "experiments.commands",
-    "SweepOptions": "experiments.sweeping",
     "SiteTable": "experiments.site_tables",
     # Trained outcomes, and what they say of scores
-    "SiteTable": "experiments.site_tables",
     "judge": "experiments.site_tables",
     # Steering adapters
     "SteeringConfig": "steering.config",
