@@ -1,6 +1,6 @@
-"""What training has said about the default score so far: the studies kept with the package, for every report to cite.
+"""What training has said about scores so far, by the site tables kept beside the package, for every report to cite.
 
-``evidence.json`` is written from the study's result files (docs/validation.md says how); nothing is typed by hand.
+``evidence.json`` is written from the admitted tables of trained outcomes (docs/site_tables.md says how).
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def studies_table(ranking: Ranking) -> TextTable:
     studies = (ranking.evidence or {}).get("studies")
     return TextTable(
         title="Trainings that this score was compared with",
-        columns=("model", "task", "sites", "Spearman", "95% interval", "attainable", "best plain baseline"),
+        columns=("model", "task", "sites", "Spearman", "95% interval", "attainable", "plain baseline"),
         right=frozenset({"sites", "Spearman", "95% interval", "attainable"}),
         rows=tuple(
             (
@@ -147,7 +147,7 @@ def studies_table(ranking: Ranking) -> TextTable:
             for one in (studies if isinstance(studies, list) else [])
         ),
         note="Spearman correlation of the score with trained held-out loss; attainable: what a perfect score would "
-        "have, given how well training seeds agree. docs/validation.md has the studies.",
+        "have, given how well training seeds agree. docs/site_tables.md has the tables.",
     )
 
 

@@ -177,12 +177,13 @@ def evidence_sentence(ranking: Ranking) -> str:
         return (
             f"Trained at {count(one['n_sites'], 'site')} of this model on this task, the order agreed with the losses "
             f"at Spearman {limits}{sure}; {clean(one['baseline'])} alone reached {one['baseline_spearman']:.2f} "
-            "(docs/validation.md)."
+            "(docs/site_tables.md)."
         )
     sure = sum(one["low"] > 0 for one in studies)
     return (
         f"Not trained on this model and task. Elsewhere the order was surely better than chance in {sure} of "
-        f"{len(studies)} studies (docs/validation.md): a hypothesis, which steerscope validate tests."
+        f"{count(len(studies), 'table')} of trained outcomes (docs/site_tables.md): a hypothesis, which steerscope "
+        "sweep or validate tests."
     )
 
 
