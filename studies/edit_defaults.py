@@ -2,7 +2,7 @@
 
     python studies/edit_defaults.py --minutes 60 --out studies/results/edit_defaults.json
 
-Trains a linear edit of rank 8 at single sites of the bundled model on ListOps, with and without a bias on the write,
+Trains a linear edit of rank 8 at single sites of a model on a generated task, with and without a bias on the write,
 with what is read divided by its root mean square or not, each at several learning rates; reports the held-out loss of
 the best rate. One pack per site, variant and seed holds all rates. The file is written after every pack, and a second
 call goes on with what is missing.
@@ -34,13 +34,14 @@ from steerscope.models.load import LoadedModel
 from steerscope.steering.scales import measure_scales
 
 SITES = ("8.resid_post", "20.resid_post", "8.mlp_out", "20.mlp_out", "14.attn_out", "26.resid_post")
-RATES = {"none": (1e-3, 10**-2.5, 1e-2), "rms": (10**-2.5, 1e-2, 10**-1.5)}
+# Half decades; the best one has to have neighbours on both sides.
+RATES = {scale: tuple(float(f"{10 ** (place / 2):.3g}") for place in range(-6, -1)) for scale in ("none", "rms")}
 TEST = 256
 
 
-def sequences(loaded: LoadedModel, part: str, count: int, seed: int) -> tuple[SupervisedSequence, ...]:
-    """Draw ListOps expressions whose value, one token, follows the equals sign at once."""
-    examples = get_task("listops").split(part, count, seed)  # type: ignore[arg-type]
+def sequences(loaded: LoadedModel, task: str, part: str, count: int, seed: int) -> tuple[SupervisedSequence, ...]:
+    """Draw questions of a generated task, whose answer is one token right after the prompt."""
+    examples = get_task(task).split(part, count, seed)  # type: ignore[arg-type]
     return supervise(examples, loaded.tokenizer, loaded.max_length, ends=False).sequences
 
 
@@ -48,6 +49,7 @@ def main() -> None:
     """Train what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--task", default="listops")
     parser.add_argument("--sites", default=",".join(SITES))
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=16)
@@ -58,8 +60,14 @@ def main() -> None:
     ends = time.monotonic() + 60 * options.minutes
     loaded = load_model(options.model)
     schedule = Schedule(steps=options.steps, batch_size=options.batch_size)
-    test = sequences(loaded, "test", TEST, 0)
-    settings = {"model": options.model, "steps": options.steps, "batch_size": options.batch_size, "test": TEST}
+    test = sequences(loaded, options.task, "test", TEST, 0)
+    settings = {
+        "model": options.model,
+        "task": options.task,
+        "steps": options.steps,
+        "batch_size": options.batch_size,
+        "test": TEST,
+    }
     found: dict[str, Any] = {"settings": settings, "torch": torch.__version__, "runs": []}
     if options.out.exists():
         found = json.loads(options.out.read_text(encoding="utf-8"))
@@ -71,7 +79,7 @@ def main() -> None:
         if (site, bias, scale, seed) in done or time.monotonic() > ends:
             continue
         if seed not in data:
-            train = sequences(loaded, "train", options.steps * options.batch_size, 1000 + seed)
+            train = sequences(loaded, options.task, "train", options.steps * options.batch_size, 1000 + seed)
             data[seed] = training_rows(train, options.steps, options.batch_size, seed)
         place = loaded.site_map.resolve(site)
         first = [{"input_ids": torch.tensor([row.ids])} for row in data[seed][:64]]

@@ -19,7 +19,7 @@ from steerscope.experiments.site_tables.across import margins_over, mean_of_draw
 from steerscope.experiments.site_tables.admission import ATTAINABLE, BEST, INTERIOR, LONGER_SITES, ORDER_KEPT, Admission
 from steerscope.experiments.site_tables.admitted import admitted_validation
 from steerscope.experiments.site_tables.common import common_outcomes
-from steerscope.experiments.site_tables.judging import FIXED, Judgement, judge
+from steerscope.experiments.site_tables.judging import DEPTH, DEPTH_THEN_KIND, FIXED, Judgement, judge
 from steerscope.experiments.site_tables.search_curves import SearchCurve, search_curves
 from steerscope.experiments.site_tables.table import SiteTable
 from steerscope.experiments.validation.result import Validation
@@ -42,6 +42,8 @@ COMMAND = "python -m studies.site_tables_page studies/site_tables docs/results d
 # Test loss and accuracy of a validation's model with an output bias fitted on 512 training prompts of that study: what
 # the file itself does not keep. Its temperature was left at 1.
 RECALIBRATED = {"validation-smollm2-135m-listops": (2.235, 0.184)}
+# What is averaged over tables: against which baseline, and of J instead of Spearman or not.
+MARGINS = ((DEPTH, False), (DEPTH_THEN_KIND, False), (DEPTH_THEN_KIND, True))
 # Costs, relative to training every site once, at which searches are compared.
 COSTS = (0.05, 0.1, 0.25)
 
@@ -65,6 +67,7 @@ A rule fixed before the tables were made; what cannot be computed counts as not 
 
 Intervals of correlations resample whole layers; what seeds do to many layers at once is a variance of its own. Pairs:
 sites of one layer whose losses differ by {LEAST} nats and {ERRORS:g} standard errors or more; chance is 50%.
+J, one number for both, is half the sum of the Spearman correlation and twice the share of pairs right less one.
 """
 
 
@@ -160,19 +163,20 @@ def _margins(judged: dict[str, Judgement]) -> str:
     rows = []
     for name in sorted(shared, key=lambda name: (name != DEFAULT_SCORE, name)):
         cells = []
-        for baseline in FIXED:
+        for baseline, both in MARGINS:
             if name == baseline:
                 cells += ["-", "-"]
                 continue
-            margins = margins_over(report, name, baseline)
+            margins = margins_over(report, name, baseline, both=both)
             drawn = mean_of_drawn(margins)
             cells += [signed(mean_of_independent(margins)), "-" if drawn is None else signed(drawn)]
         rows.append((f"`{clean(name, 60)}`", *cells))
-    columns = ("score", *(part for name in FIXED for part in (f"over {score_words(name).label}", "tasks like these")))
+    heads = [f"{'J' if both else 'Spearman'} over {score_words(name).label}" for name, both in MARGINS]
+    columns = ("score", *(part for head in heads for part in (head, f"{head}: tasks like these")))
     text = (
-        f"Spearman minus that of each baseline fixed in advance, mean over {count(len(report), 'admitted table')}: "
-        "with the interval over these very tables, and with that over tasks and models like these (Student's t over "
-        f"tables). The default score is `{DEFAULT_SCORE}`.\n\n"
+        f"A score's Spearman, or J, minus that of a baseline fixed in advance, mean over "
+        f"{count(len(report), 'admitted table')}: with the interval over these tables, and with that over tasks and "
+        f"models like these (Student's t over tables). The default score is `{DEFAULT_SCORE}`.\n\n"
     )
     return title + text + _markdown(TextTable("", columns, frozenset(columns[1:]), tuple(rows)))
 

@@ -46,6 +46,13 @@ def test_there_is_something_to_read():
     assert sum(path.suffix == ".ipynb" and path.name in read for path in PAGES) == 7
 
 
+def test_what_the_guide_names_is_there():
+    guide = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").split("## Where is it?")[1].split("\n## ")[0]
+    named = re.findall(r"`(steerscope/[^`]+)`", guide)
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 @pytest.mark.parametrize(
     "code",
     [

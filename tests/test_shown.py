@@ -27,8 +27,8 @@ def comparison() -> Shown:
 
 
 SHOWN = {
-    "thirty layers": (ranking_cases.thirty_layers, ["Best 10 of", "resid_post"]),
-    "a hundred layers": (ranking_cases.hundred_layers, ["Best 10 of"]),
+    "thirty layers": (ranking_cases.thirty_layers, ["First 8 of", "equally good", "9.resid_post"]),
+    "a hundred layers": (ranking_cases.hundred_layers, ["First 8 of", "is open"]),
     "nothing to tell": (ranking_cases.cannot_tell, ["cannot tell"]),
     "hostile names": (ranking_cases.hostile_names, ["rank"]),
     "bare": (ranking_cases.bare, ["rank"]),

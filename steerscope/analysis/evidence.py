@@ -13,7 +13,15 @@ EVIDENCE = Path(__file__).with_name("evidence.json")
 
 
 def known_evidence(score: str, path: Path = EVIDENCE) -> dict[str, Any] | None:
-    """Return the kept studies of a score with a summary in words; ``None`` if it was never compared with training."""
+    """Return the kept studies of a score with a summary in words; ``None`` if it was never compared with training.
+
+    Args:
+        score: Name of a score.
+        path: JSON file with one entry per study and score.
+
+    Returns:
+        ``summary``, a few sentences, and ``studies``, the entries of the file; ``None`` without any.
+    """
     if not path.exists():
         return None
     studies = [one for one in json.loads(path.read_text(encoding="utf-8")) if one["score"] == score]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from steerscope.analysis.capture.capture import capture
 from steerscope.analysis.capture.features import Features, SketchPlan, feature_bytes
 from steerscope.analysis.capture.outputs import Probes, make_probes
-from steerscope.analysis.data.encoding import Encoded, encode_for
+from steerscope.analysis.data.encoding import Encoded, OutputMode, encode_for
 from steerscope.analysis.data.examples import Example, check_examples, content_order
 from steerscope.analysis.evidence import known_evidence
 from steerscope.analysis.provenance import RECIPE, content_hash
@@ -111,14 +112,15 @@ def rank_sites(
     watch.stage("sets")
     scored = scorer.site_scores()
     kind_scores = scorer.kind_scores()
-    linear = scorer.linear_kernels
+    linear, joint = scorer.linear_kernels, scorer.joint_scores()
     greedy = grow_set(
         linear,
         problem,
         {site: scorer.num_params(site, "linear") for site in linear},
         max_sites=options.max_sites,
         budget=options.budget,
-        shares=scorer.linear_shares(),
+        alone=scorer.linear_scores(joint.of_sets),
+        joint=joint,
         progress=watch.tick,
     )
     watch.stage("stability")
@@ -127,7 +129,7 @@ def rank_sites(
         LearningCurve(site.layer, site.kind.value, "linear", *learning_curve(linear[site], problem, rows))
         for site in best_sites
     )
-    stability = stability_of_halves(linear, target, rows, halves, options.ridge)
+    stability = stability_of_halves(linear, target, rows, halves, options.ridge, joint)
     watch.stage(None)
     return Ranking(
         model=loaded.identity.as_dict(),
@@ -162,6 +164,9 @@ def rank_sites(
         timing=watch.seconds,
         warnings=tuple(warnings + _warnings(loaded, stability)),
         evidence=known_evidence(options.score),
+        equal_margin=scorer.equal_margin(),
+        set_score=joint.of_sets,
+        kind_score=scorer.kind_score,
     )
 
 
@@ -181,7 +186,11 @@ def _plan(loaded: LoadedModel, encoded: Encoded, probes: Probes, options: RankOp
 
 
 def _curve_sites(scored: tuple[SiteScore, ...]) -> list[Site]:
-    """The three best linear sites and the best of every kind."""
+    """The three best linear sites and the best of every kind.
+
+    Returns:
+        The sites, each once, best first.
+    """
     linear = [Site(s.layer, SiteKind(s.kind)) for s in scored if s.family == "linear"]
     best_of_kind = {site.kind: site for site in reversed(linear)}
     wanted = linear[:3] + [site for site in linear if best_of_kind[site.kind] == site]
@@ -202,8 +211,18 @@ def _outputs_summary(encoded: Encoded, probes: Probes, problem: Problem, feature
         "mean_energy": problem.mean_energy,
         "n_tokens": encoded.num_tokens,
         "model_accuracy": float(features.correct.mean()),
+        "constant_accuracy": _constant_accuracy(encoded),
         "model_loss": float(features.loss.mean()),
     }
+
+
+def _constant_accuracy(encoded: Encoded) -> float:
+    """Return the accuracy of always giving the most frequent answer (place among the choices), which a bias learns."""
+    if encoded.mode is OutputMode.COMPLETION:
+        answers = [sequence.ids[sequence.first_target :] for sequence in encoded.sequences]
+    else:
+        answers = [(answer,) for answer in encoded.answers]
+    return Counter(answers).most_common(1)[0][1] / encoded.num_examples
 
 
 def _warnings(loaded: LoadedModel, stability: Stability) -> list[str]:

@@ -32,6 +32,10 @@ class SiteScore:
     ``score`` is the ranking's default score with its interval ``[ci_low, ci_high]`` (95%, delete-group
     jackknife over prompts); ``scores`` holds every score and baseline by name. ``ties_with_best`` is true
     when the paired interval of the difference to the best candidate contains zero.
+
+    ``difference`` is the best candidate's score minus this one's, ``[difference_low, difference_high]`` its paired 95%
+    interval, and ``standing`` what follows (:class:`~steerscope.analysis.scoring.standing.Standing`): ``equal`` within
+    the ranking's ``equal_margin``, ``worse`` or ``undetermined``. Files of before know none of the four (``None``).
     """
 
     layer: int
@@ -43,6 +47,10 @@ class SiteScore:
     n_params: int
     ties_with_best: bool
     scores: dict[str, float]
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    standing: str | None = None
 
     @property
     def name(self) -> str:
@@ -90,11 +98,13 @@ class LearningCurve:
 
 @dataclass(frozen=True)
 class Stability:
-    """Agreement of the rankings from two disjoint halves of the prompts.
+    """Agreement of the rankings from two disjoint halves of the prompts, by the score named ``score``.
 
     ``spearman`` is over all candidates of the family ``linear``; below ``threshold`` the report says that
     the data cannot tell sites apart (``can_tell`` false). ``top_overlap`` is the share of the ten best
-    sites the two halves have in common.
+    sites the two halves have in common. ``top_agreement``: how often one of the best sites of the one half (ten, or a
+    quarter of few) beats, in the other half, a site that is not among them; 0.5 is chance. ``None`` where there are
+    too few sites, and in files of before.
     """
 
     spearman: float
@@ -102,6 +112,8 @@ class Stability:
     can_tell: bool
     n_per_half: int
     top_overlap: float
+    score: str = "learnable_share"
+    top_agreement: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,6 +142,10 @@ class Ranking(Tabular, report="ranking"):
         timing: Seconds by stage.
         warnings: Plain sentences a reader must know before believing the ranking.
         evidence: What validation by training says about the default score, or ``None``.
+        equal_margin: Largest difference to the best candidate that does not matter, in the score's unit; ``None`` in
+            files of before.
+        set_score: Name of the score of ``greedy``: that of ``sites`` where sets have it and it costs little.
+        kind_score: Name of the score of ``kinds``; ``None`` in files of before.
     """
 
     model: dict[str, Any]
@@ -149,6 +165,9 @@ class Ranking(Tabular, report="ranking"):
     timing: dict[str, float]
     warnings: tuple[str, ...] = ()
     evidence: dict[str, Any] | None = None
+    equal_margin: float | None = None
+    set_score: str = "learnable_share"
+    kind_score: str | None = None
     schema_version: int = field(default=SCHEMA_VERSION)
 
     def __post_init__(self) -> None:
@@ -175,6 +194,9 @@ class Ranking(Tabular, report="ranking"):
             **options: Other fields of :class:`~steerscope.steering.config.SteeringConfig`. ``rank`` is that of the
                 ranking, where the family has one, and ``family`` is ``linear`` unless given; ``vector`` takes the best
                 site for vectors, and other families that for linear edits, which is what was ranked.
+
+        Returns:
+            A configuration to build a steering model with.
 
         Raises:
             InputError: The ranking has no such kind, or no set; or an option that the configuration does not take.
@@ -239,6 +261,9 @@ class Ranking(Tabular, report="ranking"):
     def from_json(cls, text: str) -> Ranking:
         """Rebuild a ranking from :meth:`to_json`'s text.
 
+        Returns:
+            The ranking, equal to the one that was written.
+
         Raises:
             InputError: The text is not JSON, of another schema version, or has fields that do not fit.
         """
@@ -248,7 +273,10 @@ class Ranking(Tabular, report="ranking"):
     def load(cls, path: str | Path) -> Ranking:
         """Read a ranking that :meth:`save` wrote.
 
+        Returns:
+            The ranking, equal to the one that was saved.
+
         Raises:
-            InputError: The file cannot be read, or is no ranking.
+            InputError: The file cannot be read, or is not a ranking.
         """
         return read_record(path, cls, "ranking")

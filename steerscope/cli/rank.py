@@ -50,7 +50,10 @@ def rank(
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
-    limit: Annotated[int, typer.Option(help="Sites in the printed table.")] = 10,
+    limit: Annotated[int, typer.Option(help="Sites in the printed table.")] = 8,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print kinds, greedy set and how sure each part is, too.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Rank the steering sites of a model: what share of fine-tuning's first-order update is learnable where."""
@@ -117,6 +120,6 @@ def rank(
     else:
         if json is not None:
             ranking.save(json)
-        print_ranking(ranking, limit=limit, file=sys.stdout)
+        print_ranking(ranking, limit=limit, file=sys.stdout, verbose=verbose)
     if out is not None:
         print(f"report: {page}", file=sys.stderr)

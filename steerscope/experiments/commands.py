@@ -35,13 +35,11 @@ from steerscope.experiments.verification.results import Verification
 from steerscope.experiments.verification.run import Loader, VerifyOptions
 from steerscope.folders import Kind, require_folder_for
 from steerscope.models.load import LoadedModel
-from steerscope.option_types import options_or_default
+from steerscope.option_types import LOADING, options_or_default
 from steerscope.steering.model import steered_by
 
 AnyModel = LoadedModel | str | Path
 AnyTask = Task | str
-# How a model is loaded by its name: fields that several classes of options have.
-_LOADING = ("model", "device", "dtype", "revision", "trust_remote_code")
 
 
 def train(
@@ -110,6 +108,9 @@ def evaluate(
         progress: Called with the stage's name, steps done and steps in all.
         command: What the user typed, kept with the results.
 
+    Returns:
+        The accuracy with its interval and, where they were asked for, comparisons of likelihoods.
+
     Raises:
         InputError: Options, data, model, adapter or folder cannot be used.
 
@@ -147,6 +148,9 @@ def validate(
             it holds already and was made with the same options is used again: an interrupted validation goes on.
         progress: Called with the stage's name, steps done and steps in all.
         command: What the user typed, kept with the results.
+
+    Returns:
+        The ranking's agreement with the trained losses, beside that of baselines.
 
     Raises:
         InputError: Options, data, model or folder cannot be used.
@@ -187,9 +191,12 @@ def sweep(
         model: A loaded model, or the name of one.
         task: A task, or the name of one.
         options: Sites, edit, length of training, budget.
-        out: Folder for runs and ``table.json``; a sweep that is there with the same options is gone on with.
+        out: Folder for runs and ``table.json``; a sweep in it with the same options is resumed.
         progress: Called with the stage's name, steps done and steps in all.
         command: What the user typed, kept with the table.
+
+    Returns:
+        The table of sites, as it was written to ``out``.
 
     Raises:
         InputError: Options, data, model or folder cannot be used, or the budget was over before a run was tested.
@@ -216,9 +223,12 @@ def search(
         model: A loaded model, or the name of one.
         task: A task, or the name of one.
         options: Budget, candidates, edit.
-        out: Folder for runs, ``search.json`` and ``adapter/``; a search that is there is gone on with.
+        out: Folder for runs, ``search.json`` and ``adapter/``; a search in it is resumed.
         progress: Called with the stage's name, steps done and steps in all.
         command: What the user typed, kept with the result.
+
+    Returns:
+        The best site or set with its test result, and everything that was tried.
 
     Raises:
         InputError: Options, data, model or folder cannot be used, or the budget was over before runs were compared.
@@ -275,6 +285,9 @@ def verify(
         only: Names of propositions (``"P7,P12"`` or ``["P7", "P12"]``); all unless given.
         progress: Called with the stage's name, steps done and steps in all.
 
+    Returns:
+        The verdict on each proposition and, on a model, the measurements.
+
     Raises:
         InputError: An unknown proposition, or options or the model cannot be used.
 
@@ -318,7 +331,7 @@ def _in_memory(model: AnyModel, options: Any) -> LoadedModel | None:
             f"model is a {type(model).__name__}; expected a name, load_model(name), or wrap_model(model, tokenizer)."
         )
     for field in fields(options):
-        if field.name in _LOADING and getattr(options, field.name) != field.default:
+        if field.name in ("model", *LOADING) and getattr(options, field.name) != field.default:
             raise InputError(
                 f"[[{field.name}]] is {getattr(options, field.name)!r}, and the model is loaded already. Leave it out, "
                 "or give the model's name."

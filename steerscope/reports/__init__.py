@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from steerscope.reports.ranking.folder import write_report
     from steerscope.reports.ranking.tables import greedy_table, kind_table, print_ranking, site_table
     from steerscope.reports.ranking.trained import plot_predicted_against_trained
+    from steerscope.reports.site_tables.figures import plot_foreseen, plot_losses, plot_search
     from steerscope.reports.tables import TextTable, plain_table
     from steerscope.reports.validation.tables import print_validation, score_table, trained_table
     from steerscope.reports.verification.figures import (
@@ -70,6 +71,10 @@ _HOMES = {
     "plot_block_slopes": "reports.verification.slope_figures",
     "plot_margins": "reports.verification.margins",
     "proposition_table": "reports.verification.tables",
+    # Of a site table, and of scores judged by it
+    "plot_losses": "reports.site_tables.figures",
+    "plot_foreseen": "reports.site_tables.figures",
+    "plot_search": "reports.site_tables.figures",
     # Of a comparison
     "plot_comparison": "reports.comparison.figures",
     "comparison_table": "reports.comparison.tables",
@@ -113,11 +118,13 @@ __all__ = [
     "plot_comparison",
     "plot_conditioning",
     "plot_curves",
+    "plot_foreseen",
     "plot_greedy_growth",
     "plot_heat_map",
     "plot_kinds_over_depth",
     "plot_learning_curves",
     "plot_lines",
+    "plot_losses",
     "plot_margins",
     "plot_modulation",
     "plot_oracle_spectra",
@@ -127,6 +134,7 @@ __all__ = [
     "plot_ranking",
     "plot_residual_map",
     "plot_rows",
+    "plot_search",
     "plot_slopes",
     "plot_stream_shares",
     "plot_strength",

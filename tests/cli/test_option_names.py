@@ -16,6 +16,8 @@ from steerscope.analysis.scoring.options import RankOptions
 from steerscope.cli import app
 from steerscope.errors import InputError, typed, words
 from steerscope.experiments.evaluation.command import EvaluateOptions
+from steerscope.experiments.searching import SearchOptions
+from steerscope.experiments.sweeping import SweepOptions
 from steerscope.experiments.training.options import TrainOptions
 from steerscope.experiments.validation.options import ValidateOptions
 from steerscope.experiments.verification.run import VerifyOptions
@@ -23,7 +25,10 @@ from steerscope.steering import SteeringConfig
 from tests.cli.runs import one_sentence, run
 
 COMMANDS = typer.main.get_command(app).commands
-CLASSES = (RankOptions, EvaluateOptions, TrainOptions, ValidateOptions, VerifyOptions, SteeringConfig)
+CLASSES = (
+    RankOptions, EvaluateOptions, TrainOptions, SearchOptions, SweepOptions, ValidateOptions, VerifyOptions,
+    SteeringConfig,
+)  # fmt: skip
 FIELDS = {one.name for made in CLASSES for one in fields(made)}
 # What has to be refused before a model is loaded, so that none of the cases below is skipped unseen.
 REFUSED = {
@@ -35,6 +40,10 @@ REFUSED = {
               "eval_batch_size", "save_every", "dtype"},
     "validate": {"data", "task", "sites", "rank", "seeds", "steps", "batch_size", "max_examples",
                  "test_examples", "dtype", "seed"},
+    "search": {"task", "candidates", "start", "family", "rank", "scale", "steps", "batch_size", "budget",
+               "max_examples", "selection_examples", "test_examples", "seed"},
+    "sweep": {"task", "sites", "family", "rank", "scale", "rates", "seeds", "steps", "batch_size", "budget",
+              "selection_examples", "test_examples", "seed"},
     "evaluate": {"task", "adapter", "split", "max_examples", "data_dir", "batch_size", "max_new_tokens"},
     "verify": {"only", "json", "seed"},
 }  # fmt: skip
@@ -45,6 +54,8 @@ SMALL = {
     "rank": ["--max-examples=24"],
     "train": ["--steps=1", "--batch-size=1", "--max-examples=2"],
     "validate": ["--max-examples=24", "--test-examples=16"],
+    "search": ["--max-examples=24", "--test-examples=16", "--selection-examples=16"],
+    "sweep": ["--test-examples=16", "--selection-examples=16"],
     "evaluate": ["--max-examples=2"],
 }
 

@@ -137,10 +137,14 @@ def test_prints_a_plain_table(place, capsys):
     assert run("rank", place / "model", "--data", place / "data.jsonl", "--kinds", "mlp_out", "--limit", 1) == 0
     out, err = capsys.readouterr()
     assert "\x1b" not in out + err
-    assert "Best 1 of " in out
+    assert "First 1 of " in out
     assert "95% interval" in out
-    assert "Training elsewhere says how far to trust this score" in " ".join(out.split())
-    assert "steerscope validate tests it" in " ".join(out.split())
+    said = " ".join(out.split())
+    assert "Not trained on this model and task. Elsewhere the order was surely better than chance in" in said
+    assert "which steerscope validate tests" in said
+    # The lines to copy name this model and these examples.
+    assert f"--data {place / 'data.jsonl'} --budget" in said
+    assert "Greedy set" not in out
     assert "scoring sites, done" in err
 
 

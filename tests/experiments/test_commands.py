@@ -16,7 +16,11 @@ from steerscope import (
     FileTask,
     InputError,
     Ranking,
+    SearchOptions,
+    SiteTable,
     SteeringConfig,
+    SteeringModel,
+    SweepOptions,
     TrainOptions,
     ValidateOptions,
     Validation,
@@ -25,6 +29,8 @@ from steerscope import (
     get_steering_model,
     load_model,
     propositions,
+    search,
+    sweep,
     train,
     validate,
     verify,
@@ -148,6 +154,28 @@ def test_a_validation(tmp_path):
     assert (tmp_path / "out" / "index.html").is_file()
 
 
+def test_a_search_and_a_sweep(tmp_path):
+    loaded = load_model(save_model(tmp_path / "model"))
+    task = FileTask.read(write_jsonl(tmp_path / "data.jsonl", lines(240)))
+    before, sizes = digest_of_parameters(loaded.model), {"batch_size": 4, "num_selection": 16, "num_test": 16}
+    found = search(
+        loaded,
+        task,
+        SearchOptions(candidates=2, steps=10, num_ranking=24, sets=False, references=False, rank=2, **sizes),
+        tmp_path / "search",
+    )
+    assert SteeringModel.from_pretrained(loaded, found.adapter).unload() is loaded.model
+    table = sweep(
+        loaded,
+        task,
+        SweepOptions(sites=("0.resid_post", "1.mlp_out"), seeds=1, steps=4, longer=0, rates=(1e-2,), rank=2, **sizes),
+        tmp_path / "sweep",
+    )
+    assert SiteTable.load(tmp_path / "sweep" / "table.json") == table
+    assert [str(one.site) for one in table.outcomes()] == ["0.resid_post", "1.mlp_out"]
+    assert digest_of_parameters(loaded.model) == before
+
+
 def test_a_verification_of_a_model(place):
     asked = []
 
@@ -186,6 +214,11 @@ REFUSED = {
     "no questions": (lambda m, f: evaluate(m, "listops", EvaluateOptions(max_examples=0)), "max_examples is 0"),
     "a loaded model to verify": (lambda m, f: verify(m), "which has one data type"),
     "no such proposition": (lambda m, f: verify(only="P99"), "unknown proposition 'P99'"),
+    "a revision of a loaded model to search": (
+        lambda m, f: search(m, "listops", SearchOptions(revision="main"), f), "revision is 'main', and the model is",
+    ),
+    "no sweep's options": (lambda m, f: sweep(m, "listops", ASKED, f), "expected SweepOptions"),
+    "a rate of zero": (lambda m, f: sweep(m, "listops", SweepOptions(rates=(0.0,)), f), "rates has 0.0; expected"),
     "a data type that does not train": (
         lambda m, f: validate("m", "listops", ValidateOptions(dtype="bfloat16"), f), "trains in float32 or float64",
     ),

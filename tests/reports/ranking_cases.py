@@ -16,6 +16,7 @@ from steerscope.analysis.results import (
     SiteScore,
     Stability,
 )
+from steerscope.analysis.scoring.standing import MARGIN, standing_of
 
 SEQUENTIAL = ("attn_heads", "attn_out", "resid_mid", "mlp_in", "mlp_hidden", "mlp_out", "resid_post")
 PARALLEL = ("attn_heads", "attn_out", "mlp_in", "mlp_hidden", "mlp_out", "resid_post")
@@ -90,8 +91,26 @@ def _sites(rng: np.random.Generator, shape: Shape) -> list[SiteScore]:
                 half = shape.half_width * (1 + 0.3 * abs(share))
                 sites.append(SiteScore(layer, kind, family, share, share - half, share + half, params, False, scores))
     sites.sort(key=lambda site: (-site.score, site.layer, site.kind, site.family))
-    best = sites[0].score
-    return [replace(site, ties_with_best=best - site.score < 0.7 * shape.half_width) for site in sites]
+    return stood(sites, 0.7 * shape.half_width)
+
+
+def stood(sites: list[SiteScore], half: float) -> list[SiteScore]:
+    """Return sites, best first, with paired intervals of the difference to the best that reach so far to both sides."""
+    best, found = sites[0], []
+    for site in sites:
+        difference = best.score - site.score
+        low, high = (0.0, 0.0) if site is best else (difference - half, difference + half)
+        found.append(
+            replace(
+                site,
+                ties_with_best=low <= 0,
+                difference=difference,
+                difference_low=low,
+                difference_high=high,
+                standing=standing_of(low, high, MARGIN * abs(best.score)).value,
+            )
+        )
+    return found
 
 
 def _kinds(sites: list[SiteScore]) -> list[KindScore]:
@@ -151,11 +170,13 @@ def build(shape: Shape, seed: int = 0, **changes: Any) -> Ranking:
         seed=seed,
         versions={"steerscope": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
         score="learnable_share",
+        equal_margin=MARGIN * abs(sites[0].score),
+        kind_score="learnable_share",
         sites=tuple(sites),
         kinds=tuple(_kinds(sites)),
         greedy=tuple(_greedy(sites)),
         curves=tuple(_curves(sites, 64)),
-        stability=Stability(0.91, 0.6, True, 64, 0.8),
+        stability=Stability(0.91, 0.6, True, 64, 0.8, top_agreement=0.95),
         outputs={
             "description": "log probability of the answer's tokens",
             "n_probes": 32,
@@ -179,6 +200,27 @@ def build(shape: Shape, seed: int = 0, **changes: Any) -> Ranking:
         timing={"load": 1.5, "capture": 24.2, "kernels": 9.75, "ranking": 3.1},
     )
     return replace(ranking, **changes)
+
+
+def plateau(first: int = 4, last: int = 15, layers: int = 22) -> Ranking:
+    """Stream and attention of some layers are equally good, vectors too; below and above all is worse."""
+    ranking = build(Shape(layers=layers), seed=7)
+    good = {"attn_heads", "attn_out", "resid_mid", "resid_post"}
+    sites = []
+    for site in ranking.sites:
+        inside = first <= site.layer <= last and site.kind in good
+        share = (0.96 if inside else 0.6) - 0.0001 * site.layer - 0.001 * (site.family == "vector")
+        point = _WRITES.get(site.kind, site.kind)
+        # Kinds that write at one point share their vector, so both are as good as the better one.
+        if site.family == "vector" and point == "post" and first <= site.layer <= last:
+            share = 0.959 - 0.0001 * site.layer
+        scores = site.scores | {ranking.score: share}
+        sites.append(replace(site, score=share, ci_low=share - 0.03, ci_high=min(share + 0.03, 1.0), scores=scores))
+    sites.sort(key=lambda site: (-site.score, site.layer, site.kind, site.family))
+    outputs = ranking.outputs | {"model_accuracy": 0.22, "constant_accuracy": 0.2, "model_loss": 2.17}
+    margin = MARGIN * sites[0].score
+    found = replace(ranking, sites=tuple(stood(sites, 0.02)), greedy=tuple(_greedy(sites)), outputs=outputs)
+    return replace(found, equal_margin=margin)
 
 
 def thirty_layers() -> Ranking:
@@ -231,7 +273,7 @@ def two_layers_parallel() -> Ranking:
 def cannot_tell() -> Ranking:
     """Noise as large as the differences between sites."""
     shape = Shape(layers=12, peak=0.09, floor=0.05, noise=0.02, half_width=0.08)
-    return build(shape, seed=2, stability=Stability(0.12, 0.6, False, 64, 0.1))
+    return build(shape, seed=2, stability=Stability(0.12, 0.6, False, 64, 0.1, top_agreement=0.5))
 
 
 def all_negative() -> Ranking:
@@ -279,6 +321,7 @@ CASES: dict[str, Callable[[], Ranking]] = {
     case.__name__: case
     for case in (
         thirty_layers,
+        plateau,
         two_layers_parallel,
         cannot_tell,
         all_negative,

@@ -50,7 +50,8 @@ MADE_OF = {
 
 
 def test_every_figure_of_a_result_is_tried():
-    assert {*MADE_OF, "plot_lines", "plot_rows"} == {name for name in reports.__all__ if name.startswith("plot_")}
+    others = {"plot_lines", "plot_rows", "plot_losses", "plot_foreseen", "plot_search"}  # of numbers, of a site table
+    assert {*MADE_OF, *others} == {name for name in reports.__all__ if name.startswith("plot_")}
 
 
 @pytest.mark.parametrize("name", MADE_OF)

@@ -20,12 +20,13 @@ from steerscope import reports as report
 from steerscope.analysis.results import Ranking
 from steerscope.errors import InputError
 from steerscope.reports.figure_style import figure_bytes
-from steerscope.reports.ranking import figures, text
-from steerscope.reports.ranking.candidates import agreements, candidates, kind_candidates, ties
+from steerscope.reports.ranking import figures, text, verdict
+from steerscope.reports.ranking.candidates import agreements, candidates, kind_candidates
 from steerscope.reports.ranking.captions import FIGURE_STEMS, figure_entries
 from steerscope.reports.ranking.page import render_page
-from steerscope.reports.ranking.tables import format_summary, format_table
+from steerscope.reports.ranking.tables import format_summary, format_table, site_table
 from steerscope.reports.ranking.trained import foreseen_table, plot_predicted_against_trained
+from steerscope.reports.tables import plain_table
 from steerscope.reports.vocabulary import clean, format_score, listing, score_words
 from tests.reports.ranking_cases import CASES
 
@@ -189,7 +190,9 @@ def test_plain_text_fits_a_pipe(name):
     for printed in (format_table(ranking), format_summary(ranking)):
         printed.encode("ascii")
         assert "\x1b" not in printed
-        assert max(map(len, printed.splitlines())) <= 100
+        # What is to be copied is kept whole, however long.
+        lines = [line for line in printed.splitlines() if not line.startswith(("  steerscope ", "  SteeringConfig("))]
+        assert max(map(len, lines)) <= 100
         assert not re.search(r"\bnan\b|None", printed)
 
 
@@ -208,42 +211,32 @@ def test_print_is_plain_in_a_pipe_and_rich_on_a_terminal():
     ranking, pipe, terminal = CASES["hostile_names"](), io.StringIO(), Terminal()
     report.print_ranking(ranking, limit=3, file=pipe)
     report.print_ranking(ranking, limit=3, file=terminal)
-    assert pipe.getvalue() == f"{format_summary(ranking)}\n\n{format_table(ranking, 3)}\n"
+    assert pipe.getvalue() == f"{plain_table(site_table(ranking, 3))}\n\n{format_summary(ranking)}\n"
     assert "[red]" in terminal.getvalue(), "markup in a name must stay text"
     assert "1.resid_post" in terminal.getvalue()
 
 
-def test_headline_recommends():
-    ranking = CASES["thirty_layers"]()
-    best = ranking.sites[0]
-    assert text.headline(ranking) == (
-        f"Steer {best.kind} at layer {best.layer} (linear edit, rank 8: {best.n_params:,} parameters)."
-    )
-    sentence = text.share_sentence(ranking)
-    assert format_score(best.score, "learnable_share") in sentence
-    assert "from 64 prompts" in sentence
-    assert "64 other prompts" in sentence
-
-
 def test_cannot_tell_leads_and_recommends_nothing(pages):
     ranking, html = pages["cannot_tell"]
-    assert text.headline(ranking) == "The data cannot tell the sites apart."
+    assert verdict.headline(ranking) == "The data cannot tell the sites apart."
     assert format_summary(ranking).startswith("The data cannot tell the sites apart.\n")
-    for said in (format_summary(ranking), html.split("<section")[0]):
-        assert "Steer resid_post" not in said
+    for said in (format_summary(ranking, verbose=True), html.split("<section")[0]):
+        assert "equally good" not in said
         assert "does best" not in said
+        assert "SteeringConfig" not in said
+        assert "steerscope search smollm2-135m --task capitals" in said
     assert "<h1>The data cannot tell the sites apart.</h1>" in html
-    assert html.index("<h1>") < html.index("do not order the sites alike") < html.index("The highest share")
-    assert " best\n" not in format_table(ranking)
+    assert html.index("<h1>") < html.index("do not order the sites alike") < html.index("The highest learnable share")
+    assert " equal\n" not in format_table(ranking)
     # The same scores with agreeing halves do recommend: it is the stability that silences the report.
-    steady = replace(ranking, stability=replace(ranking.stability, can_tell=True))
-    assert text.headline(steady).startswith("Steer resid_post at layer")
+    steady = replace(ranking, stability=replace(ranking.stability, can_tell=True, top_agreement=0.9))
+    assert "may be it" in verdict.headline(steady)
 
 
 def test_negative_scores_are_printed_and_explained(pages):
     ranking, html = pages["all_negative"]
     assert max(site.score for site in ranking.sites) < 0
-    assert text.headline(ranking).startswith("No single site can be recommended")
+    assert verdict.headline(ranking).startswith("No single site can be recommended")
     assert format_score(ranking.sites[0].score, ranking.score).startswith("-")
     for said in (format_summary(ranking).replace("\n", " "), html):
         assert format_score(ranking.sites[0].score, ranking.score) in said
@@ -254,8 +247,8 @@ def test_negative_scores_are_printed_and_explained(pages):
 def test_interval_that_holds_zero_is_said():
     ranking = CASES["thirty_layers"]()
     wide = replace(ranking.sites[0], ci_low=-0.1)
-    assert "includes zero" not in text.share_sentence(ranking)
-    assert "includes zero" in text.share_sentence(replace(ranking, sites=(wide, *ranking.sites[1:])))
+    assert "includes zero" not in verdict.amount_sentence(ranking)
+    assert "includes zero" in verdict.amount_sentence(replace(ranking, sites=(wide, *ranking.sites[1:])))
 
 
 def test_evidence_warnings_and_mean_are_said(pages):
@@ -279,7 +272,11 @@ def test_page_and_terminal_say_the_same(pages):
     for name, (ranking, html) in pages.items():
         plain = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", html))
         plain = plain.replace("&#39;", "'").replace("&lt;", "<").replace("&gt;", ">")
-        for sentence in [text.headline(ranking), *text.answer_sentences(ranking), *text.certainty_sentences(ranking)]:
+        for sentence in [
+            verdict.headline(ranking),
+            *verdict.answer_sentences(ranking),
+            *text.certainty_sentences(ranking),
+        ]:
             assert sentence in plain, (name, sentence)
 
 
@@ -303,17 +300,6 @@ def test_different_vectors_stay_apart():
     )
     rows = candidates(replace(ranking, sites=moved))
     assert not any("mlp_out" in row.kinds and row.is_merged for row in rows)
-
-
-def test_ties_leave_out_the_best():
-    rows = candidates(CASES["thirty_layers"]())
-    tied = ties(rows)
-    assert rows[0].site.ties_with_best
-    assert tied
-    assert rows[0] not in tied
-    assert all(row.site.ties_with_best for row in tied)
-    none = [replace(row, site=replace(row.site, ties_with_best=False)) for row in rows]
-    assert not ties(none)
 
 
 def test_agreement_is_spearman():
@@ -349,29 +335,46 @@ def test_plots_draw_or_refuse(name):
     assert not plt.get_fignums(), "figures must not join pyplot's global list"
 
 
-def test_heat_map_holds_every_cell():
+def test_heat_map_holds_every_cell_of_both_families():
     ranking = CASES["thirty_layers"]()
-    ax = report.plot_heat_map(ranking).axes[0]
-    cells = np.ma.asarray(ax.collections[0].get_array())
-    assert cells.shape == (30, 8)
-    assert int(np.ma.count_masked(cells)) == 29
-    for site in ranking.sites:
-        if site.family == "linear":
+    axes = [ax for ax in report.plot_heat_map(ranking).axes if ax.get_xlabel().endswith("edits")]
+    assert [ax.get_xlabel() for ax in axes] == ["linear edits", "vector edits"]
+    best = ranking.sites[0].score
+    for ax, family in zip(axes, ("linear", "vector"), strict=True):
+        cells = np.ma.asarray(ax.collections[0].get_array())
+        assert cells.shape == (30, 8)
+        assert int(np.ma.count_masked(cells)) == 29
+        sites = [site for site in ranking.sites if site.family == family]
+        for site in sites:
             column = [label.get_text() for label in ax.get_xticklabels()].index(site.kind)
-            assert cells[site.layer, column] == pytest.approx(100 * site.score)
-    assert len([label for label in ax.texts if label.get_text()]) == 211
+            assert cells[site.layer, column] == pytest.approx(100 * (best - site.score))
+        assert len([label for label in ax.texts if label.get_text()]) == 211
+        hatched = [patch for patch in ax.patches if patch.get_hatch() == "...."]
+        framed = [patch for patch in ax.patches if patch.get_linewidth() == 1.1]
+        assert len(hatched) == sum(site.standing == "undetermined" for site in sites)
+        assert len(framed) == sum(site.standing == "equal" for site in sites)
+    assert len(report.plot_heat_map(ranking, "vector").axes) == 2
     with pytest.raises(InputError, match="no sites of family 'cubic'"):
         report.plot_heat_map(ranking, "cubic")
 
 
 def test_one_awful_site_does_not_eat_the_colours():
     ranking = CASES["thirty_layers"]()
-    awful = replace(ranking.sites[5], score=-40.0, ci_low=-41.0, ci_high=-39.0)
-    sites = sorted((*ranking.sites[:5], awful, *ranking.sites[6:]), key=lambda site: -site.score)
-    worse = replace(ranking, sites=tuple(sites))
-    norm = report.plot_heat_map(worse).axes[0].collections[0].norm
-    assert norm.vmin == -norm.vmax
-    assert any(label.get_text() == "-4000" for label in report.plot_heat_map(worse).axes[0].texts)
+    awful = replace(ranking.sites[-1], score=-40.0, ci_low=-41.0, ci_high=-39.0)
+    worse = replace(ranking, sites=(*ranking.sites[:-1], awful))
+    panels = [ax for ax in report.plot_heat_map(worse).axes if ax.get_xlabel().endswith("edits")]
+    norm = panels[0].collections[0].norm
+    assert norm.vmin == 0
+    assert norm.vmax < 50
+    below = f"{100 * (ranking.sites[0].score + 40):.0f}"
+    assert any(label.get_text() == below for ax in panels for label in ax.texts)
+
+
+def test_axes_do_not_hold_a_zero_that_is_far_away():
+    near, far = CASES["cannot_tell"](), CASES["plateau"]()
+    assert report.plot_ranking(near).axes[0].get_xlim()[0] <= 0
+    assert report.plot_ranking(far).axes[0].get_xlim()[0] > 85
+    assert report.plot_kinds_over_depth(far).axes[0].get_ylim()[0] > 30
 
 
 def test_unknown_names_are_not_fatal():
@@ -386,12 +389,12 @@ def test_unknown_names_are_not_fatal():
     html = render_page(strange, drawn)
     assert "brand new" in html
     assert "汉字" in html
-    assert "%" not in text.share_sentence(strange).replace("95%", "")
+    assert "%" not in verdict.amount_sentence(strange).replace("95%", "")
 
 
 def test_empty_ranking_is_reported_not_raised(tmp_path):
     empty = replace(CASES["bare"](), sites=())
-    assert "no sites" in text.headline(empty)
+    assert "no sites" in verdict.headline(empty)
     assert format_table(empty) == ""
     assert "no sites" in report.write_report(empty, tmp_path).read_text(encoding="utf-8")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -11,16 +13,23 @@ from torch import Tensor
 from steerscope.finite import require_finite
 
 
-def jackknife_interval(replicates: Tensor) -> tuple[float, float, float]:
-    """Return value and 95% interval from a delete-group jackknife (entry 0 is the whole, then each left out).
+def jackknife_interval(replicates: Tensor, highest: float = math.inf) -> tuple[float, float, float]:
+    """Return value and 95% interval from a delete-group jackknife.
 
     Student's t with one degree of freedom less than there are groups.
+
+    Args:
+        replicates: Entry 0 is the whole, then each group left out.
+        highest: What the quantity cannot exceed (1 for a share): the interval ends there.
+
+    Returns:
+        Value, lower end and upper end.
     """
     value, groups = float(replicates[0]), len(replicates) - 1
     deviations = replicates[1:] - replicates[1:].mean()
     error = float(((groups - 1) / groups * deviations.pow(2).sum()).sqrt())
     half = float(stats.t.ppf(0.975, groups - 1)) * error
-    return value, value - half, value + half
+    return value, value - half, max(value, min(value + half, highest))
 
 
 def spearman(first: ArrayLike, second: ArrayLike, *, at_least: int = 3) -> float | None:
@@ -30,6 +39,9 @@ def spearman(first: ArrayLike, second: ArrayLike, *, at_least: int = 3) -> float
         first: The values of one side, a tensor or an array.
         second: Those of the other, in the same order.
         at_least: Number of values from which on there is a correlation; two values always have one of 1 or -1.
+
+    Returns:
+        A number between -1 and 1, or ``None``.
 
     Raises:
         InputError: A value is NaN or infinite.

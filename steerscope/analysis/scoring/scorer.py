@@ -16,6 +16,7 @@ from steerscope.analysis.results import KindScore, SiteScore
 from steerscope.analysis.scoring.converged import Converged
 from steerscope.analysis.scoring.gauss_newton import LENGTHS, Progress, Stepper, dual_step
 from steerscope.analysis.scoring.intervals import jackknife_interval, spearman
+from steerscope.analysis.scoring.joint import JointScores
 from steerscope.analysis.scoring.kernels import Kernel, Rows
 from steerscope.analysis.scoring.options import RankOptions
 from steerscope.analysis.scoring.problem import Problem
@@ -24,11 +25,13 @@ from steerscope.analysis.scoring.scores import (
     Candidate,
     Needs,
     Place,
+    compute_score,
     compute_scores,
     get_score,
     relative_length,
 )
 from steerscope.analysis.scoring.scores.learnable_share import quick_share
+from steerscope.analysis.scoring.standing import MARGIN, standing_of
 from steerscope.finite import require_finite
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site, SiteKind
@@ -50,6 +53,8 @@ class Scorer:
         self.problem, self.options = problem, options
         self.linear_kernels: dict[Site, Tensor] = {}
         self._linear_scales: dict[Site, float] = {}
+        self._linear_losses: dict[Site, Tensor] = {}
+        self._linear_lengths: dict[Site, float] = {}
         # Sites that write at one point share their vector, whose kernel scores are computed once.
         self._vectors: dict[Site, tuple[Candidate, dict[str, Tensor]]] = {}
         self._scores: dict[tuple[Site, str], dict[str, Tensor]] = {}
@@ -58,7 +63,15 @@ class Scorer:
         self._kind_sites: dict[tuple[SiteKind, str], list[Site]] = {}
 
     def num_params(self, site: Site, family: str) -> int:
-        """Parameters of one edit: a vector, or two factors of the given rank."""
+        """Parameters of one edit: a vector, or two factors of the given rank.
+
+        Args:
+            site: The edited site.
+            family: ``vector`` or ``linear``.
+
+        Returns:
+            A number of trained parameters.
+        """
         width = self.loaded.site_map.width(site)
         return width if family == "vector" else 2 * width * self.options.rank
 
@@ -79,15 +92,25 @@ class Scorer:
         length = relative_length(kernel.probe, self.features.read_length[site], held)
         linear = self._candidate(kernel, length, "linear", site, vector)
         self._record(site, linear, compute_scores(linear, *self.options.needs))
+        unit = max(kernel.scale, 1e-300)
         self._linear_scales[site] = kernel.scale
-        self.linear_kernels[site] = (kernel.probe / max(kernel.scale, 1e-300)).float()
+        self._linear_losses[site] = kernel.loss / unit
+        self._linear_lengths[site] = float(length.diagonal().mean())
+        self.linear_kernels[site] = (kernel.probe / unit).float()
         at_place = compute_scores(replace(vector, place=self._place(site)), Needs.PLACE)
         self._record(site, vector, own | at_place)
 
     def take_steps(
         self, encoded: Encoded, probes: Probes, halves: tuple[range, range], progress: Progress | None = None
     ) -> None:
-        """Take a Gauss-Newton step at every site that was added, both families, and score it."""
+        """Take a Gauss-Newton step at every site that was added, both families, and score it.
+
+        Args:
+            encoded: The examples as tokens.
+            probes: Their output directions.
+            halves: Examples that steps are made from, and examples that they are judged on.
+            progress: Called with the stage, batches done and batches in all.
+        """
         duals, units = {}, {}
         for site, unit in self.linear_kernels.items():
             units[site, "linear"] = unit, self._linear_scales[site]
@@ -171,10 +194,11 @@ class Scorer:
         by = self.options.score
         order = sorted(self._scores, key=lambda key: (-float(self._scores[key][by][0]), str(key[0]), key[1]))
         best = self._scores[order[0]][by]
+        margin = self.equal_margin()
         out = []
         for site, family in order:
             scores = self._scores[site, family]
-            value, low, high = jackknife_interval(scores[by])
+            value, low, high = jackknife_interval(scores[by], get_score(by).highest)
             difference = jackknife_interval(best - scores[by])
             out.append(
                 SiteScore(
@@ -187,18 +211,44 @@ class Scorer:
                     n_params=self.num_params(site, family),
                     ties_with_best=difference[1] <= 0,
                     scores={name: float(values[0]) for name, values in scores.items()},
+                    difference=difference[0],
+                    difference_low=difference[1],
+                    difference_high=difference[2],
+                    standing=standing_of(difference[1], difference[2], margin).value,
                 )
             )
         return tuple(out)
 
-    def linear_shares(self) -> dict[Site, float]:
-        """Return the learnable share of every linear edit."""
-        return {site: float(self._scores[site, "linear"]["learnable_share"][0]) for site in self.linear_kernels}
+    def equal_margin(self) -> float:
+        """Return the largest difference to the best candidate that does not matter, in the score's unit."""
+        return MARGIN * abs(max(float(scores[self.options.score][0]) for scores in self._scores.values()))
+
+    def linear_scores(self, name: str) -> dict[Site, float]:
+        """Return one score of every linear edit."""
+        return {site: float(self._scores[site, "linear"][name][0]) for site in self.linear_kernels}
+
+    def joint_scores(self) -> JointScores:
+        """Return the ranking's score for sets of linear edits, and for other prompts."""
+        like = next(iter(self._vectors.values()))[0]
+        return JointScores(
+            self.options.score,
+            like,
+            self.linear_kernels,
+            self._linear_losses,
+            self._linear_scales,
+            self._linear_lengths,
+            lambda site: self._vectors[site.write][0],
+        )
+
+    @property
+    def kind_score(self) -> str:
+        """The score of kinds at all layers: the ranking's where it is defined for several sites together."""
+        asked = get_score(self.options.score)
+        return asked.name if asked.needs.is_of_kernels else DEFAULT_SCORE
 
     def kind_scores(self) -> tuple[KindScore, ...]:
         """Return each kind steered at all layers at once, best first."""
-        asked = get_score(self.options.score)
-        by = asked.name if asked.needs.is_of_kernels else DEFAULT_SCORE
+        by = self.kind_score
         vectors: dict[SiteKind, Candidate] = {}
         out = []
         for (kind, family), kernel in sorted(self._kind_kernels.items(), key=lambda item: item[0][1] != "vector"):
@@ -209,9 +259,9 @@ class Scorer:
             candidate = self._candidate(kernel, length, family, None, vectors.get(kind))
             if family == "vector":
                 vectors[kind] = candidate
-            scores = compute_scores(candidate, get_score(by).needs)[by]
+            scores = compute_score(candidate, get_score(by))
             require_finite(f"the score {by!r} of all sites of kind '{kind}' ({family})", scores)
-            value, low, high = jackknife_interval(scores)
+            value, low, high = jackknife_interval(scores, get_score(by).highest)
             count = sum(self.num_params(site, family) for site in sites)
             out.append(KindScore(kind.value, family, value, low, high, count, len(sites)))
         return tuple(sorted(out, key=lambda k: (-k.score, k.kind, k.family)))
@@ -220,6 +270,13 @@ class Scorer:
         """Measure the sketches' error: two halves of the blocks are two independent sketches.
 
         Their difference, halved, estimates the error of the whole (which has half the variance of each).
+
+        Args:
+            sites: Sites in the order of the model; at most some two dozen of them are looked at.
+            plan: How features were sketched.
+
+        Returns:
+            Errors of kernels, relative to their norm, and of learnable shares, over the sampled sites.
         """
         sample = sites[:: max(1, len(sites) // 24)]
         relative, shares = [], []

@@ -19,10 +19,9 @@ from steerscope.analysis.provenance import model_key
 from steerscope.experiments.engine.candidate import Candidate, Outcome, Run, Store, SweepData, by_floor
 from steerscope.experiments.engine.frozen import FrozenStreams
 from steerscope.experiments.engine.judge import Judged, judge_pack
-from steerscope.experiments.engine.loop import Progress, TrainedRun, train_pack
+from steerscope.experiments.engine.loop import TrainedRun, train_pack
 from steerscope.experiments.engine.pack import EditPack, Pack
 from steerscope.experiments.engine.rate_grid import Choice, choice_among, next_places, rate
-from steerscope.experiments.engine.run_state import RunState, progress_of, states_of
 from steerscope.experiments.engine.spec import RunSpec, Schedule
 from steerscope.finite import require_finite
 from steerscope.models.load import LoadedModel
@@ -73,6 +72,13 @@ class Sweep:
     def run(self, candidates: Sequence[Candidate], seeds: Sequence[int]) -> list[Outcome]:
         """Train every candidate with every seed; return outcomes in the order of the candidates.
 
+        Args:
+            candidates: The edits, or ways to train weights, to compare.
+            seeds: Seeds of start and examples; the first one also chooses the learning rate.
+
+        Returns:
+            Per candidate its learning rate, and its test losses in nats and accuracies per seed.
+
         Cost: at least three runs per candidate with the first seed, one with every other.
         """
         self.expect(len(candidates) * (3 + len(seeds) - 1))
@@ -93,6 +99,9 @@ class Sweep:
 
     def untrained(self) -> Judged:
         """Judge the model as it is on the test examples.
+
+        Returns:
+            Losses in nats and correctness per test example.
 
         Raises:
             InputError: There, or on the selection examples, it has a loss that is NaN or infinite: it would be taken
@@ -136,7 +145,11 @@ class Sweep:
         return {one.name: choice_among(tried[one.name]) for one in floor}
 
     def _choose_among(self, floor: Sequence[Candidate], seed: int) -> dict[str, Choice]:
-        """Choose among the rates that were given."""
+        """Choose among the rates that were given.
+
+        Returns:
+            The choice of each candidate, by name; it is interior where neither end of the given rates won.
+        """
         rates = sorted(self.rates)
         records = iter(self.train([(one, rate_, seed) for one in floor for rate_ in rates]))
         found = {}
@@ -175,7 +188,11 @@ class Sweep:
         return [record for record in found if record is not None]
 
     def _packs(self, runs: Sequence[Run]) -> list[list[Run]]:
-        """Cut runs into packs, the same ones whatever is kept of them: work that goes on then gives the same bits."""
+        """Cut runs into packs, the same ones whatever was finished before: resumed work then gives the same bits.
+
+        Returns:
+            Packs of at most ``pack_size`` edits, and every run that trains weights of the model in a pack of its own.
+        """
         edits = [run for run in runs if run[0].config is not None]
         cut = [edits[start : start + self.pack_size] for start in range(0, len(edits), self.pack_size)]
         return cut + [[run] for run in runs if run[0].config is None]
@@ -194,74 +211,8 @@ class Sweep:
                 # Changed weights are not kept (hundreds of megabytes a run), so they are tested at once.
                 self.store.put(self._test_config(*key), _tested(tested[run], result.diverged), {})
             tensors = result.tensors if key[0].config is not None else {}
-            self.store.put(self._config(*key), _record(result, one, seconds), tensors)
+            self.store.put(self._config(*key), trained_record(result, one, seconds), tensors)
             self._tell(names, 1)
-
-    def advance(self, runs: Sequence[Run], until: int) -> list[tuple[float, ...]]:
-        """Train runs of edits up to a step of the schedule, from where they are; return the losses of all steps so far.
-
-        What is reached is kept, and is where a later call goes on from; a run comes to the same numbers, up to
-        rounding, however often it is stopped and whatever trains beside it. A run that reaches the last step is kept as
-        one that :meth:`train` made.
-
-        Args:
-            runs: Candidate, learning rate and seed of each; they may enter at different blocks.
-            until: The step to stop after.
-
-        Raises:
-            OutOfTime: Before a pack that begins after the deadline.
-        """
-        floors: dict[int, list[Run]] = {}
-        for run in sorted(runs, key=lambda run: run[0].lowest_block):
-            floors.setdefault(run[0].lowest_block, []).append(run)
-        for floor in floors.values():
-            # Runs of one pack have to be at the same step.
-            for begun in sorted({self._reached(run, until) for run in floor}):
-                alike = [run for run in floor if self._reached(run, until) == begun]
-                for chosen in self._packs(alike) if begun < until else []:
-                    self._require_time()
-                    self._advance(chosen, begun, until)
-        return [self._losses(run, until) for run in runs]
-
-    def _advance(self, chosen: Sequence[Run], begun: int, until: int) -> None:
-        names = ", ".join(dict.fromkeys(one.name for one, _, _ in chosen))
-        self._tell(names, 0)
-        pack, ended = self._edits(chosen), list[Progress]()
-        start = None
-        if begun:
-            states = [
-                RunState.of_stored(begun, self._losses(run, begun), self.store.weights(self._at(run, begun)))
-                for run in chosen
-            ]
-            start = progress_of(pack, states)
-        since = time.perf_counter()
-        data = {seed: self.data.rows(seed) for _, _, seed in chosen}
-        trained = train_pack(pack, data, self.schedule, start=start, keep=ended.append, until=until)
-        seconds = (time.perf_counter() - since) / len(chosen)
-        last = until == self.schedule.steps
-        judged = self._judged(pack, "selection") if last else []
-        for place, (run, state) in enumerate(zip(chosen, states_of(pack, ended[-1]), strict=True)):
-            spent = seconds + (float((self.store.get(self._at(run, begun)) or {})["seconds"]) if begun else 0.0)
-            if last:
-                self.store.put(
-                    self._config(*run), _record(trained[place], judged[place], spent), trained[place].tensors
-                )
-            losses = [loss if math.isfinite(loss) else None for loss in state.losses]
-            record = {"losses": losses, "seconds": spent}
-            self.store.put(self._at(run, until), record, {} if last else state.stored())
-        self._tell(names, len(chosen))
-
-    def _reached(self, run: Run, until: int) -> int:
-        """Return the last step, up to ``until``, at which a run is kept."""
-        steps = [step for step in range(until, 0, -1) if self.store.get(self._at(run, step)) is not None]
-        return steps[0] if steps else 0
-
-    def _losses(self, run: Run, step: int) -> tuple[float, ...]:
-        losses = (self.store.get(self._at(run, step)) or {})["losses"]
-        return tuple(math.inf if loss is None else loss for loss in losses)
-
-    def _at(self, run: Run, step: int) -> dict[str, Any]:
-        return {**self._config(*run), "until": step}
 
     def seconds_per_step(self, runs: Sequence[Run], steps: int = 2) -> float:
         """Return how long one training step of one run takes, of runs that enter at one block and train together.
@@ -271,6 +222,9 @@ class Sweep:
         Args:
             runs: The runs.
             steps: Steps to measure after a first one.
+
+        Returns:
+            Seconds per run and step.
         """
         pack = self._edits(runs)
         data = {seed: self.data.rows(seed) for _, _, seed in runs}
@@ -380,16 +334,43 @@ class Sweep:
 
 
 def spec_of(config: SteeringConfig, learning_rate: float, seed: int) -> RunSpec:
-    """Return the run of a configuration with a seed: of its start and of its training examples."""
+    """Return the run of a configuration with a seed: of its start and of its training examples.
+
+    Args:
+        config: The edit.
+        learning_rate: Peak learning rate of AdamW.
+        seed: Of the edit's start and of its training examples.
+
+    Returns:
+        What the engine trains.
+    """
     return RunSpec(seeded(config, seed), learning_rate, seed)
 
 
 def seeded(config: SteeringConfig, seed: int) -> SteeringConfig:
-    """Return a configuration with the seed of a run."""
+    """Return a configuration with the seed of a run.
+
+    Args:
+        config: The edit.
+        seed: The seed that replaces the configuration's own.
+
+    Returns:
+        A copy that differs in its seed alone.
+    """
     return SteeringConfig.from_dict({**config.to_dict(), "seed": seed})
 
 
-def _record(run: TrainedRun, judged: Judged, seconds: float) -> dict[str, Any]:
+def trained_record(run: TrainedRun, judged: Judged, seconds: float) -> dict[str, Any]:
+    """Return what a store keeps of a run's training.
+
+    Args:
+        run: What it came to.
+        judged: On selection examples.
+        seconds: It took.
+
+    Returns:
+        Selection loss in nats and accuracy, training losses in nats, seconds, and whether the run diverged.
+    """
     return {
         "selection_loss": math.inf if run.diverged or not math.isfinite(judged.loss) else judged.loss,
         "selection_accuracy": judged.accuracy,

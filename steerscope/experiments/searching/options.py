@@ -8,7 +8,7 @@ from typing import Any
 from steerscope.analysis.scoring.options import MIN_EXAMPLES
 from steerscope.errors import InputError
 from steerscope.experiments.engine.spec import Schedule
-from steerscope.option_types import plain_fields
+from steerscope.option_types import LOADING, plain_fields
 from steerscope.steering.config import SteeringConfig
 
 STARTS = ("score", "depth", "spread")
@@ -85,5 +85,8 @@ class SearchOptions:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what decides the result, as JSON-able values."""
-        return asdict(self)
+        """Return what decides the result, as JSON-able values; the model's own record says how it was loaded."""
+        own = asdict(self)
+        for name in LOADING:
+            del own[name]
+        return own

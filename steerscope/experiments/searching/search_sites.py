@@ -16,14 +16,15 @@ from steerscope.analysis.scoring.options import RankOptions
 from steerscope.errors import InputError
 from steerscope.experiments.engine.candidate import Candidate, Run
 from steerscope.experiments.engine.rate_grid import next_places, rate
+from steerscope.experiments.engine.staged import StagedSweep
 from steerscope.experiments.engine.store import RunStore
-from steerscope.experiments.engine.sweep import OutOfTime, Sweep, seeded
+from steerscope.experiments.engine.sweep import OutOfTime, seeded
 from steerscope.experiments.searching.choosing import START, chosen_sites, rates_of, sets_of
 from steerscope.experiments.searching.halving import KEPT, RUNGS, Standing, halve
 from steerscope.experiments.searching.options import SearchOptions
 from steerscope.experiments.searching.result import Contender, SearchResult, Tested
+from steerscope.experiments.sweeping.preparing import begin_folder, fitting_pack, read_scales
 from steerscope.experiments.sweeping.recalibration import recalibrate
-from steerscope.experiments.sweeping.sweep_sites import begin_folder, fitting_pack, read_scales
 from steerscope.experiments.validation.data import DataSplits, majority_rate
 from steerscope.experiments.validation.kept_ranking import kept_ranking
 from steerscope.experiments.validation.training import SplitData, num_params, weights_of
@@ -96,7 +97,7 @@ def _deciding(options: SearchOptions) -> dict[str, Any]:
 
 @dataclass
 class _Work:
-    """One search under way."""
+    """One search in progress."""
 
     loaded: LoadedModel
     splits: DataSplits
@@ -108,7 +109,11 @@ class _Work:
     note: str = ""
 
     def whole(self, command: str) -> SearchResult:
-        """Search, train the references, save."""
+        """Search, train the references, save.
+
+        Returns:
+            The best site, everything that was tried, and the references.
+        """
         options, loaded = self.options, self.loaded
         since = time.monotonic()
         budget = math.inf if options.budget is None else 60 * options.budget
@@ -166,7 +171,7 @@ class _Work:
         kinds = {parse_site(name).kind.value for name in sites}
         return Candidate("+".join(sites), self.options.config_at(*sites), start, "+".join(sorted(kinds)))
 
-    def _halved(self, sweep: Sweep, candidates: Sequence[Candidate], deadline: float) -> list[Standing]:
+    def _halved(self, sweep: StagedSweep, candidates: Sequence[Candidate], deadline: float) -> list[Standing]:
         runs: list[Run] = [(one, own, self.options.seed) for one in candidates for own in rates_of(one)]
         affordable = self._affordable(sweep, runs, deadline)
         if affordable < len(runs):
@@ -194,7 +199,7 @@ class _Work:
                 f"done is kept in {str(self.folder)!r}. Go on with it (--resume), with a larger [[budget]]."
             ) from None
 
-    def _affordable(self, sweep: Sweep, runs: Sequence[Run], deadline: float) -> int:
+    def _affordable(self, sweep: StagedSweep, runs: Sequence[Run], deadline: float) -> int:
         """Return how many runs there is time for, by the time that one step of one pack takes."""
         if not math.isfinite(deadline):
             return len(runs)
@@ -207,7 +212,7 @@ class _Work:
         count = int(0.8 * (deadline - time.monotonic()) / max(per_run, 1e-9))
         return max(min(len(runs), 6), min(len(runs), count))
 
-    def _finished(self, sweep: Sweep, standings: Sequence[Standing]) -> tuple[Run, list[Run]]:
+    def _finished(self, sweep: StagedSweep, standings: Sequence[Standing]) -> tuple[Run, list[Run]]:
         """Return the best run that was trained to the end, after its rate's neighbours were; and all such runs."""
         whole = [one.run for one in standings if one.steps == sweep.schedule.steps]
         finished = list(whole)
@@ -231,7 +236,11 @@ class _Work:
         return min(finished, key=lambda run: _loss(sweep, run)), finished
 
     def _references(self, deadline: float) -> list[Tested]:
-        """Train plain defaults, each with a search for its rate until half of the time is over."""
+        """Train plain defaults, each with a search for its rate until half of the time is over.
+
+        Returns:
+            Test results of the plain defaults; none where references were not asked for.
+        """
         if not self.options.references:
             return []
         since = time.monotonic()
@@ -249,7 +258,7 @@ class _Work:
                 while wanted := next_places({p: _loss(sweep, run) for p, run in tried.items()}, one.start):
                     for place in sorted(wanted, key=lambda place: abs(place - one.start)):
                         run = (one, rate(place), self.options.seed)
-                        # The default rate is trained whatever it takes: without one there is nothing to compare with.
+                        # The default rate is trained even past the deadline: it is what others are compared with.
                         sweep.deadline = part if tried else math.inf
                         sweep.train([run])
                         tried[place] = run
@@ -264,7 +273,7 @@ class _Work:
 
     # --- parts ---
 
-    def _sweep(self, deadline: float) -> Sweep:
+    def _sweep(self, deadline: float) -> StagedSweep:
         options, show = self.options, self.progress
 
         def tell(what: str, done: int, total: int) -> None:
@@ -274,9 +283,9 @@ class _Work:
         scales = read_scales(self.loaded, self.data, options.seed) if options.scale == "rms" else {}
         size = fitting_pack(self.loaded, self.data, options.seed)
         store = RunStore(self.folder / "runs")
-        return Sweep(self.loaded, self.data, options.schedule, store, scales, size, tell, (), deadline)
+        return StagedSweep(self.loaded, self.data, options.schedule, store, scales, size, tell, (), deadline)
 
-    def _tested(self, sweep: Sweep, run: Run, tried: Sequence[Run]) -> Tested:
+    def _tested(self, sweep: StagedSweep, run: Run, tried: Sequence[Run]) -> Tested:
         trained, tested = sweep.kept(run)
         assert trained is not None
         assert tested is not None
@@ -292,7 +301,7 @@ class _Work:
             seconds=sum(float((sweep.kept(other)[0] or {"seconds": 0.0})["seconds"]) for other in tried),
         )
 
-    def _contenders(self, sweep: Sweep, standings: Sequence[Standing], ranking: Ranking) -> tuple[Contender, ...]:
+    def _contenders(self, sweep: StagedSweep, standings: Sequence[Standing], ranking: Ranking) -> tuple[Contender, ...]:
         family = "vector" if self.options.family == "vector" else "linear"
         scores = {site.name: site.score for site in ranking.sites if site.family == family}
         found = []
@@ -312,7 +321,7 @@ class _Work:
             )
         return tuple(found)
 
-    def _save_adapter(self, sweep: Sweep, best: Run) -> None:
+    def _save_adapter(self, sweep: StagedSweep, best: Run) -> None:
         """Write the chosen edit as an adapter, and take it off the model again."""
         one, _, seed = best
         assert one.config is not None
@@ -331,7 +340,7 @@ def _fill(tensors: Mapping[str, torch.Tensor], trained: Mapping[str, torch.Tenso
         value.copy_(trained[name])
 
 
-def _loss(sweep: Sweep, run: Run) -> float:
+def _loss(sweep: StagedSweep, run: Run) -> float:
     trained = sweep.kept(run)[0]
     return math.inf if trained is None else float(trained["selection_loss"])
 

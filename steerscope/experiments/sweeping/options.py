@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any
 
 from steerscope.errors import InputError
 from steerscope.experiments.engine.spec import RunSpec, Schedule
 from steerscope.models.site_map import SiteMap
-from steerscope.option_types import plain_fields
+from steerscope.option_types import LOADING, plain_fields
 from steerscope.sites import Site, SiteKind
 from steerscope.steering.config import SteeringConfig
 
 ALL = "all"
-_NO_RESULT = ("scores", "budget", "pack_size", "device", "dtype", "revision", "trust_remote_code")
+_NO_RESULT = ("scores", "budget", "pack_size", *LOADING)
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class SweepOptions:
         dtype: Its data type.
         revision: Branch, tag or commit of a Hugging Face name.
         trust_remote_code: Run code that comes with the model.
+
+    Example:
+        >>> options = SweepOptions(sites=("3.mlp_out", "5.resid_post"), rates=(1e-3, 1e-2), seeds=2)
+        >>> options.rates, options.steps * options.batch_size
+        ((0.001, 0.01), 1920)
     """
 
     sites: int | tuple[str, ...] | str = 48
@@ -71,9 +78,11 @@ class SweepOptions:
         rates = self.rates if isinstance(self.rates, tuple | list) else (self.rates,)
         object.__setattr__(self, "rates", ())  # numbers, which plain_fields takes for names
         plain_fields(self)
-        object.__setattr__(
-            self, "rates", tuple(float(RunSpec(self.config_at("0.resid_post"), r).learning_rate) for r in rates)
-        )
+        edit = self.config_at("0.resid_post")
+        for rate in rates:
+            if not isinstance(rate, Real) or not 0 < rate < math.inf:
+                raise InputError(f"[[rates]] has {rate!r}; expected positive numbers, such as 1e-3.")
+        object.__setattr__(self, "rates", tuple(float(RunSpec(edit, r).learning_rate) for r in rates))
         least = {"seeds": 1, "steps": 4, "batch_size": 1, "longer": 0, "num_selection": 16, "num_test": 16}
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
@@ -120,6 +129,9 @@ def spread_sites(site_map: SiteMap, wanted: int | tuple[str, ...] | str) -> tupl
         site_map: Of the model.
         wanted: ``all``; names; or a number: all kinds of as many evenly spread layers as it takes.
 
+    Returns:
+        Sites, each once.
+
     Raises:
         InputError: An unknown site, the same site twice, or more sites than there are.
     """
@@ -142,7 +154,19 @@ def spread_sites(site_map: SiteMap, wanted: int | tuple[str, ...] | str) -> tupl
 
 
 def spread(values: Sequence[int], count: int) -> list[int]:
-    """Return ``count`` of some numbers, evenly spread from the first to the last; one is the middle one."""
+    """Return ``count`` of some numbers, evenly spread from the first to the last; one is the middle one.
+
+    Args:
+        values: Numbers to choose from, such as layer indices, in order.
+        count: How many to choose, at least 1.
+
+    Returns:
+        The chosen numbers in order; fewer than ``count`` where there are not as many.
+
+    Example:
+        >>> spread(range(12), 4), spread(range(12), 1)
+        ([0, 4, 7, 11], [6])
+    """
     if count == 1:
         return [values[len(values) // 2]]
     last = len(values) - 1

@@ -10,9 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from steerscope.analysis.provenance import model_key
 from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.options import RankOptions
 from steerscope.errors import InputError
@@ -25,27 +22,23 @@ from steerscope.experiments.site_tables.scored import with_scores
 from steerscope.experiments.site_tables.table import Base, SiteRun, SiteTable
 from steerscope.experiments.sweeping.cost import operations_per_token
 from steerscope.experiments.sweeping.options import SweepOptions, spread, spread_sites
+from steerscope.experiments.sweeping.preparing import begin_folder, fitting_pack, read_scales
 from steerscope.experiments.sweeping.recalibration import recalibrate
+from steerscope.experiments.sweeping.table_runs import records_of, run_of
 from steerscope.experiments.validation.data import DataSplits, majority_rate
 from steerscope.experiments.validation.kept_ranking import kept_ranking
 from steerscope.experiments.validation.training import SplitData
-from steerscope.files import json_of, told, write_text
+from steerscope.files import json_of, write_text
 from steerscope.folders import Kind, require_folder_for
 from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel, require_loaded
 from steerscope.option_types import options_or_default
 from steerscope.sites import Site, parse_site
 from steerscope.steering.config import DEFAULT_RANK
-from steerscope.steering.scales import measure_scales
 
 SWEEP, TABLE, RUNS = "sweep.json", "table.json", "runs"
 # Where a search for a learning rate begins, as a place on the grid of half decades: 3e-3, or 1e-2 of scaled reads.
 START = {"none": -5, "rms": -4}
-# Numbers in the residual stream of a step that keep a CPU busy; more only move memory.
-CPU_NUMBERS = 2**20
-MOST_RUNS = 32
-# Training sequences that the scale of reads is measured on.
-SCALED_ON = 64
 
 Progress = Callable[[str, int, int], None]
 
@@ -119,7 +112,11 @@ def sweep_sites(
 def _ranking(
     loaded: LoadedModel, splits: DataSplits, options: SweepOptions, place: Path, progress: Progress | None
 ) -> Ranking:
-    """Rank all sites with every score that is computed from kernels, from training examples."""
+    """Rank all sites with every score that is computed from kernels, from training examples.
+
+    Returns:
+        The ranking, read back from ``ranking.json`` where an earlier start of the sweep finished it.
+    """
     rank = options.config_at("0.resid_post").rank or DEFAULT_RANK
     seen = options.steps * options.batch_size
     wanted = RankOptions(extra=("spectrum",), seed=options.seed, rank=rank, num_training=seen)
@@ -128,7 +125,7 @@ def _ranking(
 
 @dataclass
 class _Work:
-    """One sweep under way."""
+    """One sweep in progress."""
 
     loaded: LoadedModel
     splits: DataSplits
@@ -173,7 +170,7 @@ class _Work:
         for run in table.runs:
             if run.site in settled and run.site in by_name:
                 sweep = self.sweep if run.steps == self.options.steps else twice
-                sweep.know((by_name[run.site], run.learning_rate, run.seed), *_records(run))
+                sweep.know((by_name[run.site], run.learning_rate, run.seed), *records_of(run))
 
     def _cost(self, runs: Sequence[SiteRun]) -> dict[str, float]:
         """Return what the runs cost; those of one seed and length have the same tokens."""
@@ -311,7 +308,7 @@ class _Work:
             for learning_rate in rates:
                 trained, tested = sweep.kept((one, learning_rate, seed))
                 if trained is not None:
-                    found.append(_run(one.name, learning_rate, seed, steps, trained, tested))
+                    found.append(run_of(one.name, learning_rate, seed, steps, trained, tested))
         return found
 
     def _base(self) -> Base:
@@ -329,119 +326,3 @@ class _Work:
         )
         write_text(kept, json.dumps(vars(base), indent=1, allow_nan=False) + "\n")
         return base
-
-
-def fitting_pack(loaded: LoadedModel, data: SplitData, seed: int) -> int:
-    """Return how many runs fit the machine at once.
-
-    On a CPU so many that it is busy. On a GPU half the free memory is filled, by an estimate of
-    what the backward pass keeps: about 34 numbers per token, block and channel, and three per answer and word.
-    """
-    rows = data.rows(seed)
-    size = data.schedule.batch_size
-    tokens = max(sum(len(row.ids) for row in rows[at : at + size]) for at in range(0, len(rows), size))
-    if loaded.device.type != "cuda":
-        return max(1, min(MOST_RUNS, CPU_NUMBERS // (tokens * loaded.site_map.d_model)))
-    free, _ = torch.cuda.mem_get_info(loaded.device)
-    config: Any = loaded.model.config
-    config = config.get_text_config()
-    width = 2 if loaded.model.dtype in (torch.bfloat16, torch.float16) else 4
-    kept = 34 * len(loaded.site_map.blocks) * int(config.hidden_size) * width * tokens
-    predicted = sum(len(row.ids) - row.first_target for row in rows[:size])
-    kept += 3 * 4 * int(config.vocab_size) * max(1, predicted)
-    return max(1, int(free / 2 / kept))
-
-
-def begin_folder(path: Path, what: str, loaded: LoadedModel, data: SplitData, options: Mapping[str, Any]) -> None:
-    """Write down what the work in a folder is, or refuse to go on there with another one.
-
-    Args:
-        path: The file that says it.
-        what: The work's name: "sweep".
-        loaded: The model.
-        data: The examples.
-        options: What decides results.
-
-    Raises:
-        InputError: The folder's work was begun with another model, other examples or other options.
-    """
-    asked = {
-        "schema_version": 1,
-        "model": list(model_key(loaded.identity.as_dict())),
-        "task": data.splits.name,
-        "test": data.content_hash("test"),
-        "options": options,
-    }
-    asked = json.loads(json.dumps(asked, allow_nan=False))
-    if path.exists():
-        found = json_of(path)
-        flat = {**found, **found.get("options", {})} if isinstance(found, dict) else {}
-        wanted = {**asked, **asked["options"]}
-        if differ := sorted(name for name, value in wanted.items() if name != "options" and flat.get(name) != value):
-            raise InputError(
-                f"the {what} in {str(path.parent)!r} was begun with another {', '.join(differ)}. Go on with the same, "
-                "or name another folder."
-            )
-        return
-    with told(f"make the folder {str(path.parent)!r}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(asked, indent=1, allow_nan=False) + "\n")
-
-
-def read_scales(loaded: LoadedModel, data: SplitData, seed: int) -> dict[str, float]:
-    """Return the root mean square of what every site reads in training examples, by the site's name.
-
-    Args:
-        loaded: The model.
-        data: The examples.
-        seed: Whose training examples.
-
-    Cost: one forward pass over 64 of them.
-    """
-    kinds = loaded.site_map.description.kinds
-    sites = [Site(layer, kind) for layer in range(len(loaded.site_map.blocks)) for kind in kinds]
-    batches = [{"input_ids": torch.tensor([row.ids], device=loaded.device)} for row in data.rows(seed)[:SCALED_ON]]
-    found = measure_scales(loaded.model, loaded.site_map, sites, batches)
-    return {str(site): value for site, value in found.items()}
-
-
-def _run(
-    site: str,
-    learning_rate: float,
-    seed: int,
-    steps: int,
-    trained: Mapping[str, Any],
-    tested: Mapping[str, Any] | None,
-) -> SiteRun:
-    def known(loss: float) -> float | None:
-        return round(loss, 6) if math.isfinite(loss) else None
-
-    return SiteRun(
-        site=site,
-        learning_rate=learning_rate,
-        seed=seed,
-        steps=steps,
-        selection_loss=known(float(trained["selection_loss"])),
-        selection_accuracy=round(float(trained["selection_accuracy"]), 6),
-        loss=None if tested is None else known(float(tested["loss"])),
-        accuracy=None if tested is None else round(float(tested["accuracy"]), 6),
-        train_losses=tuple(round(loss, 4) for loss in trained["train_losses"] if loss is not None),
-        seconds=round(float(trained["seconds"]), 3),
-        diverged=bool(trained["diverged"]),
-    )
-
-
-def _records(run: SiteRun) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return a run of a table as a store keeps it: its training, and its test if it had one; of :func:`_run`."""
-
-    def known(loss: float | None) -> float:
-        return math.inf if loss is None else loss
-
-    trained = {
-        "selection_loss": known(run.selection_loss),
-        "selection_accuracy": run.selection_accuracy,
-        "diverged": run.diverged,
-        "train_losses": list(run.train_losses),
-        "seconds": run.seconds,
-    }
-    return trained, None if run.accuracy is None else {"loss": known(run.loss), "accuracy": run.accuracy}

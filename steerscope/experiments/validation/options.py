@@ -11,7 +11,7 @@ from steerscope.errors import InputError
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.installed import require
 from steerscope.models.site_map import SiteMap
-from steerscope.option_types import plain_fields
+from steerscope.option_types import LOADING, plain_fields
 from steerscope.sites import Site, SiteKind
 
 MIN_SITES = 6
@@ -91,7 +91,7 @@ class ValidateOptions:
     def as_dict(self) -> dict[str, Any]:
         """Return what decides a validation beside its model, as JSON-able values."""
         own = asdict(self)
-        for name in ("device", "dtype", "revision", "trust_remote_code"):
+        for name in LOADING:
             del own[name]
         return own
 
@@ -102,6 +102,13 @@ def choose_sites(site_map: SiteMap, wanted: int | Sequence[str]) -> tuple[Site, 
     A number spreads them over depth and kinds at once: depths are equidistant from the first block to the last
     and kinds take turns in an order that puts unlike neighbours side by side, so that neither depth nor kind
     stands for the other. ``resid_pre`` is left out: above the first block it is the ``resid_post`` below.
+
+    Args:
+        site_map: The model's sites.
+        wanted: How many sites, or their names.
+
+    Returns:
+        Sites in the order in which the model computes them.
 
     Raises:
         InputError: An unknown site, the same site twice, or more sites than there are.

@@ -9,6 +9,8 @@ import numpy as np
 
 from steerscope.analysis.results import KindScore, Ranking, SiteScore
 from steerscope.analysis.scoring.intervals import spearman
+from steerscope.analysis.scoring.scores import DEFAULT_SCORE, all_scores
+from steerscope.analysis.scoring.standing import Standing
 from steerscope.reports.vocabulary import clean, is_close, ordered_kinds
 from steerscope.site_kinds import kinds_written_by_branches
 
@@ -69,7 +71,11 @@ def joined(kinds: Sequence[str]) -> str:
 
 
 def _is_same_edit(first: SiteScore | KindScore, second: SiteScore | KindScore) -> bool:
-    """Say whether two scores of family ``vector`` belong to one edit with two names."""
+    """Say whether two scores of family ``vector`` belong to one edit with two names.
+
+    Returns:
+        Whether kind, parameters, score and interval allow it.
+    """
     return (
         first.family == second.family == "vector"
         and first.kind in _WRITES
@@ -115,9 +121,42 @@ def kind_candidates(ranking: Ranking) -> list[KindCandidate]:
     ]
 
 
-def ties(rows: Sequence[Candidate]) -> list[Candidate]:
-    """Return the candidates that the data cannot tell apart from the best, without the best."""
-    return [row for row in rows[1:] if row.site.ties_with_best]
+def standing(ranking: Ranking, site: SiteScore) -> Standing:
+    """Return how a site stands to the best; a file of before knows ties alone, which may be equal or worse.
+
+    Args:
+        ranking: The ranking.
+        site: One of its rows.
+
+    Returns:
+        Equal, undetermined or worse.
+    """
+    if site.standing in set(Standing):
+        return Standing(site.standing)
+    if site is ranking.sites[0]:
+        return Standing.EQUAL
+    return Standing.UNDETERMINED if site.ties_with_best else Standing.WORSE
+
+
+def tells_the_best(ranking: Ranking) -> bool:
+    """Whether two halves of the prompts agree on which sites are best, as well as the threshold asks of all sites.
+
+    Where nothing was measured, the agreement over all sites has to do. A probability p is a correlation of 2 p - 1.
+
+    Returns:
+        Whether the best sites can be named.
+    """
+    found = ranking.stability
+    agreement = found.top_agreement
+    return found.can_tell and (agreement is None or 2 * agreement - 1 >= found.threshold)
+
+
+def score_of_kinds(ranking: Ranking) -> str:
+    """Return the score of kinds at all layers; of a file of before, which does not name it, from the ranking's."""
+    if ranking.kind_score is not None:
+        return ranking.kind_score
+    needs = {score.name: score.needs for score in all_scores()}.get(ranking.score)
+    return ranking.score if needs is None or needs.is_of_kernels else DEFAULT_SCORE
 
 
 def main_family(ranking: Ranking) -> str:
@@ -127,7 +166,15 @@ def main_family(ranking: Ranking) -> str:
 
 
 def sites_of_family(ranking: Ranking, family: str) -> list[SiteScore]:
-    """Return one family's sites, best first."""
+    """Return one family's sites, best first.
+
+    Args:
+        ranking: The ranking.
+        family: ``vector`` or ``linear``.
+
+    Returns:
+        Rows of the ranking in its order.
+    """
     return [site for site in ranking.sites if site.family == family]
 
 

@@ -17,10 +17,10 @@ from steerscope.reports.ranking.candidates import (
     num_layers,
     prompts_learned_from,
     sites_of_family,
-    ties,
 )
 from steerscope.reports.ranking.text import set_sentence
 from steerscope.reports.ranking.trained import plot_predicted_against_trained, trained_points
+from steerscope.reports.ranking.verdict import standings_sentence
 from steerscope.reports.vocabulary import clean, count, format_score, ordered_kinds, score_words
 
 FIGURE_STEMS = (
@@ -65,10 +65,12 @@ def _entries(ranking: Ranking) -> Iterator[PageFigure[Ranking]]:
         "heat_map",
         "Every site at a glance",
         figures.plot_heat_map,
-        f"Heat map of the {label} of {clean(family, 24)} edits over {count(num_layers(ranking), 'layer')} and "
-        f"{count(len(kinds), 'kind')} of site. The highest is {clean(top)}; the lowest is {lowest}.",
-        f"Each cell is a {clean(family, 24)} edit at one site; layers grow upwards, kinds go in the order in "
-        "which a block computes them. Lighter is more. Hatched: the model has no such site.",
+        f"Heat map of how far every site's {label} is below the best, over {count(num_layers(ranking), 'layer')} and "
+        f"{count(len(kinds), 'kind')} of site, linear edits and vectors side by side. "
+        f"The highest {clean(family, 24)} edit is {clean(top)}; the lowest is {lowest}.",
+        "Each cell is an edit at one site; layers grow upwards, kinds go in the order in which a block computes them. "
+        "Lighter is better. Framed: equal to the best within the margin. Dotted: undetermined, because the prompts "
+        "cannot say whether it is equal or worse. Hatched: the model has no such site.",
     )
     shown = rows[:20]
     yield PageFigure(
@@ -77,10 +79,11 @@ def _entries(ranking: Ranking) -> Iterator[PageFigure[Ranking]]:
         figures.plot_ranking,
         f"The best {count(len(shown), 'candidate')} with 95% intervals, from {shown[0].label} at "
         f"{format_score(shown[0].site.score, name)} down to {shown[-1].label} at "
-        f"{format_score(shown[-1].site.score, name)}; {len(ties(rows)):,} in all tie with the best.",
-        "Lines are 95% intervals over prompts (delete-group jackknife). A tie is decided on the paired difference "
-        "to the best, not on whether two lines overlap."
-        + (" The dashed line is what predicting no update scores." if words.is_share else ""),
+        f"{format_score(shown[-1].site.score, name)}; {standings_sentence(ranking)}",
+        "Lines are 95% intervals over prompts (delete-group jackknife). What is equal or worse is decided on "
+        "the paired difference to the best, not on whether two lines overlap. "
+        "The axis holds zero only where that is near."
+        + (" A dashed line is what predicting no update scores." if words.is_share else ""),
     )
     others = agreements(ranking)
     if others and len(sites) >= 3:
@@ -111,13 +114,14 @@ def _entries(ranking: Ranking) -> Iterator[PageFigure[Ranking]]:
             "The heat map as lines: where in depth each kind does best, and how far apart the kinds are.",
         )
     if ranking.greedy:
+        grown = ranking.set_score
         yield PageFigure(
             "greedy_growth",
             "Growing a set of sites",
             figures.plot_greedy_growth,
-            f"The {label} of the greedy set against its parameters, in {count(len(ranking.greedy), 'step')} "
-            f"from {format_score(ranking.greedy[0].score, name)} to {format_score(ranking.greedy[-1].score, name)}. "
-            f"{set_sentence(ranking)}",
+            f"The {score_words(grown).label} of the greedy set against its parameters, in "
+            f"{count(len(ranking.greedy), 'step')} from {format_score(ranking.greedy[0].score, grown)} to "
+            f"{format_score(ranking.greedy[-1].score, grown)}. {set_sentence(ranking)}",
             "Numbered points: the set after adding each site. Hollow marks: one kind steered at every layer, for "
             "comparison. Up and to the left is better.",
         )

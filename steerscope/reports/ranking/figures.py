@@ -5,30 +5,28 @@ Each raises :class:`InputError` where the ranking does not hold what it draws.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
-from steerscope.analysis.results import Ranking, SiteScore
+from steerscope.analysis.results import Ranking
+from steerscope.analysis.scoring.standing import Standing
 from steerscope.errors import InputError
-from steerscope.reports.figure_style import ACCENT, INK, MUTED, NULL, figure_text, new_figure, styled
+from steerscope.reports.figure_style import ACCENT, MUTED, NULL, figure_text, new_figure, styled
 from steerscope.reports.ranking.candidates import (
     Candidate,
     agreements,
     candidates,
     main_family,
-    num_layers,
     sites_of_family,
+    standing,
 )
 from steerscope.reports.ranking.curves import plot_greedy_growth, plot_kinds_over_depth, plot_learning_curves
-from steerscope.reports.ranking.figure_parts import finish, score_label
-from steerscope.reports.vocabulary import axis_scale, ordered_kinds, score_words
+from steerscope.reports.ranking.figure_parts import finish, is_far_from_zero, score_label
+from steerscope.reports.ranking.heat_map import plot_heat_map
+from steerscope.reports.vocabulary import axis_scale, score_words
 
 __all__ = [
     "plot_greedy_growth",
@@ -39,125 +37,18 @@ __all__ = [
     "plot_ranking",
 ]
 
-# Deeper maps have cells too low for a number; marks take over.
-_MOST_NUMBERED_LAYERS = 48
-
-
-@styled
-def plot_heat_map(ranking: Ranking, family: str | None = None) -> Figure:
-    """Draw one family's scores as a map of layers (first at the bottom) and kinds.
-
-    Args:
-        ranking: The ranking to draw.
-        family: Family of edits; the ranking's main family by default.
-
-    Returns:
-        A figure; cells carry numbers where they are high enough, frames mark the best and what ties with it.
-
-    Raises:
-        InputError: The ranking has no site of that family.
-    """
-    family = family or main_family(ranking)
-    sites = sites_of_family(ranking, family)
-    if not sites:
-        raise InputError(f"the ranking has no sites of family {family!r} to map. Rank that family first.")
-    layers, kinds = num_layers(ranking), ordered_kinds(site.kind for site in sites)
-    scale, _ = axis_scale(ranking.score)
-    values = np.full((layers, len(kinds)), np.nan)
-    for site in sites:
-        values[site.layer, kinds.index(site.kind)] = scale * site.score
-    cell = 0.23 if layers <= _MOST_NUMBERED_LAYERS else 0.1
-    figure, ax = new_figure(max(0.8, cell * layers) + 3.0)
-    norm, extend = _norm(values)
-    mesh = ax.pcolormesh(
-        np.ma.masked_invalid(values), cmap="cividis", norm=norm, edgecolors="white", linewidth=0.8, zorder=2
-    )
-    ax.add_patch(
-        Rectangle((0, 0), len(kinds), layers, facecolor="#f1f2f4", edgecolor="#b9c0ca", hatch="////", zorder=1)
-    )
-    _mark_cells(ax, values, norm, sites, kinds)
-    step = 1 if layers <= _MOST_NUMBERED_LAYERS else 5
-    ax.set_yticks(np.arange(0, layers, step) + 0.5, [str(layer) for layer in range(0, layers, step)])
-    ax.set_xticks(np.arange(len(kinds)) + 0.5, [figure_text(kind, 16) for kind in kinds], rotation=35, ha="left")
-    ax.xaxis.tick_top()
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    ax.set_ylabel("layer (0 reads the embeddings)" if layers > 5 else "layer")
-    bar = figure.colorbar(mesh, ax=ax, location="bottom", shrink=0.9, aspect=30, pad=0.02, extend=extend)
-    bar.set_label(score_label(ranking))
-    bar.outline.set_visible(False)
-    finish(figure, ranking, f"Every site, {figure_text(family, 16)} edits", _cell_marks(layers))
-    return figure
-
-
-def _cell_marks(layers: int) -> list[Artist]:
-    """Return the legend of the map: frames where cells carry numbers, marks where they are too low for that."""
-    absent = Patch(facecolor="#f1f2f4", edgecolor="#b9c0ca", hatch="////", label="no such site")
-    best, tie = "highest", "ties with the best"
-    if layers <= _MOST_NUMBERED_LAYERS:
-        return [
-            Patch(facecolor="none", edgecolor=INK, linewidth=2.2, label=best),
-            Patch(facecolor="none", edgecolor=INK, linewidth=1.1, linestyle=":", label=tie),
-            absent,
-        ]
-    return [
-        Line2D([], [], color=INK, marker="*", markersize=9, linestyle="", label=best),
-        Line2D([], [], color=INK, marker=".", markersize=9, linestyle="", label=tie),
-        absent,
-    ]
-
-
-def _norm(values: np.ndarray) -> tuple[Normalize, str]:
-    """Return the colour scale: it holds zero, and no single very negative site may eat it."""
-    high = max(float(np.nanmax(values)), 0.0)
-    lowest = min(float(np.nanmin(values)), 0.0)
-    low = max(lowest, -high) if high > 0 else lowest
-    if low == high:
-        high = low + 1.0
-    return Normalize(low, high, clip=True), "min" if low > lowest else "neither"
-
-
-def _mark_cells(ax: Axes, values: np.ndarray, norm: Normalize, sites: list[SiteScore], kinds: list[str]) -> None:
-    """Print each cell's number where there is room, and frame the best and what ties with it."""
-    numbered = len(values) <= _MOST_NUMBERED_LAYERS
-    decimals = 0 if np.nanmax(np.abs(values)) >= 9.5 else 1
-    for index, site in enumerate(sites):
-        column = kinds.index(site.kind)
-        value = values[site.layer, column]
-        ink = "white" if norm(value) < 0.55 else "black"
-        if numbered:
-            text = f"{value:.{decimals}f}"
-            # A share of -0.3 must not print as -0: the sign is the message.
-            text = f"{value:.1f}" if text == "-0" else text
-            style: dict[str, Any] = {"color": ink, "fontsize": 9, "ha": "center", "va": "center", "zorder": 4}
-            weight = "bold" if index == 0 else "normal"
-            ax.text(column + 0.5, site.layer + 0.48, text, weight=weight, **style)
-        elif index == 0 or site.ties_with_best:
-            ax.plot(column + 0.5, site.layer + 0.5, "*" if index == 0 else ".", color=ink, zorder=4)
-        if numbered and (index == 0 or site.ties_with_best):
-            frame = Rectangle(
-                (column + 0.04, site.layer + 0.07),
-                0.92,
-                0.86,
-                facecolor="none",
-                edgecolor=ink,
-                zorder=5 - index / 1e6,
-            )
-            frame.set_linewidth(2.2 if index == 0 else 1.1)
-            frame.set_linestyle("-" if index == 0 else ":")
-            ax.add_patch(frame)
-
 
 @styled
 def plot_ranking(ranking: Ranking, limit: int = 20) -> Figure:
-    """Draw the best candidates with their 95% intervals; shapes tell the best, its ties and the rest.
+    """Draw the best candidates with their 95% intervals; shapes tell equal, undetermined and worse ones.
 
     Args:
         ranking: The ranking to draw.
         limit: Number of candidates, best first.
 
     Returns:
-        A figure with one candidate per row and a line at zero.
+        A figure with one candidate per row the margin within which they are equal, and a line at zero
+        if that is near.
 
     Raises:
         InputError: The ranking has no sites.
@@ -170,7 +61,7 @@ def plot_ranking(ranking: Ranking, limit: int = 20) -> Figure:
     families = {row.site.family for row in rows}
     odd = [len(families) > 1 and row.site.family != main_family(ranking) for row in rows]
     for place, row in enumerate(rows):
-        marker, face, size = _row_shape(row)
+        marker, face, size = _row_shape(ranking, row)
         site = row.site
         ax.plot([scale * site.ci_low, scale * site.ci_high], [place, place], color=ACCENT, linewidth=1.6)
         ax.plot(
@@ -188,34 +79,35 @@ def plot_ranking(ranking: Ranking, limit: int = 20) -> Figure:
         label.set_fontsize(8.5 if row.is_merged else 10)
         label.set_linespacing(1.0)
     ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.axvline(0, color=NULL, linewidth=1.2, linestyle="--")
+    shapes: list[Artist] = [
+        Line2D([], [], marker="o", color=ACCENT, markersize=7, linestyle="", label="equal to the best"),
+        Line2D([], [], marker="s", color=ACCENT, markerfacecolor="white", linestyle="", label="undetermined"),
+        Line2D([], [], marker="d", color=MUTED, markerfacecolor="white", linestyle="", label="worse"),
+    ]
+    if ranking.equal_margin is not None:
+        best = scale * rows[0].site.score
+        ax.axvspan(best - scale * ranking.equal_margin, best, color="#e8eef6", zorder=0)
+        shapes.append(Patch(color="#e8eef6", label="margin"))
+    if not is_far_from_zero(scale * rows[-1].site.ci_low, scale * rows[0].site.ci_high):
+        ax.axvline(0, color=NULL, linewidth=1.2, linestyle="--")
+        no_update = "no update" if score_words(ranking.score).is_share else "0"
+        shapes.append(Line2D([], [], color=NULL, linestyle="--", label=no_update))
     ax.grid(axis="x")
     ax.spines["left"].set_visible(False)
     ax.set_xlabel(score_label(ranking))
-    shapes = [
-        Line2D([], [], marker="*", color=ACCENT, markersize=12, linestyle="", label="highest"),
-        Line2D([], [], marker="o", color=ACCENT, markersize=7, linestyle="", label="ties with the best"),
-        Line2D([], [], marker="d", color=ACCENT, markerfacecolor="white", linestyle="", label="worse"),
-        Line2D(
-            [],
-            [],
-            color=NULL,
-            linestyle="--",
-            label="no update" if score_words(ranking.score).is_share else "0",
-        ),
-    ]
     title = "The candidate" if len(rows) == 1 else f"The best {len(rows)} candidates"
     usual = families.pop() if len(families) == 1 else main_family(ranking)
     unless = " unless named" if families else ""
-    finish(figure, ranking, f"{title}, {figure_text(usual, 12)}{unless}", shapes, 4)
+    finish(figure, ranking, f"{title}, {figure_text(usual, 12)}{unless}", shapes)
     return figure
 
 
-def _row_shape(row: Candidate) -> tuple[str, str, float]:
+def _row_shape(ranking: Ranking, row: Candidate) -> tuple[str, str, float]:
     """Return marker, fill and size of a candidate."""
-    if row.rank == 1:
-        return "*", ACCENT, 13
-    return ("o", ACCENT, 7) if row.site.ties_with_best else ("d", "white", 7)
+    found = standing(ranking, row.site)
+    if found is Standing.EQUAL:
+        return "o", ACCENT, 7
+    return ("s", "white", 6) if found is Standing.UNDETERMINED else ("d", "white", 7)
 
 
 def _row_label(row: Candidate, name_family: bool) -> str:

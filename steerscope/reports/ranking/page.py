@@ -8,9 +8,10 @@ from typing import Any
 
 from steerscope.analysis.results import Ranking
 from steerscope.reports.page_folder import PageFigure, render, table_values
-from steerscope.reports.ranking import text
-from steerscope.reports.ranking.candidates import candidates, prompts_learned_from, ties
-from steerscope.reports.ranking.tables import greedy_table, kind_table, site_table
+from steerscope.reports.ranking import text, verdict
+from steerscope.reports.ranking.candidates import candidates, prompts_learned_from
+from steerscope.reports.ranking.next_step import next_step
+from steerscope.reports.ranking.tables import by_score, greedy_table, kind_table, site_table, studies_table
 from steerscope.reports.ranking.trained import foreseen_table
 from steerscope.reports.tables import TextTable
 from steerscope.reports.vocabulary import (
@@ -43,13 +44,16 @@ def render_page(ranking: Ranking, figures: Sequence[tuple[PageFigure[Ranking], b
         model=clean(ranking.model.get("name", "unnamed model"), 80),
         task=clean(ranking.task, 80),
         n_examples=count(ranking.n_examples, "prompt"),
-        headline=text.headline(ranking),
-        recommends=text.recommends(ranking),
+        headline=verdict.headline(ranking),
+        recommends=verdict.recommends(ranking),
         can_tell=ranking.stability.can_tell,
-        answer=text.answer_sentences(ranking),
-        meaning=text.best_meaning(ranking),
+        answer=verdict.answer_sentences(ranking),
+        evidence=text.evidence_sentence(ranking),
+        studies=_table(studies_table(ranking)),
+        step=next_step(ranking),
+        counts=text.counts_sentence(ranking) if ranking.sites else "",
         facts=_facts(ranking),
-        certainty=text.certainty_sentences(ranking),
+        certainty=[s for s in text.certainty_sentences(ranking) if s != text.evidence_sentence(ranking)],
         warnings=text.warning_sentences(ranking),
         foreseen=_table(foreseen_table(ranking)),
         top=_table(site_table(ranking, 10)),
@@ -74,39 +78,42 @@ def _facts(ranking: Ranking) -> list[dict[str, Any]]:
     noun = "share" if is_share else "score"
     found: list[dict[str, Any]] = [
         {
-            "label": f"best single {noun}" if text.recommends(ranking) else f"highest {noun}",
+            "label": f"highest {noun}",
             "value": format_score(best.score, name),
             "note": format_interval(best.ci_low, best.ci_high, name),
             "bar": _bar(best.score, best.ci_low, best.ci_high) if is_share else None,
         }
     ]
-    if top is not None:
+    if top is not None and not verdict.is_baseline(ranking):
+        is_set_share = score_words(ranking.set_score).is_share
         found.append(
             {
                 "label": f"greedy set of {count(top.step, 'site')}",
-                "value": format_score(top.score, name),
-                "note": format_interval(top.ci_low, top.ci_high, name),
-                "bar": _bar(top.score, top.ci_low, top.ci_high) if is_share else None,
+                "value": format_score(top.score, ranking.set_score),
+                "note": format_interval(top.ci_low, top.ci_high, ranking.set_score)
+                + by_score(ranking, ranking.set_score),
+                "bar": _bar(top.score, top.ci_low, top.ci_high) if is_set_share else None,
             }
         )
-    rows = candidates(ranking)
-    stability = ranking.stability
+    rows, stability = verdict.Verdict(ranking), ranking.stability
     found.append(
         {
             "label": "agreement of two halves",
             "value": f"{stability.spearman:.2f}",
-            "note": f"Spearman; threshold {stability.threshold:.2f}",
+            "note": f"Spearman; threshold {stability.threshold:.2f}{by_score(ranking, stability.score)}",
             "bar": None,
         }
     )
-    found.append(
-        {
-            "label": "tie with the best" if text.recommends(ranking) else "tie with the highest",
-            "value": f"{len(ties(rows)):,}",
-            "note": f"of {len(rows) - 1:,} other {'candidate' if len(rows) == 2 else 'candidates'}",
-            "bar": None,
-        }
-    )
+    if verdict.recommends(ranking):
+        found.append(
+            {
+                "label": "equal to the best",
+                "value": f"{len(rows.equal) - 1:,}",
+                "note": f"of {count(len(rows.rows) - 1, 'other candidate')}; {len(rows.undetermined):,} undetermined, "
+                f"{len(rows.worse):,} worse",
+                "bar": None,
+            }
+        )
     return found
 
 
@@ -134,7 +141,11 @@ def _meanings(ranking: Ranking) -> list[tuple[str, str]]:
 
 
 def _value(value: object) -> str:
-    """Print a setting; mappings in sorted order, because a trip through JSON sorts them too."""
+    """Write a setting as text; mappings in sorted order, because a trip through JSON sorts them too.
+
+    Returns:
+        One line.
+    """
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

@@ -8,88 +8,24 @@ from __future__ import annotations
 
 from steerscope.analysis.results import GreedyStep, Ranking
 from steerscope.reports.ranking.candidates import (
-    Candidate,
     candidates,
     kind_candidates,
     prompts_learned_from,
-    ties,
+    score_of_kinds,
+    tells_the_best,
 )
+from steerscope.reports.ranking.verdict import edit_words, is_baseline, recommends
 from steerscope.reports.vocabulary import (
     clean,
     count,
     format_difference,
     format_interval,
     format_score,
-    kind_meaning,
     listing,
     score_words,
 )
 
-CANNOT_TELL = "The data cannot tell the sites apart."
 NOT_VALIDATED = "The score has not yet been validated by training on this model."
-
-
-def edit_words(ranking: Ranking, family: str, n_params: int) -> str:
-    """Say what kind of edit it is and what it costs: ``linear edit, rank 8: 9,216 parameters``."""
-    rank = ranking.settings.get("rank")
-    of_rank = f", rank {rank}" if family == "linear" and isinstance(rank, int) else ""
-    return f"{clean(family, 24)} edit{of_rank}: {count(n_params, 'parameter')}"
-
-
-def _place(ranking: Ranking, row: Candidate) -> str:
-    """Say where a candidate is and what it costs."""
-    words = edit_words(ranking, row.site.family, row.site.n_params)
-    twins = f"; the same edit as at {listing([clean(kind, 24) for kind in row.kinds[1:]])}" if row.is_merged else ""
-    return f"{clean(row.kinds[0], 24)} at layer {row.site.layer} ({words}{twins})"
-
-
-def headline(ranking: Ranking) -> str:
-    """Say in one sentence where to steer, or that the data does not say."""
-    if not ranking.sites:
-        return "This ranking holds no sites."
-    if not ranking.stability.can_tell:
-        return CANNOT_TELL
-    best = candidates(ranking)[0]
-    if best.site.score <= 0 and score_words(ranking.score).is_share:
-        return "No single site can be recommended: none predicts fine-tuning's update better than no update."
-    return f"Steer {_place(ranking, best)}."
-
-
-def share_sentence(ranking: Ranking) -> str:
-    """Say how much of fine-tuning's first-order update is learnable at the best site, and how sure that is."""
-    if not ranking.sites:
-        return ""
-    best = candidates(ranking)[0]
-    site, name = best.site, ranking.score
-    value, interval = format_score(site.score, name), format_interval(site.ci_low, site.ci_high, name)
-    if not score_words(name).is_share:
-        words = score_words(name)
-        subject = "The best site" if recommends(ranking) else f"The highest score, at {best.label},"
-        return f"{subject} has a {words.label} of {value} (95% interval {interval}): {words.description}."
-    n_fit = prompts_learned_from(ranking)
-    n_rest = ranking.n_examples - n_fit
-    learned = f"from {count(n_fit, 'prompt')}, measured on {count(n_rest, 'other prompt')}"
-    if site.score <= 0:
-        return (
-            f"The highest score, {_place(ranking, best)}, is {value} (95% interval {interval}; {learned}): "
-            "worse than predicting no update."
-        )
-    unsure = " The interval includes zero: the edit may learn nothing." if site.ci_low <= 0 else ""
-    if not ranking.stability.can_tell:
-        return (
-            f"The highest share in these data is {value} (95% interval {interval}; {learned}), at "
-            f"{_place(ranking, best)}; other prompts could put another site first.{unsure}"
-        )
-    return (
-        f"An edit there learns {value} of fine-tuning's first-order update {learned} (95% interval {interval}).{unsure}"
-    )
-
-
-def recommends(ranking: Ranking) -> bool:
-    """Say whether the report recommends a site: the data can tell, and the best beats no update."""
-    if not ranking.sites or not ranking.stability.can_tell:
-        return False
-    return ranking.sites[0].score > 0 or not score_words(ranking.score).is_share
 
 
 def best_set(ranking: Ranking) -> GreedyStep | None:
@@ -97,66 +33,66 @@ def best_set(ranking: Ranking) -> GreedyStep | None:
     return max(ranking.greedy, key=lambda step: step.score, default=None)
 
 
+def _in_its_own_score(ranking: Ranking, score: str) -> str:
+    """Say by which score a number is, where it is not the ranking's.
+
+    Returns:
+        A part of a sentence, or an empty string.
+    """
+    return "" if score == ranking.score else f" (by the {score_words(score).label}, not by the score of the sites)"
+
+
 def set_sentence(ranking: Ranking) -> str:
-    """Say how much more the best greedy set reaches than the best single site."""
+    """Say how much more the best greedy set reaches than the best single site.
+
+    Returns:
+        Text, empty where there is nothing to say.
+    """
     top = best_set(ranking)
-    if top is None or not ranking.sites:
+    if top is None or not ranking.sites or is_baseline(ranking):
         return ""
-    gain = top.score - ranking.sites[0].score
+    name, own = ranking.set_score, _in_its_own_score(ranking, ranking.set_score)
+    # The search begins at the best single site, so the first step is what a set is compared with, in the set's unit.
+    single = ranking.greedy[0]
+    gain = top.score - single.score
     if top.step <= 1 or gain <= 0:
-        return "Steering several sites at once does not raise the score: the greedy search gained nothing."
+        return f"Steering several sites at once does not raise the score{own}: the greedy search gained nothing."
     names = [f"{step.layer}.{clean(step.kind, 24)}" for step in ranking.greedy if step.step <= top.step]
-    unsure = " Its interval holds the best single site's score." if top.ci_low <= ranking.sites[0].score else ""
+    unsure = " Its interval holds the best single site's score." if top.ci_low <= single.score else ""
     if not ranking.stability.can_tell:
         unsure += " Which sites it holds is as unsure as the order of the sites."
     return (
         f"The best greedy set, {count(len(names), 'site')} ({listing(names)}; "
-        f"{count(top.n_params, 'parameter')}), reaches {format_score(top.score, ranking.score)} "
-        f"(95% interval {format_interval(top.ci_low, top.ci_high, ranking.score)}), "
-        f"{format_difference(gain, ranking.score)} more than the best single site.{unsure}"
+        f"{count(top.n_params, 'parameter')}), reaches {format_score(top.score, name)} "
+        f"(95% interval {format_interval(top.ci_low, top.ci_high, name)}), "
+        f"{format_difference(gain, name)} more than the best single site{own}.{unsure}"
     )
 
 
 def kinds_sentence(ranking: Ranking) -> str:
-    """Say which kind does best when it is steered at every layer at once."""
+    """Say which kind does best when it is steered at every layer at once.
+
+    Returns:
+        Text, empty where there is nothing to say.
+    """
     rows = kind_candidates(ranking)
-    if not rows or rows[0].kind.n_layers < 2:
+    if not rows or rows[0].kind.n_layers < 2 or is_baseline(ranking):
         return ""
-    kind = rows[0].kind
+    kind, name = rows[0].kind, score_of_kinds(ranking)
     best = "does best" if recommends(ranking) else "scores highest here"
     return (
         f"Steered at all {kind.n_layers:,} layers at once, {rows[0].label} {best} "
-        f"({edit_words(ranking, kind.family, kind.n_params)}): {format_score(kind.score, ranking.score)} "
-        f"(95% interval {format_interval(kind.ci_low, kind.ci_high, ranking.score)})."
+        f"({edit_words(ranking, kind.family, kind.n_params)}): {format_score(kind.score, name)} "
+        f"(95% interval {format_interval(kind.ci_low, kind.ci_high, name)}){_in_its_own_score(ranking, name)}."
     )
 
 
-def ties_sentence(ranking: Ranking) -> str:
-    """Say which candidates the data cannot tell apart from the best, and which of them is smallest."""
-    rows = candidates(ranking)
-    if len(rows) < 2:
-        return ""
-    tied = ties(rows)
-    if not tied:
-        return (
-            "Every other candidate is worse by more than the noise: no paired 95% interval of the difference "
-            "to the best contains zero."
-        )
-    names = listing([f"{row.label} ({clean(row.site.family, 24)})" for row in tied])
-    best = "the best" if recommends(ranking) else "the highest"
-    verb = "candidate" if len(tied) == 1 else "candidates"
-    text = f"{len(tied):,} of {len(rows) - 1:,} other {verb} cannot be told apart from {best}: {names}."
-    smallest = min(tied, key=lambda row: row.site.n_params)
-    if smallest.site.n_params < rows[0].site.n_params and smallest.site.score > 0:
-        text += (
-            f" The smallest of them is {smallest.label} "
-            f"({edit_words(ranking, smallest.site.family, smallest.site.n_params)})."
-        )
-    return text
-
-
 def stability_sentence(ranking: Ranking) -> str:
-    """Say whether two disjoint halves of the prompts order the sites alike."""
+    """Say whether two disjoint halves of the prompts order the sites alike, and whether they agree on the best.
+
+    Returns:
+        One or two sentences.
+    """
     found = ranking.stability
     halves = f"Two disjoint halves of the prompts ({found.n_per_half:,} each)"
     relation = "above" if found.spearman > found.threshold else "at"
@@ -164,14 +100,36 @@ def stability_sentence(ranking: Ranking) -> str:
         relation = "below"
     agree = "order the sites alike" if found.can_tell else "do not order the sites alike"
     return (
-        f"{halves} {agree}: the Spearman correlation of their rankings is {found.spearman:.2f}, "
-        f"{relation} the threshold of {found.threshold:.2f}, and they share "
-        f"{100 * found.top_overlap:.0f}% of their ten best sites."
+        f"{halves} {agree}{_in_its_own_score(ranking, found.score)}: the Spearman correlation of their rankings is "
+        f"{found.spearman:.2f}, {relation} the threshold of {found.threshold:.2f}."
     )
 
 
+def top_sentence(ranking: Ranking) -> str:
+    """Say whether the halves agree on which sites are best.
+
+    Returns:
+        One or two sentences.
+    """
+    found = ranking.stability
+    overlap = f"They share {100 * found.top_overlap:.0f}% of their ten best sites"
+    if found.top_agreement is None:
+        return f"{overlap}."
+    said = (
+        f"{overlap}, and a site that is among the best by one half beats another in {100 * found.top_agreement:.0f}% "
+        "of comparisons by the other half (50% is chance)"
+    )
+    if tells_the_best(ranking):
+        return f"{said}."
+    return f"{said}: they agree on which sites are bad rather than on which are best."
+
+
 def mean_sentence(ranking: Ranking) -> str:
-    """Say how much of the target one shift common to all prompts makes, and what became of it."""
+    """Say how much of the target one shift common to all prompts makes, and what became of it.
+
+    Returns:
+        Text, empty where there is nothing to say.
+    """
     energy = ranking.outputs.get("mean_energy")
     if not isinstance(energy, (int, float)):
         return ""
@@ -181,7 +139,11 @@ def mean_sentence(ranking: Ranking) -> str:
 
 
 def negative_sentence(ranking: Ranking) -> str:
-    """Explain zero and negative shares where the ranking holds any."""
+    """Explain zero and negative shares where the ranking holds any.
+
+    Returns:
+        Text, empty where there is nothing to say.
+    """
     if not score_words(ranking.score).is_share:
         return ""
     rows = candidates(ranking)
@@ -196,10 +158,32 @@ def negative_sentence(ranking: Ranking) -> str:
 
 
 def evidence_sentence(ranking: Ranking) -> str:
-    """Say what training says about the score on this model."""
-    if ranking.evidence is None:
+    """Say in one line what training says about the score: on this model and task, else elsewhere.
+
+    Returns:
+        One or two sentences.
+    """
+    evidence = ranking.evidence
+    if evidence is None:
         return f"{NOT_VALIDATED} It is a prediction."
-    return clean(ranking.evidence.get("summary") or "Validation by training left no summary.")
+    studies = evidence.get("studies")
+    if not isinstance(studies, list) or not studies:
+        return clean(evidence.get("summary") or "Validation by training left no summary.")
+    same = [one for one in studies if (one["model"], one["task"]) == (ranking.model.get("name"), ranking.task)]
+    if same:
+        one = same[-1]
+        limits = f"{one['spearman']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
+        sure = "" if one["low"] > 0 else ", not surely better than chance"
+        return (
+            f"Trained at {count(one['n_sites'], 'site')} of this model on this task, the order agreed with the losses "
+            f"at Spearman {limits}{sure}; {clean(one['baseline'])} alone reached {one['baseline_spearman']:.2f} "
+            "(docs/validation.md)."
+        )
+    sure = sum(one["low"] > 0 for one in studies)
+    return (
+        f"Not trained on this model and task. Elsewhere the order was surely better than chance in {sure} of "
+        f"{len(studies)} studies (docs/validation.md): a hypothesis, which steerscope validate tests."
+    )
 
 
 def warning_sentences(ranking: Ranking) -> list[str]:
@@ -214,17 +198,12 @@ def warning_sentences(ranking: Ranking) -> list[str]:
     return found
 
 
-def best_meaning(ranking: Ranking) -> str:
-    """Say in plain words what the best site is."""
-    if not recommends(ranking):
-        return ""
-    kind = candidates(ranking)[0].kinds[0]
-    meaning = kind_meaning(kind)
-    return f"{clean(kind)} is {meaning}; layers count from 0." if meaning else ""
-
-
 def kernel_sentence(ranking: Ranking) -> str:
-    """Say whether kernels are exact, and how far a sketch is off."""
+    """Say whether kernels are exact, and how far a sketch is off.
+
+    Returns:
+        One or two sentences.
+    """
     kernels = ranking.kernels
     if kernels.get("exact"):
         return "Kernels are exact: no sketch stands between the model and the score."
@@ -240,7 +219,11 @@ def kernel_sentence(ranking: Ranking) -> str:
 
 
 def probe_sentence(ranking: Ranking) -> str:
-    """Say how many output directions were differentiated and whether they see everything."""
+    """Say how many output directions were differentiated and whether they see everything.
+
+    Returns:
+        Text, empty where there is nothing to say.
+    """
     outputs = ranking.outputs
     if not isinstance(n_probes := outputs.get("n_probes"), int):
         return ""
@@ -273,18 +256,29 @@ def caveats(ranking: Ranking) -> list[str]:
     return found
 
 
-def answer_sentences(ranking: Ranking) -> list[str]:
-    """Return the answer after the headline: how much, how much more, at what cost."""
-    sentences = [share_sentence(ranking), set_sentence(ranking), kinds_sentence(ranking)]
-    return [sentence for sentence in sentences if sentence]
+def counts_sentence(ranking: Ranking) -> str:
+    """Say how sites, edits and rows of the file are counted.
+
+    Returns:
+        One or two sentences.
+    """
+    places = len({(site.layer, site.kind) for site in ranking.sites})
+    rows = len(candidates(ranking))
+    merged = "" if rows == len(ranking.sites) else ", because a vector that several kinds share is one candidate"
+    return (
+        f"{count(places, 'site')} make {count(rows, 'candidate')} (edits at a site), which are what is counted here; "
+        f"ranking.json has {count(len(ranking.sites), 'row')}{merged}."
+    )
 
 
 def certainty_sentences(ranking: Ranking) -> list[str]:
     """Return how sure the answer is, stability first."""
     sentences = [
         stability_sentence(ranking),
-        ties_sentence(ranking),
+        top_sentence(ranking),
         evidence_sentence(ranking),
+        set_sentence(ranking),
+        kinds_sentence(ranking),
         negative_sentence(ranking),
         mean_sentence(ranking),
     ]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from steerscope.experiments.engine import sweep as sweep_module
+from steerscope.experiments.engine import staged as staged_module
 from steerscope.experiments.engine.loop import train_pack
 from steerscope.experiments.engine.pack import EditPack
 from steerscope.experiments.engine.run_state import RunState, progress_of, states_of
 from steerscope.experiments.engine.spec import Schedule
+from steerscope.experiments.engine.staged import StagedSweep
 from steerscope.experiments.engine.store import RunStore
-from steerscope.experiments.engine.sweep import Sweep
 from tests.experiments.engine.test_pack import data_of, loaded_model, many
 from tests.experiments.engine.test_sweep import Data, candidate
 
@@ -23,7 +23,7 @@ class LongData(Data):
 
 
 def the_sweep(loaded, folder, **more):
-    return Sweep(loaded, LongData(), SCHEDULE, RunStore(folder), {}, **more)
+    return StagedSweep(loaded, LongData(), SCHEDULE, RunStore(folder), {}, **more)
 
 
 RUNS = [
@@ -57,13 +57,13 @@ def test_what_was_reached_is_not_trained_again(tmp_path, monkeypatch):
     loaded = loaded_model()
     the_sweep(loaded, tmp_path).advance(RUNS, 3)
     begun = []
-    real = sweep_module.train_pack
+    real = staged_module.train_pack
 
     def counted(*args, start=None, **kwargs):
         begun.append(0 if start is None else start.step)
         return real(*args, start=start, **kwargs)
 
-    monkeypatch.setattr(sweep_module, "train_pack", counted)
+    monkeypatch.setattr(staged_module, "train_pack", counted)
     the_sweep(loaded, tmp_path).advance(RUNS, 3)
     assert begun == []
     the_sweep(loaded, tmp_path).advance(RUNS[:1], 5)

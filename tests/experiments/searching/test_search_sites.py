@@ -10,7 +10,7 @@ import torch
 
 from steerscope import SteeringModel, get_task, wrap_model
 from steerscope.errors import InputError
-from steerscope.experiments.engine import sweep as engine_sweep
+from steerscope.experiments.engine import staged
 from steerscope.experiments.engine.candidate import Candidate
 from steerscope.experiments.searching import SearchOptions, SearchResult, search_sites
 from steerscope.experiments.searching.choosing import chosen_sites
@@ -65,17 +65,17 @@ def test_plain_defaults_are_trained_beside_it(whole):
 
 def test_an_interrupted_search_goes_on_to_the_same_result(loaded, tmp_path, monkeypatch):
     alone = searched(loaded, tmp_path / "alone")
-    calls, real = itertools.count(), engine_sweep.train_pack
+    calls, real = itertools.count(), staged.train_pack
 
     def interrupted(*args, **kwargs):
         if next(calls) == 3:
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(engine_sweep, "train_pack", interrupted)
+    monkeypatch.setattr(staged, "train_pack", interrupted)
     with pytest.raises(KeyboardInterrupt):
         searched(loaded, tmp_path / "search")
-    monkeypatch.setattr(engine_sweep, "train_pack", real)
+    monkeypatch.setattr(staged, "train_pack", real)
     again = searched(loaded, tmp_path / "search")
     assert again.contenders == alone.contenders
     assert again.best.name == alone.best.name

@@ -48,6 +48,7 @@ def test_margins_are_over_admitted_tables_alone(page):
     section = page.partition("## Over the tables that report")[2].partition("\n## ")[0]
     assert "mean over 2 admitted tables" in section
     assert f"| `{DEFAULT_SCORE}` | +0." in section
+    assert "J over depth, then kind: tasks like these" in section
     assert "| `random` |" not in section  # one table has it
     assert "No admitted table reports yet" in render({"c": made_up(longer=0)}, {})
 

@@ -13,6 +13,7 @@ after which ``RankOptions(score="kernel_scale")`` orders sites by it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -44,7 +45,7 @@ class Needs(StrEnum):
     ``PLACE``: where the site is and how large its activations are. ``SPECTRUM``: eigendecompositions of the kernel, so
     that it costs more and is computed where it is asked for (``RankOptions(extra=("spectrum",))``); else as ``KERNEL``.
     ``STEP``: an edit put into the model and run; it costs more than the rest of a ranking, is for single sites, and is
-    asked for in the same way. ``STUDIES``: trainings elsewhere; it is no part of rankings, only of validations.
+    asked for in the same way. ``STUDIES``: trainings elsewhere; never part of a ranking, only of validations.
     """
 
     KERNEL = "kernel"
@@ -95,6 +96,11 @@ class Score:
     def is_share(self) -> bool:
         """Whether it prints as a percentage."""
         return self.unit is Unit.SHARE
+
+    @property
+    def highest(self) -> float:
+        """What it cannot exceed: 1 for a share, at which its intervals end."""
+        return 1.0 if self.is_share else math.inf
 
     @property
     def formula(self) -> str:

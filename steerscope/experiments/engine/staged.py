@@ -1,0 +1,88 @@
+"""A sweep whose runs can be stopped after some steps, and go on later beside other runs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from steerscope.experiments.engine.candidate import Run
+from steerscope.experiments.engine.loop import Progress, train_pack
+from steerscope.experiments.engine.run_state import RunState, progress_of, states_of
+from steerscope.experiments.engine.sweep import Sweep, trained_record
+
+
+@dataclass
+class StagedSweep(Sweep):
+    """A :class:`~steerscope.experiments.engine.sweep.Sweep` that also trains the first steps of runs alone."""
+
+    def advance(self, runs: Sequence[Run], until: int) -> list[tuple[float, ...]]:
+        """Train runs of edits up to a step of the schedule, from where they are; return the losses of all steps so far.
+
+        The state reached is saved, and a later call resumes from it; a run comes to the same numbers, up to
+        rounding, however often it is stopped and whatever trains beside it. A run that reaches the last step is kept as
+        one that :meth:`train` made.
+
+        Args:
+            runs: Candidate, learning rate and seed of each; they may enter at different blocks.
+            until: The step to stop after.
+
+        Returns:
+            Per run, in the order given, its training losses in nats, one per step.
+
+        Raises:
+            OutOfTime: Before a pack that begins after the deadline.
+        """
+        floors: dict[int, list[Run]] = {}
+        for run in sorted(runs, key=lambda run: run[0].lowest_block):
+            floors.setdefault(run[0].lowest_block, []).append(run)
+        for floor in floors.values():
+            # Runs of one pack have to be at the same step.
+            for begun in sorted({self._reached(run, until) for run in floor}):
+                alike = [run for run in floor if self._reached(run, until) == begun]
+                for chosen in self._packs(alike) if begun < until else []:
+                    self._require_time()
+                    self._advance(chosen, begun, until)
+        return [self._losses(run, until) for run in runs]
+
+    def _advance(self, chosen: Sequence[Run], begun: int, until: int) -> None:
+        names = ", ".join(dict.fromkeys(one.name for one, _, _ in chosen))
+        self._tell(names, 0)
+        pack, ended = self._edits(chosen), list[Progress]()
+        start = None
+        if begun:
+            states = [
+                RunState.of_stored(begun, self._losses(run, begun), self.store.weights(self._at(run, begun)))
+                for run in chosen
+            ]
+            start = progress_of(pack, states)
+        since = time.perf_counter()
+        data = {seed: self.data.rows(seed) for _, _, seed in chosen}
+        trained = train_pack(pack, data, self.schedule, start=start, keep=ended.append, until=until)
+        seconds = (time.perf_counter() - since) / len(chosen)
+        last = until == self.schedule.steps
+        judged = self._judged(pack, "selection") if last else []
+        for place, (run, state) in enumerate(zip(chosen, states_of(pack, ended[-1]), strict=True)):
+            spent = seconds + (float((self.store.get(self._at(run, begun)) or {})["seconds"]) if begun else 0.0)
+            if last:
+                self.store.put(
+                    self._config(*run), trained_record(trained[place], judged[place], spent), trained[place].tensors
+                )
+            losses = [loss if math.isfinite(loss) else None for loss in state.losses]
+            record = {"losses": losses, "seconds": spent}
+            self.store.put(self._at(run, until), record, {} if last else state.stored())
+        self._tell(names, len(chosen))
+
+    def _reached(self, run: Run, until: int) -> int:
+        """Return the last step, up to ``until``, at which a run is kept."""
+        steps = [step for step in range(until, 0, -1) if self.store.get(self._at(run, step)) is not None]
+        return steps[0] if steps else 0
+
+    def _losses(self, run: Run, step: int) -> tuple[float, ...]:
+        losses = (self.store.get(self._at(run, step)) or {})["losses"]
+        return tuple(math.inf if loss is None else loss for loss in losses)
+
+    def _at(self, run: Run, step: int) -> dict[str, Any]:
+        return {**self._config(*run), "until": step}

@@ -1,0 +1,109 @@
+"""What a sweep and a search need before their first run: the size of packs, scales of reads, a folder of theirs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steerscope.analysis.provenance import model_key
+from steerscope.errors import InputError
+from steerscope.experiments.validation.training import SplitData
+from steerscope.files import json_of, told, write_text
+from steerscope.models.load import LoadedModel
+from steerscope.sites import Site
+from steerscope.steering.scales import measure_scales
+
+# Numbers in the residual stream of a step that keep a CPU busy; more only move memory.
+CPU_NUMBERS = 2**20
+MOST_RUNS = 32
+# Training sequences that the scale of reads is measured on.
+SCALED_ON = 64
+
+
+def fitting_pack(loaded: LoadedModel, data: SplitData, seed: int) -> int:
+    """Return how many runs fit the machine at once.
+
+    On a CPU so many that it is busy. On a GPU half the free memory is filled, by an estimate of
+    what the backward pass keeps: about 34 numbers per token, block and channel, and three per answer and word.
+
+    Args:
+        loaded: The model.
+        data: The examples of the sweep.
+        seed: Of the training examples, whose longest batch is looked at.
+
+    Returns:
+        A number of runs, at least 1.
+    """
+    rows = data.rows(seed)
+    size = data.schedule.batch_size
+    tokens = max(sum(len(row.ids) for row in rows[at : at + size]) for at in range(0, len(rows), size))
+    if loaded.device.type != "cuda":
+        return max(1, min(MOST_RUNS, CPU_NUMBERS // (tokens * loaded.site_map.d_model)))
+    free, _ = torch.cuda.mem_get_info(loaded.device)
+    config: Any = loaded.model.config
+    config = config.get_text_config()
+    width = 2 if loaded.model.dtype in (torch.bfloat16, torch.float16) else 4
+    kept = 34 * len(loaded.site_map.blocks) * int(config.hidden_size) * width * tokens
+    predicted = sum(len(row.ids) - row.first_target for row in rows[:size])
+    kept += 3 * 4 * int(config.vocab_size) * max(1, predicted)
+    return max(1, int(free / 2 / kept))
+
+
+def begin_folder(path: Path, what: str, loaded: LoadedModel, data: SplitData, options: Mapping[str, Any]) -> None:
+    """Write down what the work in a folder is, or refuse to go on there with another one.
+
+    Args:
+        path: The file that says it.
+        what: The work's name: "sweep".
+        loaded: The model.
+        data: The examples.
+        options: What decides results.
+
+    Raises:
+        InputError: The folder's work was begun with another model, other examples or other options.
+    """
+    asked = {
+        "schema_version": 1,
+        "model": list(model_key(loaded.identity.as_dict())),
+        "task": data.splits.name,
+        "test": data.content_hash("test"),
+        "options": options,
+    }
+    asked = json.loads(json.dumps(asked, allow_nan=False))
+    if path.exists():
+        found = json_of(path)
+        flat = {**found, **found.get("options", {})} if isinstance(found, dict) else {}
+        wanted = {**asked, **asked["options"]}
+        if differ := sorted(name for name, value in wanted.items() if name != "options" and flat.get(name) != value):
+            raise InputError(
+                f"the {what} in {str(path.parent)!r} was begun with another {', '.join(differ)}. Go on with the same, "
+                "or name another folder."
+            )
+        return
+    with told(f"make the folder {str(path.parent)!r}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(asked, indent=1, allow_nan=False) + "\n")
+
+
+def read_scales(loaded: LoadedModel, data: SplitData, seed: int) -> dict[str, float]:
+    """Return the root mean square of what every site reads in training examples, by the site's name.
+
+    Args:
+        loaded: The model.
+        data: The examples.
+        seed: Whose training examples.
+
+    Returns:
+        Positive numbers by name of the site.
+
+    Cost: one forward pass over 64 of them.
+    """
+    kinds = loaded.site_map.description.kinds
+    sites = [Site(layer, kind) for layer in range(len(loaded.site_map.blocks)) for kind in kinds]
+    batches = [{"input_ids": torch.tensor([row.ids], device=loaded.device)} for row in data.rows(seed)[:SCALED_ON]]
+    found = measure_scales(loaded.model, loaded.site_map, sites, batches)
+    return {str(site): value for site, value in found.items()}
