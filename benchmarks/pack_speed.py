@@ -5,8 +5,9 @@
 Runs are linear edits after one block at different learning rates, on the same batches. ``one_by_one`` trains each by
 itself, on whole rows, everything below the block computed by each; ``kept`` also one by one, but what lies below the
 block was computed before the clock starts; ``together`` trains them as one pack on whole rows, and ``pack`` as one pack
-that computes what all prompts begin with once per run. The last two start from what was kept, too; trying out whether
-the start can be shared, once per training, is not counted, as few steps would pay for it. Times are those of the CPU, one thread, so that a busy machine is fair to all; a ratio above 1 is in favour of the pack.
+that computes what all prompts begin with once per run. The last two start from what was kept, too. Trying out whether
+the start can be shared, once per training, is not counted: it would weigh on few steps. Times are those of the CPU, one
+thread, so that a busy machine is fair to all; a ratio above 1 is in favour of the pack.
 """
 
 from __future__ import annotations
