@@ -31,10 +31,17 @@ def words(marked: str) -> Words:
 
 
 def dashed(name: str, value: str | None = None) -> str:
-    """Return the option that a field has where nobody says otherwise: two dashes, and dashes for underscores.
+    """Return the default spelling of a field as an option: two dashes, and dashes for underscores.
 
     >>> dashed("batch_size"), dashed("start", "published"), dashed("likelihoods", "False")
     ('--batch-size', '--start published', '--no-likelihoods')
+
+    Args:
+        name: Name of the field.
+        value: The value to type behind it; ``True`` and ``False`` make a flag.
+
+    Returns:
+        What is typed at a command line.
     """
     option = f"--{'no-' if value == 'False' else ''}{name.replace('_', '-')}"
     return option if value in (None, "True", "False") else f"{option} {value}"
@@ -49,6 +56,9 @@ def typed(sentence: object, option: Callable[[str, str | None], str] = dashed) -
     Args:
         sentence: From :func:`words`, or an error of this package; anything else is shown as it is.
         option: Gives what is typed for a field, alone or with a value.
+
+    Returns:
+        The sentence without marks.
     """
     marked = getattr(sentence, "marked", None)
     if not isinstance(marked, str):
@@ -83,7 +93,19 @@ class UnsupportedModelError(InputError):
 
 
 def did_you_mean(value: str, valid: list[str]) -> str:
-    """Return a ``Did you mean ...?`` sentence for the closest valid name, or an empty string."""
+    """Return a ``Did you mean ...?`` sentence for the closest valid name, or an empty string.
+
+    Args:
+        value: What was typed.
+        valid: The names that exist.
+
+    Returns:
+        One or two names in a sentence that begins with a space.
+
+    Example:
+        >>> did_you_mean("resid_pots", ["resid_post", "mlp_out"])
+        " Did you mean 'resid_post'?"
+    """
     import difflib
 
     close = difflib.get_close_matches(value, valid, n=2, cutoff=0.5)

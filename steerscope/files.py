@@ -70,6 +70,9 @@ def exit_code_of(program: str, work: Callable[[], int | None]) -> int:
     Args:
         program: Its name, before the sentence.
         work: What it does; returns its exit code, or nothing for 0.
+
+    Returns:
+        What ``sys.exit`` takes.
     """
     try:
         return work() or 0
@@ -106,6 +109,13 @@ def told(doing: str, advice: str = "") -> Iterator[None]:
 def read_text(path: Path, what: str) -> str:
     """Return the text of a UTF-8 file, without a byte order mark; ``what`` names it in messages (``"the ranking"``).
 
+    Args:
+        path: The file.
+        what: What it is, for messages.
+
+    Returns:
+        The text.
+
     Raises:
         InputError: It cannot be read or is not UTF-8.
     """
@@ -122,7 +132,7 @@ def parse_json(text: str) -> Any:
     """Return what a JSON text holds; a NaN or an infinity in it, which Python would read, is an error of its syntax.
 
     Raises:
-        json.JSONDecodeError: The text is no JSON, or nested deeper than Python reads.
+        json.JSONDecodeError: The text is not JSON, or nested deeper than Python reads.
     """
 
     def number(spelled: str) -> float:
@@ -150,7 +160,11 @@ def json_of(path: Path) -> Any:
 def replace_file(path: Path, write_to: Callable[[Path], object]) -> None:
     """Write a file so that it appears whole, or stays what it was; several processes may do so at once.
 
-    A link is followed. What is no regular file (``/dev/null``, a pipe) is written to as it is.
+    A link is followed. What is not a regular file (``/dev/null``, a pipe) is written to as it is.
+
+    Args:
+        path: The file; its folder has to exist.
+        write_to: Writes the file under the name that it is given, beside ``path``.
 
     Raises:
         InputError: The file cannot be written.
@@ -173,6 +187,10 @@ def replace_file(path: Path, write_to: Callable[[Path], object]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file as UTF-8, whole or not at all.
+
+    Args:
+        path: The file; its folder has to exist.
+        text: What it will hold, written with line feeds on every system.
 
     Raises:
         InputError: The file cannot be written.
@@ -213,8 +231,11 @@ def written_aside(
         folder: Where the files go; made if missing.
         what: What is written, for messages: ``"the report"``.
         last: Names of files that say the rest is complete. Earlier ones of the first such name are taken away before
-            anything moves, and these move last: at no moment does it stand beside files of another save.
+            anything moves, and these move last: it is never beside files of another save.
         instead_of: Patterns of earlier files that go away with the move, such as figures that are drawn no more.
+
+    Yields:
+        The empty folder.
 
     Raises:
         InputError: The folder cannot be made or written to.

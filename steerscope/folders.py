@@ -66,7 +66,7 @@ _TRAINER = ("trainer_state.json", "training_args.bin")
 def require_folder_for(folder: str | Path, kind: Kind, *, also: Iterable[Kind] = ()) -> None:
     """Refuse to write one sort of thing into a folder that holds another; a folder that is not there is free.
 
-    A tokenizer alone is in nobody's way: it is saved beside adapters, before them or after.
+    A tokenizer alone does no harm: it is saved beside adapters, before them or after.
 
     Args:
         folder: Where something is about to be written.
@@ -95,6 +95,11 @@ def require_folder_for(folder: str | Path, kind: Kind, *, also: Iterable[Kind] =
 
 def require_names_for(names: Iterable[str], where: str, kind: Kind) -> None:
     """Refuse to upload an adapter to a repository whose files, by their names alone, are another sort of thing.
+
+    Args:
+        names: Paths of the files of the repository.
+        where: Name of the repository, for messages.
+        kind: What is to be uploaded.
 
     Raises:
         InputError: There is a model or data in it.
@@ -143,6 +148,11 @@ def require_json_file(path: Path, sign: str) -> None:
 
 def write_result(path: str | Path, text: str, sign: str) -> None:
     """Write a result's JSON, whole or not at all; see :func:`require_json_file`.
+
+    Args:
+        path: The file.
+        text: The JSON text.
+        sign: Name of a field that tells such a result from other JSON files.
 
     Raises:
         InputError: Another file is there, or it cannot be written.
@@ -214,13 +224,21 @@ def _loose_names(names: Iterable[str]) -> Iterator[tuple[Kind, str]]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a JSON file is a result of this package, by its content, or part of one, by its name."""
+    """Whether a JSON file is a result of this package, by its content, or part of one, by its name.
+
+    Returns:
+        Whether it may be replaced.
+    """
     values = _json(path) if path.suffix == ".json" else None
     return path.name in _RESULTS or (isinstance(values, dict) and "schema_version" in values)
 
 
 def _has_stored_runs(folder: Path) -> bool:
-    """Whether the runs of a validation are there, which keeps them as files and not as folders."""
+    """Whether the runs of a validation are there, which keeps them as files and not as folders.
+
+    Returns:
+        Whether there is at least one.
+    """
     return any(path.is_file() for path in (folder / "runs").glob("*.json"))
 
 

@@ -19,6 +19,9 @@ def door(
         homes: Where each name lives, below ``steerscope``: ``"models.load"``, or ``"models.load:other"`` where it has
             another name there.
         drawn: Names that need the extra ``report``.
+
+    Returns:
+        The two functions.
     """
 
     def get(name: str) -> Any:

@@ -1,7 +1,7 @@
 """What a field of an option class may hold, by its annotation, checked and made plain before any work starts.
 
-Whole numbers and floats of numpy become Python's, so that results can be written as JSON; a bool is no number, a float
-no whole number, and NaN nothing at all.
+Whole numbers and floats of numpy become Python's, so that results can be written as JSON; a bool is not a number, a
+float no whole number, and NaN nothing at all.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ def plain_values(kind: Any, values: Mapping[str, Any], where: str = "") -> dict[
         values: By name of field; other names are left out too.
         where: What stands before the field's name in messages, with a space; for what is read from a file.
 
+    Returns:
+        Values by name of the field.
+
     Raises:
         InputError: One is of another type.
     """
@@ -59,6 +62,13 @@ def plain_values(kind: Any, values: Mapping[str, Any], where: str = "") -> dict[
 
 def options_or_default(options: Options | None, kind: type[Options]) -> Options:
     """Return options as they are, or the default ones for ``None``.
+
+    Args:
+        options: What a caller gave.
+        kind: The class that they have to be of.
+
+    Returns:
+        An instance of ``kind``.
 
     Raises:
         InputError: They are something else, a dictionary for example.
@@ -85,7 +95,7 @@ def _plain(value: Any, kind: Any) -> Any:
 
 
 def _plain_one(value: Any, kind: Any) -> Any:
-    is_bool = type(value).__name__ in ("bool", "bool_")  # numpy's is no bool of Python's
+    is_bool = type(value).__name__ in ("bool", "bool_")  # numpy's is not Python's bool
     if kind is bool:
         return bool(value) if is_bool else _MISFIT
     if kind is int and not is_bool:

@@ -57,6 +57,9 @@ def parse_record(text: str, kind: type[T], what: str, where: str = "the text") -
         kind: The dataclass.
         what: What it should be.
         where: What it is from.
+
+    Returns:
+        An instance of ``kind``, every field checked.
     """
     article = "an" if what[0] in "aeiou" else "a"
     problem = f"{where} is not {article} {what}"
@@ -74,6 +77,9 @@ def record_of(data: Any, kind: type[T], problem: str) -> T:
         data: What a JSON file holds.
         kind: The dataclass.
         problem: How a message begins.
+
+    Returns:
+        An instance of the dataclass, every field checked.
 
     Raises:
         InputError: Fields do not fit.

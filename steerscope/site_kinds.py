@@ -1,6 +1,6 @@
 """The table of site kinds: what each one is, where its edits are added, and which parts of a block touch it.
 
-All that the package knows of a kind stands in :data:`SITE_KINDS`; hooks, feature capture, merging, joint constraints,
+Everything the package knows about a kind is in :data:`SITE_KINDS`; hooks, feature capture, merging, joint constraints,
 training and reports derive what they need from it. A new kind is one entry here, its equation in
 ``models/blocks.py`` and ``models/selfcheck.py``, and its hook in ``models/hooks.py`` if none of those fits.
 
@@ -178,8 +178,11 @@ def kind_read_by(branch: Branch, maps: Maps) -> SiteKind:
         branch: Whose maps.
         maps: Which of them.
 
+    Returns:
+        The kind of site.
+
     Raises:
-        KeyError: No kind is read by them (the attention's input is no site).
+        KeyError: No kind is read by them (the attention's input is not a site).
     """
     found = [kind for kind in SiteKind if kind.facts.read_by == (branch, maps)]
     if not found:
@@ -194,6 +197,9 @@ def stream_behind(kind: SiteKind, kinds: Collection[SiteKind]) -> SiteKind:
         kind: Where the edit is.
         kinds: What the layout has. A parallel block has no stream between attention and MLP: both are added to its
             output, ``resid_post``.
+
+    Returns:
+        The kind of site.
     """
     if kind.facts.role is not Role.ADDEND:
         return kind

@@ -31,7 +31,7 @@ ALIASES: dict[str, SiteKind] = {
     "post-block": SiteKind.RESID_POST,
 }
 
-# Names that point at two different tensors, or at one that is no site here: refused with the way out.
+# Names that point at two different tensors, or at one that is not a site here: refused with the way out.
 REFUSED: dict[str, str] = {
     "pre-mlp": (
         "is ambiguous: an edit of 'attn_out' moves the stream and the MLP's input, "
@@ -112,8 +112,17 @@ def parse_site(text: str) -> Site:
 
     ``resid_pre`` above layer 0 is returned as ``resid_post`` of the layer below: it is that tensor.
 
+    Returns:
+        The site.
+
     Raises:
-        InputError: The text is no ``layer.kind``, or the kind is unknown or ambiguous.
+        InputError: The text is not ``layer.kind``, or the kind is unknown or ambiguous.
+
+    Example:
+        >>> str(parse_site("blocks.12.hook_resid_post")), str(parse_site("4.resid_pre"))
+        ('12.resid_post', '3.resid_post')
+        >>> parse_site("3.attn_heads.5").head
+        5
     """
     match = _SITE.match(text.strip())
     if match is None:

@@ -115,9 +115,8 @@ def earned_over(judgements: Sequence[Judgement]) -> dict[str, Earned]:
 
 def earned(score: JudgedScore) -> tuple[float, float, float]:
     """Return ``rho``, ``W`` and ``J`` of one score on one table; ``W`` is 0 without a pair."""
-    rho = score.agreement.spearman
     within = 0.0 if score.pairs.share is None else 2 * score.pairs.share.value - 1
-    return rho, within, (rho + within) / 2
+    return score.agreement.spearman, within, score.both.value.value
 
 
 def _nominee(choosing: Mapping[str, Earned]) -> str | None:

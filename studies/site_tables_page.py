@@ -1,4 +1,4 @@
-"""Write docs/site_tables.md from the kept site tables: what was trained, what may judge scores, and how scores fared.
+"""Write docs/site_tables.md from the kept site tables, and the evidence that reports cite: how scores fared on them.
 
     python -m studies.site_tables_page studies/site_tables docs/results docs/site_tables.md
 
@@ -9,9 +9,12 @@ by the rule of admission too.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from steerscope.analysis.evidence import EVIDENCE
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
 from steerscope.errors import InputError
 from steerscope.experiments.agreement.layer_pairs import ERRORS, LEAST
@@ -19,11 +22,11 @@ from steerscope.experiments.site_tables.across import margins_over, mean_of_draw
 from steerscope.experiments.site_tables.admission import ATTAINABLE, BEST, INTERIOR, LONGER_SITES, ORDER_KEPT, Admission
 from steerscope.experiments.site_tables.admitted import admitted_validation
 from steerscope.experiments.site_tables.common import common_outcomes
-from steerscope.experiments.site_tables.judging import FIXED, Judgement, judge
+from steerscope.experiments.site_tables.judging import DEPTH, DEPTH_THEN_KIND, FIXED, Judgement, judge
 from steerscope.experiments.site_tables.search_curves import SearchCurve, search_curves
 from steerscope.experiments.site_tables.table import SiteTable
 from steerscope.experiments.validation.result import Validation
-from steerscope.files import exit_code_of, write_page
+from steerscope.files import exit_code_of, write_page, write_text
 from steerscope.reports.site_tables.tables import (
     admission_table,
     attainable_sentence,
@@ -42,6 +45,8 @@ COMMAND = "python -m studies.site_tables_page studies/site_tables docs/results d
 # Test loss and accuracy of a validation's model with an output bias fitted on 512 training prompts of that study: what
 # the file itself does not keep. Its temperature was left at 1.
 RECALIBRATED = {"validation-smollm2-135m-listops": (2.235, 0.184)}
+# What is averaged over tables: against which baseline, and of J instead of Spearman or not.
+MARGINS = ((DEPTH, False), (DEPTH_THEN_KIND, False), (DEPTH_THEN_KIND, True))
 # Costs, relative to training every site once, at which searches are compared.
 COSTS = (0.05, 0.1, 0.25)
 
@@ -65,33 +70,74 @@ A rule fixed before the tables were made; what cannot be computed counts as not 
 
 Intervals of correlations resample whole layers; what seeds do to many layers at once is a variance of its own. Pairs:
 sites of one layer whose losses differ by {LEAST} nats and {ERRORS:g} standard errors or more; chance is 50%.
+J, one number for both, is half the sum of the Spearman correlation and twice the share of pairs right less one.
 """
 
 
-def write_tables_page(tables: Path, results: Path, page: Path) -> None:
-    """Write the page.
+def write_tables_page(tables: Path, results: Path, page: Path, evidence: Path = EVIDENCE) -> None:
+    """Write the page, and what the package's reports cite of the admitted tables.
 
     Args:
         tables: Folder of site tables.
         results: Folder of validations.
         page: The file.
+        evidence: The package's file.
 
     Raises:
         InputError: A file that cannot be read, or another file in the page's place.
     """
     kept = {path.stem: SiteTable.load(path) for path in sorted(tables.glob("*.json"))}
     validations = {path.stem: Validation.load(path) for path in sorted(results.glob("validation-*.json"))}
-    write_page(page, HEAD, render(kept, validations))
+    judged = {stem: judge(table) for stem, table in kept.items()}
+    write_page(page, HEAD, render(kept, validations, judged))
+    lines = [line for stem, one in judged.items() for line in evidence_lines(kept[stem], one)]
+    write_text(evidence, json.dumps(lines, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def render(kept: dict[str, SiteTable], validations: dict[str, Validation]) -> str:
+def evidence_lines(table: SiteTable, found: Judgement) -> list[dict[str, Any]]:
+    """Return what reports cite of one table: a line per score, none if the table is not admitted.
+
+    Args:
+        table: The table.
+        found: What it says.
+    """
+    if not found.admission.holds:
+        return []
+    fixed = found.scores[DEPTH_THEN_KIND].agreement.spearman
+    limit = found.attainable.spearman
+    return [
+        {
+            "model": Path(str(table.model["name"])).name,
+            "layout": table.model["layout"],
+            "task": table.task,
+            "score": name,
+            "n_sites": found.num_sites,
+            "n_seeds": found.num_seeds,
+            "spearman": round(one.agreement.spearman, 4),
+            "low": round(one.agreement.low, 4),
+            "high": round(one.agreement.high, 4),
+            "partial": round(one.agreement.partial, 4),
+            "pairs": None if one.pairs.share is None else round(one.pairs.share.value, 4),
+            "attainable": None if limit is None else round(limit, 4),
+            "baseline": score_words(DEPTH_THEN_KIND).label,
+            "baseline_spearman": round(fixed, 4),
+        }
+        for name, one in found.scores.items()
+        if name not in FIXED
+    ]
+
+
+def render(
+    kept: dict[str, SiteTable], validations: dict[str, Validation], judged: dict[str, Judgement] | None = None
+) -> str:
     """Return the page as Markdown.
 
     Args:
         kept: Tables by the stem of their files.
         validations: Validations, the same.
+        judged: What the tables say, where it is known already.
     """
-    judged = {stem: judge(table) for stem, table in kept.items()}
+    judged = judged or {stem: judge(table) for stem, table in kept.items()}
     parts = [HEAD, RULE]
     if kept:
         reporting = {stem: one for stem, one in judged.items() if kept[stem].model["name"] == REPORTING}
@@ -160,19 +206,20 @@ def _margins(judged: dict[str, Judgement]) -> str:
     rows = []
     for name in sorted(shared, key=lambda name: (name != DEFAULT_SCORE, name)):
         cells = []
-        for baseline in FIXED:
+        for baseline, both in MARGINS:
             if name == baseline:
                 cells += ["-", "-"]
                 continue
-            margins = margins_over(report, name, baseline)
+            margins = margins_over(report, name, baseline, both=both)
             drawn = mean_of_drawn(margins)
             cells += [signed(mean_of_independent(margins)), "-" if drawn is None else signed(drawn)]
         rows.append((f"`{clean(name, 60)}`", *cells))
-    columns = ("score", *(part for name in FIXED for part in (f"over {score_words(name).label}", "tasks like these")))
+    heads = [f"{'J' if both else 'Spearman'} over {score_words(name).label}" for name, both in MARGINS]
+    columns = ("score", *(part for head in heads for part in (head, f"{head}: tasks like these")))
     text = (
-        f"Spearman minus that of each baseline fixed in advance, mean over {count(len(report), 'admitted table')}: "
-        "with the interval over these very tables, and with that over tasks and models like these (Student's t over "
-        f"tables). The default score is `{DEFAULT_SCORE}`.\n\n"
+        f"A score's Spearman, or J, minus that of a baseline fixed in advance, mean over "
+        f"{count(len(report), 'admitted table')}: with the interval over these tables, and with that over tasks and "
+        f"models like these (Student's t over tables). The default score is `{DEFAULT_SCORE}`.\n\n"
     )
     return title + text + _markdown(TextTable("", columns, frozenset(columns[1:]), tuple(rows)))
 

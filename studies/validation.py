@@ -1,4 +1,4 @@
-"""Write the study: docs/validation.md, and the constants and evidence that the package keeps, from result files.
+"""Write the study: docs/validation.md, and the constants that the package keeps, from result files.
 
     python -m studies.validation docs/results docs/validation.md
 
@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from steerscope.analysis.evidence import EVIDENCE
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
 from steerscope.errors import InputError
 from steerscope.experiments.agreement.depth_and_kind import CONSTANTS, fit
@@ -49,8 +48,8 @@ likelihood among the choices; validations of today train what `steerscope train`
 """
 
 
-def write_study(folder: Path, page: Path, *, constants: Path = CONSTANTS, evidence: Path = EVIDENCE) -> None:
-    """Write the page and the package's constants and evidence.
+def write_study(folder: Path, page: Path, *, constants: Path = CONSTANTS) -> None:
+    """Write the page and the package's constants.
 
     Raises:
         InputError: The folder holds no validation.
@@ -59,7 +58,6 @@ def write_study(folder: Path, page: Path, *, constants: Path = CONSTANTS, eviden
     fitted = {study.study: constants_of(study) for study in studies}
     _save(constants, fitted)
     studies = [compared(study) for study in studies]  # now with the constants of all other studies
-    _save(evidence, [evidence_line(study) for study in studies])
     tried = [parse_json(read_text(path, "the candidates")) for path in sorted(folder.glob("candidates-*.json"))]
     write_page(page, HEAD, render(studies, tried))
 
@@ -79,8 +77,8 @@ def constants_of(study: Validation) -> dict[str, Any]:
     return fit(sites, losses, int(study.model["layers"]))
 
 
-def evidence_line(study: Validation) -> dict[str, Any]:
-    """Return what reports cite of one study."""
+def summary_line(study: Validation) -> dict[str, Any]:
+    """Return what the summary says of one study."""
     found = study.agreements[study.score]
     best = max(study.baselines, key=lambda name: float(study.agreements[name]["spearman"]))
     kept = {name: round(float(found[name]), 4) for name in ("spearman", "low", "high", "partial")}
@@ -113,7 +111,7 @@ def render(studies: Sequence[Validation], tried: Sequence[Mapping[str, Any]]) ->
 def _summary(studies: Sequence[Validation]) -> str:
     rows = []
     for study in studies:
-        line, found = evidence_line(study), study.agreements[study.score]
+        line, found = summary_line(study), study.agreements[study.score]
         limit = "-" if line["attainable"] is None else f"{line['attainable']:.2f}"
         rows.append(
             f"| {line['model']} ({line['layout']}) | {line['task']} | {line['n_sites']} x {line['n_seeds']} "

@@ -15,7 +15,9 @@ def judgement(admitted: bool = True, **scores: tuple[float, float]) -> SimpleNam
     given = {"learnable_share": (0.5, 0.5), "depth": (0.4, 0.5), "depth_then_kind": (0.4, 0.6)} | scores
     found = {
         name: SimpleNamespace(
-            agreement=SimpleNamespace(spearman=rho), pairs=SimpleNamespace(share=SimpleNamespace(value=share))
+            agreement=SimpleNamespace(spearman=rho),
+            pairs=SimpleNamespace(share=SimpleNamespace(value=share)),
+            both=SimpleNamespace(value=SimpleNamespace(value=(rho + 2 * share - 1) / 2)),
         )
         for name, (rho, share) in given.items()
     }

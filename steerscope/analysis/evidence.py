@@ -1,6 +1,6 @@
-"""What training has said about the default score so far: the studies kept with the package, for every report to cite.
+"""What training has said about scores so far, by the site tables kept beside the package, for every report to cite.
 
-``evidence.json`` is written from the study's result files (docs/validation.md says how); nothing is typed by hand.
+``evidence.json`` is written from the admitted tables of trained outcomes (docs/site_tables.md says how).
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ EVIDENCE = Path(__file__).with_name("evidence.json")
 
 
 def known_evidence(score: str, path: Path = EVIDENCE) -> dict[str, Any] | None:
-    """Return the kept studies of a score with a summary in words; ``None`` if it was never compared with training."""
+    """Return the kept studies of a score with a summary in words; ``None`` if it was never compared with training.
+
+    Args:
+        score: Name of a score.
+        path: JSON file with one entry per study and score.
+
+    Returns:
+        ``summary``, a few sentences, and ``studies``, the entries of the file; ``None`` without any.
+    """
     if not path.exists():
         return None
     studies = [one for one in json.loads(path.read_text(encoding="utf-8")) if one["score"] == score]

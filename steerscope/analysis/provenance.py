@@ -1,6 +1,6 @@
 """What decides a result: the data and the model by content, the options, and the code.
 
-Everything that goes on with earlier work or puts results side by side (``--resume``, ``compare``,
+Everything that resumes earlier work or puts results side by side (``--resume``, ``compare``,
 ``--learning-rate-of``, the claims, the store of a validation's runs) looks at the same things, and they come from here.
 """
 
@@ -34,6 +34,9 @@ def content_hash(examples: Sequence[_Example], *, ordered: bool) -> str:
         examples: With repetitions, which count.
         ordered: Whether their order decides what is computed from them. It does not where they are drawn or sorted by
             content, as tasks and rankings do.
+
+    Returns:
+        A hexadecimal SHA-256 digest.
     """
     rows = [
         _hash(one.prompt, one.completion, getattr(one, "answer", ""), str(one.answer_index), *(one.choices or ()))
@@ -56,18 +59,45 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """Return in words what two configurations of runs (or parts of them) do not share, options with marks.
 
     Settings are looked into, and of models only what :func:`model_key` says.
+
+    Args:
+        first: Configuration of a run, or a part of one.
+        second: Configuration of the other run, the same part.
+
+    Returns:
+        Names in alphabetical order; an option stands as ``[[option]]``.
+
+    Example:
+        >>> differing({"task": "a", "settings": {"rank": 4}}, {"task": "a", "settings": {"rank": 8}})
+        ['[[rank]]']
     """
     one, other = _flat(first), _flat(second)
     return sorted({_PARTS.get(name, name) for name in {*one, *other} if one.get(name) != other.get(name)})
 
 
 def knows_data(settings: Mapping[str, Any]) -> bool:
-    """Whether a run's settings say which data it used; those of earlier versions of this package do not."""
+    """Whether a run's settings say which data it used; those of earlier versions of this package do not.
+
+    Returns:
+        ``False`` for settings of earlier versions.
+    """
     return isinstance(settings.get("data"), Mapping)
 
 
 def changed_versions(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """Return which packages changed, ``torch 2.6.0 to 2.13.0, peft 0.18.0 to 0.21.0``, or an empty string."""
+    """Return which packages changed, ``torch 2.6.0 to 2.13.0, peft 0.18.0 to 0.21.0``, or an empty string.
+
+    Args:
+        before: Version by package, as an earlier run kept them.
+        now: Version by package of this environment.
+
+    Returns:
+        Packages that both have and whose versions differ.
+
+    Example:
+        >>> changed_versions({"torch": "2.6.0", "peft": "0.19.0"}, {"torch": "2.13.0", "peft": "0.19.0"})
+        'torch 2.6.0 to 2.13.0'
+    """
     names = [name for name in now if name in before and before[name] != now[name]]
     return ", ".join(f"{name} {before[name]} to {now[name]}" for name in names)
 

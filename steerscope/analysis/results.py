@@ -195,6 +195,9 @@ class Ranking(Tabular, report="ranking"):
                 ranking, where the family has one, and ``family`` is ``linear`` unless given; ``vector`` takes the best
                 site for vectors, and other families that for linear edits, which is what was ranked.
 
+        Returns:
+            A configuration to build a steering model with.
+
         Raises:
             InputError: The ranking has no such kind, or no set; or an option that the configuration does not take.
         """
@@ -258,6 +261,9 @@ class Ranking(Tabular, report="ranking"):
     def from_json(cls, text: str) -> Ranking:
         """Rebuild a ranking from :meth:`to_json`'s text.
 
+        Returns:
+            The ranking, equal to the one that was written.
+
         Raises:
             InputError: The text is not JSON, of another schema version, or has fields that do not fit.
         """
@@ -267,7 +273,10 @@ class Ranking(Tabular, report="ranking"):
     def load(cls, path: str | Path) -> Ranking:
         """Read a ranking that :meth:`save` wrote.
 
+        Returns:
+            The ranking, equal to the one that was saved.
+
         Raises:
-            InputError: The file cannot be read, or is no ranking.
+            InputError: The file cannot be read, or is not a ranking.
         """
         return read_record(path, cls, "ranking")

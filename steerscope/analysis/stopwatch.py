@@ -19,7 +19,7 @@ class Stopwatch:
         self._since = time.perf_counter()
 
     def stage(self, name: str | None) -> None:
-        """End the stage under way and begin the next."""
+        """End the current stage and begin the next."""
         now = time.perf_counter()
         if self._stage is not None:
             self.seconds[self._stage] = now - self._since
@@ -28,6 +28,11 @@ class Stopwatch:
             self.tick(0, 1)
 
     def tick(self, done: int, total: int) -> None:
-        """Tell the caller how far the stage is."""
+        """Tell the caller how far the stage is.
+
+        Args:
+            done: Parts of the stage that are done.
+            total: Parts of the stage in all.
+        """
         if self._progress is not None and self._stage is not None:
             self._progress(self._stage, done, total)

@@ -1,7 +1,7 @@
 """The command line; one file per command.
 
 Exit codes: 0 done, 1 a proposition fails, 2 bad input or a file that cannot be read or written, 130 interrupted, 141
-nobody reads the output any more (``| head``).
+the reader of the output has gone (``| head``).
 """
 
 from __future__ import annotations
@@ -73,7 +73,11 @@ def _root(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code (the console script exits with it)."""
+    """Run the command line and return its exit code (the console script exits with it).
+
+    Returns:
+        0, or another number where the command failed, was interrupted, or lost its reader.
+    """
     _open_closed_streams()
     output = sys.stdout
     try:
@@ -104,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
         if (found := trouble(error)) is None:
             raise
         return _refuse(f"reading or writing a file failed ({found[0]}). {found[1]}.")
-    if outcome == INTERRUPTED:  # typer turns Ctrl-C into this outcome without a word
+    if outcome == INTERRUPTED:  # typer turns Ctrl-C into this outcome silently
         print("steerscope: interrupted before it was done. Run the command again.", file=sys.stderr)
     return outcome if isinstance(outcome, int) else 0
 
@@ -116,7 +120,11 @@ def _refuse(sentence: str) -> int:
 
 
 def _unread() -> int:
-    """End without a word, as programs do whose reader has gone: files are written before anything is printed."""
+    """Exit silently, as programs do whose reader has gone: files are written before anything is printed.
+
+    Returns:
+        The exit code of a program whose reader has gone.
+    """
     _discard(sys.stdout)
     return UNREAD
 

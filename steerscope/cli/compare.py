@@ -1,4 +1,4 @@
-"""``steerscope compare``: finished runs side by side, as a table, a figure and JSON."""
+"""``steerscope compare``: compare finished runs, as a table, a figure and JSON."""
 
 from __future__ import annotations
 

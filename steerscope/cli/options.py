@@ -38,6 +38,14 @@ Quiet = Annotated[bool, typer.Option(help="No progress.")]
 def chosen_task(task: str | None, data: Path | None, data_dir: Path | None) -> Task:
     """Return the task that ``--task``, ``--data`` and ``--data-dir`` name.
 
+    Args:
+        task: Name of a task.
+        data: A file of the user's own examples.
+        data_dir: Folder with the files of the named task.
+
+    Returns:
+        The task; without any option, the default one.
+
     Raises:
         InputError: Two of them contradict each other, or what they name cannot be used.
     """

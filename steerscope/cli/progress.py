@@ -36,7 +36,11 @@ STAGES = {
 
 @contextmanager
 def stage_progress(*, quiet: bool) -> Iterator[StageProgress]:
-    """Give a function that shows how far a ranking is."""
+    """Give a function that shows how far a ranking is.
+
+    Yields:
+        A function of the stage's name, steps done and steps in all.
+    """
     if quiet:
         yield lambda stage, done, total: None
     elif sys.stderr.isatty():

@@ -104,7 +104,11 @@ def sweep(
 
 
 def _sites(text: str) -> int | str | tuple[str, ...]:
-    """Read ``all``, a number, or names."""
+    """Read ``all``, a number, or names.
+
+    Returns:
+        What ``SweepOptions.sites`` takes.
+    """
     from steerscope.experiments.sweeping.options import ALL
     from steerscope.sites import parse_site
 

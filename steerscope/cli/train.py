@@ -189,6 +189,9 @@ def _sites(named: list[str] | None, ranking_file: Path | None, which: str, metho
 def _learning_rate(text: str | None) -> float | str | None:
     """Read a number, or leave the word.
 
+    Returns:
+        The number, ``"auto"``, or ``None``.
+
     Raises:
         InputError: It is neither a number nor ``auto``.
     """

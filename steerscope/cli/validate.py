@@ -85,7 +85,11 @@ def validate(
 
 
 def _sites(text: str) -> int | tuple[str, ...]:
-    """Read a number of sites, or their names."""
+    """Read a number of sites, or their names.
+
+    Returns:
+        What ``ValidateOptions.sites`` takes.
+    """
     from steerscope.sites import parse_site
 
     if text.strip().isdecimal():

@@ -27,7 +27,12 @@ _running: tuple[str, dict[str, Any]] = ("", {})
 
 
 def command_runs(name: str, parameters: Iterable[Any]) -> None:
-    """Say which command runs, with click's description of its options."""
+    """Say which command runs, with click's description of its options.
+
+    Args:
+        name: Name of the command.
+        parameters: Its parameters, as click describes them.
+    """
     global _running
     _running = (name, {parameter.name: parameter for parameter in parameters})
 
@@ -36,6 +41,13 @@ def option_of(field: str, value: str | None = None) -> str:
     """Return what is typed for a field of the options' classes, alone or with a value.
 
     A field that the running command has no option for is named in plain words.
+
+    Args:
+        field: Name of a field of an options' class.
+        value: The value to type behind it, as text.
+
+    Returns:
+        The option as the running command spells it.
     """
     command, parameters = _running
     name = _ALIASES.get((command, field), _ALIASES.get(("", field), field))

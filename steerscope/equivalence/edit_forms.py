@@ -55,6 +55,9 @@ class EditForm:
             width_write: Channels of what it adds.
             rank: Inner width; required for forms that have one, refused for the others.
 
+        Returns:
+            Shapes by the parameter's name.
+
         Raises:
             InputError: A size is not positive, or a rank is missing or means nothing.
         """
@@ -69,7 +72,16 @@ class EditForm:
         return {name: tuple(sizes[axis] for axis in axes) for name, axes in self.axes.items()}
 
     def num_parameters(self, width_read: int, width_write: int, rank: int | None = None) -> int:
-        """Return the number of trainable numbers of one edit; arguments and errors as in :meth:`init_shapes`."""
+        """Return the number of trainable numbers of one edit; errors as in :meth:`init_shapes`.
+
+        Args:
+            width_read: Channels of what the edit reads.
+            width_write: Channels of what it adds.
+            rank: Inner width, for forms that have one.
+
+        Returns:
+            The sum over all parameters of the form.
+        """
         return sum(prod(shape) for shape in self.init_shapes(width_read, width_write, rank).values())
 
     def delta(self, parameters: Mapping[str, Tensor], read: Tensor) -> Tensor:
@@ -121,7 +133,7 @@ def _low_rank(parameters: Mapping[str, Tensor], read: Tensor) -> Tensor:
     return torch.einsum("wk,...k->...w", parameters["U"], inner)
 
 
-# Source of the forms: T16. Further forms are added here.
+# The published forms, arXiv 2603.00425 (P29, P38 in docs/theory.md). Further forms are added here.
 EDIT_FORMS: dict[str, EditForm] = {
     found.name: found
     for found in (

@@ -1,4 +1,8 @@
-"""Tangent kernels: Gram matrices of tangent features, and regression with them. Pure functions of tensors."""
+"""Empirical neural tangent kernels (NTKs): Gram matrices of tangent features, and ridge regression with them.
+
+An entry is the inner product of two outputs' gradients with respect to the parameters of a weight matrix or of an edit.
+Pure functions of tensors. Source: Jacot et al. 2018, arXiv 1806.07572.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +53,13 @@ class RidgeFit:
     def of(cls, kernel: Tensor, ridge: float) -> RidgeFit:
         """Factor ``kernel`` (``train train``, unit scale).
 
+        Args:
+            kernel: ``train train``, unit scale.
+            ridge: Added to the diagonal.
+
+        Returns:
+            The fit with its inverse; the kernel is not kept.
+
         Raises:
             torch.linalg.LinAlgError: The kernel plus ridge is not positive definite (it held NaN).
         Cost: about ``train^3`` multiplications, once for any number of targets.
@@ -69,6 +80,9 @@ class RidgeFit:
             targets: ``train target``, zero in the rows that a target leaves out.
             left_out: Pairs of rows and the targets (columns) that are fitted without them.
 
+        Returns:
+            ``train target``.
+
         Cost: one matrix product for all targets and one small solve per pair.
         """
         full = self.inverse @ targets
@@ -88,6 +102,9 @@ def ridge_weights(kernel: Tensor, targets: Tensor, ridge: float) -> Tensor:
         targets: ``train target``.
         ridge: Added to the diagonal.
 
+    Returns:
+        ``train target``.
+
     Raises:
         torch.linalg.LinAlgError: The kernel plus ridge is not positive definite (it held NaN).
 
@@ -101,5 +118,13 @@ def _factor(kernel: Tensor, ridge: float) -> Tensor:
 
 
 def alignment(first: Tensor, second: Tensor) -> float:
-    """Return the cosine of two kernels as vectors (uncentred kernel alignment), between 0 and 1."""
+    """Return the cosine of two kernels as vectors (uncentred kernel alignment), between 0 and 1.
+
+    Args:
+        first: ``row row``.
+        second: ``row row``, over the same rows.
+
+    Returns:
+        1 where one kernel is a multiple of the other.
+    """
     return float((first * second).sum() / (first.norm() * second.norm()).clamp_min(1e-300))

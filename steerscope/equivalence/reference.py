@@ -244,7 +244,18 @@ def site_value(
     position_ids: Tensor | None,
     site: Site,
 ) -> Tensor:
-    """Return the tensor at a site, ``(batch, token, channel)``; arguments as in :func:`edited_logits`."""
+    """Return the tensor at a site, as the reference computes it.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        input_ids: ``(batch, token)``.
+        attention_mask: ``(batch, token)`` of zeros and ones, or ``None`` for no padding.
+        position_ids: ``(batch, token)``, or ``None`` for the model's own.
+        site: Where.
+
+    Returns:
+        ``(batch, token, channel)``, unedited.
+    """
     found: list[Tensor] = []
 
     def keep(x: Tensor) -> Tensor:
@@ -307,7 +318,7 @@ def dense_edit_jacobian(
     Raises:
         InputError: Unknown ``family`` or ``method``, outputs of another shape, or no such site.
 
-    Cost: one backward pass per row, or two forward passes per parameter. Source: T16, P38.
+    Cost: one backward pass per row, or two forward passes per parameter. Source: P29 (the forms), P38 (their tangents).
     """
     value = site_value(model, input_ids, attention_mask, position_ids, site)
     width = value.shape[-1]
@@ -352,6 +363,17 @@ def dense_weight_jacobian(
     """Return the derivative of outputs with respect to one named weight, ``(rows, *weight.shape)``.
 
     A tied weight counts with all its uses. The weight's ``requires_grad`` is put back afterwards.
+
+    Args:
+        outputs: From the logits to the outputs.
+        model: A causal language model in evaluation mode.
+        input_ids: ``(batch, token)``.
+        attention_mask: ``(batch, token)`` of zeros and ones, or ``None`` for no padding.
+        position_ids: ``(batch, token)``, or ``None`` for the model's own.
+        weight_name: A name of ``model.named_parameters()``.
+
+    Returns:
+        ``(rows, *weight.shape)``.
 
     Raises:
         InputError: No weight of that name, or the outputs do not depend on it.

@@ -50,6 +50,9 @@ def remainder_slope(
         at: A site, or ``"logits"``.
         scales: At least two positive factors.
 
+    Returns:
+        The relative error at every scale, and its slope on logarithmic axes.
+
     Raises:
         InputError: As :func:`first_order_shift`; fewer than two scales; an update that moves nothing.
     """
@@ -59,6 +62,14 @@ def remainder_slope(
 
 def fit_remainder(measured: Callable[[float], Tensor], linear: Tensor, scales: Sequence[float]) -> Remainder:
     """Compare ``measured(t)`` with ``t * linear`` at every scale and fit the slope.
+
+    Args:
+        measured: Gives the real shift at a scale.
+        linear: The predicted shift at scale 1, in the same shape.
+        scales: At least two positive factors.
+
+    Returns:
+        The relative error at every scale, and its slope on logarithmic axes.
 
     Raises:
         InputError: Fewer than two positive scales, or a prediction that is zero, NaN or infinite.

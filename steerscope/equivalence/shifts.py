@@ -1,4 +1,4 @@
-r"""The first-order map from weight updates to activation shifts, through the real model.
+r"""The first-order map from weight updates to activation shifts: a Jacobian-vector product through the real model.
 
 .. math:: \delta h_s = J_{h_s, W}\,[\Delta W] = \left.\frac{d}{dt} h_s(W + t\,\Delta W)\right|_{t=0}
 
@@ -57,7 +57,7 @@ def first_order_shift(
         UnsupportedModelError: The attention backend has no forward derivative and cannot be switched.
 
     Cost: about three forward passes; the attention runs in its eager form during the call.
-    Source: theory.md T1, extended to all weights and to the logits.
+    Source: P1 in docs/theory.md, extended to all weights and to the logits.
     """
     inner, site_map = _model_of(model)
     weights, update = _checked(inner, weight_update)
@@ -78,7 +78,17 @@ def measured_shift(
 ) -> dict[str, Tensor]:
     """Return how far ``scale * weight_update`` really moves the tensors at sites; the model is left as it was.
 
-    Arguments and errors as in :func:`first_order_shift`.
+    Errors as in :func:`first_order_shift`.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        weight_update: Change per parameter name at scale 1.
+        inputs: Keyword arguments of the model, as in :func:`first_order_shift`.
+        at: Sites, or ``"logits"``.
+        scale: What the update is multiplied by.
+
+    Returns:
+        Per entry of ``at`` the change ``(batch token channel)``, zero at padding.
 
     Cost: two forward passes.
     """
@@ -93,6 +103,16 @@ def measured_shifts(
     scales: Iterable[float],
 ) -> Iterator[dict[str, Tensor]]:
     """Yield what :func:`measured_shift` returns for one scale after another.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        weight_update: Change per parameter name at scale 1.
+        inputs: Keyword arguments of the model, as in :func:`first_order_shift`.
+        at: Sites, or ``"logits"``.
+        scales: What the update is multiplied by, one after another.
+
+    Yields:
+        Per entry of ``at`` the change ``(batch token channel)``, zero at padding.
 
     Cost: one forward pass, and one per scale.
     """
@@ -125,6 +145,9 @@ def shift_jacobian(
         weight_name: Name of the parameter.
         inputs: As in :func:`first_order_shift`.
         at: A site, or ``"logits"``.
+
+    Returns:
+        ``(batch, token, channel, *weight)``, in units of the site per unit of the weight.
 
     Raises:
         InputError: As :func:`first_order_shift`, or the Jacobian would have more than 2^27 numbers.

@@ -16,6 +16,14 @@ def columns_of(write: Tensor) -> Tensor:
 
 
 def rank_excess(rows: Tensor, rank: int) -> float:
-    """Return the first singular value beyond ``rank``, relative to the largest; 0 for a matrix too small to have it."""
+    """Return the first singular value beyond ``rank``, relative to the largest; 0 for a matrix too small to have it.
+
+    Args:
+        rows: ``(row, d)``.
+        rank: The rank that they should have at most.
+
+    Returns:
+        From 0, rank kept, to 1.
+    """
     values = torch.linalg.svdvals(rows)
     return float(values[rank] / values[0]) if len(values) > rank else 0.0

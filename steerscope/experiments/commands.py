@@ -108,6 +108,9 @@ def evaluate(
         progress: Called with the stage's name, steps done and steps in all.
         command: What the user typed, kept with the results.
 
+    Returns:
+        The accuracy with its interval and, where they were asked for, comparisons of likelihoods.
+
     Raises:
         InputError: Options, data, model, adapter or folder cannot be used.
 
@@ -146,6 +149,9 @@ def validate(
         progress: Called with the stage's name, steps done and steps in all.
         command: What the user typed, kept with the results.
 
+    Returns:
+        The ranking's agreement with the trained losses, beside that of baselines.
+
     Raises:
         InputError: Options, data, model or folder cannot be used.
 
@@ -154,10 +160,17 @@ def validate(
     """
     options = options_or_default(options, ValidateOptions)
     options.check()
-    place = Path(out)
+    loaded = _in_memory(model, options)
+    place, show = Path(out), progress or _silent
     require_folder_for(place, Kind.VALIDATION, also=(Kind.RANKING,))
-    loaded, splits = _ready(model, task, options, progress)
-    ranking, result = validate_ranking(loaded, splits, options, place, progress=progress, command=command)
+    splits = splits_of_task(_task(task))
+    splits.selection(options.num_selection)
+    splits.test(options.num_test)
+    if loaded is None:
+        show("load", 0, 1)
+        loaded = _load(model, options)
+        show("load", 1, 1)
+    ranking, result = validate_ranking(loaded, splits, options, place, progress=show, command=command)
     ranking.save(place / "ranking.json")
     result.save(place / "validation.json")
     return result
@@ -178,9 +191,12 @@ def sweep(
         model: A loaded model, or the name of one.
         task: A task, or the name of one.
         options: Sites, edit, length of training, budget.
-        out: Folder for runs and ``table.json``; a sweep that is there with the same options is gone on with.
+        out: Folder for runs and ``table.json``; a sweep in it with the same options is resumed.
         progress: Called with the stage's name, steps done and steps in all.
         command: What the user typed, kept with the table.
+
+    Returns:
+        The table of sites, as it was written to ``out``.
 
     Raises:
         InputError: Options, data, model or folder cannot be used, or the budget was over before a run was tested.
@@ -207,9 +223,12 @@ def search(
         model: A loaded model, or the name of one.
         task: A task, or the name of one.
         options: Budget, candidates, edit.
-        out: Folder for runs, ``search.json`` and ``adapter/``; a search that is there is gone on with.
+        out: Folder for runs, ``search.json`` and ``adapter/``; a search in it is resumed.
         progress: Called with the stage's name, steps done and steps in all.
         command: What the user typed, kept with the result.
+
+    Returns:
+        The best site or set with its test result, and everything that was tried.
 
     Raises:
         InputError: Options, data, model or folder cannot be used, or the budget was over before runs were compared.
@@ -266,6 +285,9 @@ def verify(
         only: Names of propositions (``"P7,P12"`` or ``["P7", "P12"]``); all unless given.
         progress: Called with the stage's name, steps done and steps in all.
 
+    Returns:
+        The verdict on each proposition and, on a model, the measurements.
+
     Raises:
         InputError: An unknown proposition, or options or the model cannot be used.
 
@@ -283,24 +305,6 @@ def verify(
         )
     load = model if callable(model) else partial(_in_dtype, model, options)
     return verification.verify_model(load, chosen, options, progress)
-
-
-def _ready(
-    model: AnyModel,
-    task: AnyTask,
-    options: ValidateOptions | SearchOptions | SweepOptions,
-    progress: StageProgress | None,
-) -> tuple[LoadedModel, DataSplits]:
-    """Return the model and the examples, after what can be refused without the model has been."""
-    loaded = _in_memory(model, options)
-    splits, show = splits_of_task(_task(task)), progress or _silent
-    splits.selection(options.num_selection)
-    splits.test(options.num_test)
-    if loaded is None:
-        show("load", 0, 1)
-        loaded = _load(model, options)
-        show("load", 1, 1)
-    return loaded, splits
 
 
 def _task(task: AnyTask) -> Task:

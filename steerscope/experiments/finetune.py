@@ -17,7 +17,7 @@ from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
 from steerscope.models.wrappers import vocab_size
 
-# Told steps done, steps in all and the loss of the last step (nan before the first).
+# Called with steps done, steps in all and the loss of the last step (nan before the first).
 Progress = Callable[[int, int, float], None]
 
 
@@ -106,7 +106,16 @@ def short_finetune(
 
 
 def mean_loss(loaded: LoadedModel, examples: Sequence[Example], batch_size: int = 8) -> float:
-    """Return the loss that :func:`short_finetune` trains on, mean over examples. Cost: a forward pass over them."""
+    """Return the loss that :func:`short_finetune` trains on, mean over examples. Cost: a forward pass over them.
+
+    Args:
+        loaded: The model.
+        examples: All with choices, or all without.
+        batch_size: Sequences per forward pass.
+
+    Returns:
+        Minus the log-likelihood of the right answer, in nats.
+    """
     encoded = encode_for(loaded, examples)
     probes = make_probes(encoded, 1, vocab_size(loaded.model), 0, torch.float32)
     total = 0.0

@@ -1,7 +1,7 @@
 """Words that many rows begin with, an instruction for example: computed once for all of them.
 
 Keys and values of these tokens are the same in every row, so a pass over them alone gives a cache, which is repeated
-for the rows and which the second pass goes on from; in backward the gradients of all rows meet in it. Results are those
+for the rows and which the second pass continues; in backward the gradients of all rows meet in it. Results are those
 of whole rows up to rounding. Models for which they are not (a state in place of a cache, dropout, which would be drawn
 once for all rows) get whole rows: :func:`shared_length` tries it out first.
 """
@@ -45,6 +45,9 @@ def shared_length(model: nn.Module, rows: Sequence[Sequence[int]], prompts: Sequ
             that a steering adapter counts back from the prompt's end.
         pad: Any token to fill with.
 
+    Returns:
+        A number of tokens.
+
     Cost: passes over two rows.
     """
     length = common_length(rows, prompts, counted_back(model))
@@ -58,6 +61,9 @@ def common_length(rows: Sequence[Sequence[int]], prompts: Sequence[int], behind:
         rows: Token ids.
         prompts: How many tokens of each row are its prompt.
         behind: :func:`counted_back`.
+
+    Returns:
+        A number of tokens.
     """
     if behind is None or len(rows) < 2:
         return 0
@@ -85,6 +91,9 @@ def can_stand_apart(
         pad: Any token to fill with.
         length: :func:`common_length` of the rows.
         pads_left: Whether rows will be padded on the left, behind what stands apart; else on the right.
+
+    Returns:
+        ``True`` where the logits agree up to rounding.
     """
     if not length or _drops(model):
         return False
@@ -104,6 +113,9 @@ def cache_of(model: nn.Module, prefix: Tensor, rows: int, told: dict[str, Any] |
         rows: How often.
         told: What else the model is to be given.
         without: How many of the lowest blocks are not run, and have no keys and values.
+
+    Returns:
+        A key/value cache of the model's own kind.
     """
     columns = torch.arange(prefix.shape[1], device=prefix.device).expand_as(prefix)
     given = {"input_ids": prefix, "attention_mask": torch.ones_like(prefix), "position_ids": columns}
@@ -130,7 +142,17 @@ class Prefix:
 
     @classmethod
     def of(cls, model: nn.Module, rows: Sequence[Sequence[int]], prompts: Sequence[int], pad: int) -> Prefix:
-        """Find and compute the prefix of all rows; see :func:`shared_length`."""
+        """Find and compute the prefix of all rows; see :func:`shared_length`.
+
+        Args:
+            model: A causal language model or a wrapper of one, in the mode in which it will run.
+            rows: Token ids, one sequence per row.
+            prompts: How many tokens of each row are its prompt.
+            pad: Any token to fill with.
+
+        Returns:
+            The prefix with its key/value cache; without a common start, an empty one.
+        """
         length = shared_length(model, rows, prompts, pad)
         ids = torch.tensor([list(rows[0][:length])], dtype=torch.long, device=next(model.parameters()).device)
         if not length:
@@ -176,7 +198,11 @@ def _told(model: nn.Module, prompts: Sequence[int], device: torch.device) -> dic
 
 
 def _drops(model: nn.Module) -> bool:
-    """Whether dropout is drawn: by a module of its own, or by one that keeps a rate as a number."""
+    """Whether dropout is drawn: by a module of its own, or by one that keeps a rate as a number.
+
+    Returns:
+        Whether two runs on the same tokens may differ.
+    """
     return any(module.training and any(rate > 0 for rate in _rates(module)) for module in model.modules())
 
 
@@ -189,7 +215,11 @@ def _rates(module: nn.Module) -> list[float]:
 def _is_right(
     model: nn.Module, rows: Sequence[Sequence[int]], prompts: Sequence[int], pad: int, length: int, pads_left: bool
 ) -> bool:
-    """Whether both ways give the same logits after these rows."""
+    """Whether both ways give the same logits after these rows.
+
+    Returns:
+        Whether the logits differ by no more than rounding explains.
+    """
     device = next(model.parameters()).device
     width = max(map(len, rows))
     told = _told(model, prompts, device)

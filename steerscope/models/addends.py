@@ -21,6 +21,10 @@ def checked(site: Site, edit: Edit) -> Edit:
         site: Where, for messages.
         edit: As the caller gave it.
 
+    Returns:
+        The same function with the checks around it: called with what the site reads (``batch token channel``), it
+        returns what the edit returns.
+
     Raises:
         InputError: It cannot be called; or, when the result is called.
     """

@@ -94,6 +94,13 @@ class BlockDescription:
 def module_at(root: nn.Module, path: str) -> nn.Module:
     """Return the module at a dotted path.
 
+    Args:
+        root: Where the path starts.
+        path: Attribute names and indices joined by dots, such as ``"mlp.down_proj"``.
+
+    Returns:
+        The module itself, not a copy.
+
     Raises:
         UnsupportedModelError: There is nothing, or no module, at that path.
     """
@@ -133,6 +140,14 @@ class Block:
     def bind(cls, module: nn.Module, description: BlockDescription, index: int) -> Block:
         """Find every part of ``description`` in ``module``.
 
+        Args:
+            module: One decoder block of a transformers model.
+            description: Where the parts of such a block are.
+            index: The block's number, from 0.
+
+        Returns:
+            The block with its modules, ready for hooks.
+
         Raises:
             UnsupportedModelError: A path of the description leads nowhere.
         """
@@ -167,13 +182,30 @@ class Block:
     # --- its parts by the words of the table of site kinds ---
 
     def maps(self, branch: Branch, maps: Maps) -> tuple[nn.Module, ...]:
-        """Return the linear maps that read a branch's input, or the one that writes its output."""
+        """Return the linear maps that read a branch's input, or the one that writes its output.
+
+        Args:
+            branch: Attention or MLP.
+            maps: Those that read the branch's input, or the one that writes its output.
+
+        Returns:
+            One module where the maps are fused (GPT-2's ``c_attn``), else one for each map; always one for the map that
+            writes.
+        """
         if branch is Branch.ATTENTION:
             return self.attn_reads if maps is Maps.READS else (self.attn_write,)
         return self.mlp_reads if maps is Maps.READS else (self.mlp_write,)
 
     def reader(self, branch: Branch, maps: Maps) -> nn.Module:
-        """Return the one module whose input is what a branch's linear maps read."""
+        """Return the one module whose input is what a branch's linear maps read.
+
+        Args:
+            branch: Attention or MLP.
+            maps: The maps that read, or the map that writes.
+
+        Returns:
+            The writing map itself, or for the reading maps the module whose first input they all share.
+        """
         if maps is Maps.WRITE:
             return self.maps(branch, maps)[0]
         return self.attn if branch is Branch.ATTENTION else self.mlp_in
@@ -200,11 +232,27 @@ class Block:
     # --- the layout's equations, recomputed from the parts (what the self-check compares with) ---
 
     def stream_mid(self, h: Tensor, attn_out: Tensor) -> Tensor:
-        """``resid_mid`` of a sequential block."""
+        """``resid_mid`` of a sequential block.
+
+        Args:
+            h: The residual stream entering the block, ``batch token d_model``.
+            attn_out: What attention adds to it, after a norm on writes; the same shape.
+
+        Returns:
+            Their sum, ``batch token d_model``.
+        """
         return h + attn_out
 
     def mlp_input(self, h: Tensor, attn_out: Tensor) -> Tensor:
-        """``mlp_in`` from the stream and what attention added."""
+        """``mlp_in`` from the residual stream and what attention added.
+
+        Args:
+            h: The residual stream entering the block, ``batch token d_model``.
+            attn_out: What attention adds to it, in the same shape; has no influence in a parallel block.
+
+        Returns:
+            What the MLP receives, after the norm before it where there is one; ``batch token d_model``.
+        """
         stream = h if self.description.parallel else self.stream_mid(h, attn_out)
         return stream if self.mlp_norm is None else self.mlp_norm(stream)
 
@@ -228,7 +276,16 @@ class Block:
 
 
 def width_of(block: Block, kind: SiteKind, d_model: int) -> int:
-    """Return the number of channels of a kind of site in ``block``."""
+    """Return the number of channels of a kind of site in ``block``.
+
+    Args:
+        block: A block of the model.
+        kind: The kind of site.
+        d_model: Width of the residual stream.
+
+    Returns:
+        The input width of the writing map for what that map reads (``attn_heads``, ``mlp_hidden``), else ``d_model``.
+    """
     match kind.facts.read_by:
         case (branch, Maps.WRITE):  # of as many channels as the branch has inside
             return linear_shape(block.maps(branch, Maps.WRITE)[0])[1]
@@ -259,5 +316,14 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
 
 
 def as_token_axes(tensor: Tensor, batch: int, token: int) -> Tensor:
-    """View a tensor whose tokens were flattened (OPT's MLP) as ``batch token channel``."""
+    """View a tensor whose tokens were flattened (OPT's MLP) as ``batch token channel``.
+
+    Args:
+        tensor: ``batch token channel``, or ``batch*token channel``.
+        batch: Number of sequences.
+        token: Tokens per sequence, padding included.
+
+    Returns:
+        A view ``batch token channel``; the tensor itself if it has three axes already.
+    """
     return tensor.view(batch, token, tensor.shape[-1]) if tensor.dim() == 2 else tensor

@@ -59,7 +59,15 @@ _bound: list[Entry] = []
 
 
 def entries(owner: object, name: str) -> tuple[Entry, ...]:
-    """Return the contexts of one sort that the running code is inside, outermost first."""
+    """Return the contexts of one sort that the running code is inside, outermost first.
+
+    Args:
+        owner: Whose state it is; compared by identity.
+        name: Which state.
+
+    Returns:
+        The entries, outermost first; empty outside of any such context.
+    """
     return tuple(one for one in _all() if one.owner is owner and one.name == name)
 
 
@@ -75,6 +83,9 @@ def entered(owner: object, name: str, value: Any = None) -> Iterator[Entry]:
         owner: Whose state it is.
         name: Which state.
         value: What it is set to.
+
+    Yields:
+        The context, which notes when it has ended.
     """
     entry = Entry(owner, name, value, _all())
     _inside.set((*entry.outer, entry))

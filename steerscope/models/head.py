@@ -1,4 +1,4 @@
-"""The last product of a language model, of its hidden states and the vocabulary, at full speed."""
+"""Compute the logits at full speed: make the input of the output embedding (the LM head) contiguous."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 @contextmanager
 def contiguous_head(model: nn.Module) -> Iterator[None]:
-    """Let the output embedding read hidden states that lie side by side in memory, as long as the context lasts.
+    """Make the input of the output embedding (the LM head) contiguous inside the context.
 
     transformers cuts a batch to the tokens whose logits are kept by a slice. torch multiplies such a slice one row of
     the batch at a time, which on a CPU takes several times as long as one product over a copy of it. Nothing else

@@ -1,4 +1,4 @@
-"""Reading and editing sites of a running model through forward hooks.
+"""Reading and editing sites (hook points) of a running model through forward hooks.
 
 Edits are added (x + d), never written as replaced values, so a zero edit leaves the logits bit-equal. Only
 the hooks set here are removed again; other libraries' hooks stay. Hooks act in the thread or asyncio task that set
@@ -48,7 +48,7 @@ class _Stream(threading.local):
         self.owner = owner
 
     def is_wanted(self) -> bool:
-        """Whether the pass under way is one of those that are meant."""
+        """Whether the current pass is one of those that are meant."""
         return acts_here(self.owner)
 
     def watch(self, block: Block, stack: ExitStack) -> None:
@@ -216,6 +216,9 @@ def edited(
             data type and on any device. It is added in the model's. Edits apply in the order in which a block computes
             its sites, whatever the order of the mapping; an edit sees what the edits before it made. Nested contexts
             apply outer edits first.
+
+    Yields:
+        The transformers model inside, to be called as usual.
 
     Raises:
         InputError: A model that the site map does not belong to, a site it does not have, the same site twice, all

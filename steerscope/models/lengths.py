@@ -26,7 +26,15 @@ def context_of(model: nn.Module) -> int | None:
 
 
 def readable_length(model: nn.Module, max_length: int | None) -> int | None:
-    """Return the smaller of a limit and the model's own, where there is one."""
+    """Return the smaller of a limit and the model's own, where there is one.
+
+    Args:
+        model: A transformers model.
+        max_length: The caller's limit in tokens, or None for none.
+
+    Returns:
+        Tokens per row, or None where neither says one.
+    """
     limits = [limit for limit in (max_length, context_of(model)) if limit is not None]
     return min(limits) if limits else None
 
@@ -34,7 +42,8 @@ def readable_length(model: nn.Module, max_length: int | None) -> int | None:
 def switch_length(model: nn.Module) -> int | None:
     """Return the length beyond which the model rotates positions by other factors; ``None`` if it never does.
 
-    Rows up to it and rows beyond it must not share a batch, and keys cached below it must not be gone on with beyond.
+    Rows up to it and rows beyond it must not share a batch, and a key/value cache filled below it must not be continued
+    beyond it.
     """
     config = _config(model)
     found = []
@@ -53,7 +62,15 @@ def switch_length(model: nn.Module) -> int | None:
 
 
 def is_beyond(length: int, switch: int | None) -> bool:
-    """Whether a row of so many tokens is rotated by the other factors."""
+    """Whether a row of so many tokens is rotated by the other factors.
+
+    Args:
+        length: Tokens of the row.
+        switch: :func:`switch_length` of the model; None where it has one set of factors.
+
+    Returns:
+        True above the switch; False everywhere if there is none.
+    """
     return switch is not None and length > switch
 
 
@@ -67,6 +84,9 @@ def batches_within(
         length: How many tokens a row has.
         size: Rows per batch.
         switch: :func:`switch_length` of the model.
+
+    Yields:
+        Row numbers of one batch, in the given order.
     """
     batch: list[int] = []
     for row in order:
@@ -100,7 +120,16 @@ def require_one_side(lengths: Sequence[int], switch: int | None, what: str, advi
 
 
 def sides(order: Sequence[int], length: Callable[[int], int], switch: int | None) -> list[list[int]]:
-    """Return the rows up to the switch and those beyond it, in their order; none of them empty."""
+    """Return the rows up to the switch and those beyond it, in their order; none of them empty.
+
+    Args:
+        order: Row numbers.
+        length: Gives a row's number of tokens.
+        switch: :func:`switch_length` of the model.
+
+    Returns:
+        One list or two: short rows first.
+    """
     parts = [[row for row in order if is_beyond(length(row), switch) is beyond] for beyond in (False, True)]
     return [part for part in parts if part]
 

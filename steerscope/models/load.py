@@ -217,6 +217,19 @@ def wrap_model(
     The model is put in evaluation mode and its parameters are frozen; attention that would leave out the softcapping
     its configuration asks for is switched to ``eager``. Nothing else in it changes.
 
+    Args:
+        model: A causal language model of transformers.
+        tokenizer: Its tokenizer.
+        name: What messages and reports call it.
+        revision: Branch, tag or commit it came from, for the record.
+        sha256: Hash of its weights, where it is known; by default computed from the parameters.
+        quantised: What happened to the weights before they were float, in words, for the record.
+        description: Where the parts of its blocks are, for a family that steerscope does not know.
+        setup: Hash of what else decides its outputs, see :class:`ModelIdentity`.
+
+    Returns:
+        The model with its tokenizer, sites and identity.
+
     Raises:
         InputError: A weight is NaN or infinite, or offloaded; the message names it.
         UnsupportedModelError: No known layout, or the self-check failed.

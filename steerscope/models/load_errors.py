@@ -46,6 +46,9 @@ def not_loaded(name: str, source: Path, error: Exception) -> InputError:
         name: As the user named it.
         source: Where it was looked for; what does not exist was asked for by its Hugging Face name.
         error: What was raised.
+
+    Returns:
+        The error to raise, in one sentence with the next step; ``error`` itself if it is such a one.
     """
     if isinstance(error, InputError):
         return error

@@ -27,7 +27,12 @@ class Readings(dict[Key, Tensor]):
         self._site_map, self._asked = site_map, asked
 
     def keep(self, site: Site, value: Tensor) -> None:
-        """Keep what was read at a site."""
+        """Keep what was read at a site.
+
+        Args:
+            site: Where it was read; one that was asked for.
+            value: ``batch token channel``, kept under every name that the site was asked for by.
+        """
         for key in self._asked[site]:
             self[key] = value
 
@@ -55,7 +60,15 @@ class Readings(dict[Key, Tensor]):
         return dict.__contains__(self, self._key(name))
 
     def get(self, name: Site | str, default: Any = None) -> Any:
-        """Return what was read at a site, or the default."""
+        """Return what was read at a site, or the default.
+
+        Args:
+            name: A site, or any name of it that :class:`~steerscope.sites.Site` takes.
+            default: What comes back for a site that was not read.
+
+        Returns:
+            ``batch token channel`` of the latest pass, or the default.
+        """
         try:
             return self[name]
         except KeyError:

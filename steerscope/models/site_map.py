@@ -98,6 +98,9 @@ def find_sites(model: nn.Module, description: BlockDescription | None = None) ->
         model: A transformers causal language model, plain or wrapped by PEFT.
         description: How its blocks are built; by default looked up by the model's family.
 
+    Returns:
+        The model's blocks with their modules, and the sites they have.
+
     Raises:
         UnsupportedModelError: The family is unknown, or the description's paths lead nowhere.
     """
@@ -115,5 +118,14 @@ def find_sites(model: nn.Module, description: BlockDescription | None = None) ->
 
 
 def unknown_name(value: str, valid: list[str], what: str) -> InputError:
-    """Return the error for a name that is none of ``valid``."""
+    """Return the error for a name that is none of ``valid``.
+
+    Args:
+        value: What the user wrote.
+        valid: The names there are.
+        what: What sort of name it is, for the message (``"site"``).
+
+    Returns:
+        An error that lists the valid names and the nearest one; it is not raised.
+    """
     return InputError(f"unknown {what} {value!r}.{did_you_mean(value, valid)} Valid: {', '.join(valid)}.")

@@ -24,6 +24,13 @@ def text_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     What the tokenizer puts before a text is kept, unless the text begins with it already (one written by
     ``apply_chat_template(tokenize=False)`` does). What it puts behind a text is left out: the model is to go on.
     Special tokens that the text itself spells stay as they are.
+
+    Args:
+        text: The text, special tokens spelled out or not.
+        tokenizer: The model's.
+
+    Returns:
+        Token ids, with what belongs before a text and without what belongs behind it.
     """
     own = own_tokens(text, tokenizer)
     start = _tokens_before(text, own, tokenizer)
@@ -33,7 +40,15 @@ def text_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def own_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that the text itself spells."""
+    """Return the tokens that the text itself spells.
+
+    Args:
+        text: The text alone.
+        tokenizer: The model's; adds nothing here.
+
+    Returns:
+        Token ids.
+    """
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -42,6 +57,14 @@ def completion_tokens(prompt: str, completion: str, tokenizer: PreTrainedTokeniz
 
     The two are tokenised together where that leaves the prompt's own tokens as they are and adds some, else apart: a
     model that is to continue the prompt sees the prompt's own tokens in either case.
+
+    Args:
+        prompt: What the model reads.
+        completion: What it is to write, with its leading space.
+        tokenizer: The model's.
+
+    Returns:
+        Token ids of the prompt, and those of the completion.
     """
     before, whole = text_tokens(prompt, tokenizer), text_tokens(prompt + completion, tokenizer)
     if whole[: len(before)] == before and len(whole) > len(before):
@@ -55,6 +78,9 @@ def pad_token(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> int:
     Args:
         tokenizer: Its padding token is taken, else its end token, where the model has an embedding for it.
         model: A transformers model.
+
+    Returns:
+        The token's id, below the number of embeddings.
     """
     rows = _num_embeddings(model)
     own = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)

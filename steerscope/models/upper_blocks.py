@@ -19,6 +19,11 @@ def entering_block(site_map: SiteMap, layer: int, stream: Tensor) -> Iterator[No
 
     The blocks below do nothing inside the context. Enter it before hooks that read or edit sites. The model is to be
     run on as many tokens as the stream has: masks and positions are made of them.
+
+    Args:
+        site_map: The model's blocks.
+        layer: The first block that computes, from 0.
+        stream: The residual stream entering it, ``batch token d_model``, in the model's data type.
     """
     skipped = [block.module for block in site_map.blocks[:layer]]
 
@@ -42,6 +47,11 @@ def mlp_at(block: Block, row: Tensor, token: Tensor) -> Iterator[None]:
 
     Of the last block nothing else is read where logits are asked for at these tokens alone. What the MLP reads has
     another shape inside: no hook may read or edit it. A block without a module for its MLP computes all.
+
+    Args:
+        block: The block.
+        row: ``selected``: which sequences of the batch.
+        token: ``selected``: the token in each of them.
     """
     if block.mlp_write is block.mlp_in or block.mlp_write not in set(block.mlp_in.modules()):
         yield
@@ -69,7 +79,16 @@ def mlp_at(block: Block, row: Tensor, token: Tensor) -> Iterator[None]:
 
 
 def pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Stand in for a block's ``forward`` where the block is to do nothing."""
+    """Stand in for a block's ``forward`` where the block is to do nothing.
+
+    Args:
+        hidden_states: The residual stream entering the block, ``batch token d_model``.
+        args: Taken as a block takes them, and ignored.
+        kwargs: Likewise.
+
+    Returns:
+        ``hidden_states`` itself.
+    """
     return hidden_states
 
 
@@ -78,6 +97,10 @@ def above_blocks(site_map: SiteMap, stream: Tensor) -> Iterator[None]:
     """Run nothing but what follows the last block, with ``stream`` (``batch token d_model``) leaving that block.
 
     The model is to be run on as many tokens as the stream has.
+
+    Args:
+        site_map: The model's blocks.
+        stream: The residual stream leaving the last block, ``batch token d_model``.
     """
     last = site_map.blocks[-1]
     with entering_block(site_map, last.index, stream):

@@ -98,7 +98,11 @@ def _style() -> Iterator[None]:
 
 
 def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Run a plotting function under the project's style, without touching the caller's settings."""
+    """Run a plotting function under the project's style, without touching the caller's settings.
+
+    Returns:
+        A function with the same arguments.
+    """
 
     @functools.wraps(plot)
     def under_style(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -120,7 +124,15 @@ def look(kind: str) -> tuple[str, str, str]:
 
 
 def figure_text(text: object, limit: int = 40) -> str:
-    """Return text that the bundled font can draw: ASCII, one line, limited."""
+    """Return text that the bundled font can draw: ASCII, one line, limited.
+
+    Args:
+        text: Anything that can be printed.
+        limit: Most characters.
+
+    Returns:
+        The text; other characters than ASCII are question marks.
+    """
     return clean(text, limit).encode("ascii", "replace").decode("ascii")
 
 
@@ -128,6 +140,13 @@ def finish_with_foot(figure: Figure, foot: str, title: str, handles: Sequence[Ar
     """Add title, legend and foot, and keep the three apart from the axes.
 
     The foot is one line that says what the figure is of, so that it can stand on its own.
+
+    Args:
+        figure: The figure, its axes drawn.
+        foot: What the figure is of.
+        title: A few words.
+        handles: Entries of the legend.
+        columns: Entries per row of the legend.
     """
     height = figure.get_figheight()
     rows = -(-len(handles) // columns)
@@ -154,7 +173,15 @@ def finish_with_foot(figure: Figure, foot: str, title: str, handles: Sequence[Ar
 
 
 def figure_bytes(figure: Figure, kind: str) -> bytes:
-    """Return a figure as ``svg`` or ``png`` (150 dpi), the same bytes for the same figure every time."""
+    """Return a figure as ``svg`` or ``png`` (150 dpi), the same bytes for the same figure every time.
+
+    Args:
+        figure: The figure.
+        kind: ``svg`` or ``png``.
+
+    Returns:
+        The content of a file.
+    """
     buffer = io.BytesIO()
     # Date and version would make two equal reports differ.
     metadata: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
@@ -164,14 +191,31 @@ def figure_bytes(figure: Figure, kind: str) -> bytes:
 
 
 def draw_line(ax: Axes, x: Any, y: Any, look: tuple[str, str, str], label: str) -> Line2D:
-    """Draw one line in a look of :data:`LINE_LOOKS`."""
+    """Draw one line in a look of :data:`LINE_LOOKS`.
+
+    Args:
+        ax: The axes.
+        x: Values on the horizontal axis.
+        y: Values on the vertical axis, as many.
+        look: Colour, marker and dashes.
+        label: Name in the legend.
+
+    Returns:
+        The line, for the legend.
+    """
     colour, marker, dash = look
     (drawn,) = ax.plot(x, y, color=colour, marker=marker, linestyle=dash, markersize=4.5, linewidth=1.4, label=label)
     return drawn
 
 
 def log_scale(ax: Axes, which: str, base: int = 10) -> None:
-    """Make the axis ``"x"`` or ``"y"`` logarithmic with ticks in plain numbers (the style draws no powers)."""
+    """Make the axis ``"x"`` or ``"y"`` logarithmic with ticks in plain numbers (the style draws no powers).
+
+    Args:
+        ax: The axes.
+        which: ``x`` or ``y``.
+        base: Base of the logarithm, where the ticks stand.
+    """
     (ax.set_xscale if which == "x" else ax.set_yscale)("log", base=base)
     axis = ax.xaxis if which == "x" else ax.yaxis
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -47,6 +47,9 @@ def render(template: Path, figures: Sequence[tuple[PageFigure[Any], bytes]], **v
         template: The page's template; it gets ``css``, ``figures`` and the values.
         figures: The figures in the order of the page, each with its SVG.
         values: What else the template names.
+
+    Returns:
+        The whole page as text.
     """
     # Data URIs rather than inline SVG: the figures' ids repeat and would collide in one document.
     shown = [

@@ -74,7 +74,15 @@ class Picture:
 
 
 def picture(figure: Figure, alt: str) -> Picture:
-    """Return a figure as a notebook shows it; the same bytes for the same figure every time."""
+    """Return a figure as a notebook shows it; the same bytes for the same figure every time.
+
+    Args:
+        figure: The figure.
+        alt: What a reader hears who does not see it.
+
+    Returns:
+        A PNG image with its text.
+    """
     return Picture(figure_bytes(figure, "png"), alt)
 
 
@@ -82,7 +90,7 @@ def picture(figure: Figure, alt: str) -> Picture:
 def plot_lines(panels: Panel | Sequence[Panel], x_name: str, title: str, foot: str, *, height: float = 2.5) -> Figure:
     """Draw lines in panels one above the other that share their horizontal axis and their legend.
 
-    A name that occurs in several panels has one look and stands in the legend once.
+    A name that occurs in several panels has one look and one entry in the legend.
 
     Args:
         panels: One panel or several.
@@ -90,6 +98,9 @@ def plot_lines(panels: Panel | Sequence[Panel], x_name: str, title: str, foot: s
         title: A few words.
         foot: What the figure is of: model, task, seed.
         height: Inches per panel.
+
+    Returns:
+        The figure.
 
     Raises:
         InputError: No panel.
@@ -160,6 +171,9 @@ def plot_rows(
         foot: What the figure is of.
         nulls: Reference values by name, drawn as dashed vertical lines.
         log: Whether the axis is logarithmic.
+
+    Returns:
+        The figure.
 
     Raises:
         InputError: No row.

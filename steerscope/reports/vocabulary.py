@@ -68,7 +68,19 @@ def clean(text: object, limit: int | None = None) -> str:
 
 
 def format_score(value: float, name: str) -> str:
-    """Print a score: shares as percentages with one decimal, others with three significant digits."""
+    """Write a score: shares as percentages with one decimal, others with three significant digits.
+
+    Args:
+        value: The score.
+        name: Name of the score, which decides its unit.
+
+    Returns:
+        The number as text.
+
+    Example:
+        >>> format_score(0.3312, "learnable_share"), format_score(0.3312, "gradient_norm")
+        ('33.1%', '0.331')
+    """
     if not score_words(name).is_share:
         text = f"{value:.3g}"
         return "0" if text == "-0" else text
@@ -77,9 +89,17 @@ def format_score(value: float, name: str) -> str:
 
 
 def format_interval(low: float, high: float, name: str) -> str:
-    """Print an interval, ``33.1% to 43.0%``: a dash would be misread beside negative shares.
+    """Write an interval, ``33.1% to 43.0%``: a dash would be misread beside negative shares.
 
     One of a share ends at 100%, also in files of before.
+
+    Args:
+        low: Lower end.
+        high: Upper end.
+        name: Name of the score, which decides its unit.
+
+    Returns:
+        The interval as text.
     """
     if score_words(name).is_share and low <= 1:
         high = min(high, 1.0)
@@ -87,19 +107,51 @@ def format_interval(low: float, high: float, name: str) -> str:
 
 
 def format_difference(value: float, name: str) -> str:
-    """Print the difference of two scores; shares differ in percentage points."""
+    """Write the difference of two scores; shares differ in percentage points.
+
+    Args:
+        value: The difference.
+        name: Name of the score, which decides its unit.
+
+    Returns:
+        The difference as text.
+    """
     if score_words(name).is_share:
         return f"{100 * value:,.1f} percentage points"
     return format_score(value, name)
 
 
 def count(number: int, noun: str) -> str:
-    """Print a number with its noun: ``1 prompt``, ``9,216 parameters``."""
+    """Write a number with its noun: ``1 prompt``, ``9,216 parameters``.
+
+    Args:
+        number: How many.
+        noun: The noun in the singular; its plural ends in ``s``.
+
+    Returns:
+        Number and noun.
+
+    Example:
+        >>> count(1, "prompt"), count(9216, "parameter")
+        ('1 prompt', '9,216 parameters')
+    """
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def listing(words: Sequence[str], limit: int = 6) -> str:
-    """Print a list as prose, ``a, b and c``; what exceeds ``limit`` becomes ``and 4 more``."""
+    """Write a list as prose, ``a, b and c``; what exceeds ``limit`` becomes ``and 4 more``.
+
+    Args:
+        words: What is listed, at least one.
+        limit: Most words that are written out.
+
+    Returns:
+        The list as text.
+
+    Example:
+        >>> listing(["a", "b", "c"]), listing(["a", "b", "c"], limit=2)
+        ('a, b and c', 'a, b and 1 more')
+    """
     shown = list(words[:limit])
     if len(words) > limit:
         return f"{', '.join(shown)} and {len(words) - limit:,} more"
@@ -112,5 +164,13 @@ def axis_scale(name: str) -> tuple[float, str]:
 
 
 def is_close(first: float, second: float) -> bool:
-    """Say whether two scores are one number computed twice (kernels are built in float32)."""
+    """Say whether two scores are one number computed twice (kernels are built in float32).
+
+    Args:
+        first: One score.
+        second: The other score.
+
+    Returns:
+        Whether they differ by rounding only.
+    """
     return math.isclose(first, second, rel_tol=1e-5, abs_tol=1e-6)

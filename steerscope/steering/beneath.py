@@ -116,7 +116,15 @@ def _scaled(layer: Any, name: str) -> tuple[float, float] | None:
 
 
 def saved_tensors(model: Any, name: str) -> dict[str, Tensor]:
-    """Return what PEFT saves of an adapter, without embeddings that it did not train: the model's own are there."""
+    """Return what PEFT saves of an adapter, without embeddings that it did not train: the model's own are there.
+
+    Args:
+        model: A model of PEFT.
+        name: Of PEFT's adapter.
+
+    Returns:
+        Tensors by PEFT's names for files.
+    """
     from peft import get_peft_model_state_dict
 
     # With the state given PEFT does not warn of shapes (it takes the bias of a lora_B for a damaged weight).
@@ -199,6 +207,9 @@ def overwritten_by(model: nn.Module, folder: Path, name: str) -> frozenset[str]:
         folder: Of the steering adapter.
         name: Of PEFT's adapter.
 
+    Returns:
+        Names of the base model's own weights that loading the adapter replaces.
+
     Raises:
         InputError: Its files are missing, damaged, or not read.
     """
@@ -207,12 +218,26 @@ def overwritten_by(model: nn.Module, folder: Path, name: str) -> frozenset[str]:
 
 
 def lora_place(folder: Path, name: str) -> Path:
-    """Return where an adapter's LoRA is: PEFT gives all but ``default`` a folder of their own."""
+    """Return where an adapter's LoRA is: PEFT gives all but ``default`` a folder of their own.
+
+    Args:
+        folder: Of the steering adapter.
+        name: Of PEFT's adapter.
+
+    Returns:
+        The folder with PEFT's configuration and weights; it need not exist.
+    """
     return folder / LORA_FOLDER if name == "default" else folder / LORA_FOLDER / name
 
 
 def write_beneath(model: nn.Module, folder: Path, name: str) -> None:
-    """Write PEFT's adapter in PEFT's format into ``lora/`` of a folder."""
+    """Write PEFT's adapter in PEFT's format into ``lora/`` of a folder.
+
+    Args:
+        model: A model of PEFT.
+        folder: Of the steering adapter.
+        name: Of PEFT's adapter.
+    """
     # The model's own embeddings are there already; left to itself PEFT would ask the hub whether they were resized.
     model.save_pretrained(  # type: ignore[operator]
         str(folder / LORA_FOLDER), selected_adapters=[name], save_embedding_layers=False
@@ -226,7 +251,10 @@ def put_beneath(model: nn.Module, folder: Path, name: str, is_trainable: bool) -
         model: Without PEFT.
         folder: Of the steering adapter.
         name: Of PEFT's adapter.
-        is_trainable: Whether training goes on.
+        is_trainable: Whether training continues.
+
+    Returns:
+        The model of PEFT around ``model``.
 
     Raises:
         InputError: Its files are missing or damaged, do not go under edits, or cannot be trained on. The model is
@@ -272,20 +300,41 @@ def take_away(wrapped: Any) -> nn.Module:
 
 
 def copies(model: nn.Module, names: frozenset[str]) -> dict[str, Tensor]:
-    """Return copies of some of a model's own weights, by name."""
+    """Return copies of some of a model's own weights, by name.
+
+    Args:
+        model: A model, with or without PEFT.
+        names: Names of its own weights, as :func:`own_weights` gives them.
+
+    Returns:
+        Detached copies on the same device.
+    """
     return {name: value.detach().clone() for name, value in own_weights(model) if name in names}
 
 
 @torch.no_grad()
 def restore(model: nn.Module, values: dict[str, Tensor]) -> None:
-    """Write such copies back."""
+    """Write such copies back.
+
+    Args:
+        model: The model the copies were taken from.
+        values: What :func:`copies` returned.
+    """
     for name, value in own_weights(model):
         if name in values:
             value.copy_(values[name])
 
 
 def name_base(place: Path, name: str) -> str:
-    """Return PEFT's configuration naming the base model as the adapter does: PEFT writes where it was loaded from."""
+    """Return PEFT's configuration naming the base model as the adapter does: PEFT writes where it was loaded from.
+
+    Args:
+        place: The folder with PEFT's configuration.
+        name: The base model's name in the steering adapter.
+
+    Returns:
+        The text of ``adapter_config.json``; nothing is written.
+    """
     told = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
     return json.dumps(told | {"base_model_name_or_path": name}, indent=2, allow_nan=False) + "\n"
 

@@ -17,6 +17,9 @@ def build_edits(config: SteeringConfig, site_map: SiteMap) -> dict[Site, Steerin
         config: Which edits, and the seed of what is drawn.
         site_map: The model's sites.
 
+    Returns:
+        One untrained edit per site.
+
     Raises:
         InputError: The model lacks a site.
     """

@@ -20,7 +20,7 @@ ATTRIBUTE = "_gradient_checkpointing_func"  # where transformers keeps the funct
 
 
 class _Remembering:
-    """A block's checkpointing function that carries the pass under way along."""
+    """A block's checkpointing function that remembers the forward pass it belongs to."""
 
     def __init__(self, inner: Callable[..., Any], passes: Passes, block: nn.Module) -> None:
         self.inner, self.passes, self.block = inner, passes, block
@@ -51,7 +51,12 @@ class _Remembering:
 
 
 def remember_pass(passes: Passes, blocks: Sequence[nn.Module]) -> None:
-    """Wrap the checkpointing functions of blocks that have one; does nothing where it is done already."""
+    """Wrap the checkpointing functions of blocks that have one; does nothing where it is done already.
+
+    Args:
+        passes: What knows the tokens of the current forward pass.
+        blocks: The model's decoder blocks.
+    """
     for block in blocks:
         function = block.__dict__.get(ATTRIBUTE)
         if function is not None and not (isinstance(function, _Remembering) and function.passes is passes):
@@ -59,7 +64,12 @@ def remember_pass(passes: Passes, blocks: Sequence[nn.Module]) -> None:
 
 
 def forget_pass(passes: Passes, blocks: Sequence[nn.Module]) -> None:
-    """Put the blocks' own functions back, as far as they are still ours."""
+    """Put the blocks' own functions back, as far as they are still ours.
+
+    Args:
+        passes: The ones that :func:`remember_pass` was called with.
+        blocks: The model's decoder blocks.
+    """
     for block in blocks:
         function = block.__dict__.get(ATTRIBUTE)
         if isinstance(function, _Remembering) and function.passes is passes:

@@ -41,6 +41,11 @@ class SteeringConfig:
             differs.
         dtype: Data type of the adapter, whatever the model's is.
         seed: Seed of what is drawn at the start.
+
+    Example:
+        >>> config = SteeringConfig(sites=("3.mlp_out", "7.resid_post"), family="linear", rank=4)
+        >>> config.rank, config.bias, SteeringConfig.from_dict(config.to_dict()) == config
+        (4, True, True)
     """
 
     sites: tuple[str, ...] | str

@@ -67,6 +67,9 @@ class Generation:
             ids: Its ``input_ids`` or ``inputs_embeds``.
             rule: The positions, for messages.
 
+        Returns:
+            The columns, cached ones included, and ``(batch)`` numbers of prompt tokens.
+
         Raises:
             InputError: The pass is not over these sequences.
         """
@@ -123,6 +126,9 @@ def generation_of(
         args: The call's.
         kwargs: The call's.
         prompt_lengths: Tokens of every prompt ``(batch)``, where the input holds more than the prompt.
+
+    Returns:
+        What the passes of this call are measured against: its rows, and where their prompts end.
 
     Raises:
         InputError: The call generates in a way, or from an input, in which the prompts' end cannot be told.

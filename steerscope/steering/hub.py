@@ -28,6 +28,14 @@ _ERRORS: tuple[type[BaseException], ...] = (OSError, HFValidationError, _TRANSPO
 def local_folder(place: str | Path, revision: str | None, token: str | bool | None = None) -> Path:
     """Return the folder of an adapter: the one given, or a download of the repository of that name.
 
+    Args:
+        place: A folder, or the name of a repository (``owner/name``).
+        revision: Branch, tag or commit of the repository.
+        token: Of the account; None for the one that is logged in.
+
+    Returns:
+        A folder on this machine, for a repository one in the hub's cache.
+
     Raises:
         InputError: There is no such folder or repository, or a revision of a local folder was asked for.
     """
@@ -57,6 +65,18 @@ def push(
     create_pr: bool,
 ) -> str:
     """Upload what ``save`` writes to a folder; return the address of the commit.
+
+    Args:
+        save: Writes the adapter to the folder that it is called with.
+        repo_id: Name of the repository (``owner/name``); created where it does not exist.
+        commit_message: Title of the commit, or None for a default.
+        private: Whether a new repository is private; None for the account's default.
+        token: Of the account; None for the one that is logged in.
+        revision: Branch to commit to, or None for the main one.
+        create_pr: Whether to open a pull request instead of committing.
+
+    Returns:
+        The commit's address on the hub.
 
     Raises:
         InputError: The hub cannot be reached or refuses, or the repository holds a model or data.

@@ -103,6 +103,11 @@ def identify(
 def require_same(trained_for: BaseIdentity, found: BaseIdentity, *, weights: bool = True) -> None:
     """Refuse an adapter that was trained for another model.
 
+    Args:
+        trained_for: The model the adapter was trained on.
+        found: The model it is to be put on.
+        weights: Whether fingerprints of the weights are compared as well.
+
     Raises:
         InputError: Family, size, revision (where both are known) or weights differ; the message names the first.
     """

@@ -4,7 +4,7 @@ The LoRA adds :math:`B A m` to the stream that the edit :math:`U \varphi(D x / s
 
 * ``none``: they interact by :math:`U D B A m / s` (linear edits);
 * ``input``: :math:`D B = 0`, the edit does not see what the LoRA of its block writes (the authors' released code);
-* ``output``: :math:`U^\top B = 0` and :math:`b^\top B = 0`, the two write at right angles (notes on the paper).
+* ``output``: :math:`U^\top B = 0` and :math:`b^\top B = 0`, the two write at right angles (a third party's summary).
 
 B stands for all of the block's maps that write where the edit acts, side by side: the attention's output projection
 for ``attn_out`` and ``resid_mid``, the down projection for ``mlp_out``, both for ``resid_post``. Neither form implies
@@ -242,7 +242,14 @@ class JointCallback(TrainerCallback):
         self.history: list[dict[str, float]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start with the constraint. A run that goes on has it already: projecting again would move last bits."""
+        """Start with the constraint. A resumed run has it already: projecting again would move last bits.
+
+        Args:
+            args: The Trainer's arguments.
+            state: The Trainer's state.
+            control: The Trainer's control object; left as it is.
+            kwargs: What else the Trainer passes; ``optimizer`` is used.
+        """
         if state.global_step == 0:
             self.constraint.project(kwargs.get("optimizer"))
             return
@@ -255,23 +262,56 @@ class JointCallback(TrainerCallback):
             ]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the history for a run that goes on."""
+        """Keep the history for a run that is resumed.
+
+        Args:
+            args: The Trainer's arguments.
+            state: The Trainer's state.
+            control: The Trainer's control object; left as it is.
+            kwargs: What else the Trainer passes; not used.
+        """
         write_text(Path(args.output_dir) / _HISTORY, json.dumps(self.history, allow_nan=False))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Project the gradients."""
+        """Project the gradients.
+
+        Args:
+            args: The Trainer's arguments.
+            state: The Trainer's state.
+            control: The Trainer's control object; left as it is.
+            kwargs: What else the Trainer passes; not used.
+        """
         self.constraint.project_gradients()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Project parameters and moments."""
+        """Project parameters and moments.
+
+        Args:
+            args: The Trainer's arguments.
+            state: The Trainer's state.
+            control: The Trainer's control object; left as it is.
+            kwargs: What else the Trainer passes; ``optimizer`` is used.
+        """
         self.constraint.project(kwargs.get("optimizer"))
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure at every log of the Trainer."""
+        """Measure at every log of the Trainer.
+
+        Args:
+            args: The Trainer's arguments.
+            state: The Trainer's state.
+            control: The Trainer's control object; left as it is.
+            kwargs: What else the Trainer passes; not used.
+        """
         self.measure(state.global_step, args.learning_rate)
 
     def measure(self, step: int, learning_rate: float) -> None:
-        """Add what can be measured after a step to the history, unless the training diverged."""
+        """Add what can be measured after a step to the history, unless the training diverged.
+
+        Args:
+            step: Optimizer steps done.
+            learning_rate: The rate of the training, for the message if it diverged.
+        """
         if not all(bool(torch.isfinite(p).all()) for p in self.constraint.steering.parameters() if p.requires_grad):
             return
         overlaps = self.constraint.overlaps()
@@ -293,6 +333,13 @@ def principal_angles(first: Tensor, second: Tensor) -> tuple[float, ...]:
     """Return the principal angles, in degrees and rising, between the columns of two matrices ``(d k)``.
 
     Empty where one of them is zero.
+
+    Args:
+        first: ``(d k)``.
+        second: ``(d k')``, of as many rows.
+
+    Returns:
+        Degrees from 0 to 90, as many as the smaller rank.
     """
     left, right = columns_of(first), columns_of(second) if second.shape[1] else second
     if not left.shape[1] or not right.shape[1]:

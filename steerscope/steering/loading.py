@@ -34,9 +34,12 @@ def load_onto(
         model: The base model, without PEFT.
         place: What :meth:`SteeringModel.save_pretrained` wrote.
         made: The class of the result.
-        is_trainable: Whether training goes on.
+        is_trainable: Whether training continues.
         check_weights: Whether weights are compared.
         description: How the model's blocks are built, for a family steerscope does not know.
+
+    Returns:
+        The steered model, in evaluation mode unless ``is_trainable``.
 
     Raises:
         InputError: No adapter, a damaged or incomplete file, another model or another revision.

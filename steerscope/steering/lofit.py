@@ -60,6 +60,13 @@ def head_sizes(steering: SteeringModel) -> dict[str, float]:
 def top_heads(steering: SteeringModel, count: int) -> tuple[str, ...]:
     """Return the heads with the largest scales, as sites for stage 2.
 
+    Args:
+        steering: A trained stage 1, of family ``lofit_scale``.
+        count: How many heads.
+
+    Returns:
+        Sites such as ``3.attn_heads.5``, the largest scale first.
+
     Raises:
         InputError: There are fewer heads, or the adapter is not of family ``lofit_scale``.
     """
@@ -80,7 +87,14 @@ class SparseScales(TrainerCallback):
         self.edits, self.strength = tuple(_scales(steering).values()), strength
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Add it under the Trainer."""
+        """Add it under the Trainer.
+
+        Args:
+            args: The Trainer's arguments.
+            state: The Trainer's state.
+            control: The Trainer's control object; left as it is.
+            kwargs: What else the Trainer passes; not used.
+        """
         self.add_to_gradients()
 
     @torch.no_grad()

@@ -154,7 +154,7 @@ class SteeringModel(nn.Module):
     def generate(
         self, *args: Any, prompt_lengths: Tensor | None = None, steering_mask: Tensor | None = None, **kwargs: Any
     ) -> Any:
-        """Generate with the edits; the input is the prompt. Arguments and result as the base model's ``generate``.
+        """Generate with the edits; the input is the prompt.
 
         Args:
             args: The base model's.
@@ -162,6 +162,9 @@ class SteeringModel(nn.Module):
                 earlier turns, or a cache that was filled with some.
             steering_mask: ``(batch column)``, for positions ``mask``.
             kwargs: The base model's. A steered ``assistant_model`` edits the tokens that its own positions say.
+
+        Returns:
+            What the base model's ``generate`` returns.
 
         Raises:
             InputError: It cannot be told which tokens are the prompt's: of a cache that was filled before, under
@@ -183,6 +186,13 @@ class SteeringModel(nn.Module):
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Generate with continuous batching, as the base model does.
+
+        Args:
+            args: The base model's.
+            kwargs: The base model's.
+
+        Returns:
+            What the base model's ``generate_batch`` returns.
 
         Raises:
             InputError: The positions are counted in sequences, which a paged cache does not show.
@@ -248,13 +258,23 @@ class SteeringModel(nn.Module):
 
         transformers would also ask for gradients of the embeddings, all the way down; here they end at the lowest
         block in which something is trained.
+
+        Args:
+            activation_checkpointing_kwargs: Arguments of ``torch.utils.checkpoint``, such as ``use_reentrant``.
+            kwargs: Further arguments of the base model's method.
         """
         inner: Any = language_model(self.base_model)
         checkpoint_activations(inner, activation_checkpointing_kwargs, **kwargs)
         inner.disable_input_require_grads()
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
-        """Do the same under its older name."""
+        """Do the same under its older name.
+
+        Args:
+            gradient_checkpointing_kwargs: As ``activation_checkpointing_kwargs`` of
+                :meth:`activation_checkpointing_enable`.
+            kwargs: Further arguments of the base model's method.
+        """
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
     def measure_scales(self, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
@@ -284,6 +304,13 @@ class SteeringModel(nn.Module):
 
         transformers' Trainer saves the state of a wrapper it does not know as one file: with the base model in it,
         checkpoints would be as large as the model, and tied weights make the writer raise.
+
+        Args:
+            args: As those of ``nn.Module.state_dict``.
+            kwargs: Likewise; ``prefix`` stands before every name.
+
+        Returns:
+            Tensors by parameter name.
         """
         prefix = str(kwargs.get("prefix", args[1] if len(args) > 1 else ""))
         full = super().state_dict(*args, **kwargs)
@@ -306,6 +333,14 @@ class SteeringModel(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what :meth:`state_dict` returned; strict whatever ``strict`` says, since nothing may be missing.
+
+        Args:
+            state_dict: Tensors by parameter name.
+            strict: Taken for the interface of ``nn.Module``; has no effect.
+            assign: Whether tensors are taken over instead of copied, as in ``nn.Module``.
+
+        Returns:
+            Empty lists of missing and unexpected names, as ``nn.Module`` returns them.
 
         Raises:
             InputError: Tensors are missing, unknown or of another shape.
@@ -335,6 +370,11 @@ class SteeringModel(nn.Module):
 
         Writes ``adapter_config.json`` and ``adapter_model.safetensors``, and ``lora/`` in PEFT's own format. Options
         that transformers' Trainer gives to every model are taken and have no effect.
+
+        Args:
+            folder: Where to write; created where it does not exist.
+            push_to_hub: Refused where it is true.
+            _: Further options of the Trainer; no effect.
 
         Raises:
             InputError: The model has several LoRAs active underneath, or one that was put on after the edits, taken
@@ -419,10 +459,13 @@ class SteeringModel(nn.Module):
             folder: What :meth:`save_pretrained` wrote, or the name of a repository (``owner/name``) that
                 :meth:`push_to_hub` filled.
             revision: Branch, tag or commit of the repository.
-            is_trainable: Whether training goes on; otherwise all parameters are frozen, and the model evaluates.
+            is_trainable: Whether training continues; otherwise all parameters are frozen, and the model evaluates.
             check_weights: Whether the base model's weights are compared with those the adapter was trained on.
             description: How the model's blocks are built, for a family steerscope does not know.
             token: Of the account, for a repository that is not public; the one of ``hf auth login`` if not said.
+
+        Returns:
+            The steered model, in evaluation mode unless ``is_trainable``.
 
         Raises:
             InputError: No adapter, a damaged or incomplete file, another model or another revision.
@@ -488,6 +531,9 @@ def get_steering_model(
             own weights are frozen; a LoRA's stay as they are.
         config: Which edits, and where.
         description: How the model's blocks are built, for a family steerscope does not know.
+
+    Returns:
+        The model with edits that start as no edit and alone have gradients, beside a LoRA's.
 
     Raises:
         InputError: The model lacks a site of the configuration, or has edits already.

@@ -1,6 +1,7 @@
 r"""Oracles: how near edits of activations can come to a fine-tuned model, if they may look at it.
 
-For a site with stream h, and the fine-tuned model's :math:`h_{FT}` on the same tokens:
+An oracle patches in activations of the fine-tuned model: activation patching, as an added edit. For a site with
+residual stream h, and the fine-tuned model's :math:`h_{FT}` on the same tokens:
 
 * ``static`` adds :math:`h_{FT} - h_{base}`;
 * ``lockstep`` adds :math:`h_{FT} - h_{current}`, whatever edits below have done: the stream is then the fine-tuned one;
@@ -118,6 +119,9 @@ class Oracles:
             sites: Where to edit; for ``one_step`` outputs of blocks (``resid_post``).
             kind: ``none``, ``static``, ``lockstep`` or ``one_step``.
 
+        Returns:
+            The divergence in nats per token, and how many tokens it is over.
+
         Raises:
             InputError: An unknown kind or site, a site that the kind is not defined at, or no token.
 
@@ -142,7 +146,15 @@ class Oracles:
 
     @torch.no_grad()
     def kl_of(self, batches: Sequence[Batch], maps: Mapping[Site, LinearMap]) -> OracleKL:
-        """Return the divergence with fitted linear maps (:meth:`fit_linear`); arguments and errors as :meth:`kl`."""
+        """Return the divergence with fitted linear maps (:meth:`fit_linear`); errors as in :meth:`kl`.
+
+        Args:
+            batches: What the models are called with, as in :meth:`kl`.
+            maps: One fitted map per site (:meth:`fit_linear`).
+
+        Returns:
+            The divergence in nats per token, and how many tokens it is over.
+        """
         edits = {site: _linear(found) for site, found in maps.items()}
         return self._divergence(batches, tuple(maps), "linear", lambda batch, tuned: edits)
 
@@ -239,6 +251,15 @@ def fitted_map(read: Tensor, shift: Tensor, rank: int, ridge: float) -> LinearMa
 
     Least squares on centred data, with ``ridge`` times the mean square per channel as penalty: it enters as rows of
     data that say "no shift", so that the reduced rank is the best one for the penalised error too.
+
+    Args:
+        read: What the site reads, ``token width``.
+        shift: The oracle at the same tokens, ``token width``.
+        rank: The largest rank of the linear part.
+        ridge: Penalty relative to the mean square of a channel of ``read``.
+
+    Returns:
+        The map's factors and vector in float64.
     """
     require_finite("what a map is to be fitted on", read, shift)
     centre, mean = read.mean(0), shift.mean(0)
@@ -258,6 +279,10 @@ def fitted_map(read: Tensor, shift: Tensor, rank: int, ridge: float) -> LinearMa
 @torch.no_grad()
 def install(maps: Mapping[Site, LinearMap], steering: SteeringModel) -> None:
     """Put fitted maps into a steering model of family ``linear``, to be saved, generated with or trained on.
+
+    Args:
+        maps: One fitted map per site of the adapter.
+        steering: A steering model with these sites, of that rank, with bias; its parameters are overwritten.
 
     Raises:
         InputError: The adapter has other sites or another rank, no bias, or a scale.

@@ -1,4 +1,4 @@
-"""The pass under way: which of its tokens are edited.
+"""Track the current forward pass, and the mask of the tokens that are edited in it.
 
 A hook on the decoder opens a pass, whoever calls the model: the wrapper, ``generate``, or PEFT's wrapper (which calls
 ``forward`` of the language model past its hooks). What the decoder does not see, where prompts end and masks of the
@@ -70,7 +70,7 @@ class _OfThread(threading.local):
 
 
 class Passes:
-    """Keeps the pass under way; ``current`` is what edits ask."""
+    """Keeps the current forward pass; ``current`` is what edits ask."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Passes:
 
     @property
     def current(self) -> Pass:
-        """The pass under way in this thread.
+        """The current forward pass in this thread.
 
         Raises:
             InputError: A block runs by itself, and which of its tokens are edited depends on the whole sequence.
@@ -198,6 +198,9 @@ class Passes:
             kwargs: The call's.
             prompt_lengths: Tokens of every prompt, where the caller gave them.
             mask: For positions ``mask``.
+
+        Returns:
+            What the passes of this call are told.
 
         Raises:
             InputError: It cannot be told where the prompts end.

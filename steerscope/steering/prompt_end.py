@@ -72,7 +72,15 @@ class Columns:
 
     @classmethod
     def of_rows(cls, real: Tensor, queries: int) -> Columns:
-        """One sequence in every row, given where there are tokens ``(batch column)``."""
+        """One sequence in every row, given where there are tokens ``(batch column)``.
+
+        Args:
+            real: ``(batch column)``: True at positions of tokens.
+            queries: How many of the columns, the last ones, the pass computes; those before are cached.
+
+        Returns:
+            Columns whose positions count real tokens from 0.
+        """
         return cls(real, real.cumsum(-1) - 1, None, queries)
 
     def ends_from_lengths(self, lengths: Any, *, is_whole: bool) -> Tensor:
@@ -81,6 +89,9 @@ class Columns:
         Args:
             lengths: As the caller gave them.
             is_whole: Whether the rows hold their whole prompts, not a piece that fills a cache.
+
+        Returns:
+            ``(batch 1)`` whole numbers.
 
         Raises:
             InputError: There is not one for every row, one is no number of tokens of its row, or rows hold several
@@ -101,6 +112,9 @@ def checked_lengths(lengths: Any, tokens: Tensor | None, rows: int) -> Tensor:
         lengths: As the caller gave them: a tensor, or a list of whole numbers.
         tokens: How many tokens every row has ``(batch)``; None where prompts may go on beyond them.
         rows: How many rows there are.
+
+    Returns:
+        ``(batch)`` whole numbers.
 
     Raises:
         InputError: They are not one whole number per row, from 0 to the row's number of tokens.
@@ -151,6 +165,9 @@ def columns_of(given: dict[str, Any], ids: Tensor, special: SpecialTokens, rule:
         ids: Its ``input_ids`` or ``inputs_embeds``.
         special: The model's special tokens.
         rule: The positions, for messages.
+
+    Returns:
+        The columns of the pass, cached ones included.
 
     Raises:
         InputError: Arguments that do not say where there are tokens, or do not agree.
@@ -204,6 +221,9 @@ def real_columns(mask: Any, batch: int, width: int, rule: str) -> Tensor:
         batch: Rows of the pass.
         width: Its columns, cached ones included.
         rule: The positions, for messages.
+
+    Returns:
+        True at positions of tokens.
 
     Raises:
         InputError: It has another shape, or values other than 0 and 1.
@@ -294,6 +314,9 @@ def ends_from_labels(labels: Tensor, columns: Columns, ids: Tensor, special: Spe
         ids: Its ``input_ids`` or ``inputs_embeds``.
         special: The model's special tokens.
         rule: The positions, for messages and for what must not be empty.
+
+    Returns:
+        ``(batch 1)``, or ``(batch token)`` for packed rows, in tokens.
 
     Raises:
         InputError: Labels of another shape, or labels from which the prompt's end cannot be told.

@@ -62,7 +62,15 @@ class AdapterFile:
 
 
 def equations(site_map: SiteMap, sites: tuple[Site, ...]) -> dict[str, str]:
-    """Return the equation of every site."""
+    """Return the equation of every site.
+
+    Args:
+        site_map: The sites of the model.
+        sites: Those of the adapter.
+
+    Returns:
+        Equations in the notation of docs/sites.md, by the site's name.
+    """
     found = site_map.description.equations()
     return {str(site): found[site.kind] for site in sites}
 
@@ -82,6 +90,11 @@ def write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
     """Write an adapter; ``model`` is the base model, whose LoRA goes along.
 
     All files are written aside before an earlier adapter is touched, and a folder with a configuration is complete.
+
+    Args:
+        folder: Where to write; created where it does not exist.
+        adapter: Configuration and tensors.
+        model: The base model, whose LoRA goes along.
 
     Raises:
         InputError: A tensor holds NaN or infinite numbers, or the folder holds something else than an adapter of this
@@ -199,13 +212,26 @@ def _read_steering(values: Mapping[str, Any], tensors: Mapping[str, Tensor], whe
 
 
 def lacks(missing: list[str], unknown: list[str]) -> str:
-    """Return what is missing and what is there without a place, in words; one of the lists may be empty."""
+    """Return what is missing and what is there without a place, in words; one of the lists may be empty.
+
+    Args:
+        missing: Names that were expected and are not there.
+        unknown: Names that are there and were not expected.
+
+    Returns:
+        Words to put after what they are said of, such as ``lacks 'a' and has unknown 'b'``.
+    """
     parts = [f"lacks {some(missing)}"] if missing else []
     return " and ".join([*parts, f"has unknown {some(unknown)}"] if unknown else parts)
 
 
 def require_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
     """Refuse tensors that are not exactly those expected.
+
+    Args:
+        given: Tensors by name, as they were read.
+        expected: Tensors by name, whose shapes and data types count.
+        where: What holds the given ones, for messages.
 
     Raises:
         InputError: Some are missing, unknown, of another shape or data type, or hold NaN.

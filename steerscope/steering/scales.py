@@ -32,6 +32,9 @@ def measure_scales(
         batches: What the model is called with; entries it does not take, and labels, are left out. Padding
             (``attention_mask``) is not counted.
 
+    Returns:
+        A positive number per site, in the units of what it reads.
+
     Raises:
         InputError: No batch, or a site that reads only zeros, NaN or infinity.
 

@@ -78,13 +78,29 @@ class WeightModel(nn.Module):
         return sum(p.numel() for p in self.trained().values()), sum(p.numel() for p in self.base_model.parameters())
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what training changes, each tied tensor once."""
+        """Return what training changes, each tied tensor once.
+
+        Args:
+            args: As those of ``nn.Module.state_dict``.
+            kwargs: Likewise; ``prefix`` stands before every name.
+
+        Returns:
+            Tensors by parameter name.
+        """
         prefix = str(kwargs.get("prefix", args[1] if len(args) > 1 else ""))
         return {f"{prefix}{name}": parameter.detach() for name, parameter in self.trained().items()}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what :meth:`state_dict` returned; strict whatever ``strict`` says.
+
+        Args:
+            state_dict: Tensors by parameter name.
+            strict: Taken for the interface of ``nn.Module``; has no effect.
+            assign: Taken for the same reason; values are copied.
+
+        Returns:
+            Empty lists of missing and unexpected names, as ``nn.Module`` returns them.
 
         Raises:
             InputError: Tensors are missing, unknown or of another shape.
@@ -95,12 +111,16 @@ class WeightModel(nn.Module):
         return _IncompatibleKeys([], [])
 
     def changed(self) -> dict[str, Tensor]:
-        """Return the trained tensors that are no longer what they were."""
+        """Return the trained tensors that changed, and the biases that were added."""
         found = {name: parameter.detach() for name, parameter in self.trained().items()}
         return {name: v for name, v in found.items() if name in self.added or not torch.equal(v, self._before[name])}
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Write the changed tensors to a folder; ``with_changed_weights`` reads it.
+
+        Args:
+            folder: Where to write; created where it does not exist.
+            _: Further options of the Trainer; no effect.
 
         Raises:
             InputError: The folder holds something else than changed weights, or cannot be written to.
@@ -148,6 +168,10 @@ class WeightModel(nn.Module):
 def add_biases(model: nn.Module, names: tuple[str, ...]) -> None:
     """Give linear maps zero biases by the names the parameters will have.
 
+    Args:
+        model: The model, changed in place.
+        names: Such as ``model.layers.3.mlp.down_proj.bias``.
+
     Raises:
         InputError: There is no such map, or it has a bias.
     """
@@ -173,7 +197,12 @@ def add_biases(model: nn.Module, names: tuple[str, ...]) -> None:
 
 
 def remove_biases(model: nn.Module, names: tuple[str, ...]) -> None:
-    """Take biases away again that :func:`add_biases` gave."""
+    """Take biases away again that :func:`add_biases` gave.
+
+    Args:
+        model: The model, changed in place.
+        names: The same names.
+    """
     for name in names:
         model.get_submodule(name.rpartition(".")[0]).register_parameter("bias", None)
 
@@ -211,6 +240,13 @@ def read_changed(folder: Path) -> tuple[dict[str, Any], BaseIdentity]:
 @torch.no_grad()
 def with_changed_weights(loaded: LoadedModel, folder: Path) -> nn.Module:
     """Write changed weights into the model they belong to, in place, and return it.
+
+    Args:
+        loaded: The model the weights were trained from.
+        folder: What :meth:`WeightModel.save_pretrained` wrote.
+
+    Returns:
+        ``loaded.model`` itself.
 
     Raises:
         InputError: The model is another one, or tensors do not fit.

@@ -71,7 +71,7 @@ def test_input_jacobians_equal_autodiff(name, d, d_ff):
 
 @pytest.mark.parametrize(("d", "d_ff"), SIZES)
 def test_scaling_columns_instead_of_rows_is_another_matrix(d, d_ff):
-    """The factorisation published with T2 scales columns: P6 says that is wrong by O(1)."""
+    """The factorisation published in the authors' post scales columns: P6 says that is wrong by O(1)."""
     phi = ACT2FN["silu"]
     z, _, w, _, plain, _ = draw(d, d_ff)
     z = z[0, 0]

@@ -169,7 +169,7 @@ def test_adjoint_identity(family):
 
 
 def test_equals_the_closed_form_of_a_gated_mlp():
-    """T1 at ``mlp_out`` of a Llama block: the MLP's own weights move, so what it receives stays."""
+    """P1 at ``mlp_out`` of a Llama block: the MLP's own weights move, so what it receives stays."""
     model, inputs = double("llama"), inputs_of()
     mlp = model.model.layers[1].mlp
     update = update_of(model, only="layers.1.mlp")
@@ -507,7 +507,7 @@ def test_accepts_a_loaded_model():
 
 
 def test_accepts_a_peft_model():
-    """An update of LoRA's B moves the model like the product of the factors on the plain weight (T1, P13)."""
+    """An update of LoRA's B moves the model like the product of the factors on the plain weight (P1, P13)."""
     plain, inputs = double("llama"), inputs_of("right")
     weight = "model.layers.0.self_attn.v_proj.weight"
     config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["v_proj"], layers_to_transform=[0], lora_dropout=0.0)

@@ -203,7 +203,7 @@ def test_evidence_is_one_line():
     assert "Trained at 24 sites of this model on this task" in said
     assert "0.37 (-0.15 to 0.73), not surely better than chance; depth alone reached 0.74" in said
     elsewhere = text.evidence_sentence(replace(ranking, task="mine"))
-    assert "in 1 of 2 studies" in elsewhere
+    assert "in 1 of 2 tables" in elsewhere
     assert max(len(said), len(elsewhere)) < 260
     assert "arc_easy" in render_page(ranking, [])
 

@@ -1,4 +1,6 @@
-"""One pass over the examples that records what every kernel needs, for all sites and all weights together.
+"""One pass over the examples that records what every empirical neural tangent kernel needs, for all sites and weights.
+
+A site is a hook point: a tensor inside a decoder block, most often the residual stream or what a branch adds to it.
 
 Forward hooks project what is read (by sites and by weight matrices), gradient hooks project what is derived,
 and the two meet in the features of each probe at once, so that neither activations nor gradients outlive a
@@ -59,6 +61,16 @@ def read_stats(
 
     Channels that never vary from zero get the smallest positive scale, so that dividing by it is safe. Memory: two
     tokens of every sequence at every site, until the pass ends.
+
+    Args:
+        loaded: The model.
+        encoded: The examples as tokens.
+        batch_size: Sequences per forward pass.
+        max_examples: How many examples, from the first on, are read.
+        watch: What else looks at the pass: the numbers of a place, if a score needs them.
+
+    Returns:
+        Per site the scale of every channel and the typical length of what it reads.
 
     Raises:
         InputError: What a site reads is NaN or infinite.

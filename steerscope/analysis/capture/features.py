@@ -83,7 +83,18 @@ class SketchPlan:
 
 
 def feature_bytes(loaded: LoadedModel, rows: int, slots: int, plan: SketchPlan, itemsize: int) -> int:
-    """Return the memory that features of ``rows`` examples need, in bytes (the capture's stated bound)."""
+    """Return the memory that features of ``rows`` examples need, in bytes (the capture's stated bound).
+
+    Args:
+        loaded: The model.
+        rows: Number of examples.
+        slots: Output directions per example.
+        plan: Whether features are exact or sketched, and how large sketches are.
+        itemsize: Bytes per number of an exact feature; sketches have a bound of their own.
+
+    Returns:
+        A number of bytes, proportional to ``rows * slots``.
+    """
     site_map = loaded.site_map
     numbers = 0
     for site in site_map.sites():

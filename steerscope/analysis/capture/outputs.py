@@ -85,6 +85,9 @@ def make_probes(encoded: Encoded, num_probes: int, vocab: int, seed: int, dtype:
         vocab: Number of logits.
         seed: Seed of the random directions.
         dtype: Data type of the directions.
+
+    Returns:
+        Contrasts of the choices, or random projections of the logits with a sign per supervised token.
     """
     generator = torch.Generator().manual_seed(seed)
     if encoded.mode is OutputMode.COMPLETION:
@@ -110,6 +113,14 @@ def selected_positions(model: nn.Module, row: Tensor, column: Tensor) -> Iterato
     """Compute logits only at ``(row, column)``: inside the context the model's logits are ``1 selected vocab``.
 
     Logits at every position would cost more memory than everything else together.
+
+    Args:
+        model: A causal language model with an output embedding.
+        row: Row of each wanted position ``(selected)``.
+        column: Column of each wanted position ``(selected)``.
+
+    Yields:
+        Nothing; the hook on the output embedding is removed at the end.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
 
@@ -125,6 +136,15 @@ def selected_positions(model: nn.Module, row: Tensor, column: Tensor) -> Iterato
 
 def batch_outputs(model: nn.Module, batch: Batch, encoded: Encoded, probes: Probes) -> BatchOutputs:
     """Run the model on a batch and return its outputs with their graph.
+
+    Args:
+        model: The model; its output embedding is computed at the needed positions only.
+        batch: Padded sequences; all sequences of one example are in it.
+        encoded: All examples: how outputs are read, choices and answers.
+        probes: The output directions that were chosen for the examples.
+
+    Returns:
+        Per example its outputs along the probes, log-likelihood in nats, residual, Fisher matrix and correctness.
 
     Cost: one forward pass, logits at the needed positions only.
     """
@@ -155,7 +175,11 @@ def batch_outputs(model: nn.Module, batch: Batch, encoded: Encoded, probes: Prob
 
 
 def _of_choices(examples: Tensor, scores: Sequence[Tensor], encoded: Encoded, probes: Probes) -> BatchOutputs:
-    """Outputs of examples whose choices have the given scores (logits or log-likelihoods)."""
+    """Outputs of examples whose choices have the given scores (logits or log-likelihoods).
+
+    Returns:
+        One row per example; probes that an example with few choices lacks are zero.
+    """
     k = probes.num_probes
     z, log_likelihood, residual, curvature, correct = [], [], [], [], []
     for example, score in zip(examples.tolist(), scores, strict=True):
@@ -184,7 +208,11 @@ def _of_choices(examples: Tensor, scores: Sequence[Tensor], encoded: Encoded, pr
 def _of_completions(
     logits: Tensor, log_probs: Tensor, chosen: Tensor, row: Tensor, target: Tensor, batch: Batch, probes: Probes
 ) -> BatchOutputs:
-    """Outputs of completions: signed random projections of the logits, summed over the supervised tokens."""
+    """Outputs of completions: signed random projections of the logits, summed over the supervised tokens.
+
+    Returns:
+        One row per example of the batch.
+    """
     assert probes.projection is not None
     assert probes.signs is not None
     size, k = len(batch.ids), probes.num_probes

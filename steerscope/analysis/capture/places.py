@@ -67,7 +67,11 @@ class PlaceWatch:
         self._tokens += int(batch.mask.sum())
 
     def attached(self) -> ExitStack:
-        """Set all hooks; closing the stack removes them."""
+        """Set all hooks; closing the stack removes them.
+
+        Returns:
+            The stack that holds the hooks.
+        """
         stack = ExitStack()
         for module in self.loaded.site_map.linear_maps().values():
             stack.callback(module.register_forward_hook(self._map_hook).remove)
@@ -156,6 +160,13 @@ def maps_at(block: Block, kind: SiteKind) -> tuple[nn.Module, ...]:
     """Return the linear maps at a kind of site: those that read it alone, else the one whose output it is or ends with.
 
     What enters the first block is read by that block's attention.
+
+    Args:
+        block: A block of the model.
+        kind: A kind of site that the block has.
+
+    Returns:
+        One linear map or several that share their input.
     """
     facts = kind.facts
     if facts.read_by is not None:
@@ -169,6 +180,18 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
     """Return the linear centred kernel alignment of two representations ``example channel``, between 0 and 1.
 
     0 where one of them is the same for all examples: then nothing of it can be found in the other.
+
+    Args:
+        first: Representations ``(example channel)``.
+        second: Representations of the same examples ``(example channel)``; it may have another number of channels.
+
+    Returns:
+        The alignment, computed in float64.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0], [3.0]])
+        >>> round(linear_cka(x, 5 - 2 * x), 6), linear_cka(x, torch.ones(3, 2))
+        (1.0, 0.0)
     """
     centred = []
     for value in (first.double(), second.double()):

@@ -98,7 +98,15 @@ class Recorder:
         del self.source
 
     def features(self, valid: Tensor, lengths: Mapping[Site, tuple[float, float]]) -> Features:
-        """Return what was recorded, with the typical lengths of what sites read (raw, and scaled)."""
+        """Return what was recorded, with the typical lengths of what sites read (raw, and scaled).
+
+        Args:
+            valid: Which output directions an example has ``(example slot)``.
+            lengths: Per site the typical length of what it reads, and of the same divided by its channels' scales.
+
+        Returns:
+            The features of all sites, with losses in nats, residuals and Fisher matrices.
+        """
         return Features(
             linear=self.linear,
             vector=self.vector,
@@ -118,7 +126,11 @@ class Recorder:
     # --- hooks ---
 
     def attached(self) -> ExitStack:
-        """Set all hooks; closing the stack removes them."""
+        """Set all hooks; closing the stack removes them.
+
+        Returns:
+            The stack that holds the hooks.
+        """
         stack = ExitStack()
         site_map = self.loaded.site_map
         embeddings = self.loaded.model.get_input_embeddings()  # type: ignore[operator]
@@ -185,7 +197,11 @@ class Recorder:
         self._store(self.vector, write, vector_tangent(grad * self.mask) / math.sqrt(self.blocks))
 
     def _weight_hook(self, layer: int, group: str, path: str, *, reads: bool) -> Callable[..., Tensor]:
-        """Mark a linear map's output, and with ``reads`` record its input (once per group of maps that share it)."""
+        """Mark a linear map's output, and with ``reads`` record its input (once per group of maps that share it).
+
+        Returns:
+            A forward hook for the linear map.
+        """
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             if reads:
@@ -217,6 +233,9 @@ class Recorder:
 
         With ``scaled_for``, channels are divided by the scale of what that site reads first. Padding is left as it
         is: callers clear it in one factor of every product, where the tensor is small (activations are finite).
+
+        Returns:
+            The projected channels ``(... rows * blocks)``, or all of them where the plan is exact.
         """
         tensor = tensor.to(self.dtype)
         if self.plan.exact:

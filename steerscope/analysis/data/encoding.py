@@ -111,6 +111,9 @@ def encode_for(loaded: LoadedModel, examples: Sequence[Example]) -> Encoded:
         loaded: The model.
         examples: All with choices, or all without.
 
+    Returns:
+        The sequences with the way that outputs are read, and the length at which batches must not mix.
+
     Raises:
         InputError: As :func:`encode`; a token that the model has no embedding for; choices of one example on both sides
             of the length where its rotary embedding switches.
@@ -137,6 +140,9 @@ def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_
         examples: All with choices, or all without.
         tokenizer: The model's tokenizer; its special tokens at the start are kept, an end token is not fed.
         max_length: The model's context, or ``None`` for no limit.
+
+    Returns:
+        The sequences with the way that outputs are read: logits of choices, likelihoods of choices, or completions.
 
     Raises:
         InputError: A text longer than the context, or a completion that adds no token of its own.
@@ -181,6 +187,17 @@ def batches(
     All sequences of one example share a batch (an example with more sequences than ``batch_size`` has a batch
     of its own), and no batch has sequences on both sides of ``encoded.switch``. Position ids count real tokens only, so
     that left padding changes no number (GPT-2's learned positions).
+
+    Args:
+        encoded: The examples as tokens.
+        batch_size: Most sequences per batch.
+        pad_id: Token that fills rows up; masked, so that any will do.
+        device: Where the tensors are made.
+        padding_side: ``right`` or ``left``.
+        examples: Indices of the examples to take; without it all.
+
+    Yields:
+        Batches in order of length, not of the examples; ``Batch.example`` says whose rows they are.
     """
     grouped: dict[int, list[TokenSequence]] = {}
     for sequence in encoded.sequences:
@@ -219,7 +236,11 @@ def batches(
 
 
 def _differ_in_last(texts: list[list[int]]) -> bool:
-    """Whether all token lists agree but for their last token, in which they all differ."""
+    """Whether all token lists agree but for their last token, in which they all differ.
+
+    Returns:
+        Whether one forward pass over the common tokens gives the likelihoods of all texts.
+    """
     heads = {tuple(text[:-1]) for text in texts}
     return len(heads) == 1 and len({text[-1] for text in texts}) == len(texts) and len(texts[0]) > 1
 

@@ -181,6 +181,9 @@ def content_order(examples: Sequence[Example], seed: int) -> list[int]:
         examples: Any number.
         seed: Another seed, another order.
 
+    Returns:
+        Every index once.
+
     Cost: one hash per example.
     """
     hashes = [example.content_hash(seed) for example in examples]
@@ -208,13 +211,21 @@ def _check_text(name: str, value: object) -> None:
 
 
 def _kind(value: object) -> str:
-    """Name a type as JSON would."""
+    """Name a type as JSON would.
+
+    Returns:
+        The word for a message.
+    """
     names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "integer", type(None): "null"}
     return names.get(type(value), type(value).__name__)
 
 
 def _right_choice(choices: object, answer_index: object) -> str:
-    """Check ``choices`` and ``answer_index`` against each other and return the right choice."""
+    """Check ``choices`` and ``answer_index`` against each other and return the right choice.
+
+    Returns:
+        The choice at ``answer_index``.
+    """
     if choices is None:
         raise InputError(
             f"answer_index is {_show(answer_index)} but there are no choices; expected both or neither. "
@@ -298,7 +309,11 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _near(path: Path) -> str:
-    """Say what stands near a missing file."""
+    """Say what stands near a missing file.
+
+    Returns:
+        A sentence that begins with a space, or an empty string.
+    """
     try:
         return did_you_mean(path.name, [neighbour.name for neighbour in path.parent.iterdir()])
     except OSError as error:
@@ -332,7 +347,11 @@ def _parse_line(line: str) -> Example:
 
 
 def _parse_json(line: str) -> Any:
-    """Parse strictly: no NaN, no Infinity, no repeated names."""
+    """Parse strictly: no NaN, no Infinity, no repeated names.
+
+    Returns:
+        The parsed value.
+    """
     try:
         return json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeats)
     except json.JSONDecodeError as error:

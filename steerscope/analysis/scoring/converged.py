@@ -44,6 +44,9 @@ class Converged:
             rows: What the kernel's rows are.
             curvature: ``example probe probe``: the softmax's Fisher matrices.
 
+        Returns:
+            The penalty, fine-tuning's held-out loss decrease per penalty, and the converged update of both directions.
+
         Cost: one eigendecomposition of half the rows per direction, once for all sites.
         """
         kernel = target.probe.double() / max(target.scale, 1e-300)
@@ -78,6 +81,9 @@ def loss_decrease(update: Tensor, residual: Tensor, rows: Rows, part: slice, cur
         rows: What all rows are.
         part: Which rows.
         curvature: ``example probe probe``.
+
+    Returns:
+        Sums in nats, one per column of the update.
     """
     dense = torch.zeros(curvature.shape[:2], dtype=torch.float64)
     dense[rows.example[part], rows.probe[part]] = update

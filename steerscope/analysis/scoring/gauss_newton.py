@@ -61,6 +61,9 @@ def dual_step(kernel: Tensor, scale: float, problem: Problem, rows: Rows, curvat
         rows: What the kernel's rows are.
         curvature: ``example probe probe``.
 
+    Returns:
+        The dual weights of the training rows, with the ridge that was chosen.
+
     Cost: one solution of a linear system of half the rows per ridge.
     """
     way, curvature = problem.directions[0], curvature.double()
@@ -99,6 +102,13 @@ class Stepper:
 
     def decreases(self, duals: Mapping[Key, Dual], halves: tuple[range, range]) -> dict[Key, Tensor]:
         """Return how far each step lowers the loss: ``length example``, zero outside the second half, in nats.
+
+        Args:
+            duals: Per site and family the step, as weights on the rows of the kernel.
+            halves: Examples that the steps are made from, and examples that they are judged on.
+
+        Returns:
+            Per site and family, the decrease for each length of the step.
 
         Cost: over the first half one forward pass and a backward pass down to every site; over the second one forward
         pass, and ``len(LENGTHS)`` from every site's block on. Memory: one batch's graph, and a matrix per site.
@@ -175,7 +185,11 @@ class Stepper:
 
     @contextmanager
     def _entering(self) -> Iterator[list[Tensor]]:
-        """Keep what enters every block."""
+        """Keep what enters every block.
+
+        Yields:
+            A list that the forward pass fills: the stream before each block ``(row column channel)``.
+        """
         seen: list[Tensor] = []
 
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -209,6 +223,18 @@ def best_of_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return factors ``row rank`` and ``rank column`` of the nearest matrix of a rank.
 
     Large matrices are decomposed by a randomised method with a fixed seed, precise where singular values fall.
+
+    Args:
+        matrix: Any real matrix.
+        rank: Rank of the approximation; cut to the smaller side of the matrix.
+
+    Returns:
+        The factors, the singular values in the left one.
+
+    Example:
+        >>> left, right = best_of_rank(torch.outer(torch.ones(3), torch.arange(4.0)), rank=1)
+        >>> tuple(left.shape), tuple(right.shape), (left @ right)[0].round(decimals=3).abs().tolist()
+        ((3, 1), (1, 4), [0.0, 1.0, 2.0, 3.0])
     """
     rank = min(rank, *matrix.shape)
     if min(matrix.shape) <= 4 * rank + 64:

@@ -21,6 +21,9 @@ def jackknife_interval(replicates: Tensor, highest: float = math.inf) -> tuple[f
     Args:
         replicates: Entry 0 is the whole, then each group left out.
         highest: What the quantity cannot exceed (1 for a share): the interval ends there.
+
+    Returns:
+        Value, lower end and upper end.
     """
     value, groups = float(replicates[0]), len(replicates) - 1
     deviations = replicates[1:] - replicates[1:].mean()
@@ -36,6 +39,9 @@ def spearman(first: ArrayLike, second: ArrayLike, *, at_least: int = 3) -> float
         first: The values of one side, a tensor or an array.
         second: Those of the other, in the same order.
         at_least: Number of values from which on there is a correlation; two values always have one of 1 or -1.
+
+    Returns:
+        A number between -1 and 1, or ``None``.
 
     Raises:
         InputError: A value is NaN or infinite.

@@ -33,7 +33,15 @@ class LearnableShares:
     of_sets: ClassVar[str] = DEFAULT_SCORE
 
     def of_set(self, members: Sequence[Site], *, quick: bool = False) -> Tensor:
-        """Return the share of a set ``column``; ``quick``: the whole alone, entry 0, in the kernels' precision."""
+        """Return the share of a set ``column``; ``quick``: the whole alone, entry 0, in the kernels' precision.
+
+        Args:
+            members: Sites that are edited at once; their kernels add up.
+            quick: Compute the whole sample alone, without the jackknife.
+
+        Returns:
+            The share, 1 where everything is learnable: the whole sample, then one entry per left-out group.
+        """
         total = _sum(self.units[site] for site in members)
         return torch.tensor([quick_share(total, self.problem)]) if quick else share_of(total, self.problem)
 
@@ -84,6 +92,13 @@ class JointScores:
 
     def of_set(self, members: Sequence[Site], *, quick: bool = False) -> Tensor:
         """Return the score of a set ``column``, each kernel at unit scale; ``quick``: the whole alone, entry 0.
+
+        Args:
+            members: Sites that are edited at once; their kernels add up.
+            quick: Compute the whole sample alone, without the jackknife.
+
+        Returns:
+            The score: the whole sample, then one entry per left-out group.
 
         Cost: two factorisations of half the rows.
         """

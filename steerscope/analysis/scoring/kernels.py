@@ -33,7 +33,11 @@ class Rows:
 
     @classmethod
     def of(cls, features: Features) -> Rows:
-        """Return the rows of captured features: the probes each example has."""
+        """Return the rows of captured features: the probes each example has.
+
+        Returns:
+            One row per example and probe that the example has.
+        """
         example, probe = features.valid.nonzero(as_tuple=True)
         have = features.valid.sum(1)[example]
         return cls(example, probe, have * 1000 + probe, features.residual[example, probe], features.valid.shape[0])
@@ -77,6 +81,9 @@ class Kernel:
             rows: What the kernel's rows are.
             cross: Without it that part stays empty: fine-tuning's kernel needs it, a candidate's does not.
             what: Whose kernel, for a message.
+
+        Returns:
+            The kernel between rows, and between examples along the loss direction.
 
         Raises:
             InputError: A derivative is NaN or infinite.

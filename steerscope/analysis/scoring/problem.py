@@ -18,7 +18,9 @@ from steerscope.equivalence.kernels import RidgeFit
 
 @dataclass(frozen=True)
 class Direction:
-    """One way round: train on one half, test on the other. Column 0 is the whole half, column 1 + g without group g.
+    """One direction of cross-fitting: train on one half, test on the other.
+
+    Column 0 is the whole half, column 1 + g the half without group g.
 
     Attributes:
         train: Rows to learn from (a slice: halves stand together, so that blocks of a kernel are views).
@@ -43,7 +45,7 @@ class Direction:
 
 @dataclass(frozen=True)
 class Problem:
-    """Both ways round, with the ridge and how many groups the jackknife leaves out one at a time.
+    """Both directions of cross-fitting, the ridge, and how many groups the jackknife leaves out one at a time.
 
     ``mean_energy`` is the fraction, between 0 and 1, of the update's squared size that its mean per probe makes, on
     the rows the mean is taken over (the training halves).
@@ -56,7 +58,18 @@ class Problem:
 
     @classmethod
     def of(cls, target: Kernel, rows: Rows, halves: tuple[range, range], *, num_groups: int, ridge: float) -> Problem:
-        """Set up the problem for fine-tuning's kernel ``target`` and two halves of the examples (index ranges)."""
+        """Set up the problem for fine-tuning's kernel ``target`` and two halves of the examples (index ranges).
+
+        Args:
+            target: Fine-tuning's kernel.
+            rows: What the kernel's rows are: example and probe of each.
+            halves: Index ranges of the examples in either half.
+            num_groups: Groups of examples that the jackknife leaves out one at a time.
+            ridge: Penalty of the regressions, relative to a kernel of unit mean diagonal.
+
+        Returns:
+            The problem; it holds no kernel of a site.
+        """
         groups = _jackknife_groups(halves, rows.num_examples, num_groups)
         directions, removed, energy = [], 0.0, 0.0
         for train_examples, test_examples in (halves, halves[::-1]):
@@ -106,6 +119,15 @@ class Predictions:
 def predict(kernel: Tensor, direction: Direction, ridge: float) -> Predictions:
     """Fit a unit-scale kernel (``row row``) on the training half and predict the other, in the kernel's precision.
 
+    Args:
+        kernel: Kernel of a candidate ``(row row)``, of unit mean diagonal.
+        direction: Which rows are learned from and which are predicted.
+        ridge: Penalty of the regression.
+
+    Returns:
+        Predictions of the update, of the update with its mean and of the residual, ``(row column)`` each, and dual
+        weights.
+
     Cost: one factorisation of the training rows, whatever the number of columns.
     """
     train, test = direction.train, direction.test
@@ -136,7 +158,22 @@ def _run_of_zeros(column: Tensor) -> slice:
 
 
 def group_means(values: Tensor, included: Tensor, groups: Tensor, wanted: Tensor) -> Tensor:
-    """Return, for every row of ``wanted`` groups, the mean of that group's included training values, by column."""
+    """Return, for every row of ``wanted`` groups, the mean of that group's included training values, by column.
+
+    Args:
+        values: Training values ``(train column)``.
+        included: 1 where a training value takes part, else 0 ``(train column)``.
+        groups: Group of each training row ``(train)``.
+        wanted: Group of each row of the result ``(row)``.
+
+    Returns:
+        Means ``(row column)``; 0 where a group has no included value.
+
+    Example:
+        >>> values, groups = torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1])
+        >>> group_means(values, torch.ones(3, 1), groups, torch.tensor([1, 0])).tolist()
+        [[5.0], [2.0]]
+    """
     names, place = torch.unique(torch.cat([groups, wanted]), return_inverse=True)
     train_place, out_place = place[: len(groups)], place[len(groups) :]
     sums = torch.zeros(len(names), values.shape[1], dtype=values.dtype).index_add(0, train_place, values * included)

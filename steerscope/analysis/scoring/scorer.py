@@ -63,7 +63,15 @@ class Scorer:
         self._kind_sites: dict[tuple[SiteKind, str], list[Site]] = {}
 
     def num_params(self, site: Site, family: str) -> int:
-        """Parameters of one edit: a vector, or two factors of the given rank."""
+        """Parameters of one edit: a vector, or two factors of the given rank.
+
+        Args:
+            site: The edited site.
+            family: ``vector`` or ``linear``.
+
+        Returns:
+            A number of trained parameters.
+        """
         width = self.loaded.site_map.width(site)
         return width if family == "vector" else 2 * width * self.options.rank
 
@@ -95,7 +103,14 @@ class Scorer:
     def take_steps(
         self, encoded: Encoded, probes: Probes, halves: tuple[range, range], progress: Progress | None = None
     ) -> None:
-        """Take a Gauss-Newton step at every site that was added, both families, and score it."""
+        """Take a Gauss-Newton step at every site that was added, both families, and score it.
+
+        Args:
+            encoded: The examples as tokens.
+            probes: Their output directions.
+            halves: Examples that steps are made from, and examples that they are judged on.
+            progress: Called with the stage, batches done and batches in all.
+        """
         duals, units = {}, {}
         for site, unit in self.linear_kernels.items():
             units[site, "linear"] = unit, self._linear_scales[site]
@@ -255,6 +270,13 @@ class Scorer:
         """Measure the sketches' error: two halves of the blocks are two independent sketches.
 
         Their difference, halved, estimates the error of the whole (which has half the variance of each).
+
+        Args:
+            sites: Sites in the order of the model; at most some two dozen of them are looked at.
+            plan: How features were sketched.
+
+        Returns:
+            Errors of kernels, relative to their norm, and of learnable shares, over the sampled sites.
         """
         sample = sites[:: max(1, len(sites) // 24)]
         relative, shares = [], []

@@ -30,7 +30,11 @@ class Spectrum:
 
     @classmethod
     def of(cls, kernel: Tensor) -> Spectrum:
-        """Decompose a kernel ``train train``. Cost: about ``9 train^3`` multiplications."""
+        """Decompose a kernel ``train train``. Cost: about ``9 train^3`` multiplications.
+
+        Returns:
+            Eigenvalues, at least 0 and increasing, with their vectors.
+        """
         values, vectors = torch.linalg.eigh(kernel)
         return cls(values.clamp_min(0), vectors)
 
@@ -47,6 +51,9 @@ class Spectrum:
             target: ``train``.
             example: ``train``: which prompt each row belongs to.
             ridge: Added to the eigenvalues.
+
+        Returns:
+            A sum of squares in the unit of the target.
         """
         _, prompt, counts = torch.unique_consecutive(example, return_inverse=True, return_counts=True)
         slot = torch.arange(len(example)) - (counts.cumsum(0) - counts)[prompt]
@@ -61,7 +68,15 @@ class Spectrum:
 
 
 def spectra_of(kernel: Tensor, problem: Problem) -> tuple[Spectrum, ...]:
-    """Return the spectrum of a unit-scale kernel ``row row`` on the training rows of each direction."""
+    """Return the spectrum of a unit-scale kernel ``row row`` on the training rows of each direction.
+
+    Args:
+        kernel: Kernel of unit mean diagonal ``(row row)``.
+        problem: The held-out problem.
+
+    Returns:
+        One spectrum per direction of cross-fitting, in the order of ``problem.directions``.
+    """
     return tuple(Spectrum.of(kernel[way.train, way.train]) for way in problem.directions)
 
 
@@ -73,6 +88,9 @@ def chosen_ridge(spectra: Sequence[Spectrum], problem: Problem, rows: Rows, targ
         problem: The held-out problem.
         rows: What the kernel's rows are.
         targets: ``train`` per direction.
+
+    Returns:
+        One of :data:`RIDGES`.
     """
 
     def error(ridge: float) -> float:
@@ -90,6 +108,9 @@ def predicted(kernel: Tensor, way: Direction, fit: RidgeFit, target: Tensor) -> 
         way: Which rows learn and judge.
         fit: The regression on the training rows.
         target: ``train column``.
+
+    Returns:
+        Predictions ``(test column)``.
     """
     present = (target * way.train_in).to(kernel)
     left_out = [(rows, [1 + group]) for group, rows in enumerate(way.groups)]

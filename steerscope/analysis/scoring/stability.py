@@ -43,6 +43,9 @@ def stability_of_halves(
         ridge: Ridge of the regressions.
         joint: The ranking's score; without it, the learnable share.
 
+    Returns:
+        How well the rankings of the two halves agree, over all sites and among the best.
+
     Cost: per site and half, that of the score on half the prompts.
     """
     scores = []
@@ -74,6 +77,9 @@ def top_agreement(one: Tensor, other: Tensor) -> float | None:
     Args:
         one: Scores ``site``.
         other: Scores of the same sites, from other prompts.
+
+    Returns:
+        A probability between 0 and 1, or ``None``.
     """
     top = min(10, len(one) // 4)
     if top < 1:
@@ -88,7 +94,16 @@ def top_agreement(one: Tensor, other: Tensor) -> float | None:
 
 
 def learning_curve(kernel: Tensor, problem: Problem, rows: Rows) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Return numbers of prompts learned from and the learnable share from so many, against a fixed update."""
+    """Return numbers of prompts learned from and the learnable share from so many, against a fixed update.
+
+    Args:
+        kernel: Kernel of unit mean diagonal ``(row row)``.
+        problem: The held-out problem, whose update does not change with the number of prompts.
+        rows: Which example each row is of.
+
+    Returns:
+        Five numbers of prompts at most, up to all of a half, and the share learned from so many.
+    """
     smallest = min(len(torch.unique(rows.example[d.train])) for d in problem.directions)
     counts = sorted({max(2, smallest * part // 8) for part in (1, 2, 4, 6, 8)})
     return tuple(counts), tuple(quick_share(kernel, problem, learn_from=(n, rows)) for n in counts)

@@ -30,6 +30,9 @@ def standing_of(low: float, high: float, margin: float) -> Standing:
         low: Lower end of the interval of the best score minus its own.
         high: Upper end.
         margin: Largest difference that does not matter, in the score's unit.
+
+    Returns:
+        Equal, undetermined or worse.
     """
     if high <= margin:
         return Standing.EQUAL

@@ -41,7 +41,15 @@ class BlockCall:
         return output[0] if isinstance(output, tuple) else output
 
     def tensors(self, site_map: SiteMap, layer: int) -> dict[SiteKind, Tensor]:
-        """Return every site's tensor (``batch token channel``) of this call. Cost: one pass of the block."""
+        """Return every site's tensor (``batch token channel``) of this call. Cost: one pass of the block.
+
+        Args:
+            site_map: The model's sites.
+            layer: Index of the block.
+
+        Returns:
+            Tensors by kind of site.
+        """
         # What enters is the output of the block below, which does not run here.
         args, kwargs = self.arguments
         entering = {SiteKind.RESID_PRE: args[0] if args else kwargs["hidden_states"]}
@@ -73,6 +81,14 @@ def block_calls(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> dict
     """Run the model once and return one call per layer.
 
     Use the calls inside :func:`forward_differentiable_attention`: masks are made for that attention.
+
+    Args:
+        loaded: The model.
+        ids: Tokens ``(batch token)``, without padding.
+        layers: Which blocks.
+
+    Returns:
+        By layer, the block with the arguments it was called with.
 
     Cost: one forward pass without the unembedding.
     """

@@ -18,6 +18,13 @@ def with_update(loaded: LoadedModel, update: Update) -> Iterator[LoadedModel]:
 
     The old weights are kept and restored as they were: subtracting the update again would leave rounding.
 
+    Args:
+        loaded: The model, changed in place.
+        update: Change per parameter name, each of the parameter's shape.
+
+    Yields:
+        The same model with the changed weights.
+
     Raises:
         InputError: The update names a parameter that the model does not have.
     """

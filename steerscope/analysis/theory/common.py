@@ -44,6 +44,14 @@ def rows_of_one_length(encoded: Encoded, count: int, device: torch.device | str 
 
     Where choices are sequences of their own, the right one is taken.
 
+    Args:
+        encoded: The examples as tokens.
+        count: Most sequences to return.
+        device: Where the tensor is made.
+
+    Returns:
+        Tokens ``(batch token)`` without padding, and the positions that predict the answer.
+
     Raises:
         InputError: No sequence has two tokens or more.
     """
@@ -70,13 +78,30 @@ def weight_names(loaded: LoadedModel) -> dict[tuple[int, str], str]:
 
 
 def of_layer(loaded: LoadedModel, update: Update, layer: int) -> dict[str, Tensor]:
-    """Return the part of an update that changes one block."""
+    """Return the part of an update that changes one block.
+
+    Args:
+        loaded: The model.
+        update: Change per parameter name.
+        layer: Index of the block.
+
+    Returns:
+        The changes of that block's weights, by parameter name.
+    """
     mine = {name for (index, _), name in weight_names(loaded).items() if index == layer}
     return {name: change for name, change in update.items() if name in mine}
 
 
 def relative_size(loaded: LoadedModel, update: Update) -> float:
-    """Return the norm of an update over the norm of the weights it changes, all taken as one vector."""
+    """Return the norm of an update over the norm of the weights it changes, all taken as one vector.
+
+    Args:
+        loaded: The model with the weights before the update.
+        update: Change per parameter name.
+
+    Returns:
+        ``|dW| / |W|``, over the changed parameters only.
+    """
     named = dict(loaded.model.named_parameters())
     change = sum(float(value.double().square().sum()) for value in update.values())
     weights = sum(float(named[name].double().square().sum()) for name in update)
@@ -85,7 +110,15 @@ def relative_size(loaded: LoadedModel, update: Update) -> float:
 
 
 def random_like(update: Update, seed: int) -> dict[str, Tensor]:
-    """Return a random update with the norm of ``update`` in every matrix."""
+    """Return a random update with the norm of ``update`` in every matrix.
+
+    Args:
+        update: Change per parameter name.
+        seed: Of the random directions.
+
+    Returns:
+        A random change of the same norm, shape and data type for every parameter.
+    """
     generator = torch.Generator().manual_seed(seed)
     drawn = {}
     for name, change in update.items():
@@ -95,12 +128,32 @@ def random_like(update: Update, seed: int) -> dict[str, Tensor]:
 
 
 def scaled(update: Update, factor: float) -> dict[str, Tensor]:
-    """Return ``factor * update``."""
+    """Return ``factor * update``.
+
+    Args:
+        update: Change per parameter name.
+        factor: What every change is multiplied by.
+
+    Returns:
+        A new update; the old one is left as it is.
+    """
     return {name: factor * change for name, change in update.items()}
 
 
 def spread(num_layers: int, count: int) -> tuple[int, ...]:
-    """Return at most ``count`` layers from the first to the last, evenly spread."""
+    """Return at most ``count`` layers from the first to the last, evenly spread.
+
+    Args:
+        num_layers: Number of blocks of the model.
+        count: Most layers to return.
+
+    Returns:
+        Indices in order; of one, the middle layer.
+
+    Example:
+        >>> spread(30, 4), spread(30, 1), spread(3, 8)
+        ((0, 10, 19, 29), (15,), (0, 1, 2))
+    """
     if count >= num_layers:
         return tuple(range(num_layers))
     if count == 1:
@@ -109,7 +162,19 @@ def spread(num_layers: int, count: int) -> tuple[int, ...]:
 
 
 def explained(measured: Tensor, predicted: Tensor) -> float:
-    """Return ``1 - |measured - predicted|^2 / |measured|^2``; nan where nothing moved."""
+    """Return ``1 - |measured - predicted|^2 / |measured|^2``; nan where nothing moved.
+
+    Args:
+        measured: Shifts that were measured, of any shape.
+        predicted: Shifts that were predicted, of the same shape.
+
+    Returns:
+        At most 1; negative where the prediction is worse than none.
+
+    Example:
+        >>> explained(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0]))
+        0.75
+    """
     require_finite("a shift", measured, predicted)
     whole = float(measured.double().square().sum())
     left = float((measured.double() - predicted.double()).square().sum())
@@ -120,6 +185,13 @@ def explained_per_token(measured: Tensor, predicted: Tensor) -> float:
     """Return the median over tokens of :func:`explained`; nan where nothing moved.
 
     Taken as one vector, all tokens together would say what the few with the longest streams do.
+
+    Args:
+        measured: Shifts that were measured ``(... channel)``.
+        predicted: Shifts that were predicted, of the same shape.
+
+    Returns:
+        The median over the tokens that moved; at most 1.
     """
     require_finite("a shift", measured, predicted)
     whole = measured.double().square().sum(-1)
@@ -140,6 +212,14 @@ def ordinary(stream: Tensor) -> Tensor:
 def block_tensors(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> dict[int, dict[SiteKind, Tensor]]:
     """Return every site's tensor (``batch token channel``) of the given blocks, the entering stream included.
 
+    Args:
+        loaded: The model.
+        ids: Tokens ``(batch token)``, without padding.
+        layers: Which blocks.
+
+    Returns:
+        By layer and kind of site; kinds that the model does not have are left out.
+
     Cost: one forward pass without the unembedding.
     """
     site_map = loaded.site_map
@@ -159,7 +239,16 @@ def block_tensors(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> di
 
 
 def streams(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
-    """Return ``resid_post`` of the given layers. Cost: one forward pass without the unembedding."""
+    """Return ``resid_post`` of the given layers. Cost: one forward pass without the unembedding.
+
+    Args:
+        loaded: The model.
+        ids: Tokens ``(batch token)``, without padding.
+        layers: Which blocks.
+
+    Returns:
+        The residual stream behind each block ``(batch token channel)``.
+    """
     sites = [Site(layer, SiteKind.RESID_POST) for layer in layers]
     with torch.no_grad(), reading(loaded.site_map, sites) as found:
         decoder_of(loaded.model)(input_ids=ids, use_cache=False)
@@ -169,5 +258,13 @@ def streams(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> dict[int
 
 
 def flat(tensor: Tensor, skip: int = 0) -> Tensor:
-    """Return ``token channel`` over all sequences, without the first ``skip`` positions of each."""
+    """Return ``token channel`` over all sequences, without the first ``skip`` positions of each.
+
+    Args:
+        tensor: Activations ``(batch token channel)``.
+        skip: Positions left out at the start of each sequence.
+
+    Returns:
+        A matrix ``(token channel)``.
+    """
     return tensor[:, skip:].reshape(-1, tensor.shape[-1])

@@ -1,8 +1,8 @@
 r"""How well conditioned the maps of an MLP are, and how large an edit before it would have to be.
 
-With more hidden channels than width, every target is reachable per token (the condition of T4 says nothing); what
-is left of the obstruction is conditioning. For a trained update of a block's weights this measures, token by token,
-two oracle edits that would imitate it at that block:
+With more hidden channels than width, every target is reachable per token (P8: the condition of P7 then says nothing);
+what is left of the obstruction is conditioning. For a trained update of a block's weights this measures, token by
+token, two oracle edits that would imitate it at that block:
 
 - ``mlp_in``: the solution of ``A dh = target``, target the first-order shift of what the MLP adds under the update
   of the MLP's own weights; relative to what the MLP reads. ``linear_error`` is how far the block then really is from
@@ -10,7 +10,7 @@ two oracle edits that would imitate it at that block:
 - ``attn_out``: Newton's method on the whole block (derivative ``I + A D_N``), target the block's real output with all
   its weights updated and its input fixed; relative to the stream after the attention.
 
-Source: T4 and its caveat, P8 to P10; open point 4 (this project).
+Source: P7 to P10; the measurement is this project's.
 """
 
 from __future__ import annotations
@@ -106,7 +106,10 @@ def conditioning(
         ids: ``batch token``, without padding.
         layers: Which layers.
         positions: Which tokens of the first sequence.
-        progress: Told layers done and layers in all.
+        progress: Called with layers done and layers in all.
+
+    Returns:
+        Per layer the spectra of its maps, and the edits needed at each position.
 
     Cost: a forward pass, and per layer and token a few dense ``d_model`` matrices and their decompositions.
     """
@@ -136,7 +139,11 @@ def conditioning(
 def _before_mlp(
     call: BlockCall, update: Update, tensors: dict[SiteKind, Tensor], positions: Sequence[int]
 ) -> tuple[OracleEdit, ...]:
-    """Solve ``A dh = target`` at ``mlp_in``."""
+    """Solve ``A dh = target`` at ``mlp_in``.
+
+    Returns:
+        One edit per position; none where the update changes no weight of the MLP.
+    """
     block = call.block
     named = {id(p): name for name, p in block.module.named_parameters()}
     own = {named[id(linear_weight(module))] for module in (*block.mlp_reads, block.mlp_write)}
@@ -159,7 +166,11 @@ def _before_mlp(
 def _after_attention(
     call: BlockCall, update: Update, tensors: dict[SiteKind, Tensor], positions: Sequence[int]
 ) -> tuple[OracleEdit, ...]:
-    """Solve for the edit of ``attn_out`` that gives the updated block's output."""
+    """Solve for the edit of ``attn_out`` that gives the updated block's output.
+
+    Returns:
+        One edit per position.
+    """
     block = call.block
     base = tensors[SiteKind.RESID_POST]
     target = call.output_with(update)[0, list(positions)]
@@ -178,7 +189,16 @@ def _after_attention(
 
 
 def after_attention(block: Block, tensors: dict[SiteKind, Tensor], edit: Tensor) -> dict[SiteKind, Tensor]:
-    """Return every tensor of the block once ``edit`` is added to what attention adds to the stream."""
+    """Return every tensor of the block once ``edit`` is added to what attention adds to the stream.
+
+    Args:
+        block: The block.
+        tensors: The block's tensors at some tokens ``(token channel)`` each.
+        edit: What is added to attention's output ``(token channel)``.
+
+    Returns:
+        All tensors of the block, those behind the edit computed anew.
+    """
     h, attn = tensors[SiteKind.RESID_PRE], tensors[SiteKind.ATTN_OUT] + edit
     with torch.no_grad():
         z = block.mlp_input(h, attn)
@@ -200,6 +220,11 @@ def newton(block: Block, tensors: dict[SiteKind, Tensor], target: Tensor) -> tup
     """Find the edit of ``attn_out`` that makes the block's output ``target``, token by token.
 
     Steps that do not bring a token nearer are halved (a token that is then no nearer stays where it is).
+
+    Args:
+        block: The block.
+        tensors: The block's tensors at some tokens ``(token channel)`` each.
+        target: Wanted output of the block ``(token channel)``.
 
     Returns:
         The edit ``token channel`` and the steps each token took.

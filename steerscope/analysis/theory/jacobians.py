@@ -31,7 +31,15 @@ def effective_weight(module: nn.Module) -> Tensor:
 
 
 def norm_jacobian(norm: nn.Module | None, x: Tensor) -> Tensor | None:
-    """Return ``token output input``: the derivative of a norm at every token, or ``None`` where there is no norm."""
+    """Return ``token output input``: the derivative of a norm at every token, or ``None`` where there is no norm.
+
+    Args:
+        norm: A normalisation that works token by token, or ``None``.
+        x: What it reads ``(token channel)``.
+
+    Returns:
+        Dense matrices, one per token.
+    """
     if norm is None:
         return None
     jacobian: Tensor = torch.func.vmap(torch.func.jacfwd(norm), chunk_size=_CHUNK)(x)
@@ -44,11 +52,14 @@ def mlp_jacobian(block: Block, z: Tensor) -> Tensor:
     .. math:: A = W_d\,[\mathrm{diag}(\varphi'(a_g) * a_u)\, W_g + \mathrm{diag}(\varphi(a_g))\, W_u]
 
     (plain MLP: ``W_2 diag(phi'(a)) W_1``), biases and fused maps included. A norm on what the MLP writes is not part
-    of it. Source: T2.
+    of it. Source: P2, P6.
 
     Args:
         block: The block.
         z: What the MLP reads, ``token channel``.
+
+    Returns:
+        Dense matrices, one per token.
 
     Cost: one ``d x d_ff x d`` product per token.
     """
@@ -118,7 +129,15 @@ class SharedMaps:
     right: dict[SiteKind, Tensor | None]
 
     def at(self, kind: SiteKind, token: int) -> Tensor | None:
-        """Return one token's matrix of a site, ``None`` for the identity."""
+        """Return one token's matrix of a site, ``None`` for the identity.
+
+        Args:
+            kind: The kind of site.
+            token: Index of the token.
+
+        Returns:
+            A matrix ``(output input)``, or ``None``.
+        """
         dense, right = None if self.dense is None else self.dense[token], self.right[kind]
         return right if dense is None else dense if right is None else dense @ right
 
@@ -126,8 +145,15 @@ class SharedMaps:
 def shared_maps(block: Block, tensors: dict[SiteKind, Tensor]) -> Iterator[SharedMaps]:
     """Yield the matrices of every site of the block that has them, factored and sites with the same ones together.
 
-    What :func:`write_jacobian` returns, with the dear parts computed once: the matrices after the MLP's input become
-    those after the attention's output and of its heads *in place*, so use each before asking for the next.
+    What :func:`write_jacobian` returns, with the expensive parts computed once: the matrices after the MLP's input
+    become those after the attention's output and of its heads *in place*, so use each before asking for the next.
+
+    Args:
+        block: The block.
+        tensors: The block's tensors at some tokens ``(token channel)`` each.
+
+    Yields:
+        The maps of a group of sites; they are overwritten when the next group is asked for.
 
     Cost: as :func:`write_jacobian` for one site; memory of one site and a chunk.
     """
@@ -180,7 +206,11 @@ def _through_mlp(block: Block, tensors: dict[SiteKind, Tensor]) -> Tensor:
 
 
 def _from_attention(block: Block, tensors: dict[SiteKind, Tensor]) -> Tensor:
-    """``I + p2' A n2'``: attention's output moves the stream and what the MLP reads of it."""
+    """``I + p2' A n2'``: attention's output moves the stream and what the MLP reads of it.
+
+    Returns:
+        Matrices ``(token output input)``.
+    """
     h = tensors[SiteKind.RESID_POST]
     eye = torch.eye(h.shape[-1], dtype=h.dtype, device=h.device)
     if block.description.parallel:

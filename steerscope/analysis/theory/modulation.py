@@ -6,7 +6,7 @@ falls below -0.278, GELU never below -0.170. :attr:`Modulation.near_minimum_phi`
 many values lie at that number in magnitude, which tells the two apart whatever a figure's rows are called.
 
 Strength: ``DKL(alpha) = KL(steered || FT) - KL(base || FT)`` with one layer's oracle shift, times alpha, added at one
-site, under teacher forcing. Negative is nearer to the fine-tuned model. Source: T21, P41.
+site, under teacher forcing. Negative is nearer to the fine-tuned model. Source: P1, P41.
 """
 
 from __future__ import annotations
@@ -66,7 +66,17 @@ class StrengthCurve:
 
 
 def modulation(loaded: LoadedModel, ids: Tensor, layers: Sequence[int], skip: int = 1) -> tuple[Modulation, ...]:
-    """Measure both factors in some layers. Cost: one forward pass."""
+    """Measure both factors in some layers. Cost: one forward pass.
+
+    Args:
+        loaded: The model.
+        ids: Tokens ``(batch token)``, without padding.
+        layers: Which blocks.
+        skip: Positions left out at the start: there the stream is tens of times longer in many models.
+
+    Returns:
+        Per layer the quantiles of both factors, and the shares of them near the activation's minimum.
+    """
     found = []
     for layer, tensors in block_tensors(loaded, ids, layers).items():
         block = loaded.site_map.blocks[layer]
@@ -78,7 +88,15 @@ def modulation(loaded: LoadedModel, ids: Tensor, layers: Sequence[int], skip: in
 
 
 def factors(block: Block, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``phi'(a_g) * a_u`` and ``phi(a_g)`` for what the MLP reads."""
+    """Return ``phi'(a_g) * a_u`` and ``phi(a_g)`` for what the MLP reads.
+
+    Args:
+        block: The block; its MLP may be gated or plain.
+        z: What the MLP reads ``(token channel)``.
+
+    Returns:
+        The two factors ``(token hidden)``; in a plain MLP, ``phi'(a)`` and ``phi(a)``.
+    """
     with torch.no_grad():
         first = [module(z) for module in block.mlp_reads]
         if not block.description.gated:
@@ -99,7 +117,19 @@ def _quantiles(value: Tensor) -> tuple[float, ...]:
 
 
 def mean_kl(logits: Tensor, reference: Tensor) -> float:
-    """Return ``KL(softmax(logits) || softmax(reference))``, mean over all leading axes, in nats."""
+    """Return ``KL(softmax(logits) || softmax(reference))``, mean over all leading axes, in nats.
+
+    Args:
+        logits: Logits of one distribution ``(... vocab)``.
+        reference: Logits of the other ``(... vocab)``.
+
+    Returns:
+        A divergence in nats, at least 0 up to rounding.
+
+    Example:
+        >>> mean_kl(torch.zeros(2, 5), torch.ones(2, 5))
+        0.0
+    """
     first, second = logits.double().log_softmax(-1), reference.double().log_softmax(-1)
     return float((first.exp() * (first - second)).sum(-1).mean())
 
@@ -126,7 +156,10 @@ def strength_curves(
         layers: Which layers.
         kinds: Which sites.
         alphas: Strengths.
-        progress: Told curves done and curves in all.
+        progress: Called with curves done and curves in all.
+
+    Returns:
+        One curve per layer and site: the change of the divergence from the fine-tuned model, by strength.
 
     Cost: two forward passes, and per layer and site the blocks from there on, on all strengths as one batch.
     """

@@ -3,7 +3,7 @@ r"""How low-rank the oracle shifts of fine-tuning are, and how much of them a li
 The oracle of a layer is :math:`\Delta = h_{FT} - h_{base}` at ``resid_post``. Two questions that are often taken for
 one: how concentrated is the spectrum of its covariance over tokens, and how well does the best linear map of what
 the site reads (the base stream), of every rank, predict it on sequences it was not fitted on (reduced-rank
-regression)? Low rank does not imply linear. Source: T12 to T14, P27, P28; the measurement is this project's.
+regression)? Low rank does not imply linear. Source: P26 to P28; the measurement is this project's.
 """
 
 from __future__ import annotations
@@ -73,6 +73,9 @@ def oracle_spectra(
         batch_size: Sequences per pass.
         skip: Positions left out at the start (their stream is an outlier in many models).
 
+    Returns:
+        Per layer how many directions hold the shifts, and how much of them a linear map of the stream predicts.
+
     Raises:
         InputError: Fewer than eight sequences.
 
@@ -106,6 +109,16 @@ def spectrum_of(layer: int, read: Tensor, shift: Tensor, fit_end: int, choose_en
     """Return the spectrum of ``shift`` and the linear maps from ``read``, both ``token channel``.
 
     Tokens before ``fit_end`` are fitted, those up to ``choose_end`` choose the ridge, the rest is held out.
+
+    Args:
+        layer: Index of the block, for the result.
+        read: What the linear map reads ``(token channel)``.
+        shift: What it should predict ``(token channel)``.
+        fit_end: Number of tokens, from the first on, that the map is fitted to.
+        choose_end: Where the tokens that choose the ridge end; those after it are held out.
+
+    Returns:
+        Ranks that hold 50, 90 and 99 % of the variance, and explained parts by rank of the map.
     """
     read, shift = read.double(), shift.double()
     centre = shift.mean(0)

@@ -6,7 +6,7 @@ For an update scaled to relative size :math:`s = \|t\,\Delta W\| / \|W\|`, the e
 
 and that of a site is the median over tokens: a sum over tokens would be about the few whose stream is tens of times
 longer than the others'. The *radius* is the smallest size at which it falls below 0.9, interpolated between the sizes
-of the grid on logarithmic axes. Source: open point 5 of the theory notes (this project).
+of the grid on logarithmic axes. Source: this project, for the reach of P1.
 """
 
 from __future__ import annotations
@@ -75,6 +75,9 @@ def first_order_radius(
         threshold: Explained part that counts as explained.
         skip: Positions left out at the start; the first token sees nothing but itself.
 
+    Returns:
+        Per place the relative size up to which the first-order shift explains what is measured.
+
     Raises:
         InputError: Fewer than two sizes or sizes that do not increase, a threshold outside 0 to 1.
 
@@ -100,7 +103,21 @@ def first_order_radius(
 
 
 def crossing(sizes: Sequence[float], parts: Sequence[float], threshold: float) -> tuple[float, str]:
-    """Return where the explained part first falls below the threshold, and on which side of the grid if outside."""
+    """Return where the explained part first falls below the threshold, and on which side of the grid if outside.
+
+    Args:
+        sizes: Relative sizes, increasing.
+        parts: Explained part at each size.
+        threshold: Explained part, between 0 and 1, that counts as explained.
+
+    Returns:
+        The size, interpolated in logarithms, and ``"above"`` or ``"below"`` where it lies outside the grid, else
+        ``""``.
+
+    Example:
+        >>> crossing([0.1, 1.0], [0.99, 0.98], 0.9)
+        (1.0, 'above')
+    """
     below = next((index for index, part in enumerate(parts) if not part >= threshold), None)
     if below is None:
         return sizes[-1], "above"

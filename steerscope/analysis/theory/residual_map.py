@@ -12,8 +12,8 @@ token, see :mod:`.jacobians`). Two residuals are measured and must not be confus
   of :math:`\delta_t` to the column space of :math:`M_t`. It is zero wherever :math:`M_t` has full row rank, which is
   why statements about oracles do not separate sites; :attr:`Cell.oracle_edit` is what that edit costs.
 
-Edits of the stream that enters the block are not in the map: they act on other tokens through attention. Source:
-open points 3 and 4 (this project).
+Edits of the stream that enters the block are not in the map: they act on other tokens through attention. Source: this
+project, after P7 and P12.
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ def residual_map(
         ids: ``batch token``, without padding; the last fifth of the sequences is held out.
         layers: Which layers.
         skip: Positions left out at the start (their stream is an outlier in many models).
-        progress: Told sites done and sites in all.
+        progress: Called with sites done and sites in all.
+
+    Returns:
+        One cell per layer, site and changed weight: how much of the weight's effect an edit there can reproduce.
 
     Raises:
         InputError: Fewer than five sequences, or matrices too large to hold (:func:`check_size`).
@@ -120,6 +123,10 @@ def residual_map(
 def check_size(loaded: LoadedModel, tokens: int) -> None:
     """Refuse a model whose matrices per token would not fit.
 
+    Args:
+        loaded: The model.
+        tokens: Number of tokens whose matrices are held at once.
+
     Raises:
         InputError: More than 2^29 numbers.
     """
@@ -134,7 +141,11 @@ def check_size(loaded: LoadedModel, tokens: int) -> None:
 def _cells(
     layer: int, maps: SharedMaps, read: dict[SiteKind, Tensor], target: Tensor, paths: list[str], split: int
 ) -> list[Cell]:
-    """Fit all sites that share their matrices at once, linear edits and fixed vectors alike."""
+    """Fit all sites that share their matrices at once, linear edits and fixed vectors alike.
+
+    Returns:
+        One cell per site and changed weight.
+    """
     ones = torch.ones_like(target[:, 0, :1])
     forms = [Form(read[kind], right, RIDGE) for kind, right in maps.right.items()]
     forms += [Form(ones, right) for right in maps.right.values()]
@@ -171,6 +182,9 @@ def token_wise(map_of: Callable[[int], Tensor | None], read: Tensor, target: Ten
         map_of: The matrix of a token, ``d_model width``, or ``None`` for the identity.
         read: The site's tensor, ``token channel``.
         target: ``token weight d_model``.
+
+    Returns:
+        Fractions left over and relative sizes of the edits, one of each per target.
     """
     chosen = range(0, len(target), max(len(target) // _ORACLE_TOKENS, 1))
     left, sizes = [], []

@@ -100,7 +100,7 @@ def _mean_square(maps: Tensor | None) -> Tensor | None:
 
 
 class _Fit:
-    """Conjugate gradients of one form. ``edit`` and its kin are ``weight rank channel`` in the good coordinates."""
+    """Conjugate gradients of one form. ``edit`` and its kin are ``weight rank channel`` in whitened coordinates."""
 
     def __init__(self, form: Form, mean: Tensor | None) -> None:
         read = form.read
@@ -117,7 +117,7 @@ class _Fit:
         self.seen = x @ self._white
 
     def whiten(self, read: Tensor) -> Tensor:
-        """Return what other tokens read in the good coordinates."""
+        """Return what other tokens read in whitened coordinates."""
         return (read / self._scale) @ self._white
 
     def effect(self, edit: Tensor) -> Tensor:

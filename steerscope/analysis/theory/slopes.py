@@ -75,6 +75,9 @@ def remainder_slopes(
         at: Sites, or ``"logits"``.
         sizes: Relative sizes.
 
+    Returns:
+        One slope per place; 2 where the first-order prediction is right.
+
     Cost: a tangent pass, a forward pass and one more per size.
     """
     unit = scaled(update, 1 / relative_size(loaded, update))
@@ -104,7 +107,10 @@ def block_slopes(
         ids: ``batch token``, without padding.
         layers: Which blocks.
         sizes: Relative sizes.
-        progress: Told blocks done and blocks in all.
+        progress: Called with blocks done and blocks in all.
+
+    Returns:
+        One slope per block and update.
 
     Cost: one forward pass; per block one pass, and per update a tangent pass and a pass per size.
     """
@@ -132,7 +138,19 @@ def _moved(call: BlockCall, unit: Update, base: Tensor, size: float) -> Tensor:
 def slope_at(
     at: str, measured: Callable[[float], Tensor], predicted: Tensor, sizes: Sequence[float], update: str = "trained"
 ) -> Slope:
-    """Compare ``measured(size)`` with ``size * predicted`` at every size, the largest first."""
+    """Compare ``measured(size)`` with ``size * predicted`` at every size, the largest first.
+
+    Args:
+        at: Name of the place, for the result.
+        measured: The shift at a relative size.
+        predicted: The shift per unit of size, to first order.
+        sizes: Relative sizes, largest first.
+        update: Name of the update, for the result.
+
+    Returns:
+        The slope of the logarithm of the remainder in the logarithm of the size, over all sizes and over small
+        remainders.
+    """
     fit = fit_remainder(measured, predicted, sizes)
     left = [relative * size for relative, size in zip(fit.relative, sizes, strict=True)]
     x, y = np.log(sizes), np.log(np.maximum(left, 1e-300))

@@ -2,7 +2,8 @@
 
 The published figure of norms is ``|MLP| / (|MLP| + |Attn|)``. It leaves out the stream that enters the block, to
 which both are added; with it the three parts sum to the output exactly, and ``part . output / |output|^2`` are three
-shares that sum to one (single shares may be negative). Source: the authors' post; open point 8 (this project).
+shares that sum to one (single shares may be negative). Source: the authors' post
+'Activation Steering vs. Finetuning' (2025-11-26); the three shares are this project's.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ def stream_shares(loaded: LoadedModel, ids: Tensor, layers: Sequence[int], skip:
         ids: ``batch token``, without padding.
         layers: Which layers.
         skip: Positions left out at the start: there the stream is tens of times longer in many models.
+
+    Returns:
+        Per layer, medians over tokens of the lengths of stream, attention and MLP, and of their shares in the output.
 
     Cost: one forward pass.
     """

@@ -182,6 +182,9 @@ def run(
         propositions: Which.
         progress: Called with every result as soon as it is there.
 
+    Returns:
+        One result per proposition, in the same order.
+
     Raises:
         InputError: The subject's numbers are NaN or infinite.
     """

@@ -5,7 +5,7 @@ by ``t`` times an update, or the input by ``t`` times a shift, and expanding in 
 
 .. math:: y(t) = y + t\, y_1 + t^2 y_2 + O(t^3)
 
-gives the first-order terms T1 and T2 as ``y_1`` and the second-order terms of P3 and P5 as ``y_2``. So the
+gives the first-order terms of P1 and P2 as ``y_1`` and the second-order terms of P3 and P5 as ``y_2``. So the
 remainder after ``y_1`` falls with slope 2 in ``t`` and after ``y_2`` with slope 3; a wrong or missing term shows
 as slope 1 or 2. Measured values come from the model's own modules, formulas from
 :mod:`steerscope.equivalence.closed_forms`; a plain MLP is tried against the same statements without a gate.
@@ -51,14 +51,14 @@ from steerscope.equivalence.remainder import Remainder, fit_remainder
 from steerscope.equivalence.shifts import first_order_shift
 from steerscope.sites import Site, SiteKind
 
-# Two exact derivatives in float64 differ by rounding of sums over d_ff; the notes ask for 1e-10.
+# Two exact derivatives in float64 differ by rounding of sums over d_ff.
 EXACT = 1e-10
 
 # --- checks ---
 
 
 def check_weight_shift(subject: Subject) -> Evidence:
-    """P1: slope of the remainder of T1, and T1 against the whole model's forward derivative."""
+    """P1: slope of its remainder, and its term against the whole model's forward derivative."""
     parts, block = mlp_parts(subject), subject.block
     (z,) = tensors_at(subject, (SiteKind.MLP_IN,))
     update = drawn_weight_update(subject, parts, z)
@@ -79,7 +79,7 @@ def check_weight_shift(subject: Subject) -> Evidence:
         claim=(
             slope_within("slope of the remainder", remainder, 2),
             Measurement(
-                "T1 against the model's forward derivative, relative",
+                "P1 against the model's forward derivative, relative",
                 relative_error(at_site, through_model),
                 high=EXACT,
             ),
@@ -93,7 +93,7 @@ def check_weight_shift(subject: Subject) -> Evidence:
 
 
 def check_input_shift(subject: Subject) -> Evidence:
-    """P2: slope of the remainder of T2, its matrix against autodiff, and what an edit at ``mlp_in`` does."""
+    """P2: slope of its remainder, its matrix against autodiff, and what an edit at ``mlp_in`` does."""
     parts, block = mlp_parts(subject), subject.block
     if not parts.is_gated and is_piecewise_linear(parts.activation):
         return Evidence(inapplicable=NO_SECOND_ORDER.format("in its input"))
@@ -141,7 +141,7 @@ def check_input_shift(subject: Subject) -> Evidence:
 
 
 def _before_norm(subject: Subject, parts: MLPParts, shift: Tensor) -> Remainder:
-    """Return the remainder if the same shift is added to the stream that the norm reads, which T2 does not describe."""
+    """Return the remainder if the same shift is added to the stream that the norm reads, which P2 does not describe."""
     block = subject.block
     stream_kind = SiteKind.RESID_PRE if block.description.parallel else SiteKind.RESID_MID
     (stream,) = tensors_at(subject, (stream_kind,))

@@ -55,6 +55,13 @@ def bilinear_remainder(shift: Tensor, weights: GatedWeights) -> Tensor:
     """Return ``W_d ((W_g shift) * (W_u shift))``: all that follows the first order where ``phi`` is the identity.
 
     ``shift`` is ``(..., d)``, and so is the result. Source: P4.
+
+    Args:
+        shift: Change of the MLP's input, ``(..., d)``.
+        weights: The MLP's weights.
+
+    Returns:
+        ``(..., d)``.
     """
     return ((shift @ weights.gate.T) * (shift @ weights.up.T)) @ weights.down.T
 
@@ -63,7 +70,7 @@ def bilinear_remainder(shift: Tensor, weights: GatedWeights) -> Tensor:
 
 
 def check_input_second_order(subject: Subject) -> Evidence:
-    """P3: slope 3 once the second-order term of T2 is subtracted as well."""
+    """P3: slope 3 once the second-order term of P2 is subtracted as well."""
     parts = mlp_parts(subject)
     if not parts.is_gated and is_piecewise_linear(parts.activation):
         return Evidence(inapplicable=NO_SECOND_ORDER.format("in its input"))

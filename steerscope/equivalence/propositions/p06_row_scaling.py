@@ -42,12 +42,28 @@ DIFFERENCE_STEP = 1e-3
 
 
 def scaled_rows(scale: Tensor, weight: Tensor) -> Tensor:
-    """Return ``diag(scale) W``: hidden channel i scales row i of ``W`` (``(n,)`` and ``(n, d)``). Source: P6."""
+    """Return ``diag(scale) W``: hidden channel i scales row i of ``W`` (``(n,)`` and ``(n, d)``). Source: P6.
+
+    Args:
+        scale: One factor per hidden channel, ``(n,)``.
+        weight: ``(n, d)``.
+
+    Returns:
+        ``(n, d)``.
+    """
     return scale[:, None] * weight
 
 
 def scaled_as_published(scale: Tensor, weight: Tensor) -> Tensor:
-    """Return ``1 scale^T (.) W`` as the post prints it: it scales columns, so it exists for square ``W`` only."""
+    """Return ``1 scale^T (.) W`` as the post prints it: it scales columns, so it exists for square ``W`` only.
+
+    Args:
+        scale: One factor per hidden channel, ``(n,)``.
+        weight: ``(n, n)``.
+
+    Returns:
+        ``(n, n)``, another matrix than :func:`scaled_rows` returns.
+    """
     return torch.ones_like(scale)[:, None] * scale[None, :] * weight
 
 
@@ -113,7 +129,7 @@ def _output_map(weights: MLPWeights) -> Tensor:
 def _factor(
     scaling: Callable[[Tensor, Tensor], Tensor], z: Tensor, weights: MLPWeights, activation: Activation, swap: bool
 ) -> Tensor:
-    """Return ``J`` of T2 at one token with the given way to scale, ``(d_ff, d)``; ``swap`` exchanges the scales."""
+    """Return ``J`` of P6 at one token with the given way to scale, ``(d_ff, d)``; ``swap`` exchanges the scales."""
     if not isinstance(weights, GatedWeights):
         return scaling(activation_slope(activation, z @ weights.first.T + weights.first_bias), weights.first)
     a_g, a_u = z @ weights.gate.T, z @ weights.up.T

@@ -36,7 +36,7 @@ RESIDUAL = 1e-10
 UNREACHED = 1e-12
 # The bound |D| <= |t| / s_min(A), up to rounding of the smallest singular value.
 BOUND = 1 + 1e-6
-# Singular values below this share of the largest count as zero; the notes ask for 1e-12.
+# Singular values below this share of the largest count as zero: rounding leaves fewer.
 ZERO = 1e-12
 # Relative size of a fine-tuning update in P8 and P11.
 UPDATE = 1e-2
@@ -48,29 +48,62 @@ MISFIT = 1e-2
 
 
 def best_shift(matrix: Tensor, target: Tensor) -> Tensor:
-    """Return the shift of least squares, then of least length, with ``matrix @ shift`` nearest to ``target``."""
+    """Return the shift of least squares, then of least length, with ``matrix @ shift`` nearest to ``target``.
+
+    Args:
+        matrix: ``(m, n)``.
+        target: ``(m,)``.
+
+    Returns:
+        ``(n,)``.
+    """
     # A complete orthogonal factorisation: finds the rank by pivoting, far cheaper than singular values.
     return torch.linalg.lstsq(matrix, target[:, None], driver="gelsy").solution[:, 0]
 
 
 def reduced_rank(subject: Subject, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return ``weight`` (m, n) projected onto ``rank`` random directions of its outputs, and those (m, rank)."""
+    """Return ``weight`` (m, n) projected onto ``rank`` random directions of its outputs, and those (m, rank).
+
+    Args:
+        subject: Seeds the draw.
+        weight: ``(m, n)``.
+        rank: Number of directions.
+
+    Returns:
+        The projected weight ``(m, n)`` and an orthonormal basis ``(m, rank)`` of its columns.
+    """
     basis = orthonormal_rows(subject, rank, weight.shape[0], salt=205).T
     return basis @ (basis.T @ weight), basis
 
 
 def distance_to_columns(matrix: Tensor, target: Tensor) -> Tensor:
-    """Return how far ``target`` (m,) is from the column space of ``matrix`` (m, n), by its singular vectors."""
+    """Return how far ``target`` (m,) is from the column space of ``matrix`` (m, n), by its singular vectors.
+
+    Args:
+        matrix: ``(m, n)``; singular values below :data:`ZERO` of the largest count as zero.
+        target: ``(m,)``.
+
+    Returns:
+        A scalar in the units of ``target``.
+    """
     left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
     basis = left[:, values > ZERO * values[0]]
     return (target - basis @ (basis.T @ target)).norm()
 
 
 def stacked_condition(weights: MLPWeights, update: MLPWeights, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return matrix and right-hand side of the published condition T3 at one token ``z``.
+    """Return matrix and right-hand side of the published condition (P11) at one token ``z``.
 
     ``W_g D = DW_g z`` and ``W_u D = DW_u z``: ``2 d_ff`` equations for d unknowns. Without a gate the ``d_ff``
     equations ``W_1 D = DW_1 z + Db_1``.
+
+    Args:
+        weights: The MLP's weights.
+        update: Their change.
+        z: What the MLP receives at one token, ``(d,)``.
+
+    Returns:
+        The matrix ``(2 d_ff, d)`` and its right-hand side ``(2 d_ff,)``; without a gate ``d_ff`` rows.
     """
     if isinstance(weights, GatedWeights) and isinstance(update, GatedWeights):
         return torch.cat((weights.gate, weights.up)), torch.cat((update.gate @ z, update.up @ z))
@@ -83,6 +116,14 @@ def rank_one_patch(weights: MLPWeights, z: Tensor, z_wanted: Tensor) -> MLPWeigh
     """Return the update after which the MLP's first maps treat ``z`` as ``z_wanted``: ``DW = W (z' - z) z^T / |z|^2``.
 
     The map that writes and biases stay. Source: Goldwaser et al., arXiv 2511.17864.
+
+    Args:
+        weights: The MLP's weights.
+        z: What the MLP receives at one token, ``(d,)``.
+        z_wanted: What it is to be treated as, ``(d,)``.
+
+    Returns:
+        The update, zero for the map that writes and for biases.
     """
     along = torch.outer(z_wanted - z, z) / z.square().sum()
     if isinstance(weights, GatedWeights):

@@ -30,11 +30,11 @@ from steerscope.sites import SiteKind
 
 GROUP = "column space"
 
-# Singular values below this share of the largest count as zero; the notes ask for 1e-12.
+# Singular values below this share of the largest count as zero: rounding leaves fewer.
 ZERO = 1e-12
 # Hand-written Jacobian of a norm against autodiff.
 JACOBIAN = 1e-12
-# Newton's method ends at rounding; the notes ask for 1e-12.
+# Newton's method ends at rounding.
 NEWTON = 1e-12
 NEWTON_STEPS = 10
 # Relative change of the weights of the tuned block in P10: "nearby". In a real block a change of 1e-2 already asks
@@ -53,6 +53,14 @@ def norm_jacobian(x: Tensor, norm: NormParts, eps: float) -> Tensor:
 
     with ``c = x`` and ``C = I`` in RMSNorm; in LayerNorm ``c = x - mean`` and ``C = I - 1 1^T / d``. At
     ``eps = 0`` it maps ``c`` to zero. Source: P9.
+
+    Args:
+        x: What the norm receives at one token, ``(d,)``.
+        norm: Its gain, and whether it subtracts the mean.
+        eps: Its epsilon; 0 for the limit without one.
+
+    Returns:
+        ``(d, d)`` indexed ``[output channel, input channel]``.
     """
     d = x.shape[0]
     centring = torch.eye(d, dtype=x.dtype)
@@ -64,7 +72,15 @@ def norm_jacobian(x: Tensor, norm: NormParts, eps: float) -> Tensor:
 
 
 def block_jacobian(mlp: Tensor, norm: Tensor) -> Tensor:
-    """Return ``I + A D_N``: how an edit of the stream before the MLP moves the block's output. Source: P10."""
+    """Return ``I + A D_N``: how an edit of the stream before the MLP moves the block's output. Source: P10.
+
+    Args:
+        mlp: A, the MLP's derivative by its input, ``(d, d)``.
+        norm: D_N, the derivative of the norm before it, ``(d, d)``.
+
+    Returns:
+        ``(d, d)``.
+    """
     return torch.eye(mlp.shape[0], dtype=mlp.dtype) + mlp @ norm
 
 

@@ -36,9 +36,9 @@ from steerscope.equivalence.propositions.subject import Subject
 from steerscope.models.hooks import Edit
 from steerscope.sites import SiteKind
 
-# Adding a difference back: one rounding of the sum per entry; the notes ask for 1e-14.
+# Adding a difference back: one rounding of the sum per entry.
 ORACLE = 1e-14
-# The same numbers added in another order, then carried through the layers above; the notes ask for 1e-12.
+# The same numbers added in another order, then carried through the layers above.
 SAME_EDIT = 1e-12
 # Tokens that read the same numbers may still differ in the last bit, as matrix products split rows into tiles.
 CONSTANT = 1e-14
@@ -53,29 +53,70 @@ RANK = 4
 
 
 def oracle(tuned: Tensor, base: Tensor) -> Tensor:
-    """Return the edit that takes ``base`` to ``tuned``, token by token. Source: T12."""
+    """Return the edit that takes ``base`` to ``tuned``, token by token. Source: P12.
+
+    Args:
+        tuned: An activation of the fine-tuned model.
+        base: The same of the base model.
+
+    Returns:
+        What to add to ``base``, in its shape.
+    """
     return tuned - base
 
 
 def read_at_mlp_out(skip: Tensor, mlp: Tensor) -> Tensor:
-    """Return what an edit at ``mlp_out`` reads: ``y`` alone."""
+    """Return what an edit at ``mlp_out`` reads: ``y`` alone.
+
+    Args:
+        skip: ``I'``, what the skip connection carries past the MLP, ``(..., d)``.
+        mlp: ``y``, what the MLP writes, ``(..., d)``.
+
+    Returns:
+        ``(..., d)``.
+    """
     return mlp
 
 
 def read_at_resid_post(skip: Tensor, mlp: Tensor) -> Tensor:
-    """Return what an edit at ``resid_post`` reads: ``I' + y``."""
+    """Return what an edit at ``resid_post`` reads: ``I' + y``.
+
+    Args:
+        skip: ``I'``, what the skip connection carries past the MLP, ``(..., d)``.
+        mlp: ``y``, what the MLP writes, ``(..., d)``.
+
+    Returns:
+        ``(..., d)``.
+    """
     return skip + mlp
 
 
 def adapter(parameters: Mapping[str, Tensor], read: Tensor, activation: Callable[[Tensor], Tensor] | None) -> Tensor:
-    """Return ``U D x + b``, with an activation ``U phi(D x) + b``; ``x`` is ``(..., d)``."""
+    """Return ``U D x + b``, with an activation ``U phi(D x) + b``; ``x`` is ``(..., d)``.
+
+    Args:
+        parameters: ``U`` ``(d, r)``, ``D`` ``(r, d)`` and ``b`` ``(d,)``.
+        read: What the site reads, ``(..., d)``.
+        activation: phi, or None for a linear edit.
+
+    Returns:
+        What is added, ``(..., d)``.
+    """
     if activation is None:
         return edit_form("low_rank").delta({k: parameters[k] for k in ("U", "D")}, read) + parameters["b"]
     return activation(read @ parameters["D"].T) @ parameters["U"].T + parameters["b"]
 
 
 def bias_of_down(block_write: nn.Module, vector: Tensor) -> Tensor:
-    """Return the bias of the down projection that adds ``vector`` to what it writes."""
+    """Return the bias of the down projection that adds ``vector`` to what it writes.
+
+    Args:
+        block_write: The map through which the MLP writes.
+        vector: ``(d,)``.
+
+    Returns:
+        ``(d,)``: the map's own bias, where it has one, plus the vector.
+    """
     bias = getattr(block_write, "bias", None)
     return vector.clone() if bias is None else bias.detach() + vector
 

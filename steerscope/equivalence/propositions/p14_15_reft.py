@@ -30,7 +30,7 @@ from steerscope.equivalence.propositions.parts import (
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.sites import SiteKind
 
-# Products in another order: rounding of sums over d_ff; the notes ask for 1e-13.
+# Products in another order: rounding of sums over d_ff.
 IDENTITY = 1e-13
 # Through the layers above the block as well.
 THROUGH_MODEL = 1e-12
@@ -51,23 +51,56 @@ class ReftParameters(NamedTuple):
 
 
 def reft_edit(x: Tensor, reft: ReftParameters) -> Tensor:
-    """Return LoReFT's edit ``R^T (W x + b - R x)`` of ``x`` (..., d). Source: arXiv 2404.03592."""
+    """Return LoReFT's edit ``R^T (W x + b - R x)`` of ``x`` (..., d). Source: arXiv 2404.03592.
+
+    Args:
+        x: What is edited, ``(..., d)``.
+        reft: LoReFT's parameters.
+
+    Returns:
+        What is added to ``x``, ``(..., d)``.
+    """
     return (x @ reft.weight.T + reft.bias - x @ reft.rotation.T) @ reft.rotation
 
 
 def effective_update(reft: ReftParameters, down: Tensor, down_bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the update of the down projection's weight (d, d_ff) and bias (d,) that equals the edit. Source: T7."""
+    """Return the update of the down projection's weight (d, d_ff) and bias (d,) that equals the edit. Source: P14.
+
+    Args:
+        reft: LoReFT's parameters.
+        down: The down projection's weight, ``(d, d_ff)``.
+        down_bias: Its bias, ``(d,)``; zero where it has none.
+
+    Returns:
+        Changes of the weight ``(d, d_ff)`` and of the bias ``(d,)``.
+    """
     both = reft.rotation.T @ (reft.weight - reft.rotation)  # R^T W - R^T R
     return both @ down, reft.rotation.T @ reft.bias + both @ down_bias
 
 
 def overwritten(x: Tensor, reft: ReftParameters) -> Tensor:
-    """Return ``W x + b``: what the subspace coordinates ``R h'`` become."""
+    """Return ``W x + b``: what the subspace coordinates ``R h'`` become.
+
+    Args:
+        x: What is edited, ``(..., d)``.
+        reft: LoReFT's parameters.
+
+    Returns:
+        Coordinates in the subspace, ``(..., r)``.
+    """
     return x @ reft.weight.T + reft.bias
 
 
 def untouched(x: Tensor, reft: ReftParameters) -> Tensor:
-    """Return ``(I - R^T R) x``: the part outside the subspace."""
+    """Return ``(I - R^T R) x``: the part outside the subspace.
+
+    Args:
+        x: What is edited, or what came of it, ``(..., d)``.
+        reft: LoReFT's parameters.
+
+    Returns:
+        ``(..., d)``.
+    """
     return x - (x @ reft.rotation.T) @ reft.rotation
 
 

@@ -22,14 +22,14 @@ from steerscope.equivalence.propositions.parts import orthonormal_rows, relative
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.sites import SiteKind
 
-# Rounding times the inverse sine of the smallest angle between the spans (up to 1e3 in real models); the notes found
-# 2e-13 for well separated ones and ask for 1e-11.
+# Rounding times the inverse sine of the smallest angle between the spans (up to 1e3 in real models; near 1
+# for well separated ones, which give 2e-13).
 PROJECTED = 1e-10
 # The bound of P19 is exact; this allows for rounding.
 HALF = 0.5 - 1e-9
 # Least-squares residual (relative power) above which "no linear map does it".
 LEFT_OVER = 1e-3
-# Monte Carlo with n = 4e5 draws: relative standard error about 0.2%; the notes ask for 1%.
+# Monte Carlo with n = 4e5 draws: relative standard error about 0.2%, a fifth of the tolerance.
 DRAWS = 400_000
 MONTE_CARLO = 0.01
 # Eigenvalues of a difference of covariances, relative to the largest eigenvalue, up to rounding.
@@ -45,6 +45,13 @@ def mlp_projector(skip: Tensor, mlp: Tensor) -> Tensor:
     """Return the projection (d, d) onto the span of ``mlp`` (n, d) along that of ``skip`` (n, d).
 
     Zero on what is orthogonal to both spans. If the spans meet, it is no exact separation.
+
+    Args:
+        skip: Vectors that span what the skip carries, ``(n, d)``.
+        mlp: Vectors that span what the MLP writes, ``(n, d)``.
+
+    Returns:
+        ``(d, d)``.
     """
     spanned = torch.cat((skip, mlp)).T  # (d, 2n): columns
     kept = torch.cat((torch.zeros_like(skip), mlp)).T
@@ -52,18 +59,42 @@ def mlp_projector(skip: Tensor, mlp: Tensor) -> Tensor:
 
 
 def skip_projector(skip: Tensor, mlp: Tensor) -> Tensor:
-    """Return the projection onto the span of ``skip`` along that of ``mlp``: what the post prints as P."""
+    """Return the projection onto the span of ``skip`` along that of ``mlp``: what the post prints as P.
+
+    Args:
+        skip: Vectors that span what the skip carries, ``(n, d)``.
+        mlp: Vectors that span what the MLP writes, ``(n, d)``.
+
+    Returns:
+        ``(d, d)``.
+    """
     return mlp_projector(mlp, skip)
 
 
 def parallel_sum(left: Tensor, right: Tensor) -> Tensor:
-    """Return ``S:Y = S (S + Y)^{-1} Y`` of two covariances (d, d)."""
+    """Return ``S:Y = S (S + Y)^{-1} Y`` of two covariances (d, d).
+
+    Args:
+        left: S, ``(d, d)``.
+        right: Y, ``(d, d)``.
+
+    Returns:
+        ``(d, d)``, made symmetric.
+    """
     both = left @ torch.linalg.solve(left + right, right)
     return (both + both.T) / 2
 
 
 def best_projection(skip: Tensor, mlp: Tensor) -> Tensor:
-    """Return ``P* = Y (S + Y)^{-1}`` for uncorrelated covariances S, Y (d, d)."""
+    """Return ``P* = Y (S + Y)^{-1}`` for uncorrelated covariances S, Y (d, d).
+
+    Args:
+        skip: S, the covariance of what the skip carries, ``(d, d)``.
+        mlp: Y, the covariance of what the MLP writes, ``(d, d)``.
+
+    Returns:
+        ``(d, d)``: the linear map that predicts y from ``I' + y`` with the least squared error.
+    """
     return torch.linalg.solve(skip + mlp, mlp).T
 
 
@@ -71,6 +102,14 @@ def conditional_covariance(skip: Tensor, mlp: Tensor, cross: Tensor) -> Tensor:
     """Return the covariance of y given ``h = I' + y``; ``cross = E[I' y^T]``. A Schur complement.
 
     Without correlation it is :func:`parallel_sum`.
+
+    Args:
+        skip: Covariance of ``I'``, ``(d, d)``.
+        mlp: Covariance of ``y``, ``(d, d)``.
+        cross: ``E[I' y^T]``, ``(d, d)``.
+
+    Returns:
+        ``(d, d)``.
     """
     of_sum = skip + mlp + cross + cross.T
     y_with_sum = mlp + cross.T  # E[y h^T]
@@ -143,6 +182,14 @@ def least_worst_error(edit: Tensor, shared: Tensor, maps: tuple[Tensor, ...]) ->
     """Return the least, over the maps B, of the larger error on ``(v, 0)`` and ``(0, v)``, over ``|A v|``.
 
     For one vector ``v`` (d,) in both spans: ``B v`` has to be 0 and ``A v``.
+
+    Args:
+        edit: A, ``(d, d)``.
+        shared: v, ``(d,)``.
+        maps: Candidates for B, ``(d, d)`` each.
+
+    Returns:
+        A number without unit, 1/2 at best (P19).
     """
     wanted = edit @ shared
     worst = [torch.maximum((b @ shared).norm(), (b @ shared - wanted).norm()) for b in maps]

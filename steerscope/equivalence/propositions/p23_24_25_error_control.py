@@ -53,7 +53,7 @@ GROUP = "error control"
 
 # Errors relative to the stream; beyond 1e-3 curvature shows, below 1e-7 rounding does.
 SCALES = (1e-3, 1e-4, 1e-5, 1e-6)
-# P23: slope of the output's error against the errors made (theory.md: 1).
+# P23: slope of the output's error against the errors made: 1, as they enter linearly.
 SLOPE = (0.95, 1.05)
 # P23 at scale 1e-6: the bound is exact to first order, what curvature adds is of relative size 1e-6 times a constant.
 BOUND = 1.001
@@ -70,7 +70,15 @@ ROUNDS = 12
 
 
 def propagated_bound(errors: Sequence[float], lipschitz: Sequence[float]) -> float:
-    """Return ``sum_l eps_l prod_{k > l} Lip_k``; both per layer, lowest first. Source: T15(d)."""
+    """Return ``sum_l eps_l prod_{k > l} Lip_k``; both per layer, lowest first. Source: P23.
+
+    Args:
+        errors: eps, the length of the error made at every layer.
+        lipschitz: A Lipschitz constant of every layer's map of the stream.
+
+    Returns:
+        A bound on the length of the final error.
+    """
     total = 0.0
     for error, constant in zip(errors, lipschitz, strict=True):
         total = constant * total + error
@@ -78,7 +86,15 @@ def propagated_bound(errors: Sequence[float], lipschitz: Sequence[float]) -> flo
 
 
 def norm_bound(first: Tensor, second: Tensor) -> Tensor:
-    """Return ``sqrt(n) |x - x'| / sqrt(|x| |x'|)`` for rows ``(..., n)``, a norm without gain. Source: T15(a)."""
+    """Return ``sqrt(n) |x - x'| / sqrt(|x| |x'|)`` for rows ``(..., n)``, a norm without gain. Source: P24.
+
+    Args:
+        first: ``(..., n)``.
+        second: ``(..., n)``.
+
+    Returns:
+        One bound per row, ``(...)``.
+    """
     lengths = first.norm(dim=-1) * second.norm(dim=-1)
     return first.shape[-1] ** 0.5 * (first - second).norm(dim=-1) / lengths.sqrt()
 
@@ -95,7 +111,10 @@ def ball_lipschitz(weights: MLPWeights, activation: Activation, centre: Tensor, 
         radius: Its radius.
         slope: ``sup |phi'|``, see :func:`steepest`.
 
-    Cost: three spectral norms. Source: T15(c).
+    Returns:
+        A bound on the length of the output's change per length of the input's change.
+
+    Cost: three spectral norms. Source: P25.
     """
     if not isinstance(weights, GatedWeights):
         return float(_norm(weights.second) * slope * _norm(weights.first))
@@ -116,7 +135,16 @@ def steepest(activation: Activation) -> tuple[float, float]:
 
 
 def normalised(x: Tensor, eps: float, is_centred: bool) -> Tensor:
-    """Return ``x / sqrt(mean x^2 + eps)``, for LayerNorm of ``x - mean``, rows ``(..., n)``, no gain."""
+    """Return ``x / sqrt(mean x^2 + eps)``, for LayerNorm of ``x - mean``, rows ``(..., n)``, no gain.
+
+    Args:
+        x: ``(..., n)``.
+        eps: The norm's epsilon.
+        is_centred: Whether the mean is subtracted, as in LayerNorm.
+
+    Returns:
+        ``(..., n)``.
+    """
     if is_centred:
         x = x - x.mean(-1, keepdim=True)
     return x / (x.square().mean(-1, keepdim=True) + eps).sqrt()

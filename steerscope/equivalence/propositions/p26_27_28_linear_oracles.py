@@ -46,7 +46,15 @@ REGRESSION = 1e-10
 
 
 def outside_columns(rows: Tensor, basis: Tensor) -> float:
-    """Return the share (norm) of ``rows`` (token d) outside the columns of ``basis`` (d r). Source: P26."""
+    """Return the share (norm) of ``rows`` (token d) outside the columns of ``basis`` (d r). Source: P26.
+
+    Args:
+        rows: ``(token, d)``.
+        basis: ``(d, r)``, of full rank.
+
+    Returns:
+        From 0, all inside, to 1.
+    """
     columns = torch.linalg.qr(basis).Q
     return float((rows - rows @ columns @ columns.T).norm() / rows.norm())
 
@@ -55,6 +63,13 @@ def principal_error(rows: Tensor, rank: int) -> Tensor:
     """Return the squared error of projecting ``rows`` (token d) on their first ``rank`` principal directions.
 
     The directions are eigenvectors of the covariance. Source: P26.
+
+    Args:
+        rows: ``(token, d)``; centred here.
+        rank: Number of directions.
+
+    Returns:
+        A scalar, summed over tokens and channels.
     """
     centred = rows - rows.mean(0)
     directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -rank:]
@@ -62,17 +77,42 @@ def principal_error(rows: Tensor, rank: int) -> Tensor:
 
 
 def spectrum_tail(rows: Tensor, rank: int) -> Tensor:
-    """Return ``sum_{i > rank} sigma_i^2`` of the centred rows: what Eckart and Young say the error is."""
+    """Return ``sum_{i > rank} sigma_i^2`` of the centred rows: what Eckart and Young say the error is.
+
+    Args:
+        rows: ``(token, d)``; centred here.
+        rank: Number of singular values left out.
+
+    Returns:
+        A scalar, summed over tokens and channels.
+    """
     return torch.linalg.svdvals(rows - rows.mean(0))[rank:].square().sum()
 
 
 def curved_oracle(states: Tensor, reader: Tensor, writer: Tensor) -> Tensor:
-    """Return ``((v . h)^2 - 1) u`` for states (token d): one direction, no linear part. Source: T13."""
+    """Return ``((v . h)^2 - 1) u`` for states (token d): one direction, no linear part. Source: P27.
+
+    Args:
+        states: h, ``(token, d)``.
+        reader: v, ``(d,)``.
+        writer: u, ``(d,)``.
+
+    Returns:
+        ``(token, d)``.
+    """
     return ((states @ reader).square() - 1).unsqueeze(-1) * writer
 
 
 def affine_share(states: Tensor, targets: Tensor) -> float:
-    """Return R^2 of the best affine map from states (token p) to targets (token q), by the normal equations."""
+    """Return R^2 of the best affine map from states (token p) to targets (token q), by the normal equations.
+
+    Args:
+        states: ``(token, p)``.
+        targets: ``(token, q)``.
+
+    Returns:
+        R squared on the tokens of the fit, at most 1.
+    """
     x, y = states - states.mean(0), targets - targets.mean(0)
     slopes = torch.linalg.pinv(x.T @ x, hermitian=True) @ (x.T @ y)
     return float(1 - (y - x @ slopes).square().sum() / y.square().sum())
@@ -147,7 +187,7 @@ def _check_low_rank_is_not_linear(subject: Subject) -> Evidence:
     reader = reader / (mirrored @ reader).square().mean().sqrt()
     own = curved_oracle(mirrored, reader, writer)
 
-    sample = subject.draw(200_000, 8, salt=3)  # the population of theory.md, h ~ N(0, I)
+    sample = subject.draw(200_000, 8, salt=3)  # a population with h ~ N(0, I)
     small_reader, small_writer = unit(subject.draw(8, salt=4)), unit(subject.draw(8, salt=5))
     drawn = curved_oracle(sample, small_reader, small_writer)
     straight = (sample @ small_reader).unsqueeze(-1) * small_writer

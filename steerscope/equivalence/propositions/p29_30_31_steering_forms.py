@@ -35,12 +35,12 @@ from steerscope.sites import SiteKind
 
 # Scales e of P29, with D h of root mean square 1: the next order is e times smaller, rounding 1e-16 / e.
 SCALES = (1e-2, 1e-3, 1e-4)
-# The notes ask for slope 1 (they found 0.996); without the factor 2 the error does not fall at all.
+# An error linear in e has slope 1; without the factor 2 the error does not fall at all.
 SLOPE_TOLERANCE = 0.05
 # P30's ratio 1/2, to first order in D h, where D h is kept below SMALL.
 RATIO_TOLERANCE = 1e-3
 SMALL = 1e-3
-# Sums in another order; the notes ask for 1e-13.
+# Sums in another order: rounding alone.
 DECOMPOSED = 1e-13
 # The same through the layers above.
 THROUGH_MODEL = 1e-12
@@ -53,27 +53,74 @@ CODE_SCALE = 1e-3
 
 
 def nonlinear_adapter(up: Tensor, down: Tensor, h: Tensor) -> Tensor:
-    """Return ``U SiLU(D h)`` for U (d, r), D (r, d), h (..., d). Source: T16."""
+    """Return ``U SiLU(D h)`` for U (d, r), D (r, d), h (..., d). Source: arXiv 2603.00425.
+
+    Args:
+        up: U, ``(d, r)``.
+        down: D, ``(r, d)``.
+        h: The residual stream at a site, ``(..., d)``.
+
+    Returns:
+        What is added, ``(..., d)``.
+    """
     return functional.silu(h @ down.T) @ up.T
 
 
 def linear_adapter(up: Tensor, down: Tensor, h: Tensor) -> Tensor:
-    """Return ``U D h``. Source: T16."""
+    """Return ``U D h``. Source: arXiv 2603.00425, without its activation.
+
+    Args:
+        up: U, ``(d, r)``.
+        down: D, ``(r, d)``.
+        h: The residual stream at a site, ``(..., d)``.
+
+    Returns:
+        What is added, ``(..., d)``.
+    """
     return (h @ down.T) @ up.T
 
 
 def rescaled_nonlinear(up: Tensor, down: Tensor, h: Tensor, scale: float) -> Tensor:
-    """Return ``(2/e) U SiLU(e D h)``, which tends to ``U D h``. Source: P29."""
+    """Return ``(2/e) U SiLU(e D h)``, which tends to ``U D h``. Source: P29.
+
+    Args:
+        up: U, ``(d, r)``.
+        down: D, ``(r, d)``.
+        h: The residual stream at a site, ``(..., d)``.
+        scale: e, positive.
+
+    Returns:
+        What is added, ``(..., d)``.
+    """
     return 2 / scale * nonlinear_adapter(up, scale * down, h)
 
 
 def written_update(up: Tensor, down: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``U D W`` and ``U D b``: the adapter's share of a map that writes to the stream. Source: P31."""
+    """Return ``U D W`` and ``U D b``: the adapter's share of a map that writes to the stream. Source: P31.
+
+    Args:
+        up: U, ``(d, r)``.
+        down: D, ``(r, d)``.
+        weight: W, ``(d, in)``, of a map that writes to the stream.
+        bias: Its bias, ``(d,)``.
+
+    Returns:
+        Changes of the weight ``(d, in)`` and of the bias ``(d,)``.
+    """
     return up @ (down @ weight), up @ (down @ bias)
 
 
 def skip_read(up: Tensor, down: Tensor, h: Tensor) -> Tensor:
-    """Return ``U D h``: the share that reads the stream entering the block. Source: P31."""
+    """Return ``U D h``: the share that reads the stream entering the block. Source: P31.
+
+    Args:
+        up: U, ``(d, r)``.
+        down: D, ``(r, d)``.
+        h: The residual stream entering the block, ``(..., d)``.
+
+    Returns:
+        ``(..., d)``.
+    """
     return (h @ down.T) @ up.T
 
 

@@ -59,22 +59,56 @@ STEERED = 4
 
 
 def next_gauge(gauge: Tensor, write: Tensor, read: Tensor) -> Tensor:
-    """Return ``G_{l+1} = (I + U D) G_l``; ``gauge`` (d d), ``write`` U (d r), ``read`` D (r d)."""
+    """Return ``G_{l+1} = (I + U D) G_l``; ``gauge`` (d d), ``write`` U (d r), ``read`` D (r d).
+
+    Args:
+        gauge: G of this layer, ``(d, d)``.
+        write: U, ``(d, r)``.
+        read: D, ``(r, d)``.
+
+    Returns:
+        G of the next layer, ``(d, d)``.
+    """
     return gauge + write @ (read @ gauge)
 
 
 def read_map(weight: Tensor, gauge: Tensor) -> Tensor:
-    """Return the read map ``W G`` (out d)."""
+    """Return the read map ``W G`` (out d).
+
+    Args:
+        weight: W of a map that reads the stream, ``(out, d)``.
+        gauge: G, ``(d, d)``.
+
+    Returns:
+        ``(out, d)``.
+    """
     return weight @ gauge
 
 
 def write_map(weight: Tensor, gauge: Tensor) -> Tensor:
-    """Return the write map ``G^-1 W`` (d in)."""
+    """Return the write map ``G^-1 W`` (d in).
+
+    Args:
+        weight: W of a map that writes to the stream, ``(d, in)``.
+        gauge: G, ``(d, d)``, invertible.
+
+    Returns:
+        ``(d, in)``.
+    """
     return torch.linalg.solve(gauge, weight)
 
 
 def size_of(x: Tensor, eps: float, is_centred: bool) -> Tensor:
-    """Return what a norm divides by, ``(..., 1)``: root mean square, for LayerNorm the standard deviation."""
+    """Return what a norm divides by, ``(..., 1)``: root mean square, for LayerNorm the standard deviation.
+
+    Args:
+        x: What the norm receives, ``(..., d)``.
+        eps: The norm's epsilon.
+        is_centred: Whether the mean is subtracted, as in LayerNorm.
+
+    Returns:
+        ``(..., 1)``.
+    """
     if is_centred:
         x = x - x.mean(-1, keepdim=True)
     return (x.square().mean(-1, keepdim=True) + eps).sqrt()

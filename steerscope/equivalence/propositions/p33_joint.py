@@ -27,7 +27,7 @@ from steerscope.sites import Site, SiteKind
 
 GROUP = "joint adaptation"
 
-# One projection and a few products in float64 (theory.md: 1e-14 observed).
+# One projection and a few products in float64, which leave errors near 1e-14.
 EXACT = 1e-12
 ADAPTER_RANK = 4
 LORA_RANK = 3
@@ -35,13 +35,33 @@ LORA_RANK = 3
 
 
 def input_projected(read: Tensor, lora_write: Tensor) -> Tensor:
-    """Return ``D (I - Q Q^T)`` with Q a basis of B's columns: the nearest D with ``D B = 0``. Source: T18, [CODE]."""
+    """Return ``D (I - Q Q^T)`` with Q a basis of B's columns: the nearest D with ``D B = 0``.
+
+    Args:
+        read: D, ``(r, d)``.
+        lora_write: B, ``(d, r')``, the LoRA's factor that writes.
+
+    Returns:
+        ``(r, d)``.
+
+    Source: the authors' released code of arXiv 2603.00425 (P33).
+    """
     columns = columns_of(lora_write)
     return read - read @ columns @ columns.T
 
 
 def output_projected(write: Tensor, lora_write: Tensor) -> Tensor:
-    """Return ``(I - Q Q^T) U`` with Q a basis of B's columns: the nearest U with ``U^T B = 0``. Source: T18, [KG]."""
+    """Return ``(I - Q Q^T) U`` with Q a basis of B's columns: the nearest U with ``U^T B = 0``.
+
+    Args:
+        write: U, ``(d, r)``.
+        lora_write: B, ``(d, r')``, the LoRA's factor that writes.
+
+    Returns:
+        ``(d, r)``.
+
+    Source: P33, the second of its two versions.
+    """
     columns = columns_of(lora_write)
     return write - columns @ (columns.T @ write)
 
@@ -50,18 +70,45 @@ def singular_vectors_projected(read: Tensor, lora_write: Tensor) -> Tensor:
     """Return ``D (I - V V^T)``, V the right singular vectors of ``B^T``, however small their singular values.
 
     As published: for a zero B the vectors are the first r axes.
+
+    Args:
+        read: D, ``(r, d)``.
+        lora_write: B, ``(d, r')``, the LoRA's factor that writes.
+
+    Returns:
+        ``(r, d)``.
     """
     vectors = torch.linalg.svd(lora_write.T, full_matrices=False).Vh
     return read - read @ vectors.T @ vectors
 
 
 def adapted(h: Tensor, write: Tensor, read: Tensor) -> Tensor:
-    """Return ``U SiLU(D h)`` for states ``(token d)``."""
+    """Return ``U SiLU(D h)`` for states ``(token d)``.
+
+    Args:
+        h: The residual stream, ``(token, d)``.
+        write: U, ``(d, r)``.
+        read: D, ``(r, d)``.
+
+    Returns:
+        What is added, ``(token, d)``.
+    """
     return F.silu(h @ read.T) @ write.T
 
 
 def interaction(write: Tensor, read: Tensor, lora_write: Tensor, lora_read: Tensor, hidden: Tensor) -> Tensor:
-    """Return ``U D B A m`` for what the down projection reads ``(token d_ff)``."""
+    """Return ``U D B A m`` for what the down projection reads ``(token d_ff)``.
+
+    Args:
+        write: U, ``(d, r)``.
+        read: D, ``(r, d)``.
+        lora_write: B, ``(d, r')``, the LoRA's factor that writes.
+        lora_read: A, ``(r', d_ff)``, the LoRA's factor that reads.
+        hidden: m, ``(token, d_ff)``.
+
+    Returns:
+        ``(token, d)``.
+    """
     return hidden @ lora_read.T @ lora_write.T @ read.T @ write.T
 
 
@@ -134,7 +181,7 @@ def _check(subject: Subject) -> Evidence:
                 high=EXACT,
             ),
             Measurement(
-                "output form, as in notes on the paper: change of the adapter's output by the LoRA",
+                "output form, as in a third party's summary: change of the adapter's output by the LoRA",
                 relative_error(adapted(with_lora, aside, read), adapted(h, aside, read)),
                 high=EXACT,
             ),
@@ -175,6 +222,6 @@ PROPOSITIONS: tuple[Proposition, ...] = (
         Source.OURS,
         _check,
         published="One constraint in two versions: D is projected in the authors' code (by singular vectors that exist "
-        "even for B = 0, when a step begins), U in third-party notes on the paper.",
+        "even for B = 0, when a step begins), U in a third party's summary of the paper.",
     ),
 )

@@ -43,7 +43,7 @@ from steerscope.sites import Site, SiteKind
 
 GROUP = "context as weights"
 
-# One block: products of float64 (theory.md: 1e-15 observed). Wrong forms are off by 1e-3 and more.
+# One block: products of float64, with errors near 1e-15. Wrong forms are off by 1e-3 and more.
 EXACT = 1e-12
 # Several blocks, or the whole model.
 EXACT_RUN = 1e-10
@@ -57,19 +57,43 @@ MATTERS = 1e-3
 
 
 def context_shift(with_context: Tensor, without: Tensor) -> Tensor:
-    """Return ``A(C, h) - A(h)``: what context adds to what attention writes. Source: T20."""
+    """Return ``A(C, h) - A(h)``: what context adds to what attention writes. Source: P36.
+
+    Args:
+        with_context: What attention writes with the context, ``(..., d)``.
+        without: The same without it.
+
+    Returns:
+        ``(..., d)``.
+    """
     return with_context - without
 
 
 def read_patch(weight: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """Return ``W (a' - a) a^T / |a|^2`` (out d): with it W makes of a what it made of a' (both ``(d,)``)."""
+    """Return ``W (a' - a) a^T / |a|^2`` (out d): with it W makes of a what it made of a' (both ``(d,)``).
+
+    Args:
+        weight: W, ``(out, d)``.
+        before: a, what the map reads without context, ``(d,)``; not zero.
+        after: a', what it reads with it, ``(d,)``.
+
+    Returns:
+        The change of the weight, ``(out, d)``, of rank 1.
+    """
     return torch.outer(weight @ (after - before), before) / before.square().sum()
 
 
 def sequential_patch(weight: Tensor, states: Sequence[Tensor]) -> Tensor:
     r"""Return ``W prod_i (I + h_i (a_i - a_{i-1}) a_{i-1}^T)``, ``h_i = 1 / |a_{i-1}|^2``, latest factor leftmost.
 
-    ``states`` are what the map reads with 0, 1, ... tokens of context. Source: 2507.16003, sequential form.
+    ``states`` are what the map reads with 0, 1, ... tokens of context. Source: arXiv 2507.16003, sequential form.
+
+    Args:
+        weight: W, ``(out, d)``.
+        states: What the map reads with 0, 1, ... tokens of context, ``(d,)`` each.
+
+    Returns:
+        The patched weight, ``(out, d)``.
     """
     for before, after in reversed(list(pairwise(states))):
         weight = weight + read_patch(weight, before, after)
@@ -77,12 +101,28 @@ def sequential_patch(weight: Tensor, states: Sequence[Tensor]) -> Tensor:
 
 
 def write_patch(shift: Tensor, hidden: Tensor) -> Tensor:
-    """Return ``s m^T / |m|^2`` (d d_ff): with it the down projection adds s where it reads m. Source: 2511.17864."""
+    """Return ``s m^T / |m|^2`` (d d_ff): with it the down projection adds s where it reads m. Source: P35.
+
+    Args:
+        shift: s, ``(d,)``.
+        hidden: m, ``(d_ff,)``; not zero.
+
+    Returns:
+        The change of the weight, ``(d, d_ff)``, of rank 1.
+    """
     return torch.outer(shift, hidden) / hidden.square().sum()
 
 
 def scale_patch(shift: Tensor, unscaled: Tensor) -> Tensor:
-    """Return ``s / f`` (d): with it a norm's scale adds s where its unscaled output is f. Source: 2511.17864."""
+    """Return ``s / f`` (d): with it a norm's scale adds s where its unscaled output is f. Source: P35.
+
+    Args:
+        shift: s, ``(d,)``.
+        unscaled: f, ``(d,)``; no entry zero.
+
+    Returns:
+        The change of the norm's scale, ``(d,)``.
+    """
     return shift / unscaled
 
 

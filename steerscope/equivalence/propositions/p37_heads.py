@@ -29,22 +29,58 @@ EXACT = 1e-11
 
 
 def head_columns(weight: Tensor, head: int, num_heads: int) -> Tensor:
-    """Return ``W_O^(i)`` (d d_head): the columns of the output projection that read one head."""
+    """Return ``W_O^(i)`` (d d_head): the columns of the output projection that read one head.
+
+    Args:
+        weight: W_O, ``(d, heads * d_head)``.
+        head: Which head, from 0.
+        num_heads: How many there are.
+
+    Returns:
+        ``(d, d_head)``.
+    """
     return weight.unflatten(1, (num_heads, -1))[:, head]
 
 
 def offset_as_vector(weight: Tensor, offsets: Tensor) -> Tensor:
-    """Return ``sum_i W_O^(i) v_i`` (d) for offsets (head d_head). Source: P37."""
+    """Return ``sum_i W_O^(i) v_i`` (d) for offsets (head d_head). Source: P37.
+
+    Args:
+        weight: W_O, ``(d, heads * d_head)``.
+        offsets: One vector per head, ``(heads, d_head)``.
+
+    Returns:
+        ``(d,)``.
+    """
     return torch.stack([head_columns(weight, i, len(offsets)) @ v for i, v in enumerate(offsets)]).sum(0)
 
 
 def scaled_columns(weight: Tensor, scalings: Tensor) -> Tensor:
-    """Return ``W_O diag(1 + A)`` (d head*d_head) for scalings (head d_head). Source: P37."""
+    """Return ``W_O diag(1 + A)`` (d head*d_head) for scalings (head d_head). Source: P37.
+
+    Args:
+        weight: W_O, ``(d, heads * d_head)``.
+        scalings: A, ``(heads, d_head)``; 0 leaves a channel as it is.
+
+    Returns:
+        ``(d, heads * d_head)``.
+    """
     return weight * (1 + scalings.flatten())
 
 
 def gated_edit(z: Tensor, gate_scale: float, scale: Tensor, gate_offset: float, offset: Tensor) -> Tensor:
-    """Return JoLA's change ``g_m m * z + g_a a`` of one head's output."""
+    """Return JoLA's change ``g_m m * z + g_a a`` of one head's output.
+
+    Args:
+        z: The head's output, ``(..., d_head)``.
+        gate_scale: g_m.
+        scale: m, ``(d_head,)``.
+        gate_offset: g_a.
+        offset: a, ``(d_head,)``.
+
+    Returns:
+        What is added to ``z``, ``(..., d_head)``.
+    """
     return gate_scale * scale * z + gate_offset * offset
 
 

@@ -49,7 +49,7 @@ from steerscope.sites import Site, SiteKind
 GROUP = "tangent space"
 LOW_RANK = edit_form("low_rank")
 
-# Two orders of summation of the same products (theory.md: 2.5e-9 observed in another arithmetic).
+# Two orders of summation of the same products (2.5e-9 was observed in another arithmetic).
 EXACT = 1e-8
 # Monte Carlo over ranks 4 to 256: the error falls as r^-1/2; 64 draws leave a few percent of noise in the slope.
 DRAWS = 64
@@ -65,31 +65,63 @@ ANGLE = 1e-8
 
 
 def site_kernel(grads: Tensor, features: Tensor) -> Tensor:
-    """Return ``sum_{t,s} <psi_t, psi'_s> <g_t, g'_s>``: ``row token d`` and ``row token f`` to ``row row``."""
+    """Return ``sum_{t,s} <psi_t, psi'_s> <g_t, g'_s>``: ``row token d`` and ``row token f`` to ``row row``.
+
+    Args:
+        grads: g, ``(row, token, d)``.
+        features: psi, ``(row, token, f)``.
+
+    Returns:
+        The empirical neural tangent kernel of the site, ``(row, row)``.
+    """
     read = torch.einsum("itf,jsf->ijts", features, features)
     written = torch.einsum("itd,jsd->ijts", grads, grads)
     return (read * written).sum((2, 3))
 
 
 def token_kernel(grads: Tensor, features: Tensor) -> Tensor:
-    """Return the same sum over equal tokens alone, ``s = t``: not the kernel, as edits are shared by tokens."""
+    """Return the same sum over equal tokens alone, ``s = t``: not the kernel, as edits are shared by tokens.
+
+    Args:
+        grads: g, ``(row, token, d)``.
+        features: psi, ``(row, token, f)``.
+
+    Returns:
+        ``(row, row)``.
+    """
     read = torch.einsum("itf,jtf->ijt", features, features)
     return (read * torch.einsum("itd,jtd->ijt", grads, grads)).sum(2)
 
 
 def residual_bound(smallest_cosine: float) -> float:
-    """Return ``sqrt(1 - gamma^2)``. Source: hQZQVLJrH9."""
+    """Return ``sqrt(1 - gamma^2)``. Source: P39."""
     return max(0.0, 1 - smallest_cosine**2) ** 0.5
 
 
 def left_over(target: Tensor, jacobian: Tensor) -> float:
-    """Return the share of ``target`` (q) that no combination of the columns of ``jacobian`` (q k) explains."""
+    """Return the share of ``target`` (q) that no combination of the columns of ``jacobian`` (q k) explains.
+
+    Args:
+        target: ``(q,)``.
+        jacobian: ``(q, k)``.
+
+    Returns:
+        From 0 to 1, a ratio of lengths.
+    """
     best = torch.linalg.lstsq(jacobian, target[:, None]).solution
     return float((target - (jacobian @ best)[:, 0]).norm() / target.norm())
 
 
 def sine_to(target: Tensor, jacobian: Tensor) -> float:
-    """Return the sine of the angle between ``target`` and the columns' span, from the projection's length."""
+    """Return the sine of the angle between ``target`` and the columns' span, from the projection's length.
+
+    Args:
+        target: ``(q,)``.
+        jacobian: ``(q, k)``, of full column rank.
+
+    Returns:
+        From 0 to 1.
+    """
     cosine = (torch.linalg.qr(jacobian).Q.T @ target).norm() / target.norm()
     return float((1 - cosine.clamp(max=1).square()).sqrt())
 

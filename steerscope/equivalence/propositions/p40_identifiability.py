@@ -53,13 +53,30 @@ _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 
 
 def null_part(vector: Tensor, jacobian: Tensor) -> Tensor:
-    """Return the part of ``vector`` (d) in the kernel of ``jacobian`` (q d)."""
+    """Return the part of ``vector`` (d) in the kernel of ``jacobian`` (q d).
+
+    Args:
+        vector: ``(d,)``.
+        jacobian: ``(q, d)``, of full row rank.
+
+    Returns:
+        ``(d,)``.
+    """
     rows = torch.linalg.qr(jacobian.T).Q
     return vector - rows @ (rows.T @ vector)
 
 
 def radial_shift(h: Tensor, factor: float, constant: float) -> Tensor:
-    """Return ``c h + b 1``: what a norm does not see (b is 0 for RMSNorm)."""
+    """Return ``c h + b 1``: what a norm does not see (b is 0 for RMSNorm).
+
+    Args:
+        h: The residual stream, ``(..., d)``.
+        factor: c.
+        constant: b, the same for all channels.
+
+    Returns:
+        ``(..., d)``.
+    """
     return factor * h + constant
 
 
@@ -98,6 +115,9 @@ def first_order_radius(sizes: Sequence[float], errors: Sequence[float]) -> float
     Args:
         sizes: Sizes of a vector.
         errors: Relative error of the first-order prediction at each size.
+
+    Returns:
+        In the units of ``sizes``.
     """
     found = 0.0
     for size, error in sorted(zip(sizes, errors, strict=True)):

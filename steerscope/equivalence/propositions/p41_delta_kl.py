@@ -39,12 +39,30 @@ STRENGTHS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 
 
 def delta_kl(steered: Tensor, base: Tensor, tuned: Tensor) -> Tensor:
-    """Return ``KL(steered || tuned) - KL(base || tuned)``; negative when steering helps. Source: T21."""
+    """Return ``KL(steered || tuned) - KL(base || tuned)``; negative when steering helps. Source: P41.
+
+    Args:
+        steered: Logits of the steered model, ``(batch, token, vocabulary)``.
+        base: Logits of the base model, on the same tokens.
+        tuned: Logits of the fine-tuned model.
+
+    Returns:
+        A scalar in nats per token.
+    """
     return divergence(steered, tuned) - divergence(base, tuned)
 
 
 def reversed_slope(logits: Tensor, logits_shift: Tensor, reference: Tensor) -> Tensor:
-    """Return the derivative of ``KL(q || p)``, the other direction: ``sum_v (p_v - q_v) z'_v``."""
+    """Return the derivative of ``KL(q || p)``, the other direction: ``sum_v (p_v - q_v) z'_v``.
+
+    Args:
+        logits: Logits of p, ``(batch, token, vocabulary)``.
+        logits_shift: z', their change per unit of the step, in the same shape.
+        reference: Logits of q, in the same shape.
+
+    Returns:
+        A scalar in nats per token and unit of the step.
+    """
     return ((logits.softmax(-1) - reference.softmax(-1)) * logits_shift).sum(-1).mean()
 
 

@@ -46,17 +46,44 @@ Adapted = Callable[[Tensor, Tensor], Tensor]
 
 
 def mixed_term(both: Tensor, first: Tensor, second: Tensor, neither: Tensor) -> Tensor:
-    """Return ``f(a1, a2) - f(a1, 0) - f(0, a2) + f(0, 0)``. Source: P42."""
+    """Return ``f(a1, a2) - f(a1, 0) - f(0, a2) + f(0, 0)``. Source: P42.
+
+    Args:
+        both: Outputs with both edits, at strengths a1 and a2.
+        first: Outputs with the first alone.
+        second: Outputs with the second alone.
+        neither: Outputs without edits.
+
+    Returns:
+        In the shape of the outputs; zero where the edits do not interact.
+    """
     return both - first - second + neither
 
 
 def disentanglement_error(both: Tensor, alone: Tensor) -> Tensor:
-    """Return the distance of one task's outputs with and without the other: one term of ``xi``, 2305.12827."""
+    """Return the distance of one task's outputs with and without the other: one term of ``xi``, 2305.12827.
+
+    Args:
+        both: Outputs on one task's inputs with both edits.
+        alone: The same with that task's edit alone.
+
+    Returns:
+        A scalar in the units of the outputs.
+    """
     return (both - alone).norm()
 
 
 def tangent_shift(adapted: Adapted, first: float, second: float) -> Tensor:
-    """Return the shift of logits in the tangent model at ``(0, 0)`` along ``a1 tau_1 + a2 tau_2``."""
+    """Return the shift of logits in the tangent model at ``(0, 0)`` along ``a1 tau_1 + a2 tau_2``.
+
+    Args:
+        adapted: The logits as a function of the strengths of the two edits.
+        first: a1.
+        second: a2.
+
+    Returns:
+        In the shape of the logits.
+    """
     zero = torch.zeros((), dtype=torch.float64)
     along = (torch.full_like(zero, first), torch.full_like(zero, second))
     return torch.func.jvp(adapted, (zero, zero), along)[1]

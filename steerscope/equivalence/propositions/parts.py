@@ -91,6 +91,13 @@ def bias_of(module: nn.Module) -> Tensor:
 def mlp_parts(subject: Subject, block: Block | None = None) -> MLPParts:
     """Return the MLP of the subject's block (or of another of its blocks).
 
+    Args:
+        subject: Whose block, where no other is given.
+        block: Another block of the same model.
+
+    Returns:
+        Weights output-first, the activation, and the bias of the map that writes (zero where it has none).
+
     Raises:
         UnsupportedModelError: A gated MLP whose gate or up map has a bias: the closed forms have none.
     """
@@ -110,13 +117,30 @@ def mlp_parts(subject: Subject, block: Block | None = None) -> MLPParts:
 
 
 def parameter_name(subject: Subject, module: nn.Module, name: str = "weight") -> str:
-    """Return the name of a module's parameter in ``model.named_parameters()``."""
+    """Return the name of a module's parameter in ``model.named_parameters()``.
+
+    Args:
+        subject: The model.
+        module: One of its modules; under a LoRA the layer beneath it is meant.
+        name: The module's own name of the parameter.
+
+    Returns:
+        The full name.
+    """
     wanted = acting_layer(module).get_parameter(name)
     return next(found for found, parameter in subject.model.named_parameters() if parameter is wanted)
 
 
 def as_stored(module: nn.Module, weight: Tensor) -> Tensor:
-    """Return an output-first weight the way the module stores it."""
+    """Return an output-first weight the way the module stores it.
+
+    Args:
+        module: The linear map.
+        weight: ``(out, in)``.
+
+    Returns:
+        ``(in, out)`` for GPT-2's ``Conv1D``, else the weight itself.
+    """
     return weight.T.contiguous() if is_transposed(module) else weight
 
 
@@ -124,6 +148,14 @@ def as_parameters(subject: Subject, weights: MLPWeights, block: Block | None = N
     """Return MLP weights (or a change of them) by parameter name, in the model's own storage.
 
     Plain weights of maps without biases: the biases are left out.
+
+    Args:
+        subject: The model.
+        weights: Output-first weights, or changes of them.
+        block: By default the subject's.
+
+    Returns:
+        Tensors by parameter name.
     """
     block = block or subject.block
     maps: list[tuple[nn.Module, Tensor, Tensor | None]]
@@ -146,7 +178,16 @@ def as_parameters(subject: Subject, weights: MLPWeights, block: Block | None = N
 
 
 def moved(weights: MLPWeights, update: MLPWeights, scale: float = 1.0) -> MLPWeights:
-    """Return ``weights + scale * update``."""
+    """Return ``weights + scale * update``.
+
+    Args:
+        weights: The MLP's weights.
+        update: Their change, in the same shapes.
+        scale: What the change is multiplied by.
+
+    Returns:
+        New weights; the old ones stay as they are.
+    """
     pairs = zip(weights, update, strict=True)
     return type(weights)(*(weight + scale * change for weight, change in pairs))
 
@@ -155,6 +196,15 @@ def drawn_update(subject: Subject, parts: MLPParts, relative: float = 1.0, salt:
     """Return a random change of MLP weights, each of ``relative`` times the root mean square of its weight.
 
     Biases that are zero stay as they are.
+
+    Args:
+        subject: Seeds the draw.
+        parts: The MLP.
+        relative: Size of the change relative to the weight.
+        salt: Tells draws of one check apart.
+
+    Returns:
+        Changes in the shapes of the weights.
     """
     changes = []
     for index, weight in enumerate(parts.weights):
@@ -194,6 +244,9 @@ def run(
         edits: What to add, by kind of site of that block.
         weights: Parameters replaced in this pass, by name.
         layer: The block; by default the subject's.
+
+    Returns:
+        What was read, by kind, and the logits.
     """
     layer = subject.layer if layer is None else layer
     sites = {kind: subject.site_map.resolve(Site(layer, kind)) for kind in kinds}
@@ -205,7 +258,16 @@ def run(
 
 
 def tensors_at(subject: Subject, kinds: Sequence[SiteKind], layer: int | None = None) -> tuple[Tensor, ...]:
-    """Return the tensors (batch token channel) at kinds of site of one block, in their order, unedited."""
+    """Return the tensors (batch token channel) at kinds of site of one block, in their order, unedited.
+
+    Args:
+        subject: What to run, inside ``subject.ready()``.
+        kinds: Kinds of site.
+        layer: The block; by default the subject's.
+
+    Returns:
+        One tensor ``(batch, token, channel)`` per kind.
+    """
     clean = run(subject, kinds, layer=layer)
     return tuple(clean[kind] for kind in kinds)
 
@@ -238,6 +300,9 @@ def mlp_alone(
         z: What the MLP receives.
         weights: Parameters replaced for this call, by the model's names.
         block: By default the subject's.
+
+    Returns:
+        ``(..., d)``.
     """
     alone = _MLPAlone(subject.model, block or subject.block)
     return functional_call(alone, {f"model.{name}": value for name, value in (weights or {}).items()}, (z,))
@@ -256,7 +321,15 @@ class NormParts:
 
 
 def norm_parts(norm: nn.Module, width: int) -> NormParts:
-    """Return gain and epsilon of a LayerNorm or of an RMSNorm of any spelling (Gemma's gain is ``1 + weight``)."""
+    """Return gain and epsilon of a LayerNorm or of an RMSNorm of any spelling (Gemma's gain is ``1 + weight``).
+
+    Args:
+        norm: A LayerNorm, or an RMSNorm of any family.
+        width: Channels it normalises over.
+
+    Returns:
+        Gain ``(width,)``, epsilon, and whether the mean is subtracted.
+    """
     if isinstance(norm, nn.LayerNorm):
         return NormParts(norm.weight.detach(), norm.eps, True)
     eps = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)))
@@ -269,18 +342,44 @@ def norm_parts(norm: nn.Module, width: int) -> NormParts:
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Return ``|found - expected| / |expected|`` over all entries."""
+    """Return ``|found - expected| / |expected|`` over all entries.
+
+    Args:
+        found: A tensor.
+        expected: What it should be, in the same shape.
+
+    Returns:
+        A number without unit, by Frobenius norms.
+    """
     return float((found - expected).norm() / expected.norm().clamp_min(1e-300))
 
 
 def rank_limited(matrix: Tensor, rank: int) -> Tensor:
-    """Return the nearest matrix of that rank (Eckart-Young)."""
+    """Return the nearest matrix of that rank (Eckart-Young).
+
+    Args:
+        matrix: ``(m, n)``.
+        rank: The largest rank.
+
+    Returns:
+        ``(m, n)``.
+    """
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     return (left[:, :rank] * values[:rank]) @ right[:rank]
 
 
 def orthonormal_rows(subject: Subject, rows: int, width: int, salt: int = 0) -> Tensor:
-    """Return a random ``rows width`` matrix with orthonormal rows."""
+    """Return a random ``rows width`` matrix with orthonormal rows.
+
+    Args:
+        subject: Seeds the draw.
+        rows: How many rows, at most ``width``.
+        width: Their length.
+        salt: Tells draws of one check apart.
+
+    Returns:
+        ``(rows, width)``.
+    """
     return torch.linalg.qr(subject.draw(width, rows, salt=salt)).Q.T
 
 
@@ -291,5 +390,15 @@ def is_piecewise_linear(activation: Activation) -> bool:
 
 
 def curve(x_name: str, x: Sequence[float], y_name: str, y: Sequence[float]) -> Series:
-    """Return a series for a figure."""
+    """Return a series for a figure.
+
+    Args:
+        x_name: Label of the horizontal axis.
+        x: Its values.
+        y_name: Label of the vertical axis.
+        y: As many values.
+
+    Returns:
+        The values as plain floats.
+    """
     return Series(x_name, y_name, tuple(map(float, x)), tuple(map(float, y)))

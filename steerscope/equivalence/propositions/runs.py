@@ -55,6 +55,9 @@ def run_at(
         edits: What to add, by site.
         update: Change per parameter name, for this pass.
         position_ids: ``(1, token)``, or the model's own.
+
+    Returns:
+        What was read, by site, and the logits.
     """
     resolved = {site: subject.site_map.resolve(site) for site in sites}
     arguments: dict[str, Any] = {"input_ids": subject.input_ids, "use_cache": False}
@@ -71,7 +74,12 @@ def run_at(
 
 @contextmanager
 def weights_changed(model: nn.Module, update: Mapping[str, Tensor]) -> Iterator[None]:
-    """Add ``update`` (by parameter name) to the weights inside the context; the old tensors come back after it."""
+    """Add ``update`` (by parameter name) to the weights inside the context; the old tensors come back after it.
+
+    Args:
+        model: The model, changed in place.
+        update: Change per parameter name, in the parameter's shape.
+    """
     named = dict(model.named_parameters())
     before = {name: named[name].data for name in update}
     try:
@@ -85,7 +93,12 @@ def weights_changed(model: nn.Module, update: Mapping[str, Tensor]) -> Iterator[
 
 @contextmanager
 def output_mapped(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Pass what a module returns through ``function`` inside the context."""
+    """Pass what a module returns through ``function`` inside the context.
+
+    Args:
+        module: Any module of the model.
+        function: From what it returns (the first entry of a tuple) to what is passed on.
+    """
 
     def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return (function(output[0]), *output[1:]) if isinstance(output, tuple) else function(output)
@@ -99,7 +112,12 @@ def output_mapped(module: nn.Module, function: Callable[[Tensor], Tensor]) -> It
 
 @contextmanager
 def input_mapped(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Pass the first input of a module through ``function`` inside the context."""
+    """Pass the first input of a module through ``function`` inside the context.
+
+    Args:
+        module: Any module of the model.
+        function: From its first input, by position or by name, to what it receives.
+    """
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
@@ -117,7 +135,18 @@ def input_mapped(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Ite
 def low_rank_change(
     subject: Subject, module: nn.Module, *, rank: int = RANK, size: float = TUNING, salt: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Return LoRA factors ``B`` (out rank) and ``A`` (rank in) with ``|B A| = size |W|`` (Frobenius)."""
+    """Return LoRA factors ``B`` (out rank) and ``A`` (rank in) with ``|B A| = size |W|`` (Frobenius).
+
+    Args:
+        subject: Seeds the draw.
+        module: The linear map.
+        rank: Rank of the change.
+        size: Frobenius norm of the change, relative to the weight's.
+        salt: Tells draws of one check apart.
+
+    Returns:
+        ``(out, rank)`` and ``(rank, in)``.
+    """
     weight = output_first(module)
     out, into = weight.shape
     write = subject.draw(out, rank, salt=2 * salt)
@@ -126,14 +155,33 @@ def low_rank_change(
 
 
 def as_update(subject: Subject, module: nn.Module, change: Tensor) -> dict[str, Tensor]:
-    """Return an output-first change of a linear map's weight as a weight update by name."""
+    """Return an output-first change of a linear map's weight as a weight update by name.
+
+    Args:
+        subject: The model.
+        module: The linear map.
+        change: ``(out, in)``.
+
+    Returns:
+        One entry, in the model's own storage.
+    """
     return {parameter_name(subject, module): as_stored(module, change)}
 
 
 def fine_tuning(
     subject: Subject, layers: Iterable[int] | None = None, *, size: float = TUNING, salt: int = 100
 ) -> dict[str, Tensor]:
-    """Return a seeded low-rank update of every linear map of the given blocks (by default :func:`spread`)."""
+    """Return a seeded low-rank update of every linear map of the given blocks (by default :func:`spread`).
+
+    Args:
+        subject: Seeds the draws.
+        layers: Which blocks.
+        size: Frobenius norm of every change, relative to the weight's.
+        salt: Tells updates of one check apart.
+
+    Returns:
+        Change per parameter name.
+    """
     update = {}
     for layer in spread(subject) if layers is None else layers:
         for index, module in enumerate(subject.site_map.blocks[layer].linear_maps().values()):
@@ -143,7 +191,16 @@ def fine_tuning(
 
 
 def base_and_tuned(subject: Subject, layers: tuple[int, ...], update: dict[str, Tensor]) -> tuple[Pass, Pass]:
-    """Return the base run and the fine-tuned run, both read at the outputs of ``layers``."""
+    """Return the base run and the fine-tuned run, both read at the outputs of ``layers``.
+
+    Args:
+        subject: Where the numbers come from; inside ``subject.ready()``.
+        layers: Blocks whose outputs are read.
+        update: Change per parameter name.
+
+    Returns:
+        Two passes over the same tokens.
+    """
     sites = [post(layer) for layer in layers]
     return run_at(subject, sites), run_at(subject, sites, update=update)
 
@@ -152,6 +209,13 @@ def spread(subject: Subject, count: int = MAX_BLOCKS) -> tuple[int, ...]:
     """Return the layers a check fine-tunes: all, or ``count`` spread evenly, first, last and the subject's among them.
 
     The subject's own block is put in for its nearest neighbour.
+
+    Args:
+        subject: The model, and the block that must be among the layers.
+        count: How many layers.
+
+    Returns:
+        Layers in rising order.
     """
     total = len(subject.site_map.blocks)
     if total <= count:
@@ -169,7 +233,15 @@ def post(layer: int) -> Site:
 
 
 def shortened(subject: Subject, tokens: int) -> Subject:
-    """Return the subject on the first tokens of its first sequence alone."""
+    """Return the subject on the first tokens of its first sequence alone.
+
+    Args:
+        subject: Whose tokens.
+        tokens: How many to keep.
+
+    Returns:
+        The subject with ``input_ids`` of shape ``(1, tokens)``.
+    """
     return replace(subject, input_ids=subject.input_ids[:1, :tokens])
 
 
@@ -177,6 +249,13 @@ def block_alone(subject: Subject, layer: int) -> tuple[Callable[[Tensor], Tensor
     """Return one block as a function of the stream that enters it, and that stream.
 
     Masks and positions are those of the subject's tokens.
+
+    Args:
+        subject: Where the numbers come from; inside ``subject.ready()``.
+        layer: Which block, from 0.
+
+    Returns:
+        The function, from and to ``(batch, token, d)``, and the entering stream.
     """
     block: Block = subject.site_map.blocks[layer]
     caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -200,7 +279,15 @@ def block_alone(subject: Subject, layer: int) -> tuple[Callable[[Tensor], Tensor
 
 
 def slope_of(x: Iterable[float], y: Iterable[float]) -> float:
-    """Return the least-squares slope of log y against log x."""
+    """Return the least-squares slope of log y against log x.
+
+    Args:
+        x: Positive numbers.
+        y: As many numbers, not negative.
+
+    Returns:
+        The exponent p of the best ``y = c x^p``.
+    """
     return float(np.polyfit(np.log(list(x)), np.log(np.maximum(list(y), 1e-300)), 1)[0])
 
 

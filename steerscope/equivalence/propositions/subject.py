@@ -50,7 +50,15 @@ class Subject:
         return torch.Generator().manual_seed(1_000_003 * self.seed + salt)
 
     def draw(self, *shape: int, salt: int = 0) -> Tensor:
-        """Return seeded standard normal numbers in float64."""
+        """Return seeded standard normal numbers in float64.
+
+        Args:
+            shape: Of the result.
+            salt: Another one gives other numbers.
+
+        Returns:
+            A tensor in float64; the same at every call.
+        """
         return torch.randn(*shape, generator=self.generator(salt), dtype=torch.float64)
 
     @contextmanager
@@ -68,6 +76,9 @@ def random_subject(seed: int = 0, *, model_type: str = "llama", layers: int = 3,
         model_type: A family of transformers.
         layers: Number of blocks.
         settings: Further entries of the configuration.
+
+    Returns:
+        The subject, at its middle block.
     """
     options = {
         "vocab_size": 48,
@@ -99,7 +110,18 @@ def random_subject(seed: int = 0, *, model_type: str = "llama", layers: int = 3,
 def subject_of(
     model: nn.Module, *, name: str, seed: int = 0, layer: int | None = None, input_ids: Tensor | None = None
 ) -> Subject:
-    """Make a subject of a float64 model; by default its middle block, and two sequences of seven random tokens."""
+    """Make a subject of a float64 model; by default its middle block, and two sequences of seven random tokens.
+
+    Args:
+        model: A causal language model in float64; put in evaluation mode, its parameters frozen.
+        name: For the table.
+        seed: Seed of the tokens and of every draw of a check.
+        layer: The block under study; by default the middle one.
+        input_ids: ``(batch, token)``; by default two sequences of seven random tokens.
+
+    Returns:
+        The subject with the model's sites.
+    """
     model.eval().requires_grad_(False)
     site_map = find_sites(model)
     if input_ids is None:

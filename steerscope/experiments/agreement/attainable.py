@@ -18,7 +18,7 @@ class Attainable:
     """How well the mean loss over seeds can be foreseen at all.
 
     Two seeds that agree with r share a part r of their variance, so the mean of S seeds correlates with what every seed
-    tends to at sqrt(S r / (1 + (S - 1) r)) (the Spearman-Brown formula): more than r, which is no upper bound.
+    tends to at sqrt(S r / (1 + (S - 1) r)) (the Spearman-Brown formula): more than r, which is not an upper bound.
 
     Attributes:
         spearman: The attainable correlation; None from one seed. ``low`` and ``high`` bound its 95% interval.
@@ -39,6 +39,13 @@ def attainable_correlation(two_seeds: float, num_seeds: int) -> float:
     Args:
         two_seeds: Correlation between single seeds; 0 or less means no order that could be foreseen.
         num_seeds: Seeds in the mean.
+
+    Returns:
+        A number between 0 and 1.
+
+    Example:
+        >>> attainable_correlation(1.0, 3), attainable_correlation(0.0, 3), round(attainable_correlation(0.5, 4), 3)
+        (1.0, 0.0, 0.894)
     """
     r = max(two_seeds, 0.0)
     return math.sqrt(num_seeds * r / (1 + (num_seeds - 1) * r))
@@ -51,6 +58,9 @@ def attainable(losses: Array, layers: NDArray[np.int64], *, seed: int) -> Attain
         losses: ``site seed``: held-out losses, infinite where a run diverged.
         layers: ``site``: the layer.
         seed: Of the bootstrap.
+
+    Returns:
+        The correlation with its interval; all ``None`` from one seed.
     """
     table = finite_losses(losses)
     num_seeds = table.shape[1]
@@ -66,7 +76,15 @@ def attainable(losses: Array, layers: NDArray[np.int64], *, seed: int) -> Attain
 
 
 def drawn_two_seeds(table: Array, bootstrap: LayerBootstrap) -> Array:
-    """Return the agreement of two seeds in every resample."""
+    """Return the agreement of two seeds in every resample.
+
+    Args:
+        table: Losses ``(site seed)``, of at least two seeds.
+        bootstrap: The resamples of the sites' layers.
+
+    Returns:
+        Mean Spearman correlation over all pairs of seeds ``(resample)``.
+    """
     ranks = [bootstrap.ranks(column) for column in table.T]
     return np.mean([bootstrap.correlations(one, other) for one, other in combinations(ranks, 2)], axis=0)
 

@@ -29,6 +29,9 @@ def fit(sites: Sequence[Site], losses: NDArray[np.float64], num_layers: int) -> 
         sites: Sites trained at.
         losses: ``site``: mean trained loss.
         num_layers: Blocks of the model.
+
+    Returns:
+        Constants as ``constants.json`` has them, rounded to four digits.
     """
     kinds = sorted({site.kind.value for site in sites})
     design = np.array([[_depth(site, num_layers), *(float(site.kind == kind) for kind in kinds)] for site in sites])
@@ -46,6 +49,15 @@ def depth_and_kind(
     """Return the baseline's score per site (higher is better), the mean over studies; ``None`` without any.
 
     A kind that a study did not train at gets the mean of its constants.
+
+    Args:
+        sites: The sites to score.
+        num_layers: Number of blocks of the model.
+        studies: Per earlier study, its ``depth`` (slope of the loss in the relative depth) and ``kinds`` (constant per
+            kind of site).
+
+    Returns:
+        Minus the predicted rank (0 the best site, 1 the worst), one value per site.
     """
     if not studies:
         return None

@@ -77,11 +77,27 @@ class LayerBootstrap:
         return centred / np.where(length > 1e-9, length, np.inf)
 
     def correlations(self, first: Array, second: Array) -> Array:
-        """Return Spearman's correlation in every resample, from two :meth:`ranks`."""
+        """Return Spearman's correlation in every resample, from two :meth:`ranks`.
+
+        Args:
+            first: Weighted ranks ``(resample site)``.
+            second: Weighted ranks of the other quantity ``(resample site)``.
+
+        Returns:
+            Correlations ``(resample)``, between -1 and 1.
+        """
         return np.clip((self.weights * first * second).sum(1), -1, 1)
 
     def kendall(self, first: Array, second: Array) -> Array:
-        """Return Kendall's tau-b in every resample, from values ``site``."""
+        """Return Kendall's tau-b in every resample, from values ``site``.
+
+        Args:
+            first: One value per site.
+            second: One value per site, in the same order.
+
+        Returns:
+            Correlations ``(resample)``, between -1 and 1; 0 where one side ties all sites.
+        """
         one, other = pair_signs(first), pair_signs(second)
 
         def pairs(signs: Array) -> Array:
@@ -98,6 +114,9 @@ class LayerBootstrap:
             drawn: Per resample.
             left_out: ``1 + shuffle, seed``: with each training seed left out (:func:`without_each_seed`); without it
                 the seeds are taken for fixed.
+
+        Returns:
+            The correlation with an interval that stays between -1 and 1.
         """
         half = self.number(value, drawn, left_out).high - value
         # d artanh(r) = dr / (1 - r^2), which means nothing nearer to 1 than the error of r.
@@ -109,6 +128,15 @@ class LayerBootstrap:
         """Return a number, such as the difference of two correlations, with its interval; see :meth:`correlation`.
 
         From one layer there is none: it is all numbers.
+
+        Args:
+            value: The number on the whole table.
+            drawn: The number in every resample ``(resample)``.
+            left_out: The number with each training seed left out ``(1 + shuffle, seed)``, see
+                :func:`without_each_seed`; without it the seeds are taken for fixed.
+
+        Returns:
+            The number with the ends of its 95 % interval, infinite where there is only one layer.
         """
         if self.num_layers < 2:
             return Estimate(value, -math.inf, math.inf)

@@ -69,6 +69,9 @@ def layer_pairs(losses: Array, layers: NDArray[np.int64]) -> LayerPairs:
         losses: ``site seed``, infinite where a run diverged. From one seed there is no standard error; a pair then
             counts by :data:`LEAST` alone.
         layers: ``site``.
+
+    Returns:
+        Indices of the two sites of every pair and their layer, and how many pairs there are in all.
     """
     table = finite_losses(losses)
     first, second = np.triu_indices(len(layers), 1)
@@ -93,6 +96,9 @@ def pairs_right(score: Array, pairs: LayerPairs, fixed: dict[str, Array]) -> Pai
         score: ``site``, higher is better.
         pairs: Those that count.
         fixed: Per baseline ``site``.
+
+    Returns:
+        The number of pairs and the share of right ones with its interval.
     """
     right = _right(score, pairs)
     layers = np.unique(pairs.layers)

@@ -18,6 +18,9 @@ def regret_of(score: Array, costs: Array, first: int) -> float:
         score: ``site``, higher comes first.
         costs: ``site``: what is to be low, such as a loss.
         first: How many sites are trained; at most all.
+
+    Returns:
+        A difference in the unit of ``costs``, at least 0.
     """
     surely = score > np.sort(score)[::-1][min(first, len(score)) - 1]
     tied = np.sort(costs[score == np.sort(score)[::-1][min(first, len(score)) - 1]])

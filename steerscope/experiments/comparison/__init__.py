@@ -1,4 +1,4 @@
-"""Finished runs side by side: one row per configuration, seeds together, intervals and what a constant reaches."""
+"""Compare finished runs: one row per configuration, seeds together, intervals and what a constant reaches."""
 
 from __future__ import annotations
 

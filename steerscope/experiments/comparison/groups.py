@@ -1,7 +1,7 @@
 """Group finished runs by configuration and refuse to compare what was not asked the same questions.
 
 Seeds of one configuration answer the same test questions, so their answers are not independent trials: pooling them
-into one Wilson interval would make it too narrow. A group therefore shows two uncertainties side by side: Wilson's 95%
+into one Wilson interval would make it too narrow. A group therefore reports two uncertainties: Wilson's 95%
 interval of the mean accuracy at the number of test questions (which questions were drawn), and the standard deviation
 of accuracies over seeds (which seed).
 """
@@ -193,6 +193,9 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
     Args:
         folders: Run folders, or folders of run folders.
 
+    Returns:
+        One entry per configuration, with mean and interval over its seeds.
+
     Raises:
         InputError: No runs, results that are missing or malformed, runs of different tasks or test questions, or a
             seed that occurs twice in one configuration.
@@ -232,7 +235,11 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
 
 
 def _told_apart(entries: list[Entry]) -> list[Entry]:
-    """Say of every entry that was trained on which data, where they are not all of the same."""
+    """Say of every entry that was trained on which data, where they are not all of the same.
+
+    Returns:
+        The entries, with ``data`` filled in where it is needed.
+    """
     found = [one.settings["data"].get("train") if knows_data(one.settings) else "" for one in entries]
     trained = [hash_ if one.parameters else None for one, hash_ in zip(entries, found, strict=True)]
     if len({hash_ for hash_ in trained if hash_ is not None}) < 2:

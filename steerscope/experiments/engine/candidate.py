@@ -26,7 +26,13 @@ class Store(Protocol):
         """Return what is kept of a run, or None."""
 
     def put(self, config: Mapping[str, Any], record: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-        """Keep a run."""
+        """Save a run.
+
+        Args:
+            config: Everything that the run depends on; its hash is the key.
+            record: What the run came to: losses in nats, steps, seconds.
+            weights: The trained tensors of the edit by name; empty where only the numbers are worth keeping.
+        """
 
     def weights(self, config: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the tensors that were kept with a run."""
@@ -42,7 +48,15 @@ class SweepData(Protocol):
         """Return the examples of ``selection`` or ``test``."""
 
     def content_hash(self, part: str, seed: int = 0) -> str:
-        """Return a hash of the examples of a part (``train`` of a seed, ``selection``, ``test``)."""
+        """Return a hash of the examples of a part (``train`` of a seed, ``selection``, ``test``).
+
+        Args:
+            part: ``train``, ``selection`` or ``test``.
+            seed: Of the training examples; the other parts are the same for every seed.
+
+        Returns:
+            A hexadecimal digest; equal parts have equal ones, on every machine.
+        """
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,7 @@ class Candidate:
         config: Its edits; their seed is replaced by each run's.
         start: Place on the grid of learning rates where the search begins.
         group: Candidates of one group tend to want one rate: the next search begins where the last one ended.
-        build: Makes a pack of one, for a method that is no edit; and what takes it off the model again.
+        build: Makes a pack of one, for a method that is not an edit, and the function that removes it from the model.
     """
 
     name: str

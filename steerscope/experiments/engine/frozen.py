@@ -110,7 +110,16 @@ def _stopping_at(site_map: SiteMap, layer: int, seen: list[Tensor]) -> Iterator[
 
 @contextmanager
 def entering(site_map: SiteMap, layer: int, stream: Tensor | None) -> Iterator[None]:
-    """Run the blocks from ``layer`` on with a kept stream, or all of them where there is none."""
+    """Run the blocks from ``layer`` on with a kept stream, or all of them where there is none.
+
+    Args:
+        site_map: The model's blocks.
+        layer: The block to begin at.
+        stream: The residual stream that enters it ``(row column channel)``, or ``None``.
+
+    Yields:
+        Nothing; while the context lasts, the blocks below ``layer`` are skipped.
+    """
     if stream is None:
         yield
         return

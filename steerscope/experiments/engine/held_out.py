@@ -41,6 +41,9 @@ def hold_out(
         max_length: The model's context in tokens.
         model: The model, which has to know every token.
 
+    Returns:
+        The sequences, and the choices of each unless one of the examples is without.
+
     Raises:
         InputError: An example does not fit into the context, or has a token that the model does not know.
     """

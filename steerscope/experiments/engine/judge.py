@@ -83,6 +83,9 @@ def judge_logits(logits: Tensor, rows: Rows, choices: Sequence[Sequence[int]] | 
         logits: Of the tokens that predict supervised ones ``(supervised vocab)``, row by row.
         rows: The batch.
         choices: Per row the tokens that the last one of its completion is compared with.
+
+    Returns:
+        Per row the summed negative log-likelihood of its completion in nats, and whether its answer is right.
     """
     negative = per_target(rows, F.cross_entropy(logits, rows.wanted, reduction="none"))
     if choices is None:

@@ -39,7 +39,7 @@ class TrainedRun:
 
 @dataclass
 class Progress:
-    """Where a pack's training is: what a checkpoint holds, and what goes on from it.
+    """Where a pack's training is: what a checkpoint holds, and what training resumes from.
 
     Attributes:
         step: Steps done.
@@ -88,7 +88,7 @@ def train_pack(
 
     Raises:
         InputError: A seed without data, or with too few sequences; or a loss of the first step that is NaN or infinite;
-            or ``until`` is no step of the schedule, or lies before ``start``.
+            or ``until`` is not a step of the schedule, or lies before ``start``.
 
     Cost: ``steps`` passes forward and backward through the blocks from the lowest edit on, with ``runs * batch_size``
     rows.
@@ -172,7 +172,12 @@ def _result(tensors: dict[str, Tensor], losses: list[float]) -> TrainedRun:
 
 
 def has_diverged(losses: Sequence[float]) -> bool:
-    """Say whether a run's losses, step by step, ended far above where they began."""
+    """Say whether a run's losses, step by step, ended far above where they began.
+
+    Returns:
+        Whether the last loss is NaN or infinite, or the last quarter's mean exceeds a fixed multiple of the first
+        quarter's.
+    """
     quarter = max(1, len(losses) // 4)
     first, last = sum(losses[:quarter]) / quarter, sum(losses[-quarter:]) / quarter
     return not math.isfinite(losses[-1]) or last > DIVERGED * max(first, 1.0)

@@ -64,7 +64,16 @@ class ModelPack(Pack):
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def logits(self, runs: Sequence[int], batches: Sequence[Sequence[SupervisedSequence]]) -> tuple[Tensor, Rows]:
-        """Run the model on its batch; see :meth:`Pack.logits`."""
+        """Run the model on its batch; see :meth:`Pack.logits`.
+
+        Args:
+            runs: Indices of the runs; a pack of a whole model has run 0 only.
+            batches: The sequences of each run.
+
+        Returns:
+            Logits of the tokens that predict supervised ones ``(supervised vocab)``, and the padded rows they belong
+            to.
+        """
         device, start, cache = next(self.model.parameters()).device, self._start(batches[0]), None
         rows = Rows.of(batches[0], self.pad, device, start)
         told = {"prompt_lengths": rows.prompts} if isinstance(self.model, SteeringModel) else {}

@@ -96,7 +96,15 @@ class Pack(ABC):
         """
 
     def losses(self, runs: Sequence[int], batches: Sequence[Sequence[SupervisedSequence]]) -> Tensor:
-        """Return the mean negative log-likelihood of each run's supervised tokens ``(run)``, in nats."""
+        """Return the mean negative log-likelihood of each run's supervised tokens ``(run)``, in nats.
+
+        Args:
+            runs: Indices of the runs in the pack.
+            batches: The sequences of each of these runs, the same number for all.
+
+        Returns:
+            One loss per run, with its graph.
+        """
         logits, rows = self.logits(runs, batches)
         negative = per_target(rows, F.cross_entropy(logits, rows.wanted, reduction="none"))
         counts = rows.is_target.sum(-1).unflatten(0, (len(runs), -1)).sum(-1)
@@ -104,7 +112,12 @@ class Pack(ABC):
 
     @torch.no_grad()
     def load(self, run: int, tensors: Mapping[str, Tensor]) -> None:
-        """Put trained tensors, by the names of :meth:`tensors_of`, in the place of a run's own."""
+        """Put trained tensors, by the names of :meth:`tensors_of`, in the place of a run's own.
+
+        Args:
+            run: Index of the run in the pack.
+            tensors: Values by name, each of the shape of the tensor that it replaces.
+        """
         for name, value in self.tensors_of(run).items():
             value.copy_(tensors[name])
 

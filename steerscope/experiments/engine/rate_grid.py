@@ -22,7 +22,12 @@ class Choice:
 
 
 def rate(place: int) -> float:
-    """Return the learning rate at a place of the grid: ``10^(place / 2)``, rounded to three digits."""
+    """Return the learning rate at a place of the grid: ``10^(place / 2)``, rounded to three digits.
+
+    Example:
+        >>> [rate(place) for place in (-6, -5, -4)]
+        [0.001, 0.00316, 0.01]
+    """
     return float(f"{STEP**place:.3g}")
 
 
@@ -35,6 +40,10 @@ def next_places(tried: Mapping[int, float], start: int) -> list[int]:
 
     Returns:
         Places not tried; none when the best has both neighbours, or the grid ends.
+
+    Example:
+        >>> next_places({}, start=-5), next_places({-6: 0.9, -5: 0.7, -4: 0.5}, start=-5)
+        ([-6, -5, -4], [-3])
     """
     if not tried:
         return [place for place in (start - 1, start, start + 1) if LOWEST <= place <= HIGHEST]
@@ -61,6 +70,9 @@ def choose(loss_at: Callable[[float], float], start: int, tries: int | None = No
         loss_at: Validation loss of a run with this learning rate; infinite where it diverged.
         start: Place on the grid to begin at; a near one costs fewer runs.
         tries: Most runs; without it as many as it takes.
+
+    Returns:
+        The best rate, whether both its neighbours were tried, and the loss of every rate tried.
 
     Cost: three runs if the start is the winner, one more for every step away from it.
     """

@@ -37,7 +37,17 @@ class Rows:
 
     @classmethod
     def of(cls, sequences: Sequence[SupervisedSequence], pad: int, device: torch.device, start: int = 0) -> Rows:
-        """Pad sequences to one length; the first ``start`` tokens are left out."""
+        """Pad sequences to one length; the first ``start`` tokens are left out.
+
+        Args:
+            sequences: Token ids and the index of the first supervised token, one per row.
+            pad: Token that fills rows up on the right.
+            device: Where the tensors are made.
+            start: Number of tokens that all sequences begin with and a key/value cache holds already.
+
+        Returns:
+            The batch; its mask has a column for every token, cached ones included.
+        """
         ids = padded([row.ids[start:] for row in sequences], pad, device)
         mask = padded([[1] * len(row.ids) for row in sequences], 0, device)
         prompts = torch.tensor([row.first_target for row in sequences], device=device)
@@ -71,13 +81,30 @@ class Rows:
 
 
 def padded(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
-    """Return rows filled up with a value on the right, ``(row column)``."""
+    """Return rows filled up with a value on the right, ``(row column)``.
+
+    Args:
+        rows: Whole numbers, one sequence per row; lengths may differ.
+        value: What fills the shorter rows.
+        device: Where the tensor is made.
+
+    Returns:
+        Integers of shape ``(row column)``, as wide as the longest row.
+    """
     width = max(map(len, rows))
     return torch.tensor([list(row) + [value] * (width - len(row)) for row in rows], device=device)
 
 
 def per_target(rows: Rows, values: Tensor) -> Tensor:
-    """Return values of supervised tokens in the places of these, ``(row target)``, 0 elsewhere."""
+    """Return values of supervised tokens in the places of these, ``(row target)``, 0 elsewhere.
+
+    Args:
+        rows: The batch.
+        values: One number per supervised token of the batch, row by row.
+
+    Returns:
+        Values of shape ``(row target)``, padded with 0 on the right.
+    """
     return values.new_zeros(rows.targets.shape).masked_scatter(rows.is_target, values)
 
 
@@ -90,6 +117,9 @@ def run(model: nn.Module, ids: Tensor, mask: Tensor, cache: Any = None, **more: 
         mask: ``(row column)``, 0 on padding; cached columns included.
         cache: Keys and values of what stands before; without them there is nothing.
         more: What else the wrapper takes.
+
+    Returns:
+        Logits ``(row token vocab)``, or of the selected positions alone ``(1 selected vocab)``.
     """
     positions = torch.arange(mask.shape[1] - ids.shape[1], mask.shape[1], device=ids.device).expand_as(ids)
     cached: dict[str, Any] = {"use_cache": False} if cache is None else {"past_key_values": cache, "use_cache": True}

@@ -45,6 +45,9 @@ class RunState:
             step: Steps done.
             losses: Of every step.
             stored: The tensors.
+
+        Returns:
+            The state, on the device of the tensors.
         """
         tensors = {name.removeprefix(_TENSOR): value for name, value in stored.items() if name.startswith(_TENSOR)}
         moments: dict[int, dict[str, Tensor]] = {}
@@ -62,6 +65,9 @@ def states_of(pack: Pack, progress: Progress) -> list[RunState]:
     Args:
         pack: The runs.
         progress: Of their training.
+
+    Returns:
+        One state per run, in the order of the pack.
     """
     kept, found, first = progress.optimizer["state"], [], 0
     for run in range(len(pack.specs)):
@@ -78,6 +84,9 @@ def progress_of(pack: Pack, states: Sequence[RunState]) -> Progress:
     Args:
         pack: The runs, in the order of ``states``.
         states: Where each is; all after as many steps.
+
+    Returns:
+        What training of the new pack resumes from.
     """
     runs = range(len(pack.specs))
     fresh = torch.optim.AdamW([{"params": pack.parameters_of(run)} for run in runs], weight_decay=0.0).state_dict()

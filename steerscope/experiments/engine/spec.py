@@ -20,6 +20,11 @@ class Schedule:
         batch_size: Examples per step.
         warmup: Part of the steps in which the learning rate rises.
         clip: Largest norm of a run's gradient; longer ones are shortened to it.
+
+    Example:
+        >>> schedule = Schedule(steps=10, batch_size=4, warmup=0.2)
+        >>> [schedule.factor(step) for step in (0, 1, 2, 6, 9)]
+        [0.0, 0.5, 1.0, 0.5, 0.125]
     """
 
     steps: int = 120

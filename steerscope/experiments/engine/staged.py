@@ -21,13 +21,16 @@ class StagedSweep(Sweep):
     def advance(self, runs: Sequence[Run], until: int) -> list[tuple[float, ...]]:
         """Train runs of edits up to a step of the schedule, from where they are; return the losses of all steps so far.
 
-        What is reached is kept, and is where a later call goes on from; a run comes to the same numbers, up to
+        The state reached is saved, and a later call resumes from it; a run comes to the same numbers, up to
         rounding, however often it is stopped and whatever trains beside it. A run that reaches the last step is kept as
         one that :meth:`train` made.
 
         Args:
             runs: Candidate, learning rate and seed of each; they may enter at different blocks.
             until: The step to stop after.
+
+        Returns:
+            Per run, in the order given, its training losses in nats, one per step.
 
         Raises:
             OutOfTime: Before a pack that begins after the deadline.

@@ -54,7 +54,13 @@ class RunStore:
         return {name: _number(value) for name, value in found.items()}
 
     def put(self, config: Mapping[str, Any], record: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-        """Keep a record (with its configuration) and the trained parameters of an edit, all or nothing."""
+        """Keep a record (with its configuration) and the trained parameters of an edit, all or nothing.
+
+        Args:
+            config: Everything that the run depends on; its hash names the files.
+            record: What the run came to; an infinite loss is written as a word, because JSON has none.
+            weights: The trained tensors by name; without any, only the record is written.
+        """
         with told(f"keep a run in {str(self.folder)!r}"):
             self.folder.mkdir(parents=True, exist_ok=True)
         if weights:
@@ -73,7 +79,11 @@ class RunStore:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no infinity: a diverged loss is written as a word."""
+    """JSON has no infinity: a diverged loss is written as a word.
+
+    Returns:
+        The value, or ``"infinite"``.
+    """
     return "infinite" if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -72,6 +72,13 @@ class Sweep:
     def run(self, candidates: Sequence[Candidate], seeds: Sequence[int]) -> list[Outcome]:
         """Train every candidate with every seed; return outcomes in the order of the candidates.
 
+        Args:
+            candidates: The edits, or ways to train weights, to compare.
+            seeds: Seeds of start and examples; the first one also chooses the learning rate.
+
+        Returns:
+            Per candidate its learning rate, and its test losses in nats and accuracies per seed.
+
         Cost: at least three runs per candidate with the first seed, one with every other.
         """
         self.expect(len(candidates) * (3 + len(seeds) - 1))
@@ -92,6 +99,9 @@ class Sweep:
 
     def untrained(self) -> Judged:
         """Judge the model as it is on the test examples.
+
+        Returns:
+            Losses in nats and correctness per test example.
 
         Raises:
             InputError: There, or on the selection examples, it has a loss that is NaN or infinite: it would be taken
@@ -135,7 +145,11 @@ class Sweep:
         return {one.name: choice_among(tried[one.name]) for one in floor}
 
     def _choose_among(self, floor: Sequence[Candidate], seed: int) -> dict[str, Choice]:
-        """Choose among the rates that were given."""
+        """Choose among the rates that were given.
+
+        Returns:
+            The choice of each candidate, by name; it is interior where neither end of the given rates won.
+        """
         rates = sorted(self.rates)
         records = iter(self.train([(one, rate_, seed) for one in floor for rate_ in rates]))
         found = {}
@@ -174,7 +188,11 @@ class Sweep:
         return [record for record in found if record is not None]
 
     def _packs(self, runs: Sequence[Run]) -> list[list[Run]]:
-        """Cut runs into packs, the same ones whatever is kept of them: work that goes on then gives the same bits."""
+        """Cut runs into packs, the same ones whatever was finished before: resumed work then gives the same bits.
+
+        Returns:
+            Packs of at most ``pack_size`` edits, and every run that trains weights of the model in a pack of its own.
+        """
         edits = [run for run in runs if run[0].config is not None]
         cut = [edits[start : start + self.pack_size] for start in range(0, len(edits), self.pack_size)]
         return cut + [[run] for run in runs if run[0].config is None]
@@ -204,6 +222,9 @@ class Sweep:
         Args:
             runs: The runs.
             steps: Steps to measure after a first one.
+
+        Returns:
+            Seconds per run and step.
         """
         pack = self._edits(runs)
         data = {seed: self.data.rows(seed) for _, _, seed in runs}
@@ -313,12 +334,29 @@ class Sweep:
 
 
 def spec_of(config: SteeringConfig, learning_rate: float, seed: int) -> RunSpec:
-    """Return the run of a configuration with a seed: of its start and of its training examples."""
+    """Return the run of a configuration with a seed: of its start and of its training examples.
+
+    Args:
+        config: The edit.
+        learning_rate: Peak learning rate of AdamW.
+        seed: Of the edit's start and of its training examples.
+
+    Returns:
+        What the engine trains.
+    """
     return RunSpec(seeded(config, seed), learning_rate, seed)
 
 
 def seeded(config: SteeringConfig, seed: int) -> SteeringConfig:
-    """Return a configuration with the seed of a run."""
+    """Return a configuration with the seed of a run.
+
+    Args:
+        config: The edit.
+        seed: The seed that replaces the configuration's own.
+
+    Returns:
+        A copy that differs in its seed alone.
+    """
     return SteeringConfig.from_dict({**config.to_dict(), "seed": seed})
 
 
@@ -329,6 +367,9 @@ def trained_record(run: TrainedRun, judged: Judged, seconds: float) -> dict[str,
         run: What it came to.
         judged: On selection examples.
         seconds: It took.
+
+    Returns:
+        Selection loss in nats and accuracy, training losses in nats, seconds, and whether the run diverged.
     """
     return {
         "selection_loss": math.inf if run.diverged or not math.isfinite(judged.loss) else judged.loss,

@@ -50,6 +50,9 @@ class SavedAdapter:
 def read_adapter(folder: str | Path) -> SavedAdapter:
     """Read what an adapter is; a run's folder stands for the adapter in it.
 
+    Returns:
+        What kind of adapter it is, where, and of which rank; no weights are read.
+
     Raises:
         InputError: There is none, a file is missing or damaged, its format is unknown, or it is PEFT's and PEFT is not
             installed.
@@ -102,6 +105,13 @@ def with_adapter(loaded: LoadedModel, adapter: SavedAdapter) -> nn.Module:
     A steering adapter knows its model and refuses another one. PEFT's files name their model but hold no hash: a
     model of the same shapes with other weights cannot be told from the right one, other shapes and layers are refused.
 
+    Args:
+        loaded: The model.
+        adapter: What :func:`read_adapter` returned.
+
+    Returns:
+        The model or a wrapper of it; ``loaded`` itself is changed by a PEFT adapter.
+
     Raises:
         InputError: The adapter is of another model.
     """
@@ -137,6 +147,9 @@ def attached(loaded: LoadedModel, adapter: SavedAdapter) -> Iterator[nn.Module]:
     Args:
         loaded: The model.
         adapter: Of this model.
+
+    Yields:
+        The model with the adapter, in evaluation mode.
 
     Raises:
         InputError: The adapter is of another model.

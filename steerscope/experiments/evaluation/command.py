@@ -99,6 +99,9 @@ def evaluate_model(
         progress: Called with stages ``load``, ``generate`` and ``likelihood``.
         command: What the user typed, kept with the results.
 
+    Returns:
+        The evaluation, as it is written to ``out`` where there is one.
+
     Raises:
         InputError: The model cannot be loaded, the adapter is of another model, or the folder is not empty.
     """

@@ -117,7 +117,16 @@ def evaluate(
 
 
 def is_right(form: TaskForm, text: str, example: TaskExample) -> bool:
-    """Return whether a generated text holds the right answer."""
+    """Return whether a generated text holds the right answer.
+
+    Args:
+        form: How the task's answers are read and compared.
+        text: What the model generated after the prompt.
+        example: The example with the right answer.
+
+    Returns:
+        ``False`` where no answer can be read.
+    """
     found = form.parse(text, example)
     return found is not None and form.same(found, example.answer)
 
@@ -140,7 +149,11 @@ def _graded(
 
 
 def _by_likelihood(examples: Sequence[TaskExample], compared: Likelihoods, *, normalised: bool) -> Accuracy | None:
-    """Count the examples whose right choice is more likely than every other; one that did not fit is wrong."""
+    """Count the examples whose right choice is more likely than every other; one that did not fit is wrong.
+
+    Returns:
+        The count, or ``None`` where no example was compared.
+    """
     if all(scores is None for scores in compared):
         return None
     correct = 0

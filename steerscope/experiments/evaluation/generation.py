@@ -137,7 +137,7 @@ class _Watch(LogitsProcessor):
         return scores
 
     def require_finite(self, lengths: Sequence[int]) -> None:
-        """Refuse what was chosen by a logit that is no number, among the first ``lengths`` tokens of the rows.
+        """Refuse what was chosen by a logit that is NaN, among the first ``lengths`` tokens of the rows.
 
         Raises:
             InputError: There is such a token.
@@ -170,6 +170,14 @@ def _together(
 def fitting_prompts(ids: Sequence[Sequence[int]], max_new_tokens: int, max_length: int | None) -> list[int]:
     """Return which prompts leave room for an answer in the model's context.
 
+    Args:
+        ids: Token ids of each prompt.
+        max_new_tokens: Most tokens that an answer may have.
+        max_length: The model's context in tokens, ``None`` for no limit.
+
+    Returns:
+        Indices of the prompts that fit, in order.
+
     Raises:
         InputError: None does, or one has no token.
     """
@@ -186,7 +194,11 @@ def fitting_prompts(ids: Sequence[Sequence[int]], max_new_tokens: int, max_lengt
 
 
 def _read(row: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> Generated:
-    """Cut at the first end token: what stands behind it is padding of the batch."""
+    """Cut at the first end token: what stands behind it is padding of the batch.
+
+    Returns:
+        The text, the number of its tokens with the end token, and whether it ended by itself.
+    """
     length = next((k for k, token in enumerate(row) if token in ends), len(row))
     ended = length < len(row)
     # Cleaning up spaces would change the text that is graded.
@@ -217,7 +229,21 @@ def _own_settings_put_aside(model: nn.Module) -> Iterator[None]:
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ids and mask ``(batch token)``, filled on the left to the longest row."""
+    """Return ids and mask ``(batch token)``, filled on the left to the longest row.
+
+    Args:
+        rows: Token ids, one sequence per row.
+        pad: Token that fills rows up; masked, so that any will do.
+        device: Where the tensors are made.
+
+    Returns:
+        Ids and mask, 1 on real tokens, as wide as the longest row.
+
+    Example:
+        >>> ids, mask = left_padded([[5, 6], [7]], pad=0, device=torch.device("cpu"))
+        >>> ids.tolist(), mask.tolist()
+        ([[5, 6], [0, 7]], [[1, 1], [0, 1]])
+    """
     width = max(map(len, rows))
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
     # From lengths, never by comparing with the padding token, which may be the end token.

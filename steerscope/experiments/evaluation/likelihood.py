@@ -41,6 +41,9 @@ def sequence_log_likelihoods(
         batch_size: Rows per batch.
         progress: Called with rows done and in all.
 
+    Returns:
+        Sums in nats, at most 0.
+
     Raises:
         InputError: A log-likelihood is NaN or infinite.
 
@@ -139,7 +142,7 @@ def choice_log_likelihoods(
     require_known_tokens([ids for ids, _ in rows], tokenizer, model)
     fitting = [span for span in spans if span is not None]
     asked = [(rows[span[0]][0][: rows[span[0]][1]], [rows[k][0][rows[k][1] :] for k in span]) for span in fitting]
-    # Keys cached before a switch of the rotary embedding cannot be gone on with behind it.
+    # Keys cached before a switch of the rotary embedding cannot be extended beyond it.
     longest = [len(prompt) + max(map(len, many)) for prompt, many in asked]
     whole = [i for i, (prompt, _) in enumerate(asked) if is_beyond(longest[i], switch) > is_beyond(len(prompt), switch)]
     cached = [i for i in range(len(asked)) if i not in set(whole)]
@@ -169,6 +172,17 @@ def completion_loss(
     """Return the loss of the right completions: nats per token, all tokens weighing the same.
 
     The end token counts where it is learned (``ends``). Examples that do not fit are left out, as in training.
+
+    Args:
+        model: The model, or a wrapper of it.
+        tokenizer: The model's.
+        examples: The examples with their right completions.
+        batch_size: Sequences per forward pass; it changes no result.
+        max_length: The model's context in tokens, ``None`` for no limit.
+        ends: Whether an end token is part of each completion.
+
+    Returns:
+        A loss in nats per token.
 
     Raises:
         InputError: No example fits, or one has a token that the model does not have; or the loss is NaN or infinite.

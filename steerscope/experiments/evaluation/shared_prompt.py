@@ -39,6 +39,9 @@ def continuation_log_likelihoods(
         batch_size: Continuations per batch; those of one prompt stay together.
         progress: Called with prompts done and in all.
 
+    Returns:
+        Sums in nats, per prompt in the order of its continuations.
+
     Raises:
         InputError: A log-likelihood is NaN or infinite.
 
@@ -65,7 +68,11 @@ def continuation_log_likelihoods(
 
 
 def _cut(order: Sequence[int], continuations: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Cut prompts into batches of at most so many continuations, and of one prompt at least."""
+    """Cut prompts into batches of at most so many continuations, and of one prompt at least.
+
+    Yields:
+        Indices of the prompts of one batch, in the order given.
+    """
     chosen: list[int] = []
     for i in order:
         if chosen and sum(continuations[k] for k in [*chosen, i]) > batch_size:
@@ -104,7 +111,11 @@ def _batch(model: nn.Module, asked: Sequence[Asked], pad: int, told: bool, prefi
 
 
 def _with_cache(model: nn.Module, given: dict[str, Any]) -> Any:
-    """Run the prompts; logits of their last token alone, where the model can leave the others out."""
+    """Run the prompts; logits of their last token alone, where the model can leave the others out.
+
+    Returns:
+        The model's output with its key/value cache, or ``None`` where it takes neither set of arguments.
+    """
     given["use_cache"] = True
     for options in ({"logits_to_keep": 1}, {}):
         try:

@@ -19,10 +19,24 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
     Unlike the usual p plus or minus z standard errors it stays inside [0, 1], and does not shrink to a point at 0
     or 1. It covers which questions were drawn, not which seed a model was trained with.
 
+    Args:
+        share: Share of successes, from 0 to 1.
+        n: Number of trials, at least 1.
+
+    Returns:
+        The ends of the interval, within 0 and 1.
+
     Raises:
         InputError: No trials, or a share outside [0, 1].
 
     Source: Wilson (1927), "Probable inference, the law of succession, and statistical inference".
+
+    Example:
+        >>> low, high = wilson_interval(0.5, 100)
+        >>> round(low, 3), round(high, 3)
+        (0.404, 0.596)
+        >>> wilson_interval(1.0, 10)[1]
+        1.0
     """
     if n < 1 or not 0 <= share <= 1:
         raise InputError(f"got share {share} of {n}; expected a share from 0 to 1 of at least one trial.")
@@ -34,7 +48,12 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """``correct`` of ``n``, with Wilson's 95% interval."""
+    """``correct`` of ``n``, with Wilson's 95% interval.
+
+    Example:
+        >>> print(Accuracy(80, 100))
+        80.0% [71.1%, 86.7%] n=100
+    """
 
     correct: int
     n: int

@@ -145,6 +145,9 @@ class Evaluation(Shown):
     def from_dict(cls, values: Any) -> Evaluation:
         """Read what :meth:`as_dict` wrote.
 
+        Returns:
+            The evaluation, equal to the one that was written.
+
         Raises:
             InputError: A field is missing or of another version.
         """
@@ -173,6 +176,9 @@ class Evaluation(Shown):
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
         """Read what :meth:`save` wrote.
+
+        Returns:
+            The evaluation, equal to the one that was saved.
 
         Raises:
             InputError: No such file, or no evaluation in it.

@@ -1,7 +1,7 @@
 """One folder per run: ``config.json``, ``results.json``, ``generations.jsonl``, and what training keeps besides.
 
 ``config.json`` is written when a run begins and ``results.json`` last, so that a folder with results is complete and
-one without is a run under way or cut off, which :meth:`RunFolder.reopen` goes on with. Every file appears whole or not
+one without is a run in progress or interrupted, which :meth:`RunFolder.reopen` resumes. Every file appears whole or not
 at all, and none is ever replaced.
 
 A training command uses it so::
@@ -37,7 +37,7 @@ class RunFolder:
     Attributes:
         path: Where it is.
         config: What decides the run's outcome.
-        note: What a user who goes on with it should know, a sentence without its full stop, or nothing.
+        note: What a user who resumes it should know, a sentence without its full stop, or nothing.
     """
 
     def __init__(self, path: Path, config: RunConfig, note: str = "") -> None:
@@ -45,7 +45,14 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig) -> RunFolder:
-        """Begin a run in a folder that is new or empty.
+        """Start a run in a new or empty folder.
+
+        Args:
+            path: The folder; made if missing.
+            config: What the run is: model, task, method, sites, seed and settings.
+
+        Returns:
+            The folder, with the configuration in it.
 
         Raises:
             InputError: There is something in it, or it cannot be made.
@@ -62,7 +69,14 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: str | Path, config: RunConfig) -> RunFolder:
-        """Go on with a run that was cut off.
+        """Resume an interrupted run.
+
+        Args:
+            path: The folder of the run.
+            config: What the run should be; it has to equal the one in the folder.
+
+        Returns:
+            The folder, with a note where versions of packages have changed since.
 
         Raises:
             InputError: No run was begun there, or it was begun with another configuration.
@@ -108,6 +122,10 @@ class RunFolder:
     def finish(self, results: RunResults, generations: Iterable[Generation]) -> None:
         """Write the generations and then the results, all or nothing.
 
+        Args:
+            results: What the run came to.
+            generations: What the model answered on the test examples, one each.
+
         Raises:
             InputError: Results are there already, or are those of another configuration.
         """
@@ -127,6 +145,9 @@ class RunFolder:
 def read_results(folder: str | Path) -> RunResults:
     """Read the results of a finished run, strictly.
 
+    Returns:
+        The results, every field checked.
+
     Raises:
         InputError: There are none, or a field is missing, of another type, or impossible.
     """
@@ -137,6 +158,13 @@ def read_results(folder: str | Path) -> RunResults:
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """Read a file that must hold one JSON object.
+
+    Args:
+        path: The file.
+        what: What it should be part of, for messages (``"a finished run"``).
+
+    Returns:
+        The object.
 
     Raises:
         InputError: It is missing, damaged, or holds something else.
@@ -161,7 +189,12 @@ def _json(values: Any) -> str:
 
 
 def replace_json(path: Path, values: Any) -> None:
-    """Write what an interrupted run will want to know; unlike results it may be replaced, and never is half of it."""
+    """Write state that an interrupted run resumes from, atomically; unlike results it may be replaced.
+
+    Args:
+        path: The file; its folder is made if missing.
+        values: Anything that JSON has.
+    """
     text = _json(values)
     with told(f"write {str(path)!r}"):
         path.parent.mkdir(parents=True, exist_ok=True)

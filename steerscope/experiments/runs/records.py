@@ -116,6 +116,22 @@ class RunResults(Shown):
     ) -> RunResults:
         """Put together what a run was and what its evaluation on the test part found.
 
+        Args:
+            config: What the run is, as written in the folder.
+            evaluation: The evaluation on the test part.
+            trainable_parameters: Numbers that were trained.
+            total_parameters: Numbers of the model, the trained ones included.
+            tokens_per_second: Speed of training, or of generation where nothing was trained; ``None`` where it was not
+                measured.
+            peak_memory: Most GPU memory that was allocated, in bytes; ``None`` on a CPU.
+            seconds: Of the whole run.
+            versions: Version by package.
+            command: The command line, empty for a run from Python.
+            training: Losses, checkpoints and other facts of the training.
+
+        Returns:
+            The results, ready to be written.
+
         Raises:
             InputError: The evaluation is of another part than test, or of another task.
         """
@@ -149,6 +165,13 @@ class RunResults(Shown):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> RunResults:
         """Read what :func:`dataclasses.asdict` gave, strictly; ``where`` names it in messages.
+
+        Args:
+            values: The fields by name.
+            where: What they are from, for messages.
+
+        Returns:
+            The results, every field checked.
 
         Raises:
             InputError: Another version, a field missing or of another type, or numbers that contradict each other.

@@ -24,6 +24,9 @@ def chosen_sites(ranking: Ranking, count: int, start: str, site_map: SiteMap) ->
             is spread over kinds and depth, in case the score is wrong. ``depth``: the lowest layers. ``spread``: over
             kinds and depth alone.
         site_map: The model's sites.
+
+    Returns:
+        Names of sites, each once.
     """
     linear = [site for site in ranking.sites if site.family == "linear"]
     count = min(count, len(linear))
@@ -48,6 +51,9 @@ def sets_of(ranking: Ranking, best: str, site_map: SiteMap) -> list[tuple[str, .
         ranking: With its greedy set.
         best: The best single site; its kind at all layers competes.
         site_map: The model's sites.
+
+    Returns:
+        Names of the sites of each set.
     """
     kind = best.split(".", 1)[1]
     every = tuple(f"{layer}.{kind}" for layer in range(len(site_map.blocks)))

@@ -1,6 +1,6 @@
-"""Successive halving: train the first steps of many runs, go on with the better half, and so on to the full length.
+"""Successive halving: train the first steps of many runs, continue with the better half, and so on to the full length.
 
-Every run follows one and the same schedule from its first step to its last; stopping and going on changes nothing in
+Every run follows the same schedule from its first step to its last; stopping and resuming changes nothing in
 it. Runs of one seed see the same batches, so their losses, on examples that they have not learned from yet, compare in
 pairs.
 """
@@ -80,7 +80,19 @@ def halve(
 
 
 def loss_of(losses: Sequence[float], until: int) -> float:
-    """Return the mean loss over the second half of the steps so far; infinite where the run stopped before."""
+    """Return the mean loss over the second half of the steps so far; infinite where the run stopped before.
+
+    Args:
+        losses: Training losses in nats, one per step.
+        until: The step that all compared runs have reached.
+
+    Returns:
+        Mean loss in nats over steps ``until // 2`` to ``until``.
+
+    Example:
+        >>> loss_of([4.0, 3.0, 2.0, 1.0], until=4), loss_of([4.0, 3.0], until=4)
+        (1.5, inf)
+    """
     if len(losses) < until:
         return math.inf
     late = losses[until // 2 : until]

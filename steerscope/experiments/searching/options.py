@@ -85,7 +85,7 @@ class SearchOptions:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what decides the result, as JSON-able values."""
+        """Return what decides the result, as JSON-able values; the model's own record says how it was loaded."""
         own = asdict(self)
         for name in LOADING:
             del own[name]

@@ -134,6 +134,9 @@ class SearchResult(Shown):
     def load(cls, path: str | Path) -> SearchResult:
         """Read what :meth:`save` wrote.
 
+        Returns:
+            The result as it was saved.
+
         Raises:
             InputError: No such file, or not a search's result.
         """

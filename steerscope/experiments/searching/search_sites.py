@@ -97,7 +97,7 @@ def _deciding(options: SearchOptions) -> dict[str, Any]:
 
 @dataclass
 class _Work:
-    """One search under way."""
+    """One search in progress."""
 
     loaded: LoadedModel
     splits: DataSplits
@@ -109,7 +109,11 @@ class _Work:
     note: str = ""
 
     def whole(self, command: str) -> SearchResult:
-        """Search, train the references, save."""
+        """Search, train the references, save.
+
+        Returns:
+            The best site, everything that was tried, and the references.
+        """
         options, loaded = self.options, self.loaded
         since = time.monotonic()
         budget = math.inf if options.budget is None else 60 * options.budget
@@ -232,7 +236,11 @@ class _Work:
         return min(finished, key=lambda run: _loss(sweep, run)), finished
 
     def _references(self, deadline: float) -> list[Tested]:
-        """Train plain defaults, each with a search for its rate until half of the time is over."""
+        """Train plain defaults, each with a search for its rate until half of the time is over.
+
+        Returns:
+            Test results of the plain defaults; none where references were not asked for.
+        """
         if not self.options.references:
             return []
         since = time.monotonic()
@@ -250,7 +258,7 @@ class _Work:
                 while wanted := next_places({p: _loss(sweep, run) for p, run in tried.items()}, one.start):
                     for place in sorted(wanted, key=lambda place: abs(place - one.start)):
                         run = (one, rate(place), self.options.seed)
-                        # The default rate is trained whatever it takes: without one there is nothing to compare with.
+                        # The default rate is trained even past the deadline: it is what others are compared with.
                         sweep.deadline = part if tried else math.inf
                         sweep.train([run])
                         tried[place] = run

@@ -31,13 +31,17 @@ def mean_of_drawn(found: Sequence[Estimate]) -> Estimate | None:
     return Estimate(mean, mean - half, mean + half)
 
 
-def margins_over(judgements: Sequence[Judgement], score: str, baseline: str) -> list[Estimate]:
+def margins_over(judgements: Sequence[Judgement], score: str, baseline: str, *, both: bool = False) -> list[Estimate]:
     """Return a score's Spearman minus that of a baseline fixed in advance, per table.
 
     Args:
         judgements: One per table.
         score: Its name.
         baseline: ``depth`` or ``depth_then_kind``.
+        both: Of J, the number that takes pairs within layers in too, instead of Spearman.
+
+    Returns:
+        One difference with its interval per table, in the order of the tables.
 
     Raises:
         InputError: Another baseline, or a table without the score.
@@ -46,4 +50,5 @@ def margins_over(judgements: Sequence[Judgement], score: str, baseline: str) -> 
         raise InputError(f"baseline is {baseline!r}; expected {DEPTH!r} or {DEPTH_THEN_KIND!r}.")
     if missing := [one.table for one in judgements if score not in one.scores]:
         raise InputError(f"the table of {missing[0]} has no score {score!r}.")
-    return [one.scores[score].agreement.margins[baseline] for one in judgements]
+    own = [one.scores[score] for one in judgements]
+    return [one.both.margins[baseline] if both else one.agreement.margins[baseline] for one in own]

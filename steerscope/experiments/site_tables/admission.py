@@ -110,7 +110,11 @@ class Study:
 
 
 def admission_of(study: Study) -> Admission:
-    """Apply the rule."""
+    """Apply the rule.
+
+    Returns:
+        The criteria of the rule, each with whether it is met and the numbers that decided.
+    """
     return Admission(
         (
             _accuracy("accuracy over untrained", "the untrained model", study, study.base_accuracy),
@@ -131,6 +135,9 @@ def accuracy_gain(accuracies: tuple[float, ...], before: float, num_test: int) -
         accuracies: Per seed, at least two.
         before: The other accuracy, on as many examples.
         num_test: Test examples.
+
+    Returns:
+        A difference of two shares.
     """
     mean = float(np.mean(accuracies))
     binomial = [(p * (1 - p) / num_test, num_test - 1.0) for p in (mean, before)]
@@ -145,6 +152,9 @@ def loss_gain(losses: tuple[float, ...], before: float, spread: float, num_test:
         before: The other loss.
         spread: Standard deviation over examples, taken for both.
         num_test: Test examples.
+
+    Returns:
+        A difference in nats, positive where the first loss is lower.
     """
     return _with_seeds(before - float(np.mean(losses)), [(2 * spread**2 / num_test, num_test - 1.0)], losses)
 

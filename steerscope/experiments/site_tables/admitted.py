@@ -22,6 +22,9 @@ def admitted(table: SiteTable, *, seed: int = 0) -> Admission:
         table: The table.
         seed: Of the bootstrap.
 
+    Returns:
+        The criteria, each with whether the table meets it.
+
     Raises:
         InputError: It has too few tested sites to say anything.
     """
@@ -69,6 +72,9 @@ def admitted_validation(
         recalibrated_loss: Loss of the recalibrated model on its test examples, where it is known from elsewhere, nats.
         recalibrated_accuracy: Its accuracy.
         seed: Of the bootstrap.
+
+    Returns:
+        The criteria, each with whether the validation meets it.
     """
 
     def selection_loss(tried: dict[str, float | None]) -> float:

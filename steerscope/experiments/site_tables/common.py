@@ -84,8 +84,11 @@ def score_array(name: str, scores: Mapping[str, float], sites: tuple[str, ...]) 
         scores: By site, in any of a site's spellings; higher is better. Other sites are ignored.
         sites: The sites.
 
+    Returns:
+        Finite values ``(site)``.
+
     Raises:
-        InputError: A site has no value, or one that is no finite number.
+        InputError: A site has no value, or one that is not finite.
     """
     known = {str(parse_site(site)): value for site, value in scores.items()}
     if missing := [site for site in sites if site not in known]:

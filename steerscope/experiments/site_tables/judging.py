@@ -16,6 +16,7 @@ from steerscope.analysis.scoring.scores import all_scores
 from steerscope.analysis.scoring.scores.places import layer_then_kind
 from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
+from steerscope.experiments.agreement.across_and_within import AcrossAndWithin, across_and_within
 from steerscope.experiments.agreement.agreements import Agreement, agreements
 from steerscope.experiments.agreement.attainable import Attainable, attainable
 from steerscope.experiments.agreement.correlations import Array, finite_losses
@@ -61,11 +62,13 @@ class JudgedScore:
     Attributes:
         agreement: Rank correlations and margins over baselines.
         pairs: Pairs of sites of one layer in the right order.
+        both: One number of the two: J = (Spearman + 2 right - 1) / 2.
         regrets: For each of :data:`FIRST`.
     """
 
     agreement: Agreement
     pairs: PairsRight
+    both: AcrossAndWithin
     regrets: tuple[Regret, ...]
 
 
@@ -116,6 +119,9 @@ class Judgement(Shown, report="site_tables"):
     def load(cls, path: str | Path) -> Judgement:
         """Read a judgement that :meth:`save` wrote.
 
+        Returns:
+            The judgement as it was saved.
+
         Raises:
             InputError: No such file, or not a judgement.
         """
@@ -131,10 +137,38 @@ def judge(table: SiteTable, scores: Mapping[str, Mapping[str, float]] | None = N
             baselines ``depth`` and ``depth_then_kind`` are always added, and a score under their names is not taken.
         seed: Of the bootstrap.
 
+    Returns:
+        Agreement of each score with the trained losses, with intervals, differences from the baselines, and regret.
+
     Raises:
         InputError: Too few tested sites, or a score without a finite value for one of them.
 
     Cost: about a second per ten scores and hundred sites.
+
+    Example:
+        >>> from steerscope.experiments.site_tables.table import Base, SiteRun
+        >>> losses = {f"{layer}.{kind}": 1 + layer / 10 for layer in range(6) for kind in ("mlp_out", "resid_post")}
+        >>> runs = tuple(
+        ...     SiteRun(site, 0.01, seed, 10, loss, 0.5, loss, 0.5, (2.0,) * 10, 1.0)
+        ...     for site, loss in losses.items()
+        ...     for seed in (0, 1)
+        ... )
+        >>> table = SiteTable(
+        ...     model={"name": "small", "layers": 6},
+        ...     task="sums",
+        ...     edit={"family": "linear", "rank": 8},
+        ...     schedule={"steps": 10, "batch_size": 4},
+        ...     dtype="float32",
+        ...     data={"test": "abc", "num_test": 100, "num_selection": 100},
+        ...     base=Base(2.4, 0.1, 0.1, 2.3, 0.1, 1.1),
+        ...     runs=runs,
+        ...     versions={},
+        ... )
+        >>> judgement = judge(table, {"mine": {site: -loss for site, loss in losses.items()}})
+        >>> judgement.num_sites, sorted(judgement.scores)
+        (12, ['depth', 'depth_then_kind', 'mine'])
+        >>> round(judgement.scores["mine"].agreement.spearman, 6)
+        1.0
     """
     common = common_outcomes(table)
     given = table.scores if scores is None else scores
@@ -148,6 +182,7 @@ def judge(table: SiteTable, scores: Mapping[str, Mapping[str, float]] | None = N
     losses, layers = common.losses, common.layers
     found = agreements(arrays, losses, layers, before=table.base.loss, baselines=baselines, seed=seed)
     pairs = layer_pairs(losses, layers)
+    both = across_and_within(arrays, losses, layers, pairs, fixed=FIXED, seed=seed)
     return Judgement(
         table=table.name,
         num_sites=len(common.sites),
@@ -160,6 +195,7 @@ def judge(table: SiteTable, scores: Mapping[str, Mapping[str, float]] | None = N
             name: JudgedScore(
                 found[name],
                 pairs_right(own, pairs, {other: base for other, base in fixed.items() if other != name}),
+                both[name],
                 tuple(_regret(own, common, table, first) for first in FIRST),
             )
             for name, own in arrays.items()

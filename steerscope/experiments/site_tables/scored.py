@@ -16,6 +16,9 @@ def with_scores(table: SiteTable, ranking: Ranking) -> SiteTable:
         table: The outcomes.
         ranking: Of the same model, from training examples of the same task.
 
+    Returns:
+        A copy of the table.
+
     Raises:
         InputError: The ranking is of another model or task, or lacks a site.
     """

@@ -87,6 +87,9 @@ def search_curves(
         scores: Scores to search with, by name; without them those that the table holds.
         seed: Of random orders.
 
+    Returns:
+        One curve per score and one for random orders: the loss reached by the number of sites trained.
+
     Raises:
         InputError: Too few tested sites, or a score without a value for one of them.
     """

@@ -166,6 +166,9 @@ class SiteTable(Shown):
     def load(cls, path: str | Path) -> SiteTable:
         """Read a table.
 
+        Returns:
+            The table as it was saved.
+
         Raises:
             InputError: No such file, not a site table, or a site's name that cannot be read.
         """

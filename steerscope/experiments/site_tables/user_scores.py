@@ -49,6 +49,9 @@ class UserScores:
 def scores_of_file(path: str | Path) -> UserScores:
     """Run a Python file and return the scores that it has. It is run as the user's own program.
 
+    Returns:
+        The file's function ``score`` or, where it registers scores, their names.
+
     Raises:
         InputError: No such file, it fails, or it has no score.
     """
@@ -87,6 +90,9 @@ def scores_from(
         loaded: The table's model, for registered scores; see :func:`model_of`.
         progress: Called as the sites are ranked.
 
+    Returns:
+        Values by name of the score and name of the site, higher for a better site.
+
     Raises:
         InputError: The function fails or returns no number, or the task cannot be had.
 
@@ -111,6 +117,9 @@ def model_of(table: SiteTable, name: str | None = None, device: str = "cpu") -> 
         table: The table.
         name: What to load; without it what the table calls it.
         device: Where.
+
+    Returns:
+        The model, with the same weights as the table's.
 
     Raises:
         InputError: The task cannot be generated again, the model cannot be loaded, or is another one.

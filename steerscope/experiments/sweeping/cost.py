@@ -15,6 +15,9 @@ def operations_per_token(loaded: LoadedModel) -> list[float]:
 
     Args:
         loaded: The model.
+
+    Returns:
+        One number per layer, largest for layer 0.
     """
     weights = [0.0] * len(loaded.site_map.blocks)
     for (layer, _), module in loaded.site_map.linear_maps().items():

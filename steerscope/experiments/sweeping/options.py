@@ -45,6 +45,11 @@ class SweepOptions:
         dtype: Its data type.
         revision: Branch, tag or commit of a Hugging Face name.
         trust_remote_code: Run code that comes with the model.
+
+    Example:
+        >>> options = SweepOptions(sites=("3.mlp_out", "5.resid_post"), rates=(1e-3, 1e-2), seeds=2)
+        >>> options.rates, options.steps * options.batch_size
+        ((0.001, 0.01), 1920)
     """
 
     sites: int | tuple[str, ...] | str = 48
@@ -124,6 +129,9 @@ def spread_sites(site_map: SiteMap, wanted: int | tuple[str, ...] | str) -> tupl
         site_map: Of the model.
         wanted: ``all``; names; or a number: all kinds of as many evenly spread layers as it takes.
 
+    Returns:
+        Sites, each once.
+
     Raises:
         InputError: An unknown site, the same site twice, or more sites than there are.
     """
@@ -146,7 +154,19 @@ def spread_sites(site_map: SiteMap, wanted: int | tuple[str, ...] | str) -> tupl
 
 
 def spread(values: Sequence[int], count: int) -> list[int]:
-    """Return ``count`` of some numbers, evenly spread from the first to the last; one is the middle one."""
+    """Return ``count`` of some numbers, evenly spread from the first to the last; one is the middle one.
+
+    Args:
+        values: Numbers to choose from, such as layer indices, in order.
+        count: How many to choose, at least 1.
+
+    Returns:
+        The chosen numbers in order; fewer than ``count`` where there are not as many.
+
+    Example:
+        >>> spread(range(12), 4), spread(range(12), 1)
+        ([0, 4, 7, 11], [6])
+    """
     if count == 1:
         return [values[len(values) // 2]]
     last = len(values) - 1

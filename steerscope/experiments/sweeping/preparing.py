@@ -29,6 +29,14 @@ def fitting_pack(loaded: LoadedModel, data: SplitData, seed: int) -> int:
 
     On a CPU so many that it is busy. On a GPU half the free memory is filled, by an estimate of
     what the backward pass keeps: about 34 numbers per token, block and channel, and three per answer and word.
+
+    Args:
+        loaded: The model.
+        data: The examples of the sweep.
+        seed: Of the training examples, whose longest batch is looked at.
+
+    Returns:
+        A number of runs, at least 1.
     """
     rows = data.rows(seed)
     size = data.schedule.batch_size
@@ -88,6 +96,9 @@ def read_scales(loaded: LoadedModel, data: SplitData, seed: int) -> dict[str, fl
         loaded: The model.
         data: The examples.
         seed: Whose training examples.
+
+    Returns:
+        Positive numbers by name of the site.
 
     Cost: one forward pass over 64 of them.
     """

@@ -112,7 +112,11 @@ def sweep_sites(
 def _ranking(
     loaded: LoadedModel, splits: DataSplits, options: SweepOptions, place: Path, progress: Progress | None
 ) -> Ranking:
-    """Rank all sites with every score that is computed from kernels, from training examples."""
+    """Rank all sites with every score that is computed from kernels, from training examples.
+
+    Returns:
+        The ranking, read back from ``ranking.json`` where an earlier start of the sweep finished it.
+    """
     rank = options.config_at("0.resid_post").rank or DEFAULT_RANK
     seen = options.steps * options.batch_size
     wanted = RankOptions(extra=("spectrum",), seed=options.seed, rank=rank, num_training=seen)
@@ -121,7 +125,7 @@ def _ranking(
 
 @dataclass
 class _Work:
-    """One sweep under way."""
+    """One sweep in progress."""
 
     loaded: LoadedModel
     splits: DataSplits

@@ -26,6 +26,9 @@ def run_of(
         steps: Of its schedule.
         trained: What is kept of its training.
         tested: What is kept of its test, if it had one.
+
+    Returns:
+        One row of the table.
     """
 
     def known(loss: float) -> float | None:

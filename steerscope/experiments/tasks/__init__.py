@@ -47,8 +47,16 @@ def get_task(name: str, folder: str | Path | None = None) -> Task:
         folder: Where the files are (``boolq-train.jsonl.gz``); without it tasks in ``GENERATED`` are drawn, and others
             come through the ``datasets`` package.
 
+    Returns:
+        The task.
+
     Raises:
         InputError: No such task, no such folder, or neither a folder nor the ``datasets`` package.
+
+    Example:
+        >>> examples = get_task("listops").split("train", n=2)
+        >>> [one.prompt[-1] + one.completion in {f"={digit}" for digit in range(10)} for one in examples]
+        [True, True]
     """
     if name in _GONE:
         now, why = _GONE[name]

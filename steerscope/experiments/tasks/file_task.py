@@ -48,6 +48,9 @@ class FileTask:
     def read(cls, path: str | Path) -> FileTask:
         """Read a file of examples; see :func:`~steerscope.analysis.data.examples.read_jsonl`.
 
+        Returns:
+            The task, called as the file is.
+
         Raises:
             InputError: The file cannot be read, or all its answers are the same.
         """
@@ -60,6 +63,9 @@ class FileTask:
         Args:
             name: What results call it.
             examples: All with choices, or all without.
+
+        Returns:
+            The task; its ``warnings`` say what is odd about the examples.
 
         Raises:
             InputError: Two sorts of examples, or one answer to all of them.
@@ -92,7 +98,16 @@ class FileTask:
         return self.examples[0].choices is not None
 
     def split(self, part: Split, n: int | None = None, seed: int = 0) -> list[TaskExample]:
-        """Return examples of one part; see :class:`~steerscope.experiments.tasks.task.Task`."""
+        """Return examples of one part; see :class:`~steerscope.experiments.tasks.task.Task`.
+
+        Args:
+            part: ``train``, ``validation`` or ``test``.
+            n: How many examples; without it all of the part.
+            seed: Another seed, another order.
+
+        Returns:
+            Examples that are in no other part.
+        """
         check_part(part)
         self.require(f"a {part} part", **{part: 1})
         return drawn(self._parts[part], n, seed, f"{part} examples of {self.name}")

@@ -108,12 +108,29 @@ class Generator(ABC):
 
 
 def below(rng: random.Random, bound: int) -> int:
-    """Return a uniform integer from 0 to ``bound - 1``."""
+    """Return a uniform integer from 0 to ``bound - 1``.
+
+    Args:
+        rng: Where random numbers come from.
+        bound: At least 1.
+
+    Returns:
+        An integer that depends on one call of ``rng.random()``, the same in every version of Python.
+    """
     return math.floor(rng.random() * bound)
 
 
 def several(rng: random.Random, pool: tuple[str, ...], n: int) -> list[str]:
-    """Return ``n`` different members of a pool in random order."""
+    """Return ``n`` different members of a pool in random order.
+
+    Args:
+        rng: Where random numbers come from.
+        pool: What to choose from.
+        n: How many, at most as many as there are.
+
+    Returns:
+        Members of the pool, each once.
+    """
     left = list(pool)
     return [left.pop(below(rng, len(left))) for _ in range(n)]
 
@@ -126,7 +143,13 @@ def _tenth(question: str) -> int:
 
 
 def check_integer(name: str, value: object, low: int | None, high: int | None) -> None:
-    """Refuse what is no integer, or one out of bounds (``None`` for no bound).
+    """Refuse what is not an integer, or is out of bounds (``None`` for no bound).
+
+    Args:
+        name: Name of the argument, for the message.
+        value: What was given.
+        low: Smallest allowed value.
+        high: Largest allowed value.
 
     Raises:
         InputError: The message names the argument.

@@ -38,6 +38,11 @@ class ListOps(Generator):
 
     Raises:
         InputError: A setting is out of range.
+
+    Example:
+        >>> question, value = ListOps().draw("train", n=1, seed=0)[0]
+        >>> question.split()[0] in ("[MIN", "[MAX", "[MED", "[SM"), 0 <= value <= 9
+        (True, True)
     """
 
     name: ClassVar[str] = "listops"

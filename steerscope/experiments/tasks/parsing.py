@@ -30,7 +30,7 @@ _OPTION = re.compile(rf"{_DECORATION}\(?option\s*([12])(?![\d\w])", re.IGNORECAS
 _LETTER = re.compile(rf"{_DECORATION}(?:\(\s*([A-Za-z])\s*\)|([A-Za-z])(?=\s*(?:$|[,:;!)\]*\n]|\.(?!\w))))")
 _SECOND_LETTER = re.compile(r"[.)]*\s*(?:,|/|&|and\b|or\b)\s*(?:and\s+|or\s+)?\(?[A-Z]\)?(?![\w'’])")
 
-# A number is read whole or not at all: "2280" is never 228, and "12,34" is no number.
+# A number is read whole or not at all: "2280" is never 228, and "12,34" is not a number.
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)\]])(?:[-−][$€£]?|[$€£][-−]))?[$€£]?(?<![\w.,])"
     r"(?P<value>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
@@ -59,7 +59,7 @@ def boolean(text: str) -> str | None:
 
 
 def yes_or_no(text: str) -> str | None:
-    """Return ``"yes"`` or ``"no"`` if the text starts with it and the word ends there: ``no one`` is no answer."""
+    """Return ``"yes"`` or ``"no"`` if the text starts with it and the word ends there: ``no one`` is not an answer."""
     return _lower(_YES_NO.match(text))
 
 
@@ -67,6 +67,17 @@ def chosen(text: str, choices: Sequence[str]) -> str | None:
     """Return the choice that a text is, else the only one that it starts with, white space around all of them aside.
 
     A choice that ends in a letter or digit must not go on as a longer word or number: ``12`` does not start with ``1``.
+
+    Args:
+        text: What the model wrote.
+        choices: The texts to choose from.
+
+    Returns:
+        The choice without white space around it, or ``None`` where none or several fit.
+
+    Example:
+        >>> chosen(" 12 apples", ["1", "12"]), chosen("a pear", ["1", "12"])
+        ('12', None)
     """
     written = text.strip()
     plain = [one.strip() for one in choices]
@@ -98,6 +109,9 @@ def letter(text: str, options: Sequence[str], *, last: bool = False) -> str | No
         text: What was generated.
         options: The options' texts, in order; letters beyond them are no answer.
         last: The last phrase counts, for completions that reason first.
+
+    Returns:
+        An upper-case letter, or ``None`` where there is none or more than one.
     """
 
     def read(rest: str) -> str | None:
@@ -135,7 +149,19 @@ def number(text: str) -> str | None:
 
 
 def same_number(first: str, second: str) -> bool:
-    """Return whether two numbers, as :func:`number` gives them, differ by at most 1e-4 (the paper's tolerance)."""
+    """Return whether two numbers, as :func:`number` gives them, differ by at most 1e-4 (the paper's tolerance).
+
+    Args:
+        first: A number as text, such as ``"3"`` or ``"7/2"``.
+        second: The other number.
+
+    Returns:
+        Whether they are equal up to the tolerance.
+
+    Example:
+        >>> same_number("1/3", "0.33333"), same_number("1", "2")
+        (True, False)
+    """
     return abs(Fraction(first) - Fraction(second)) <= _TOLERANCE
 
 
@@ -190,5 +216,9 @@ def _lower(match: re.Match[str] | None) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """Fold case and white space, and drop the decoration and full stop around a text."""
+    """Fold case and white space, and drop the decoration and full stop around a text.
+
+    Returns:
+        A text to compare.
+    """
     return " ".join(text.split()).strip(" *_\"'`“”‘’.").casefold()

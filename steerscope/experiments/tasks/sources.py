@@ -37,6 +37,9 @@ def local_rows(folder: str | Path, name: str) -> RowSource:
         folder: Where the files are. Nothing in them is executed.
         name: Stem of the files.
 
+    Returns:
+        A function that yields the rows of a part, each with its place for messages.
+
     Raises:
         InputError: There is no such folder; later, when rows are asked for: no such file, or a line (named by its
             number) that is not a JSON object.
@@ -75,6 +78,13 @@ def local_rows(folder: str | Path, name: str) -> RowSource:
 
 def hub_rows(source: HubSource, name: str) -> RowSource:
     """Return the rows of a data set on the hub, through the ``datasets`` package and its cache.
+
+    Args:
+        source: Where the data set is, and how its rows become the task's.
+        name: Name of the task, for messages.
+
+    Returns:
+        A function that yields the rows of a part, each with its place for messages.
 
     Raises:
         InputError: The extra ``data`` is not installed; later, when rows are asked for: they cannot be reached.

@@ -1,7 +1,7 @@
 """Tokens to learn from: prompt, completion and, unless an answer is one token, the end-of-sequence token; nothing cut.
 
 Generation starts from exactly the tokens that stand before the supervised ones here, and an example that does not
-fit is left out whole: cutting it on the right would drop its answer, or all supervision, without a word.
+fit is left out whole: cutting it on the right would drop its answer, or all supervision, silently.
 """
 
 from __future__ import annotations
@@ -75,6 +75,9 @@ def answer_tokens(form: TaskForm, examples: Sequence[TaskExample], tokenizer: Pr
         examples: Some of the task's.
         tokenizer: The model's.
 
+    Returns:
+        The lengths in tokens, and whether an end token is learned.
+
     Cost: tokenises every different choice once, or every completion.
     """
     if form.max_new_tokens is not None and form.ends:
@@ -101,6 +104,9 @@ def supervise(
         max_length: Longest sequence, end token included; ``None`` for no limit.
         model: What is to learn them; without it tokens that it may not have are not looked for.
         ends: Whether an end-of-sequence token is learned after the completion; see :func:`answer_tokens`.
+
+    Returns:
+        Sequences, the examples they are of, and those that were left out because they are too long.
 
     Raises:
         InputError: No example fits, a prompt has no token, or a token is none of the model's.

@@ -115,6 +115,9 @@ class Task(Protocol):
             n: How many, at least 1.
             seed: Another seed, another order.
 
+        Returns:
+            Examples, each once.
+
         Raises:
             InputError: Rows are missing or wrong, or the part has fewer than ``n``.
         """
@@ -124,8 +127,8 @@ class Task(Protocol):
 class RowsTask:
     """A task read from rows: official parts where they exist, cut by content where they do not.
 
-    Official test rows are kept as they are. A question that also stands in the test part is dropped from validation,
-    and one that stands in either is dropped from train: published parts of some tasks overlap.
+    Official test rows are kept as they are. A question that is also in the test part is dropped from validation,
+    and one that is in either is dropped from train: published parts of some tasks overlap.
 
     Attributes:
         form: Templates, parser and limits.
@@ -150,6 +153,14 @@ class RowsTask:
 
     def split(self, part: Split, n: int | None = None, seed: int = 0) -> list[TaskExample]:
         """Return examples of one part; see :class:`Task`.
+
+        Args:
+            part: ``train``, ``validation`` or ``test``.
+            n: How many examples; without it all of the part.
+            seed: Another seed, another order.
+
+        Returns:
+            Examples that are in no other part.
 
         Cost: reads the part, and for train and validation the parts above it, once.
         """
@@ -199,6 +210,15 @@ def drawn(pool: Sequence[TaskExample], n: int | None, seed: int, what: str) -> l
 
     Tasks that ask the same questions in other words put them in the same order.
 
+    Args:
+        pool: Examples to choose from.
+        n: How many; without it all.
+        seed: Another seed, another order.
+        what: What they are, for messages.
+
+    Returns:
+        The first ``n`` in that order.
+
     Raises:
         InputError: There are fewer than ``n``; ``what`` names them.
     """
@@ -212,6 +232,15 @@ def drawn(pool: Sequence[TaskExample], n: int | None, seed: int, what: str) -> l
 
 def at_most(task: Task, part: Split, n: int, seed: int) -> list[TaskExample]:
     """Return ``n`` examples of one part, or all of them where the part has fewer.
+
+    Args:
+        task: The task.
+        part: ``train``, ``validation`` or ``test``.
+        n: Most examples.
+        seed: Of the draw.
+
+    Returns:
+        Between 1 and ``n`` examples.
 
     Raises:
         InputError: Rows are missing or wrong.
@@ -248,7 +277,15 @@ def place_of(*texts: str) -> float:
 
 
 def folded(*texts: str) -> str:
-    """Fold case and white space: texts that differ in nothing else are the same question."""
+    """Fold case and white space: texts that differ in nothing else are the same question.
+
+    Returns:
+        One text, to be compared with others.
+
+    Example:
+        >>> folded("Is it  so?", "Yes")
+        'is it so? | yes'
+    """
     return " | ".join(" ".join(one.split()).casefold() for one in texts)
 
 
@@ -265,6 +302,11 @@ def check_part(part: object) -> None:
 def check_count(n: object, available: int, what: str) -> None:
     """Refuse a number of examples that cannot be had.
 
+    Args:
+        n: What was asked for; ``None`` stands for all.
+        available: How many there are.
+        what: What they are, for messages.
+
     Raises:
         InputError: ``n`` is not ``None`` and not from 1 to ``available``.
     """
@@ -273,7 +315,11 @@ def check_count(n: object, available: int, what: str) -> None:
 
 
 def _unique(examples: Iterable[TaskExample]) -> list[TaskExample]:
-    """Keep the first of those that a model could not tell apart."""
+    """Keep the first of those that a model could not tell apart.
+
+    Returns:
+        The examples in their order.
+    """
     return list({(one.prompt, one.completion, one.choices): one for one in reversed(list(examples))}.values())[::-1]
 
 

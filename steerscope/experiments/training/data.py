@@ -54,6 +54,13 @@ class Parts:
 def draw_parts(task: Task, options: TrainOptions) -> Parts:
     """Draw the examples of a run.
 
+    Args:
+        task: The task.
+        options: Method, length of training and numbers of examples.
+
+    Returns:
+        Examples to train on, to choose the learning rate on, and to test on.
+
     Raises:
         InputError: The task lacks rows, or has fewer than were asked for.
     """
@@ -72,7 +79,15 @@ def draw_parts(task: Task, options: TrainOptions) -> Parts:
 
 
 def run_settings(options: TrainOptions, parts: Parts) -> dict[str, Any]:
-    """Return what decides a run's outcome beside task, method, sites, rank, seed and model."""
+    """Return what decides a run's outcome beside task, method, sites, rank, seed and model.
+
+    Args:
+        options: The options of the run.
+        parts: Its examples.
+
+    Returns:
+        Settings by name, with hashes of the data.
+    """
     return options.settings() | {"data": parts.data, "recipe": RECIPE}
 
 
@@ -86,6 +101,9 @@ def supervised(
         loaded: The model.
         options: The run's.
         ends: Whether an end-of-sequence token is learned.
+
+    Returns:
+        The sequences, and the number of examples that are too long.
 
     Raises:
         InputError: None fits, one has a token that is none of the model's, or they lie on both sides of the length
@@ -107,6 +125,15 @@ def training_rows(
 
     Read in pieces of ``batch_size`` it is a seeded order of batches of similar length, as many epochs as it takes.
     The whole run is one pass over this list, so that a run that goes on finds its place by counting.
+
+    Args:
+        sequences: Tokenised training examples.
+        steps: Optimizer steps.
+        batch_size: Sequences per step.
+        seed: Of the order.
+
+    Returns:
+        Sequences; each occurs as often as any other, up to once.
     """
     shuffler = random.Random(seed)
     stream: list[int] = []

@@ -58,12 +58,15 @@ def fit(
         trainee: What to train.
         rows: ``steps * batch_size`` sequences in their order.
         options: Batch size, warm-up, seed, checkpoints.
-        folder: For the checkpoint; one that is there is gone on with.
+        folder: Checkpoint directory; training resumes from the checkpoint in it, if there is one.
         pad: Any token to fill with.
         steps: Optimizer steps.
         learning_rate: Its peak.
         keeps: Whether a checkpoint is written (and looked for).
         show: Called with steps done and in all.
+
+    Returns:
+        Mean loss per reported step in nats, tokens per second, and seconds, those of an interrupted start included.
 
     Raises:
         InputError: A loss is NaN or infinite.

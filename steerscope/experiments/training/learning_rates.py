@@ -23,6 +23,9 @@ def read_search(options: TrainOptions, parts: Parts) -> RunResults | None:
         options: Of the run that takes it over.
         parts: Its data.
 
+    Returns:
+        The results of that run, or ``None``.
+
     Raises:
         InputError: There is no finished run, or it searched nothing, or it differs in more than the seed.
     """
@@ -48,6 +51,11 @@ def read_search(options: TrainOptions, parts: Parts) -> RunResults | None:
 
 def require_same_subject(found: RunResults, config: RunConfig, folder: str) -> None:
     """Refuse a search on another model, at other sites or of another rank; what only the loaded model can tell.
+
+    Args:
+        found: Results of the run whose learning rate is to be taken over.
+        config: What the new run is.
+        folder: Where the results are from, for messages.
 
     Raises:
         InputError: Something differs.

@@ -196,6 +196,9 @@ class TrainOptions:
             sites: Other sites than the options say (the heads that LoFiT chose).
             family: Another family than the method's (that of LoFiT's first stage).
 
+        Returns:
+            A configuration with the rank, scale and start that the options name.
+
         Raises:
             InputError: The method has none, or the options do not fit its family.
         """

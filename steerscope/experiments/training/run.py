@@ -46,7 +46,7 @@ SCALE_BATCHES = 4
 
 @dataclass(frozen=True)
 class Run:
-    """One run under way: what it has, and the steps it takes."""
+    """One run in progress: its inputs, and the steps it takes."""
 
     loaded: LoadedModel
     options: TrainOptions
@@ -62,7 +62,17 @@ class Run:
         return self.path / CHECKPOINTS
 
     def whole(self, form: TaskForm, config: RunConfig, command: str, folder: RunFolder) -> RunResults:
-        """Choose, train, save, test, and finish the folder."""
+        """Choose, train, save, test, and finish the folder.
+
+        Args:
+            form: How the task's answers are read and compared.
+            config: What the run is, as written in the folder.
+            command: The command line, for the results.
+            folder: The run's folder, begun and not finished.
+
+        Returns:
+            The results, as they are written to the folder.
+        """
         since = time.perf_counter()
         if self.loaded.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.loaded.device)
@@ -197,7 +207,11 @@ class Run:
     def _fit(
         self, sequences: tuple[SupervisedSequence, ...], learning_rate: float, steps: int, stage: str, *, keeps: bool
     ) -> tuple[Trainee, Trained, dict[str, Any]]:
-        """Train by the method, LoFiT in its two stages; return what is still on the model."""
+        """Train by the method, LoFiT in its two stages; return what is still on the model.
+
+        Returns:
+            What was trained, how training went, and what the method measured.
+        """
         rows = training_rows(sequences, steps, self.options.batch_size, self.options.seed)
         if self.options.of.trains is not Trains.LOFIT:
             trainee = self._build(rows)

@@ -1,7 +1,7 @@
 """A whole run: choose a learning rate, train, save, test; interrupted at any point it can go on.
 
 What a run does is decided by its options and seed alone. A search keeps the loss of every rate as it is known, the
-training itself keeps checkpoints, and whatever lies between is done again and comes out the same.
+training itself keeps checkpoints, and whatever lies in between is repeated with the same result.
 """
 
 from __future__ import annotations
@@ -107,6 +107,9 @@ def run_config(options: TrainOptions, loaded: LoadedModel, parts: Parts) -> RunC
         options: Of the run.
         loaded: The model.
         parts: The data, whose hashes are among the settings.
+
+    Returns:
+        Model, task, method, sites, rank, seed and settings.
 
     Raises:
         InputError: The model lacks a site.

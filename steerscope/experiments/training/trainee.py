@@ -107,6 +107,9 @@ def build(
         sites: Other sites than the options name (the heads that LoFiT chose).
         family: Another family than the method's (that of LoFiT's first stage).
 
+    Returns:
+        The model with trainable parameters, and how to save and remove them.
+
     Raises:
         InputError: The model lacks a site, or the method trains nothing.
     """
@@ -133,7 +136,16 @@ def build(
 
 
 def lora(loaded: LoadedModel, rank: int, seed: int) -> Any:
-    """Put a LoRA of all linear maps of the blocks on a model, float32, with ``alpha`` equal to the rank."""
+    """Put a LoRA of all linear maps of the blocks on a model, float32, with ``alpha`` equal to the rank.
+
+    Args:
+        loaded: The model.
+        rank: Rank of every pair of factors.
+        seed: Of the random factor; PyTorch's global generator is seeded with it.
+
+    Returns:
+        The model as PEFT wraps it.
+    """
     require("train", "a LoRA")
     from peft import LoraConfig, get_peft_model  # slow to load
 
@@ -164,7 +176,11 @@ def _edits(
 
 @torch.no_grad()
 def _start_slopes(model: SteeringModel, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, list[float]]:
-    """Return, per site of nonlinear edits, the slope and the linear part with which training starts, on real tokens."""
+    """Return, per site of nonlinear edits, the slope and the linear part with which training starts, on real tokens.
+
+    Returns:
+        ``[slope, linear part]`` by site; nothing where no batch was given.
+    """
     batch = next(iter(batches), None)
     if batch is None:
         return {}

@@ -27,12 +27,28 @@ class DataSplits:
     task: Task
 
     def train(self, n: int, seed: int) -> list[Example]:
-        """Return at most ``n`` training examples of one seed."""
+        """Return at most ``n`` training examples of one seed.
+
+        Args:
+            n: Most examples.
+            seed: Training seed.
+
+        Returns:
+            Examples in the order in which they are drawn.
+        """
         # Seeds of the ranking and of training must not draw the same list.
         return [*at_most(self.task, "train", n, 1000 + seed)]
 
     def ranking(self, n: int, seed: int) -> list[Example]:
-        """Return the examples that the ranking is made from: training examples, drawn by another seed."""
+        """Return the examples that the ranking is made from: training examples, drawn by another seed.
+
+        Args:
+            n: Most examples.
+            seed: Of the draw.
+
+        Returns:
+            Another draw than any training seed's; single examples may be in both.
+        """
         return [*at_most(self.task, "train", n, seed)]
 
     def selection(self, n: int) -> list[Example]:
@@ -47,6 +63,9 @@ class DataSplits:
 def splits_of_task(task: Task) -> DataSplits:
     """Use a task's own disjoint parts: train, validation (for selection) and test.
 
+    Returns:
+        The three parts under the task's name.
+
     Raises:
         InputError: A user's file has too few examples for a part.
     """
@@ -57,6 +76,13 @@ def splits_of_task(task: Task) -> DataSplits:
 
 def splits_of_examples(name: str, examples: Sequence[Example]) -> DataSplits:
     """Cut one list of examples into three parts by content: examples with the same prompt stay together.
+
+    Args:
+        name: What results call them.
+        examples: All with choices, or all without.
+
+    Returns:
+        The three parts.
 
     Raises:
         InputError: Too few examples for a part.

@@ -33,6 +33,9 @@ def kept_ranking(
         options: How to rank; its seed draws the examples too.
         progress: Called as work goes on.
 
+    Returns:
+        The ranking, which is also in the file.
+
     Raises:
         InputError: The kept one was made with other options or data.
 

@@ -103,6 +103,13 @@ def choose_sites(site_map: SiteMap, wanted: int | Sequence[str]) -> tuple[Site, 
     and kinds take turns in an order that puts unlike neighbours side by side, so that neither depth nor kind
     stands for the other. ``resid_pre`` is left out: above the first block it is the ``resid_post`` below.
 
+    Args:
+        site_map: The model's sites.
+        wanted: How many sites, or their names.
+
+    Returns:
+        Sites in the order in which the model computes them.
+
     Raises:
         InputError: An unknown site, the same site twice, or more sites than there are.
     """

@@ -194,6 +194,9 @@ class Validation(Tabular, report="validation"):
     def load(cls, path: str | Path) -> Validation:
         """Read a validation that :meth:`save` wrote; one of version 1 is compared again, by today's statistics.
 
+        Returns:
+            The validation.
+
         Raises:
             InputError: No such file, not JSON, or another schema version.
         """
@@ -212,7 +215,7 @@ class Validation(Tabular, report="validation"):
             return record_of(data, cls, f"{path} is not a validation")
         from steerscope.experiments.validation.validate import compared  # which imports this file
 
-        # Before, what two seeds agreed on was kept as a ceiling, which is no upper bound.
+        # Before, what two seeds agreed on was stored as a ceiling, which is not an upper bound.
         known = {name: value for name, value in data.items() if name != "ceiling"}
         known |= {"attainable": {}, "schema_version": SCHEMA_VERSION}
         return compared(record_of(known, cls, f"{path} is not a validation"))

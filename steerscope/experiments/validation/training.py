@@ -31,7 +31,15 @@ START = {"edit": -5, "lora": -6, "sft": -8}
 
 
 def edit_at(sites: Sequence[Site], rank: int) -> Candidate:
-    """Return the linear edit that ``steerscope train`` trains by default, at a site or at several together."""
+    """Return the linear edit that ``steerscope train`` trains by default, at a site or at several together.
+
+    Args:
+        sites: One site, or several that are edited together.
+        rank: Rank of each edit.
+
+    Returns:
+        What a sweep trains; its name is the sites', joined by ``+``.
+    """
     names = tuple(str(site) for site in sites)
     config = SteeringConfig(sites=names, family="linear", rank=rank)
     group = str(sites[0].kind) if len(sites) == 1 else "set"
@@ -39,7 +47,16 @@ def edit_at(sites: Sequence[Site], rank: int) -> Candidate:
 
 
 def weights_of(loaded: LoadedModel, method: str, rank: int) -> Candidate:
-    """Return LoRA of the linear maps of all blocks (``lora``), or full fine-tuning (``sft``)."""
+    """Return LoRA of the linear maps of all blocks (``lora``), or full fine-tuning (``sft``).
+
+    Args:
+        loaded: The model.
+        method: ``lora`` or ``sft``.
+        rank: Rank of the LoRA; full fine-tuning has none.
+
+    Returns:
+        What a sweep trains, one run at a time.
+    """
 
     def build(learning_rate: float, seed: int) -> tuple[Pack, Callable[[], object]]:
         spec = RunSpec(None, learning_rate, seed)
@@ -65,6 +82,9 @@ def num_params(loaded: LoadedModel, one: Candidate, rank: int) -> int:
         loaded: The model.
         one: The candidate.
         rank: Of a LoRA.
+
+    Returns:
+        A number of parameters.
     """
     if one.config is not None:
         edits = build_edits(one.config, loaded.site_map).values()
@@ -96,7 +116,15 @@ class SplitData:
     _hashes: dict[tuple[str, int], str] = field(default_factory=dict, repr=False)
 
     def examples(self, part: str, seed: int = 0) -> list[Example]:
-        """Return the examples of ``train`` (of a seed), ``selection`` or ``test``."""
+        """Return the examples of ``train`` (of a seed), ``selection`` or ``test``.
+
+        Args:
+            part: ``train``, ``selection`` or ``test``.
+            seed: Training seed; the other parts are the same for every seed.
+
+        Returns:
+            Examples of the part, as many as the schedule or the options ask for.
+        """
         if part == "train":
             return self.splits.train(self.schedule.steps * self.schedule.batch_size, seed)
         return self.splits.selection(self.num_selection) if part == "selection" else self.splits.test(self.num_test)
@@ -133,7 +161,15 @@ class SplitData:
         return self._held[part]
 
     def content_hash(self, part: str, seed: int = 0) -> str:
-        """Return a hash of the examples of a part; of training examples their order counts."""
+        """Return a hash of the examples of a part; of training examples their order counts.
+
+        Args:
+            part: ``train``, ``selection`` or ``test``.
+            seed: Training seed; the other parts are the same for every seed.
+
+        Returns:
+            A hexadecimal digest.
+        """
         if (part, seed) not in self._hashes:  # asked for with every run
             self._hashes[part, seed] = content_hash(self.examples(part, seed), ordered=part == "train")
         return self._hashes[part, seed]

@@ -201,6 +201,9 @@ class Verification(Tabular, report="verification"):
     def from_json(cls, text: str) -> Verification:
         """Rebuild what :meth:`to_json` wrote.
 
+        Returns:
+            The verification, equal to the one that was written.
+
         Raises:
             InputError: The text is not JSON, of another schema version, or has fields that do not fit.
         """
@@ -210,8 +213,11 @@ class Verification(Tabular, report="verification"):
     def load(cls, path: str | Path) -> Verification:
         """Read a file that :meth:`save` wrote.
 
+        Returns:
+            The verification, equal to the one that was saved.
+
         Raises:
-            InputError: The file cannot be read, or is no verification.
+            InputError: The file cannot be read, or is not a verification.
         """
         return read_record(path, cls, "verification")
 

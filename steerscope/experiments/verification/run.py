@@ -108,6 +108,9 @@ def verify_random(
         propositions: Which.
         options: Only the seed matters here.
         progress: Called with the stage's name, steps done and steps in all.
+
+    Returns:
+        The verdict on each proposition, without measurements.
     """
     options = options_or_default(options, VerifyOptions)
     options.check()
@@ -132,6 +135,9 @@ def verify_model(
         propositions: Which.
         options: Sizes of the measurements.
         progress: Called with the stage's name, steps done and steps in all.
+
+    Returns:
+        The verdict on each proposition, and the measurements unless the model is too large or they were left out.
 
     Raises:
         InputError: The model cannot be loaded, has too short a context, or its numbers are NaN or infinite.
@@ -165,7 +171,16 @@ def verify_model(
 def try_propositions(
     subject: Subject, propositions: Sequence[Proposition], tick: Callable[[int, int], None]
 ) -> tuple[PropositionResult, ...]:
-    """Check propositions one after the other; a check that raises fails, with the reason as a note."""
+    """Check propositions one after the other; a check that raises fails, with the reason as a note.
+
+    Args:
+        subject: The blocks or the model to try them on.
+        propositions: Which.
+        tick: Called with propositions done and propositions in all.
+
+    Returns:
+        Results in the order of the propositions' numbers.
+    """
     results: list[PropositionResult] = []
 
     def tell(result: catalogue.Result) -> None:
@@ -183,7 +198,11 @@ def _quantised(loaded: LoadedModel) -> list[str]:
 def _measurements(
     load: Loader, exact: LoadedModel, rows: Rows, options: VerifyOptions, watch: Stopwatch
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Fine-tune, then measure; what needs float64 first, so that the large model can go."""
+    """Fine-tune, then measure; what needs float64 first, so that the large model can go.
+
+    Returns:
+        Measurements by name, how the fine-tuning went, and warnings.
+    """
     warnings: list[str] = []
     watch.stage("finetune")
     single = load("float32")
@@ -276,7 +295,11 @@ def _radii(
     options: VerifyOptions,
     watch: Stopwatch,
 ) -> list[Radius]:
-    """Radii of the whole update at every layer and the logits, then of single layers' parts of it."""
+    """Radii of the whole update at every layer and the logits, then of single layers' parts of it.
+
+    Returns:
+        One radius per update, scope and place.
+    """
     updates = _with_random(update, options.random_updates, options.seed)
     places = (*(f"{layer}.{SiteKind.RESID_POST}" for layer in every), LOGITS)
     jobs: list[tuple[str, str, dict[str, Tensor], tuple[str, ...]]] = [

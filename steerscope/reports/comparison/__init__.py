@@ -1,1 +1,1 @@
-"""Runs side by side: table and figure."""
+"""The comparison of runs as a table and a figure."""

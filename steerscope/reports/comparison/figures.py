@@ -29,7 +29,10 @@ from steerscope.reports.plain_figures import LINE_LOOKS
 def plot_comparison(comparison: Comparison) -> Figure:
     """Draw a comparison; a method without parameters (the model as it is) is a dotted line with its value.
 
-    Configurations of one size stand side by side, a few percent from their number.
+    Configurations of one size are drawn next to each other, a few percent off their number.
+
+    Returns:
+        The figure: accuracy in percent against trained parameters.
     """
     names = list(dict.fromkeys(_name(entry) for entry in comparison.entries if entry.parameters))
     columns = 1 if max(map(len, names), default=0) > 22 else 2
@@ -71,6 +74,13 @@ def plot_comparison(comparison: Comparison) -> Figure:
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     """Write ``comparison.json``, ``comparison.svg`` and ``comparison.png``; the same bytes for the same runs.
+
+    Args:
+        comparison: The comparison.
+        folder: Where the files go; made if missing, earlier ones of the same names are replaced.
+
+    Returns:
+        The three files.
 
     Raises:
         InputError: The folder holds something else than a comparison, or cannot be written to.

@@ -15,7 +15,12 @@ _RIGHT = frozenset({"rank", "params", "seeds", "test", "sd", "memory", "time"})
 
 
 def print_comparison(comparison: Comparison, *, file: TextIO | None = None) -> None:
-    """Print a comparison: rich where ``file`` is a terminal, plain text in a pipe."""
+    """Print a comparison: rich where ``file`` is a terminal, plain text in a pipe.
+
+    Args:
+        comparison: The comparison.
+        file: Where it is printed; standard output unless given.
+    """
     out = sys.stdout if file is None else file
     table = comparison_table(comparison)
     if not out.isatty():

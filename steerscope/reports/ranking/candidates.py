@@ -71,7 +71,11 @@ def joined(kinds: Sequence[str]) -> str:
 
 
 def _is_same_edit(first: SiteScore | KindScore, second: SiteScore | KindScore) -> bool:
-    """Say whether two scores of family ``vector`` belong to one edit with two names."""
+    """Say whether two scores of family ``vector`` belong to one edit with two names.
+
+    Returns:
+        Whether kind, parameters, score and interval allow it.
+    """
     return (
         first.family == second.family == "vector"
         and first.kind in _WRITES
@@ -118,7 +122,15 @@ def kind_candidates(ranking: Ranking) -> list[KindCandidate]:
 
 
 def standing(ranking: Ranking, site: SiteScore) -> Standing:
-    """Return how a site stands to the best; a file of before knows ties alone, which may be equal or worse."""
+    """Return how a site stands to the best; a file of before knows ties alone, which may be equal or worse.
+
+    Args:
+        ranking: The ranking.
+        site: One of its rows.
+
+    Returns:
+        Equal, undetermined or worse.
+    """
     if site.standing in set(Standing):
         return Standing(site.standing)
     if site is ranking.sites[0]:
@@ -130,6 +142,9 @@ def tells_the_best(ranking: Ranking) -> bool:
     """Whether two halves of the prompts agree on which sites are best, as well as the threshold asks of all sites.
 
     Where nothing was measured, the agreement over all sites has to do. A probability p is a correlation of 2 p - 1.
+
+    Returns:
+        Whether the best sites can be named.
     """
     found = ranking.stability
     agreement = found.top_agreement
@@ -151,7 +166,15 @@ def main_family(ranking: Ranking) -> str:
 
 
 def sites_of_family(ranking: Ranking, family: str) -> list[SiteScore]:
-    """Return one family's sites, best first."""
+    """Return one family's sites, best first.
+
+    Args:
+        ranking: The ranking.
+        family: ``vector`` or ``linear``.
+
+    Returns:
+        Rows of the ranking in its order.
+    """
     return [site for site in ranking.sites if site.family == family]
 
 

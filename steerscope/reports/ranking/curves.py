@@ -20,7 +20,11 @@ _MOST_CURVES = 8
 
 
 def _short(number: float, _position: int | None = None) -> str:
-    """Print a parameter count in four characters or so: ``512``, ``9.2k``, ``1.4M``."""
+    """Write a parameter count in four characters or so: ``512``, ``9.2k``, ``1.4M``.
+
+    Returns:
+        The label of a tick.
+    """
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g}{unit}"

@@ -15,7 +15,15 @@ from steerscope.reports.vocabulary import axis_scale, count, score_words
 
 
 def score_label(ranking: Ranking, *, short: bool = False) -> str:
-    """Return the axis label of the ranking's score, with its unit; ``short`` leaves out the prompts."""
+    """Return the axis label of the ranking's score, with its unit; ``short`` leaves out the prompts.
+
+    Args:
+        ranking: The ranking.
+        short: Leave out how many prompts the share is learned from.
+
+    Returns:
+        A label for an axis.
+    """
     words, (_, unit) = score_words(ranking.score), axis_scale(ranking.score)
     if not words.is_share:
         return figure_text(words.label)
@@ -27,6 +35,13 @@ def finish(figure: Figure, ranking: Ranking, title: str, handles: Sequence[Artis
     """Add title, legend and foot, and keep the three apart from the axes.
 
     The foot names model, task, prompts and seed, so that a figure on its own says what it is of.
+
+    Args:
+        figure: The figure, its axes drawn.
+        ranking: What it is of.
+        title: A few words.
+        handles: Entries of the legend.
+        columns: Entries per row of the legend.
     """
     model = figure_text(ranking.model.get("name", "unnamed model"), 28)
     task = figure_text(ranking.task, 28)
@@ -35,12 +50,29 @@ def finish(figure: Figure, ranking: Ranking, title: str, handles: Sequence[Artis
 
 
 def is_far_from_zero(low: float, high: float) -> bool:
-    """Whether values from ``low`` to ``high`` are so far from zero that an axis which holds it would flatten them."""
+    """Whether values from ``low`` to ``high`` are so far from zero that an axis which holds it would flatten them.
+
+    Args:
+        low: Smallest value.
+        high: Largest value.
+
+    Returns:
+        Whether the distance to zero exceeds the range; not for values below zero.
+
+    Example:
+        >>> is_far_from_zero(10.0, 11.0), is_far_from_zero(0.1, 1.0)
+        (True, False)
+    """
     return low > high - low
 
 
 def null_line(ax: Axes, ranking: Ranking) -> None:
-    """Draw zero, what predicting no update would score, as a named line, unless all that is drawn is far from it."""
+    """Draw zero, what predicting no update would score, as a named line, unless all that is drawn is far from it.
+
+    Args:
+        ax: The axes, with the score on the vertical one.
+        ranking: The ranking.
+    """
     if is_far_from_zero(*ax.dataLim.intervaly):
         return
     ax.axhline(0, color=NULL, linewidth=1.2, linestyle="--")

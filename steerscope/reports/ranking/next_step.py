@@ -77,7 +77,15 @@ def _subject(ranking: Ranking) -> str:
 
 
 def merge_sentence(ranking: Ranking, row: Candidate) -> str:
-    """Say where the edit goes, and whether the weights can hold it, so that it costs nothing when the model runs."""
+    """Say where the edit goes, and whether the weights can hold it, so that it costs nothing when the model runs.
+
+    Args:
+        ranking: The ranking, which says how the model is laid out.
+        row: The candidate to train at.
+
+    Returns:
+        The end of a sentence.
+    """
     kind, family = row.kinds[0], row.site.family
     why = why_not_merged(kind, family, str(ranking.model.get("layout", "")))
     if why is None:
@@ -94,6 +102,9 @@ def why_not_merged(kind: str, family: str, layout: str) -> str | None:
         kind: Kind of site.
         family: ``linear`` or ``vector``.
         layout: Name of the model's layout.
+
+    Returns:
+        A reason, an empty string, or ``None``.
     """
     if kind not in set(SiteKind) or family not in _METHODS:
         return None

@@ -141,7 +141,11 @@ def _meanings(ranking: Ranking) -> list[tuple[str, str]]:
 
 
 def _value(value: object) -> str:
-    """Print a setting; mappings in sorted order, because a trip through JSON sorts them too."""
+    """Write a setting as text; mappings in sorted order, because a trip through JSON sorts them too.
+
+    Returns:
+        One line.
+    """
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

@@ -75,6 +75,9 @@ def kinds_words(chosen: Collection[str], every: Collection[str]) -> str:
     Args:
         chosen: The kinds that are meant.
         every: All kinds that there are.
+
+    Returns:
+        A few words.
     """
     # The embeddings are one site of the first block: with the stream they need no words of their own.
     rest = [kind for kind in ordered_kinds(every) if kind not in chosen and kind != "resid_pre"]
@@ -93,7 +96,20 @@ def kinds_words(chosen: Collection[str], every: Collection[str]) -> str:
 
 
 def layers_words(first: int, last: int, num_layers: int) -> str:
-    """Return a range of layers in words; layers count from 0."""
+    """Return a range of layers in words; layers count from 0.
+
+    Args:
+        first: Index of the first layer.
+        last: Index of the last layer, which belongs to the range.
+        num_layers: Number of blocks of the model.
+
+    Returns:
+        A few words.
+
+    Example:
+        >>> layers_words(4, 15, 30), layers_words(3, 3, 30), layers_words(0, 29, 30)
+        ('layers 4 to 15', 'layer 3', 'all layers')
+    """
     if first == last:
         return f"layer {first}"
     if first == 0 and last == num_layers - 1:
@@ -102,7 +118,16 @@ def layers_words(first: int, last: int, num_layers: int) -> str:
 
 
 def region_words(region: Region, cells: Mapping[Cell, bool], num_layers: int) -> str:
-    """Return a region in words: ``the residual stream and what attention writes, layers 4 to 15``."""
+    """Return a region in words: ``the residual stream and what attention writes, layers 4 to 15``.
+
+    Args:
+        region: Layers and kinds of the region.
+        cells: All places that were ranked; their kinds decide how the region's are named.
+        num_layers: Number of blocks of the model.
+
+    Returns:
+        A few words.
+    """
     kinds = kinds_words(region.kinds, {kind for _, kind in cells})
     return f"{kinds}, {layers_words(region.first, region.last, num_layers)}"
 
@@ -118,5 +143,9 @@ _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 def number_words(number: int) -> str:
-    """Print a small number as a word, as in running text."""
+    """Write a small number as a word, as in running text.
+
+    Returns:
+        ``two``, or digits for a larger number.
+    """
     return _NUMBERS[number] if number < len(_NUMBERS) else f"{number:,}"

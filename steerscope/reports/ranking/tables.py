@@ -27,7 +27,15 @@ def value_column(score: str) -> str:
 
 
 def standing_mark(ranking: Ranking, row: Candidate) -> str:
-    """Return ``equal``, ``worse`` or nothing for what is undetermined; ``first`` where none is recommended."""
+    """Return ``equal``, ``worse`` or nothing for what is undetermined; ``first`` where none is recommended.
+
+    Args:
+        ranking: The ranking.
+        row: One of its candidates.
+
+    Returns:
+        The text of the last column.
+    """
     if not recommends(ranking):
         return "first" if row.rank == 1 else ""
     found = standing(ranking, row.site)
@@ -35,7 +43,15 @@ def standing_mark(ranking: Ranking, row: Candidate) -> str:
 
 
 def site_table(ranking: Ranking, limit: int | None = 10) -> TextTable:
-    """Return the candidates, best first: all of them where ``limit`` is ``None``."""
+    """Return the candidates, best first: all of them where ``limit`` is ``None``.
+
+    Args:
+        ranking: The ranking.
+        limit: Most rows.
+
+    Returns:
+        The table, with notes on what its marks mean.
+    """
     every = candidates(ranking)
     rows = every if limit is None else every[:limit]
     name = ranking.score
@@ -67,12 +83,28 @@ def site_table(ranking: Ranking, limit: int | None = 10) -> TextTable:
 
 
 def by_score(ranking: Ranking, score: str) -> str:
-    """Name a table's score where it is not the ranking's."""
+    """Name a table's score where it is not the ranking's.
+
+    Args:
+        ranking: The ranking.
+        score: Name of the table's score.
+
+    Returns:
+        A part of a title, or an empty string.
+    """
     return "" if score == ranking.score else f", by the {score_words(score).label}"
 
 
 def kind_table(ranking: Ranking, limit: int | None = 5) -> TextTable:
-    """Return the kinds of site, each steered at all layers at once, best first."""
+    """Return the kinds of site, each steered at all layers at once, best first.
+
+    Args:
+        ranking: The ranking.
+        limit: Most rows; ``None`` for all.
+
+    Returns:
+        The table, without rows where no kinds were ranked.
+    """
     every = kind_candidates(ranking)
     name = score_of_kinds(ranking)
     what = "Kinds" if limit is None or limit >= len(every) else f"First {limit} of {len(every)} kinds"
@@ -100,7 +132,7 @@ def studies_table(ranking: Ranking) -> TextTable:
     studies = (ranking.evidence or {}).get("studies")
     return TextTable(
         title="Trainings that this score was compared with",
-        columns=("model", "task", "sites", "Spearman", "95% interval", "attainable", "best plain baseline"),
+        columns=("model", "task", "sites", "Spearman", "95% interval", "attainable", "plain baseline"),
         right=frozenset({"sites", "Spearman", "95% interval", "attainable"}),
         rows=tuple(
             (
@@ -115,7 +147,7 @@ def studies_table(ranking: Ranking) -> TextTable:
             for one in (studies if isinstance(studies, list) else [])
         ),
         note="Spearman correlation of the score with trained held-out loss; attainable: what a perfect score would "
-        "have, given how well training seeds agree. docs/validation.md has the studies.",
+        "have, given how well training seeds agree. docs/site_tables.md has the tables.",
     )
 
 
@@ -141,7 +173,15 @@ def greedy_table(ranking: Ranking) -> TextTable:
 
 
 def tables(ranking: Ranking, limit: int = 10) -> list[TextTable]:
-    """Return the tables that have rows, in the order they are printed."""
+    """Return the tables that have rows, in the order they are printed.
+
+    Args:
+        ranking: The ranking.
+        limit: Most rows of the table of sites.
+
+    Returns:
+        One to three tables.
+    """
     every = [site_table(ranking, limit), kind_table(ranking), greedy_table(ranking)]
     return [table for table in every if table.rows]
 
@@ -165,6 +205,9 @@ def summary(ranking: Ranking, *, verbose: bool = False) -> list[str]:
     Args:
         ranking: The ranking to report.
         verbose: Say how sure each part is, too.
+
+    Returns:
+        Paragraphs in the order in which they are printed.
     """
     certainty, evidence = certainty_sentences(ranking), evidence_sentence(ranking)
     behind = certainty if verbose else [evidence]
@@ -183,6 +226,9 @@ def format_summary(ranking: Ranking, *, verbose: bool = False, width: int = WIDT
         ranking: The ranking to report.
         verbose: Say how sure each part is, too.
         width: Columns at which sentences are wrapped.
+
+    Returns:
+        Text without a line break at the end.
     """
     step = next_step(ranking)
     whole = set(step.lines) if step else set()

@@ -31,6 +31,9 @@ from steerscope.reports.vocabulary import ordered_kinds, score_words
 def plot_losses(table: SiteTable) -> Figure:
     """Draw the test loss that training reached, by layer, one line per kind; bars are the range over seeds.
 
+    Returns:
+        The figure.
+
     Raises:
         InputError: Too few tested sites.
     """
@@ -62,6 +65,9 @@ def plot_foreseen(table: SiteTable, name: str, scores: Mapping[str, float] | Non
         table: The table.
         name: The score's name.
         scores: Its values by site; without them those that the table holds.
+
+    Returns:
+        The figure.
 
     Raises:
         InputError: The table has no score of that name, or a site has no value.
@@ -97,6 +103,9 @@ def plot_search(table: SiteTable, curves: Sequence[SearchCurve]) -> Figure:
     Args:
         table: What they were replayed from.
         curves: At most seven of them.
+
+    Returns:
+        The figure.
 
     Raises:
         InputError: No curve, or more than there are looks.

@@ -37,7 +37,11 @@ def paragraphs(result: Judgement) -> list[str]:
 
 
 def across(results: Sequence[Judgement]) -> str:
-    """Return, for every score that all tables have, its mean margin over the baseline fixed in advance."""
+    """Return, for every score that all tables have, its mean margin over the baseline fixed in advance.
+
+    Returns:
+        A plain table.
+    """
     shared = [name for name in results[0].scores if all(name in one.scores for one in results)]
     rows: list[tuple[str, ...]] = []
     for name in shared:

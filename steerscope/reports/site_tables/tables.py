@@ -14,6 +14,9 @@ def score_table(result: Judgement, limit: int | None = None) -> TextTable:
     Args:
         result: The judgement.
         limit: Most rows.
+
+    Returns:
+        The table.
     """
     order = sorted(result.scores, key=lambda name: -result.scores[name].agreement.spearman)
     places = {name: str(place) for place, name in enumerate(order, 1)}
@@ -52,7 +55,7 @@ def full_table(result: Judgement) -> TextTable:
     order = sorted(result.scores, key=lambda name: -result.scores[name].agreement.spearman)
     columns = (
         "rank", "score", "Spearman", "given depth", "Kendall", "of attainable", "over depth", "over depth+kind",
-        "over best baseline", "pairs right", "regret 1 / 3 / 5 (nats)", "(points)",
+        "over best baseline", "pairs right", "J", "J over depth+kind", "regret 1 / 3 / 5 (nats)", "(points)",
     )  # fmt: skip
     rows = []
     for rank, name in enumerate(order, 1):
@@ -70,6 +73,8 @@ def full_table(result: Judgement) -> TextTable:
                 "-" if name == DEPTH_THEN_KIND else signed(own.margins[DEPTH_THEN_KIND]),
                 _over_best(one),
                 share_of_pairs(one),
+                interval(one.both.value),
+                "-" if name == DEPTH_THEN_KIND else signed(one.both.margins[DEPTH_THEN_KIND]),
                 " / ".join(f"{regret.loss:.3f}" for regret in one.regrets),
                 " / ".join(f"{100 * regret.accuracy:.1f}" for regret in one.regrets),
             )
@@ -87,7 +92,11 @@ def admission_table(result: Judgement) -> TextTable:
 
 
 def attainable_sentence(result: Judgement) -> str:
-    """Say what a perfect score would have."""
+    """Say what a perfect score would have.
+
+    Returns:
+        One sentence.
+    """
     found = result.attainable
     if found.spearman is None:
         return "What correlation a perfect score would have is not known from one seed."
@@ -98,7 +107,11 @@ def attainable_sentence(result: Judgement) -> str:
 
 
 def pairs_sentence(result: Judgement) -> str:
-    """Say how many pairs within layers can be asked about."""
+    """Say how many pairs within layers can be asked about.
+
+    Returns:
+        One sentence.
+    """
     return (
         f"{result.num_pairs} of {result.num_all_pairs} pairs of sites of one layer differ by more than noise; which of "
         "two is better, depth cannot say."
@@ -106,7 +119,11 @@ def pairs_sentence(result: Judgement) -> str:
 
 
 def share_of_pairs(one: JudgedScore) -> str:
-    """Print which part of the pairs is right, with its interval."""
+    """Write which part of the pairs is right, with its interval.
+
+    Returns:
+        A percentage, or ``-`` without pairs.
+    """
     share = one.pairs.share
     return "-" if share is None else f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
 
@@ -117,12 +134,20 @@ def spearman_of(one: JudgedScore) -> Estimate:
 
 
 def interval(found: Estimate) -> str:
-    """Print a value with its interval."""
+    """Write a value with its interval.
+
+    Returns:
+        Two decimals each.
+    """
     return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def signed(found: Estimate) -> str:
-    """Print a difference with its interval."""
+    """Write a difference with its interval.
+
+    Returns:
+        Two decimals each, the difference with its sign.
+    """
     return f"{found.value:+.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 

@@ -15,7 +15,12 @@ from steerscope.reports.vocabulary import clean, score_words
 
 
 def print_validation(result: Validation, *, file: TextIO | None = None) -> None:
-    """Print what a validation found: rich tables where ``file`` is a terminal, plain text in a pipe."""
+    """Print what a validation found: rich tables where ``file`` is a terminal, plain text in a pipe.
+
+    Args:
+        result: The validation.
+        file: Where it is printed; standard output unless given.
+    """
     out = sys.stdout if file is None else file
     text = "\n".join(textwrap.fill(line, WIDTH, break_on_hyphens=False) for line in sentences(result))
     tables = [trained_table(result), score_table(result)]

@@ -15,7 +15,15 @@ from steerscope.reports.vocabulary import clean
 
 
 def finish(figure: Figure, found: Verification, title: str, handles: Any = (), columns: int = 3) -> None:
-    """Add title, legend, and a foot that says what the figure is of."""
+    """Add title, legend, and a foot that says what the figure is of.
+
+    Args:
+        figure: The figure, its axes drawn.
+        found: What it is of.
+        title: A few words.
+        handles: Entries of the legend.
+        columns: Entries per row of the legend.
+    """
     parts = [figure_text(found.subject, 28)]
     if found.finetune:
         parts.append(f"{found.finetune['steps']} steps on {figure_text(found.finetune['task'], 12)}")
@@ -24,6 +32,13 @@ def finish(figure: Figure, found: Verification, title: str, handles: Any = (), c
 
 def measured(found: Verification, name: str) -> Any:
     """Return a measurement.
+
+    Args:
+        found: The verification.
+        name: Name of the measurement.
+
+    Returns:
+        Its entries, as JSON has them.
 
     Raises:
         InputError: It was not made: on random blocks, in a quick run, or on a model too large for it.
@@ -39,5 +54,16 @@ def measured(found: Verification, name: str) -> Any:
 
 
 def line(ax: Axes, x: Any, y: Any, place: int, label: str) -> Line2D:
-    """Draw one line in the look of its place."""
+    """Draw one line in the look of its place.
+
+    Args:
+        ax: The axes.
+        x: Values on the horizontal axis.
+        y: Values on the vertical axis, as many.
+        place: Index of the line, which decides its look.
+        label: Name in the legend.
+
+    Returns:
+        The line, for the legend.
+    """
     return draw_line(ax, x, y, LINE_LOOKS[place % len(LINE_LOOKS)], label)

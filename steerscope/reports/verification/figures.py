@@ -45,7 +45,11 @@ VERDICT_LOOKS = {
 
 @styled
 def plot_verdicts(found: Verification) -> Figure:
-    """Draw one lettered cell per proposition."""
+    """Draw one lettered cell per proposition.
+
+    Returns:
+        The figure.
+    """
     columns = 7
     rows = -(-len(found.propositions) // columns)
     figure, ax = new_figure(0.5 * rows + 1.5)
@@ -81,7 +85,11 @@ def plot_verdicts(found: Verification) -> Figure:
 
 @styled
 def plot_curves(found: Verification) -> Figure:
-    """Draw the curves that checks of propositions recorded, one small panel per curve."""
+    """Draw the curves that checks of propositions recorded, one small panel per curve.
+
+    Returns:
+        The figure.
+    """
     curves = [(one.name, name, data) for one in found.propositions for name, data in one.series.items()]
     curves = [entry for entry in curves if len(entry[2]["x"]) > 1][:24]
     if not curves:
@@ -110,7 +118,11 @@ def plot_curves(found: Verification) -> Figure:
 
 @styled
 def plot_radius(found: Verification) -> Figure:
-    """Draw the radius per layer for the trained and the random updates."""
+    """Draw the radius per layer for the trained and the random updates.
+
+    Returns:
+        The figure.
+    """
     figure, ax = new_figure(3.6)
     entries = [one for one in measured(found, "radius") if one["scope"] == "all layers"]
     handles = []
@@ -140,7 +152,11 @@ def plot_radius(found: Verification) -> Figure:
 
 @styled
 def plot_conditioning(found: Verification) -> Figure:
-    """Draw condition numbers and needed edits over the layers."""
+    """Draw condition numbers and needed edits over the layers.
+
+    Returns:
+        The figure.
+    """
     figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     entries = measured(found, "conditioning")
@@ -168,7 +184,11 @@ def plot_conditioning(found: Verification) -> Figure:
 
 @styled
 def plot_stream_shares(found: Verification) -> Figure:
-    """Draw the three parts of the output, and the published ratio that leaves one out."""
+    """Draw the three parts of the output, and the published ratio that leaves one out.
+
+    Returns:
+        The figure.
+    """
     figure, ax = new_figure(3.7)
     entries = measured(found, "stream_shares")
     layers = [one["layer"] for one in entries]
@@ -191,7 +211,11 @@ def plot_stream_shares(found: Verification) -> Figure:
 
 @styled
 def plot_oracle_spectra(found: Verification) -> Figure:
-    """Draw concentration of the shifts' spectra and the part that linear maps predict, against rank."""
+    """Draw concentration of the shifts' spectra and the part that linear maps predict, against rank.
+
+    Returns:
+        The figure.
+    """
     figure = Figure(figsize=(WIDTH, 5.8), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     entries = measured(found, "oracle_spectra")
@@ -213,7 +237,11 @@ def plot_oracle_spectra(found: Verification) -> Figure:
 
 @styled
 def plot_residual_map(found: Verification) -> Figure:
-    """Draw what token-shared linear edits leave over, sites against weight matrices, one panel per layer."""
+    """Draw what token-shared linear edits leave over, sites against weight matrices, one panel per layer.
+
+    Returns:
+        The figure.
+    """
     entries = measured(found, "residual_map")
     layers = list(dict.fromkeys(one["layer"] for one in entries))
     sites = ordered_kinds(one["site"] for one in entries)
@@ -244,7 +272,11 @@ def plot_residual_map(found: Verification) -> Figure:
 
 @styled
 def plot_modulation(found: Verification) -> Figure:
-    """Draw both modulation factors over the layers as bands of quantiles."""
+    """Draw both modulation factors over the layers as bands of quantiles.
+
+    Returns:
+        The figure.
+    """
     figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
     entries = measured(found, "modulation")
@@ -269,7 +301,11 @@ def plot_modulation(found: Verification) -> Figure:
 
 @styled
 def plot_strength(found: Verification) -> Figure:
-    """Draw delta-KL over the layers, one line per strength, one panel per site."""
+    """Draw delta-KL over the layers, one line per strength, one panel per site.
+
+    Returns:
+        The figure.
+    """
     entries = measured(found, "strength")
     sites = list(dict.fromkeys(one["site"] for one in entries))
     figure = Figure(figsize=(WIDTH, 2.2 * len(sites) + 1.2), layout="constrained")

@@ -16,7 +16,15 @@ _TEMPLATE = Path(__file__).parent / "verify.html.jinja"
 
 
 def render_page(found: Verification, figures: list[tuple[PageFigure[Verification], bytes]]) -> str:
-    """Return the page as HTML."""
+    """Return the page as HTML.
+
+    Args:
+        found: The verification.
+        figures: The figures with their SVG content.
+
+    Returns:
+        One file that needs no other.
+    """
     return render(
         _TEMPLATE,
         figures,
@@ -57,6 +65,10 @@ def write_verification(found: Verification, folder: str | Path) -> Path:
     """Write ``verify.json``, ``index.html`` and ``figures/*.svg`` with ``*.png``.
 
     Everything is drawn and written aside before anything is replaced: an interruption leaves an earlier report whole.
+
+    Args:
+        found: The verification.
+        folder: Where the files go; made if missing.
 
     Returns:
         The path of ``index.html``.

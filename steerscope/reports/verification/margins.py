@@ -27,6 +27,9 @@ def plot_margins(
         title: The figure's.
         foot: What it is of, in a line; of a verification, its subject and seed unless given.
 
+    Returns:
+        The figure.
+
     Raises:
         InputError: No proposition has such a measurement.
     """

@@ -17,7 +17,11 @@ BAND = (1.95, 2.05)
 
 @styled
 def plot_slopes(found: Verification) -> Figure:
-    """Draw the remainder against the size of the update, with a line of slope two."""
+    """Draw the remainder against the size of the update, with a line of slope two.
+
+    Returns:
+        The figure.
+    """
     figure, ax = new_figure(3.9)
     entries = measured(found, "slopes")
     handles = []
@@ -50,7 +54,11 @@ def slope_words(one: dict[str, Any]) -> str:
 
 @styled
 def plot_block_slopes(found: Verification) -> Figure:
-    """Draw the slope of every single block, one line per update, with the band it must lie in."""
+    """Draw the slope of every single block, one line per update, with the band it must lie in.
+
+    Returns:
+        The figure.
+    """
     figure, ax = new_figure(3.3)
     entries = measured(found, "block_slopes")
     ax.axhspan(*BAND, color="#e8edf4", zorder=0)

@@ -16,7 +16,15 @@ from steerscope.reports.vocabulary import clean, count
 
 
 def number(value: float | None) -> str:
-    """Print a number with three significant digits, four between 0.1 and 1000; ``none`` where there is none."""
+    """Write a number with three significant digits, four between 0.1 and 1000; ``none`` where there is none.
+
+    Returns:
+        The digits.
+
+    Example:
+        >>> number(0.123456), number(12345.6), number(None)
+        ('0.1235', '1.23e+04', 'none')
+    """
     if value is None:
         return "none"
     text = f"{value:.4g}" if 0.1 <= abs(value) < 1000 else f"{value:.3g}"
@@ -322,7 +330,12 @@ def _strength(entries: list[dict[str, Any]]) -> TextTable:
 
 
 def print_verification(found: Verification, file: TextIO | None = None) -> None:
-    """Print headline and table of propositions: rich where ``file`` is a terminal, plain text in a pipe."""
+    """Print headline and table of propositions: rich where ``file`` is a terminal, plain text in a pipe.
+
+    Args:
+        found: The verification.
+        file: Where it is printed; standard output unless given.
+    """
     out = sys.stdout if file is None else file
     table = proposition_table(found)
     failing = f"Fails: {', '.join(found.failed)}." if found.failed else ""

@@ -146,18 +146,48 @@ class SteeringEdit(nn.Module):
 
 
 def default_linear(rows: int, columns: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Return what PyTorch starts a linear map ``(rows columns)`` with: uniform in +-1/sqrt(columns)."""
+    """Return what PyTorch starts a linear map ``(rows columns)`` with: uniform in +-1/sqrt(columns).
+
+    Args:
+        rows: Output width.
+        columns: Input width.
+        dtype: Of the result; drawn in float64 whatever it is.
+        generator: Source of the draws; moves on.
+
+    Returns:
+        ``(rows columns)``, on the CPU.
+    """
     # Drawn in float64 on the CPU, so that data type and device do not change the start.
     drawn = torch.rand(rows, columns, generator=generator, dtype=torch.float64)
     return ((2 * drawn - 1) / math.sqrt(columns)).to(dtype)
 
 
 def default_bias(size: int, fan_in: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Return what PyTorch starts the bias of a linear map with: uniform in +-1/sqrt(fan_in)."""
+    """Return what PyTorch starts the bias of a linear map with: uniform in +-1/sqrt(fan_in).
+
+    Args:
+        size: Output width.
+        fan_in: Input width of the map the bias belongs to.
+        dtype: Of the result; drawn in float64 whatever it is.
+        generator: Source of the draws; moves on.
+
+    Returns:
+        ``(size)``, on the CPU.
+    """
     drawn = torch.rand(size, generator=generator, dtype=torch.float64)
     return ((2 * drawn - 1) / math.sqrt(fan_in)).to(dtype)
 
 
 def normal(size: int, std: float, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Return normal numbers of mean zero."""
+    """Return normal numbers of mean zero.
+
+    Args:
+        size: How many.
+        std: Standard deviation.
+        dtype: Of the result; drawn in float64 whatever it is.
+        generator: Source of the draws; moves on.
+
+    Returns:
+        ``(size)``, on the CPU.
+    """
     return (std * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype)

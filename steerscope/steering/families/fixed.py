@@ -13,7 +13,7 @@ class FixedVector(SteeringEdit):
 
     name = "vector"
     equation = "x + v"
-    source = "steering vectors; T16"
+    source = "steering vectors; arXiv 2603.00425"
     has_rank = False
 
     def __init__(self, options: EditOptions, generator: torch.Generator) -> None:

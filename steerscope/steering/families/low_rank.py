@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from steerscope.errors import InputError
 from steerscope.steering.families.base import Affine, EditOptions, SteeringEdit, default_linear
 
-# The authors' released code: Kaiming's uniform start times this, which is again no edit while U is zero (T16).
+# The authors' released code: Kaiming's uniform start times this, which is again no edit while U is zero (P30).
 PUBLISHED_D = 1e-3
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "tanh": torch.tanh}
@@ -31,7 +31,7 @@ class LinearAdapter(SteeringEdit):
 
     name = "linear"
     equation = "x + U (D x / s) + b"
-    source = "T16, arXiv 2603.00425 without activation; the bias is this project's"
+    source = "arXiv 2603.00425 without activation; the bias is this project's"
     can_scale = True
     has_bias_choice = True
     has_published_start = True
@@ -63,7 +63,7 @@ class NonlinearAdapter(LinearAdapter):
 
     name = "nonlinear"
     equation = "x + U phi(D x / s) + b"
-    source = "T16, arXiv 2603.00425; the bias is this project's"
+    source = "arXiv 2603.00425; the bias is this project's"
 
     def __init__(self, options: EditOptions, generator: torch.Generator) -> None:
         super().__init__(options, generator)
@@ -101,6 +101,13 @@ class StartSlope:
 
 def start_slope(activation: str, inner: Tensor) -> StartSlope:
     """Measure the start slope of an activation on ``inner``, the values ``D x / s`` (any shape).
+
+    Args:
+        activation: Name of the activation: ``silu``, ``gelu`` or ``tanh``.
+        inner: Values ``D x / s`` of any shape.
+
+    Returns:
+        The slope, and how much of the activation's output it explains.
 
     Raises:
         InputError: An unknown activation, or only zeros.

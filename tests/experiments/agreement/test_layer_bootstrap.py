@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from steerscope.experiments.agreement.across_and_within import across_and_within
 from steerscope.experiments.agreement.agreements import agreements
 from steerscope.experiments.agreement.attainable import attainable, attainable_correlation
 from steerscope.experiments.agreement.correlations import partial_spearman, spearman_or_zero
@@ -177,3 +178,51 @@ def test_all_right_is_not_certainty():
     assert found.over["against"].value == 1
     empty = pairs_right(-losses[:, 0], layer_pairs(losses[::3], layers[::3]), {})
     assert empty.share is None
+
+
+def test_j_is_half_of_rho_and_of_pairs_beyond_chance():
+    rng = np.random.default_rng(7)
+    layers, score, losses = pairs_made_up(rng, 6, 4)
+    scores = {"score": score, "kind": -np.tile(np.arange(4.0), 6)}
+    pairs = layer_pairs(losses[:, :1], layers)
+    found = across_and_within(scores, losses[:, :1], layers, pairs, fixed=("kind",), seed=3)
+
+    def slow(name, sites):
+        within = [
+            np.sign(scores[name][a] - scores[name][b])
+            for a, b in zip(pairs.better, pairs.worse, strict=True)
+            for _ in range(int((np.array(sites) == a).sum()))
+        ]
+        return (spearman_or_zero(scores[name][sites], -losses[sites, 0]) + np.mean(within)) / 2
+
+    everything = list(range(24))
+    assert found["score"].value.value == pytest.approx(slow("score", everything))
+    gain = slow("score", everything) - slow("kind", everything)
+    assert found["score"].margins["kind"].value == pytest.approx(gain)
+    assert found["kind"].margins == {}
+    draws = [np.repeat(everything, weights.astype(int)) for weights in LayerBootstrap(layers, 3).weights[:400]]
+    error = np.std([slow("score", sites) - slow("kind", sites) for sites in draws]) * np.sqrt(6 / 5)
+    half = found["score"].margins["kind"].high - gain
+    assert half == pytest.approx(stats.t.ppf(0.975, 5) * error, rel=0.15)  # 400 of the 2,000 resamples
+
+
+def test_j_holds_the_truth_as_often_as_it_claims():
+    def judged(rng, num_layers, seed):
+        layers, score, losses = pairs_made_up(rng, num_layers, 4)
+        scores = {"score": score, "kind": -np.tile(np.arange(4.0), num_layers)}
+        pairs = layer_pairs(losses, layers)
+        if seed is None:
+            within = {name: 2 * pairs_right(own, pairs, {}).share.value - 1 for name, own in scores.items()}
+            return {name: (spearman_or_zero(own, -losses.mean(1)) + within[name]) / 2 for name, own in scores.items()}
+        return across_and_within(scores, losses, layers, pairs, fixed=("kind",), seed=seed)["score"]
+
+    whole = judged(np.random.default_rng(1), 1000, None)
+    held = over = 0
+    for seed in range(60):
+        found = judged(np.random.default_rng(200 + seed), 10, seed)
+        held += found.value.low <= whole["score"] <= found.value.high
+        margin = found.margins["kind"]
+        over += margin.low <= whole["score"] - whole["kind"] <= margin.high
+        assert found.value.high - found.value.low < 1.2
+    # Fewer than 52 of 60 has a chance below 1% where an interval is right.
+    assert min(held, over) >= 52, (held, over)

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from steerscope import InputError
+from steerscope import InputError, judge
+from steerscope.analysis.evidence import EVIDENCE
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
 from steerscope.experiments.site_tables.table import Base, SiteRun, SiteTable
-from studies.site_tables_page import render, write_tables_page
+from studies.site_tables_page import evidence_lines, render, write_tables_page
 from tests.experiments.site_tables.tiny import made_up
 
 ROOT = Path(__file__).parents[3]
@@ -48,21 +49,33 @@ def test_margins_are_over_admitted_tables_alone(page):
     section = page.partition("## Over the tables that report")[2].partition("\n## ")[0]
     assert "mean over 2 admitted tables" in section
     assert f"| `{DEFAULT_SCORE}` | +0." in section
+    assert "J over depth, then kind: tasks like these" in section
     assert "| `random` |" not in section  # one table has it
     assert "No admitted table reports yet" in render({"c": made_up(longer=0)}, {})
 
 
 def test_without_tables_the_page_says_so(tmp_path):
-    write_tables_page(tmp_path, tmp_path, tmp_path / "page.md")
+    write_tables_page(tmp_path, tmp_path, tmp_path / "page.md", tmp_path.parent / "e.json")
     assert "No table is kept yet." in (tmp_path / "page.md").read_text()
     (tmp_path / "other.md").write_text("# Something else\n")
     with pytest.raises(InputError, match="is another one than the page"):
-        write_tables_page(tmp_path, tmp_path, tmp_path / "other.md")
+        write_tables_page(tmp_path, tmp_path, tmp_path / "other.md", tmp_path.parent / "e.json")
 
 
 def test_the_kept_page_is_the_one_that_the_kept_files_give(tmp_path):
-    write_tables_page(CARD.parent, ROOT / "docs" / "results", tmp_path / "page.md")
+    write_tables_page(CARD.parent, ROOT / "docs" / "results", tmp_path / "page.md", tmp_path / "evidence.json")
     assert (tmp_path / "page.md").read_text() == (ROOT / "docs" / "site_tables.md").read_text()
+    assert (tmp_path / "evidence.json").read_text() == EVIDENCE.read_text()
+
+
+def test_reports_cite_admitted_tables_alone():
+    table = made_up()
+    table = replace(table, scores={DEFAULT_SCORE: table.scores["right"]})
+    (line,) = evidence_lines(table, judge(table))
+    assert (line["score"], line["task"], line["n_sites"]) == (DEFAULT_SCORE, "sums", 24)
+    assert line["spearman"] == pytest.approx(judge(table).scores[DEFAULT_SCORE].agreement.spearman, abs=1e-4)
+    not_one = replace(made_up(longer_order=-1), scores=table.scores)
+    assert evidence_lines(not_one, judge(not_one)) == []
 
 
 def test_the_cards_example_runs(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from steerscope import InputError
-from steerscope.analysis.evidence import EVIDENCE
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
 from steerscope.experiments.agreement.depth_and_kind import CONSTANTS
 from steerscope.experiments.validation.result import TrainedSite, Validation
@@ -66,7 +65,7 @@ def written(tmp_path):
     tried = {"study": "small on first", "role": "choose", "command": "python x", "candidates": {}}
     tried["candidates"] = {"share": {"spearman": 0.4, "partial": 0.3}, "own_drop": {"spearman": 0.6, "partial": 0.5}}
     (tmp_path / "candidates-first.json").write_text(json.dumps(tried))
-    places = {"constants": tmp_path / "constants.json", "evidence": tmp_path / "evidence.json"}
+    places = {"constants": tmp_path / "constants.json"}
     write_study(tmp_path, tmp_path / "page.md", **places)
     return tmp_path
 
@@ -85,11 +84,7 @@ def test_the_page_holds_every_study_and_candidate(written):
     assert "depth and kind" in page  # the baseline, its constants from the other study
 
 
-def test_evidence_and_constants_are_those_of_the_files(written):
-    evidence = json.loads((written / "evidence.json").read_text())
-    assert [one["task"] for one in evidence] == ["first", "second"]
-    result = Validation.load(written / "validation-first.json")
-    assert evidence[0]["spearman"] == pytest.approx(result.agreements[DEFAULT_SCORE]["spearman"], abs=1e-4)
+def test_constants_are_those_of_the_files(written):
     constants = json.loads((written / "constants.json").read_text())
     assert set(constants) == {"small on first", "small on second"}
     assert constants["small on first"]["depth"] > 0  # deeper trained worse, by construction
@@ -122,7 +117,7 @@ def test_the_first_plans_rule_ignores_what_was_made_after_it(written):
     tried = json.loads((written / "candidates-first.json").read_text())
     tried["candidates"][BOUNDED] = {"spearman": 0.9, "partial": 0.9}
     (written / "candidates-first.json").write_text(json.dumps(tried))
-    write_study(written, written / "p.md", constants=written / "c.json", evidence=written / "e.json")
+    write_study(written, written / "p.md", constants=written / "c.json")
     assert "The rule of the plan chooses `own_drop`" in (written / "p.md").read_text()
 
 
@@ -133,11 +128,10 @@ def test_an_empty_folder(tmp_path):
 
 @pytest.mark.skipif(not list((DOCS / "results").glob("validation-*.json")), reason="no study is kept yet")
 def test_the_kept_page_is_the_one_that_the_kept_files_give(tmp_path):
-    places = {"constants": tmp_path / "constants.json", "evidence": tmp_path / "evidence.json"}
+    places = {"constants": tmp_path / "constants.json"}
     write_study(DOCS / "results", tmp_path / "page.md", **places)
     assert (tmp_path / "page.md").read_text() == (DOCS / "validation.md").read_text()
     assert json.loads(places["constants"].read_text()) == json.loads(CONSTANTS.read_text())
-    assert json.loads(places["evidence"].read_text()) == json.loads(EVIDENCE.read_text())
 
 
 def test_a_validation_of_version_1_is_compared_again(tmp_path):

@@ -76,6 +76,13 @@ def compute_scores(candidate: Candidate, *needs: Needs) -> dict[str, Tensor]:
 
     Scores of a place or of a step are left out where there is none. A kernel of zero (an edit that moves no output)
     scores zero.
+
+    Args:
+        candidate: An edit at a site, or a set of edits, with its kernel.
+        *needs: What the wanted scores are computed from; without any, every score of the ranking.
+
+    Returns:
+        One tensor ``(column)`` per score: the whole sample, then one entry per left-out group.
     """
     found: dict[str, Tensor] = {}
     for score in map(get_score, ranking_scores(*needs)):
@@ -88,7 +95,15 @@ def compute_scores(candidate: Candidate, *needs: Needs) -> dict[str, Tensor]:
 
 
 def compute_score(candidate: Candidate, score: Score) -> Tensor:
-    """Return one score of a candidate ``column``, in float64, zero of a kernel of zero."""
+    """Return one score of a candidate ``column``, in float64, zero of a kernel of zero.
+
+    Args:
+        candidate: An edit at a site, or a set of edits, with its kernel.
+        score: The score.
+
+    Returns:
+        The whole sample, then one entry per left-out group ``(column)``.
+    """
     if score.needs.is_of_kernels and is_zero(candidate.kernel.probe):
         return candidate.zeros()
     value = torch.as_tensor(score.compute(candidate), dtype=torch.float64)

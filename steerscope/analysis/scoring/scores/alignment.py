@@ -17,7 +17,11 @@ from steerscope.analysis.scoring.scores.score import Unit, register_score
     source="Cristianini et al. 2001",
 )
 def alignment(candidate: Candidate) -> Tensor:
-    """`<K_s, K_FT> / (|K_s| |K_FT|)` over all rows, uncentred."""
+    """`<K_s, K_FT> / (|K_s| |K_FT|)` over all rows, uncentred.
+
+    Returns:
+        ``column``: the whole sample, then one entry per left-out group.
+    """
     by_row = candidate.included[candidate.rows.example].to(candidate.kernel.probe)
 
     def over_rows(first: Tensor, second: Tensor) -> Tensor:

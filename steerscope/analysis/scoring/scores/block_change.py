@@ -21,5 +21,8 @@ def block_change(candidate: Candidate) -> float:
 
     The paper's importance of a layer; every kind of site of a block has the same. 1 where all prompts end in one token
     and the block is the first: what enters it is then the same everywhere.
+
+    Returns:
+        One number, the same with every group left out.
     """
     return place_of(candidate).stats.block_change

@@ -120,6 +120,9 @@ def r_squared(parts: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
 def is_zero(kernel: Tensor) -> bool:
     """Whether a kernel ``row row`` is zero: an edit that moves no output.
 
+    Returns:
+        ``True`` where the mean of the diagonal is not above zero.
+
     Raises:
         InputError: It is NaN or infinite.
     """
@@ -137,6 +140,9 @@ def relative_length(kernel: Tensor, read_length: float, held_length: float) -> T
         kernel: Not scaled.
         read_length: Typical length of what the edit reads, as its features are scaled; 1 for a fixed vector.
         held_length: Typical length of what the edit is added to.
+
+    Returns:
+        A matrix ``(row row)`` that dual weights are multiplied with from both sides.
     """
     if is_zero(kernel):
         return torch.zeros_like(kernel)

@@ -24,12 +24,24 @@ def converged_share(candidate: Candidate) -> Tensor:
     modes weigh what they have been learned to. ``l`` is where fine-tuning's own linearised held-out loss is lowest; no
     site is looked at. ``l`` and the ridge are those of all prompts in every jackknife column. The left-out prompt still
     takes part in the mean per probe that is removed, and in ``u``.
+
+    Returns:
+        ``column``: the whole sample, then one entry per left-out group.
     """
     return share_of_converged(candidate, candidate.unit_kernel, candidate.spectra)
 
 
 def share_of_converged(candidate: Candidate, kernel: Tensor, spectra: tuple[Spectrum, ...] | None = None) -> Tensor:
-    """Return the share of the converged update that a kernel ``row row`` of unit scale learns, ``column``."""
+    """Return the share of the converged update that a kernel ``row row`` of unit scale learns, ``column``.
+
+    Args:
+        candidate: The edit; only its problem and the converged update are used.
+        kernel: Kernel of unit mean diagonal ``(row row)``.
+        spectra: The kernel's spectrum on the training rows of both directions, where it is known.
+
+    Returns:
+        The whole sample, then one entry per left-out group ``(column)``.
+    """
     assert candidate.converged is not None, "a ranking with scores of this kind solves fine-tuning first"
     problem, updates = candidate.problem, candidate.converged.updates
     spectra = spectra or spectra_of(kernel, problem)

@@ -22,5 +22,8 @@ def feature_norm(candidate: Candidate) -> float:
     1 is what a random matrix of that size has. The paper compares types of weight matrix by the growth of feature norms
     with training, for which a low norm leaves room; that a site has the number of the maps at it is this project's
     reading, and sites around one map share it.
+
+    Returns:
+        One number, the same with every group left out.
     """
     return -place_of(candidate).stats.feature_norm

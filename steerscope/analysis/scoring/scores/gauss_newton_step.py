@@ -23,6 +23,9 @@ def gauss_newton_step(candidate: Candidate) -> Tensor:
     is where the linearised loss of the second half is lowest. The judged half chooses ``t`` and the ridge, the same for
     all sites; jackknife columns leave prompts out of the mean alone. An output bias would lower the loss by as much
     whatever the site, so that taking it off would change no order.
+
+    Returns:
+        ``column``: the whole sample, then one entry per left-out group.
     """
     assert candidate.step is not None, "computed where a step was taken"
     judged = candidate.zeros().new_zeros(candidate.rows.num_examples)

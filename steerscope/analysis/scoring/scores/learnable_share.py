@@ -29,12 +29,23 @@ def learnable_share(candidate: Candidate) -> Tensor:
     half removed; ``v`` what regression with the candidate's kernel (unit mean diagonal, ridge 1), fitted on that half,
     predicts on the other; both halves take both parts. At most 1; negative where the prediction is worse than none.
     First order in the weights and in the edit: it says what is learnable from so many prompts, not what is reachable.
+
+    Returns:
+        ``column``: the whole sample, then one entry per left-out group.
     """
     return r_squared([(found.update, way.update[1], way.test_in) for found, way in candidate.predictions])
 
 
 def share_of(kernel: Tensor, problem: Problem) -> Tensor:
-    """Return the learnable share of any kernel ``row row``, with replicates ``column``; 0 of a zero kernel."""
+    """Return the learnable share of any kernel ``row row``, with replicates ``column``; 0 of a zero kernel.
+
+    Args:
+        kernel: Any kernel ``(row row)``; it is scaled to unit mean diagonal here.
+        problem: The held-out problem.
+
+    Returns:
+        The whole sample, then one entry per left-out group ``(column)``.
+    """
     if is_zero(kernel):
         return torch.zeros(1 + problem.num_groups, dtype=torch.float64)
     parts, scale = [], kernel.diagonal().mean()
@@ -51,6 +62,9 @@ def quick_share(kernel: Tensor, problem: Problem, learn_from: tuple[int, Rows] |
         problem: The held-out problem.
         learn_from: ``(n, rows)``: fit on the first n prompts of each half only; the update to learn stays
             that of the whole half.
+
+    Returns:
+        One number, at most 1.
     """
     if is_zero(kernel):
         return 0.0

@@ -29,6 +29,9 @@ def learned_at_n(candidate: Candidate) -> Tensor:
     training sees (``num_training``) times rows per prompt and the ridge that leaving one prompt out chooses for ``r``;
     ``C`` is the softmax's Fisher matrix. Both halves are pooled. Modes are those of the half: more examples than it has
     bring no new ones. Jackknife columns leave prompts out of the sums, not out of the modes.
+
+    Returns:
+        ``column``: the whole sample, then one entry per left-out group.
     """
     problem, rows, curvature = candidate.problem, candidate.rows, candidate.curvature.double()
     residuals = [way.residual[0] for way in problem.directions]
@@ -56,6 +59,9 @@ def effective_ridge(values: Tensor, ridge: float, count: float) -> float:
         values: Eigenvalues of the kernel as an operator (those of a Gram matrix over its number of rows).
         ridge: Positive.
         count: Number of training rows, positive.
+
+    Returns:
+        A positive number.
     """
     # The left side falls with kappa; below the first bound it is larger than count, above the second smaller.
     low, high = math.log(ridge / (count + len(values)) / 2), math.log((ridge + float(values.sum())) / count * 2)

@@ -17,7 +17,11 @@ from steerscope.analysis.scoring.scores.score import Unit, register_score
     cost="shared with the learnable share",
 )
 def predicted_loss(candidate: Candidate) -> Tensor:
-    """`<r, v> - v C v / 2` per held-out prompt, `v` what `own_direction` predicts, `C` the softmax's Fisher matrix."""
+    """`<r, v> - v C v / 2` per held-out prompt, `v` what `own_direction` predicts, `C` the softmax's Fisher matrix.
+
+    Returns:
+        ``column``: the whole sample, then one entry per left-out group.
+    """
     gain, count = candidate.zeros(), candidate.zeros()
     for found, way in candidate.predictions:
         straight, bent, judged = loss_terms(candidate, found, way)
@@ -26,7 +30,17 @@ def predicted_loss(candidate: Candidate) -> Tensor:
 
 
 def loss_terms(candidate: Candidate, found: Predictions, way: Direction) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, per ``column``, the first and second derivative of the log-likelihood along a prediction, and prompts."""
+    """Return, per ``column``, the first and second derivative of the log-likelihood along a prediction, and prompts.
+
+    Args:
+        candidate: The edit, with the softmax's Fisher matrices.
+        found: What regression with its kernel predicts.
+        way: The direction of cross-fitting that the prediction is of.
+
+    Returns:
+        Sums over the held-out prompts of ``<r, v>`` and of ``v C v`` in nats, and the number of prompts; ``(column)``
+        each.
+    """
     rows, curvature = candidate.rows, candidate.curvature
     used, truth = way.test_in, way.residual[1][:, None]
     dense = torch.zeros(rows.num_examples, curvature.shape[1], candidate.num_columns, dtype=torch.float64)

@@ -22,6 +22,9 @@ def projected_residual_norm(candidate: Candidate) -> Tensor:
     The paper's layerwise projected residual is defined for squared loss and linear adapters, as the projection of the
     residual on an adapter's tangent space. From a few hundred prompts that space is everything, so that the projection
     is taken with the ridge of the ranking; both halves are pooled.
+
+    Returns:
+        ``column``: the whole sample, then one entry per left-out group.
     """
     along, size = candidate.zeros(), candidate.zeros()
     for found, way in candidate.predictions:

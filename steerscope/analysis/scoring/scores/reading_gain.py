@@ -21,6 +21,9 @@ def reading_gain(candidate: Candidate) -> Tensor:
     """`share(K_vector + K_s) - share(K_vector)`, the converged shares with kernels of unit scale.
 
     Sites whose edits are added at one point share the vector and differ in what is read alone. Zero for a vector.
+
+    Returns:
+        ``column``: the whole sample, then one entry per left-out group.
     """
     vector = candidate.vector
     if vector is None:

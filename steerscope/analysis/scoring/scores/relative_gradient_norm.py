@@ -23,5 +23,8 @@ def relative_gradient_norm(candidate: Candidate) -> Tensor:
 
     The paper's ratio is that of a weight's gradient to the weight. An edit begins at zero, so that what it is added to
     stands for the weight.
+
+    Returns:
+        ``column``: the whole sample, then one entry per left-out group.
     """
     return gradient_norm(candidate) / max(place_of(candidate).held_length, 1e-300)

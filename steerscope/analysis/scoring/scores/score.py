@@ -45,7 +45,7 @@ class Needs(StrEnum):
     ``PLACE``: where the site is and how large its activations are. ``SPECTRUM``: eigendecompositions of the kernel, so
     that it costs more and is computed where it is asked for (``RankOptions(extra=("spectrum",))``); else as ``KERNEL``.
     ``STEP``: an edit put into the model and run; it costs more than the rest of a ranking, is for single sites, and is
-    asked for in the same way. ``STUDIES``: trainings elsewhere; it is no part of rankings, only of validations.
+    asked for in the same way. ``STUDIES``: trainings elsewhere; never part of a ranking, only of validations.
     """
 
     KERNEL = "kernel"

@@ -10,9 +10,16 @@ LETTERS = "ABCDEFGHIJ"
 def text(row: Row, name: str) -> str:
     """Return a field that must be a text with something in it.
 
+    Args:
+        row: One row of a data set.
+        name: Name of the field.
+
+    Returns:
+        The text as it is.
+
     Raises:
         KeyError: It is missing.
-        ValueError: It is no text, or blank.
+        ValueError: It is not a text, or it is blank.
     """
     value = row[name]
     if not isinstance(value, str) or not value.strip():
@@ -23,9 +30,17 @@ def text(row: Row, name: str) -> str:
 def options(row: Row, least: int = 2, most: int = len(LETTERS)) -> tuple[str, ...]:
     """Return ``choices``, which must be a list of texts.
 
+    Args:
+        row: One row of a data set.
+        least: Fewest choices.
+        most: Most choices.
+
+    Returns:
+        The choices without white space around them.
+
     Raises:
         KeyError: It is missing.
-        ValueError: It is no list of ``least`` to ``most`` texts.
+        ValueError: It is not a list of ``least`` to ``most`` texts.
     """
     value = row["choices"]
     if not isinstance(value, list | tuple) or not all(isinstance(one, str) and one.strip() for one in value):
@@ -38,9 +53,16 @@ def options(row: Row, least: int = 2, most: int = len(LETTERS)) -> tuple[str, ..
 def answer_index(row: Row, count: int) -> int:
     """Return ``answer_index``, which must point at one of ``count`` choices.
 
+    Args:
+        row: One row of a data set.
+        count: Number of choices of the row.
+
+    Returns:
+        An index, from 0.
+
     Raises:
         KeyError: It is missing.
-        ValueError: It is no integer from 0 to ``count - 1``.
+        ValueError: It is not an integer from 0 to ``count - 1``.
     """
     value = row["answer_index"]
     if type(value) is not int or not 0 <= value < count:
@@ -49,7 +71,20 @@ def answer_index(row: Row, count: int) -> int:
 
 
 def lettered(choices: tuple[str, ...], form: str = "{}. {}") -> str:
-    """Return the options one per line, ``A. text`` unless ``form`` says otherwise."""
+    """Return the options one per line, ``A. text`` unless ``form`` says otherwise.
+
+    Args:
+        choices: Options in the order in which they are shown.
+        form: Format of one line; it gets the letter and the option.
+
+    Returns:
+        Lines without a line break at the end.
+
+    Example:
+        >>> print(lettered(("red", "blue")))
+        A. red
+        B. blue
+    """
     return "\n".join(form.format(label, one) for label, one in zip(LETTERS, choices, strict=False))
 
 

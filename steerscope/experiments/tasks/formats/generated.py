@@ -27,12 +27,34 @@ Template = Callable[[str, int], TaskExample]
 
 
 def digit_after_equals(question: str, value: int) -> TaskExample:
-    """No space: after ``=`` most tokenizers have one token for a digit, and two for a space and a digit."""
+    """No space: after ``=`` most tokenizers have one token for a digit, and two for a space and a digit.
+
+    Args:
+        question: Text before the equals sign.
+        value: The answer, 0 to 9.
+
+    Returns:
+        An example with the ten digits as choices.
+
+    Example:
+        >>> one = digit_after_equals("[MAX 3 5]", 5)
+        >>> one.prompt, one.completion
+        ('[MAX 3 5]=', '5')
+    """
     return digit_after(f"{question}=", value, question)
 
 
 def digit_after(prompt: str, value: int, question: str) -> TaskExample:
-    """Return an example whose answer is a digit, right after the prompt; ``question`` is what makes it another one."""
+    """Return an example whose answer is a digit, right after the prompt; ``question`` is what makes it another one.
+
+    Args:
+        prompt: Everything before the answer.
+        value: The answer, 0 to 9.
+        question: The part of the prompt by which questions are told apart.
+
+    Returns:
+        An example with the ten digits as choices.
+    """
     return TaskExample(prompt, DIGITS[value], DIGITS, value, answer=DIGITS[value], content=folded(question))
 
 
@@ -63,7 +85,16 @@ class GeneratedTask:
         return f"{self.form.description} {self.generator.description}"
 
     def split(self, part: Split, n: int | None = None, seed: int = 0) -> list[TaskExample]:
-        """Return ``n`` generated examples, answers drawn uniformly; see :class:`~steerscope.experiments.tasks.Task`."""
+        """Return ``n`` generated examples, answers drawn uniformly; see :class:`~steerscope.experiments.tasks.Task`.
+
+        Args:
+            part: ``train``, ``validation`` or ``test``.
+            n: How many examples; without it the part's usual number.
+            seed: Another seed, another draw.
+
+        Returns:
+            Different examples, none of which another part can have.
+        """
         check_part(part)
         check_count(n, MOST_GENERATED, f"{part} examples of {self.name}")
         drawn = self.generator.draw(part, SIZES[part] if n is None else n, seed)
@@ -92,6 +123,9 @@ def row_form(
         parse: Reads a generation.
         max_new_tokens: How long a generation may get; ``None`` for as many tokens as the longest answer takes.
         ends: Whether an end-of-sequence token is trained after the completion.
+
+    Returns:
+        The form, with its template and parser.
     """
 
     def build(row: Row) -> TaskExample:
