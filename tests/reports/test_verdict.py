@@ -10,6 +10,7 @@ import pytest
 
 from steerscope import SteeringConfig, get_steering_model, wrap_model
 from steerscope.analysis.results import SiteScore
+from steerscope.analysis.scoring.standing import MARGIN
 from steerscope.errors import InputError
 from steerscope.reports import print_ranking
 from steerscope.reports.ranking import text, verdict
@@ -32,7 +33,8 @@ def made(scores: dict[tuple[int, str, str], float], half: float = 0.001, **chang
         for (layer, kind, family), share in scores.items()
     ]
     sites.sort(key=lambda site: -site.score)
-    return replace(build(Shape(layers=10)), sites=tuple(stood(sites, half)), greedy=(), curves=(), **changes)
+    found = replace(build(Shape(layers=10)), sites=tuple(stood(sites, half)), greedy=(), curves=(), **changes)
+    return replace(found, equal_margin=MARGIN * abs(sites[0].score))
 
 
 def everywhere(good, layers: int = 10, low: float = 0.5):
@@ -92,6 +94,23 @@ def test_halves_that_disagree_on_the_best_are_not_overruled():
     assert "4.resid_post" not in verdict.headline(unsure)
     assert "not which are best" in verdict.headline(unsure)
     assert "which sites are bad rather than on which are best" in text.top_sentence(unsure)
+
+
+def test_what_is_worse_by_too_little_is_not_to_be_avoided():
+    def share(layer: int) -> float:
+        return 0.9 if 4 <= layer <= 12 else 0.87 if layer < 4 else 0.86 if layer < 23 else 0.5
+
+    ranking = made({(layer, kind, "linear"): share(layer) for layer in range(30) for kind in KINDS}, half=0.02)
+    assert {site.standing for site in ranking.sites if site.layer < 4 or site.layer > 12} == {"worse"}
+    assert verdict.headline(ranking).endswith("every kind of site, layers 4 to 12; the last seven layers are worse.")
+
+
+def test_vectors_that_do_as_well_at_few_places_are_said_to_be_few():
+    shares = everywhere(lambda layer, kind: layer < 6)
+    shares |= {(layer, kind, "vector"): 0.9 if (layer, kind) == (3, "mlp_in") else 0.6 for layer, kind, _ in [*shares]}
+    said = verdict.cheapest_sentence(made(shares))
+    assert "as well as a linear edit at few places alone, 1 of " in said
+    assert "The cheapest equal choice is 3.mlp_in (fixed vector: 576 numbers)." in said
 
 
 def test_a_region_with_exceptions_is_counted():

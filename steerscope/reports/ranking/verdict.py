@@ -226,7 +226,14 @@ def _avoid(verdict: Verdict) -> str:
     Returns:
         The second half of the headline, or an empty string.
     """
-    worse, equal = verdict.cells(Standing.WORSE), verdict.cells(Standing.EQUAL)
+    equal, margin = verdict.cells(Standing.EQUAL), verdict.ranking.equal_margin or 0.0
+    # Many a place is surely worse by too little to be avoided: what counts is worse by more than the margin.
+    worse = {
+        (site.layer, site.kind): standing(verdict.ranking, site) is Standing.WORSE
+        and (site.difference_low is None or site.difference_low > margin)
+        for site in verdict.ranking.sites
+        if site.family == verdict.family
+    }
     if not any(worse.values()) or not any(equal.values()):
         return ""
     layers = sorted({layer for layer, _ in worse})
@@ -271,7 +278,8 @@ def cheapest_sentence(ranking: Ranking) -> str:
         cheap = ""
     if vectors and others:
         places = f"{len(vectors):,} of {ranked:,} places"
-        return f"A fixed vector does as well as a linear edit, at {places}. {cheap}".strip()
+        where = f", at {places}" if 10 * len(vectors) >= ranked else f" at few places alone, {places}"
+        return f"A fixed vector does as well as a linear edit{where}. {cheap}".strip()
     if ranked and ranked == sum(row.site.family == "vector" for row in verdict.worse):
         cheap = f"A fixed vector is worse everywhere. {cheap}"
     return cheap.strip()
