@@ -69,7 +69,7 @@ def _entries(ranking: Ranking) -> Iterator[PageFigure[Ranking]]:
         f"{count(len(kinds), 'kind')} of site, linear edits and vectors side by side. "
         f"The highest {clean(family, 24)} edit is {clean(top)}; the lowest is {lowest}.",
         "Each cell is an edit at one site; layers grow upwards, kinds go in the order in which a block computes them. "
-        "Lighter is better. Framed: equal to the best within the margin. Dotted: undetermined, because the prompts "
+        "Lighter is better. Framed: equal to the best within the margin. Crossed: undetermined, because the prompts "
         "cannot say whether it is equal or worse. Hatched: the model has no such site.",
     )
     shown = rows[:20]

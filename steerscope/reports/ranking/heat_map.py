@@ -94,7 +94,7 @@ def plot_heat_map(ranking: Ranking, family: str | None = None) -> Figure:
 def _cell_marks(numbered: bool) -> list[Artist]:
     """Return the legend: frames where cells carry numbers, marks where they are too low for that."""
     absent = Patch(hatch="////", label="no such site", **_ABSENT)
-    noise = Patch(facecolor="white", edgecolor="#5b6472", hatch="....", label="undetermined")
+    noise = Patch(facecolor="white", edgecolor="#5b6472", hatch="xxx", label="undetermined")
     if numbered:
         return [Patch(facecolor="none", edgecolor=INK, linewidth=1.6, label="equal to the best"), noise, absent]
     return [Line2D([], [], color=INK, marker=".", markersize=9, linestyle="", label="equal to the best"), noise, absent]
@@ -126,9 +126,10 @@ def _mark_cells(
         column, found = kinds.index(site.kind), standing(ranking, site)
         ink = "white" if norm(value) > 0.5 else "black"
         if found is Standing.UNDETERMINED:
+            # Lines, not dots: a hatch of circles alone is a quarter of a megabyte of SVG.
             ax.add_patch(
                 Rectangle(
-                    (column, site.layer), 1, 1, facecolor="white", edgecolor="#5b6472", alpha=0.55, hatch="....",
+                    (column, site.layer), 1, 1, facecolor="white", edgecolor="#5b6472", alpha=0.55, hatch="xxx",
                     linewidth=0, zorder=3,
                 )
             )  # fmt: skip
