@@ -194,7 +194,8 @@ def test_counts_agree():
 
 def test_evidence_is_one_line():
     study = {
-        "model": "kept elsewhere", "sha256": plateau().model["sha256"], "task": "capitals", "n_sites": 24, "spearman": 0.37, "low": -0.15, "high": 0.73,
+        "model": "kept elsewhere", "sha256": plateau().model["sha256"], "task": "capitals",
+        "n_sites": 24, "spearman": 0.37, "low": -0.15, "high": 0.73,
         "baseline": "depth", "baseline_spearman": 0.74, "attainable": 0.93, "score": "learnable_share",
     }  # fmt: skip
     other = study | {"task": "arc_easy", "low": 0.2}
