@@ -108,6 +108,7 @@ def evidence_lines(table: SiteTable, found: Judgement) -> list[dict[str, Any]]:
     return [
         {
             "model": Path(str(table.model["name"])).name,
+            "sha256": table.model["sha256"],
             "layout": table.model["layout"],
             "task": table.task,
             "score": name,

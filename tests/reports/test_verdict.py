@@ -213,7 +213,8 @@ def test_counts_agree():
 
 def test_evidence_is_one_line():
     study = {
-        "model": "smollm2-135m", "task": "capitals", "n_sites": 24, "spearman": 0.37, "low": -0.15, "high": 0.73,
+        "model": "kept elsewhere", "sha256": plateau().model["sha256"], "task": "capitals",
+        "n_sites": 24, "spearman": 0.37, "low": -0.15, "high": 0.73,
         "baseline": "depth", "baseline_spearman": 0.74, "attainable": 0.93, "score": "learnable_share",
     }  # fmt: skip
     other = study | {"task": "arc_easy", "low": 0.2}
@@ -221,6 +222,8 @@ def test_evidence_is_one_line():
     said = text.evidence_sentence(ranking)
     assert "Trained at 24 sites of this model on this task" in said
     assert "0.37 (-0.15 to 0.73), not surely better than chance; depth alone reached 0.74" in said
+    other_weights = replace(ranking, model=ranking.model | {"sha256": "0" * 64})
+    assert "Not trained on this model and task" in text.evidence_sentence(other_weights)
     elsewhere = text.evidence_sentence(replace(ranking, task="mine"))
     assert "in 1 of 2 tables" in elsewhere
     assert max(len(said), len(elsewhere)) < 260

@@ -169,7 +169,9 @@ def evidence_sentence(ranking: Ranking) -> str:
     studies = evidence.get("studies")
     if not isinstance(studies, list) or not studies:
         return clean(evidence.get("summary") or "Validation by training left no summary.")
-    same = [one for one in studies if (one["model"], one["task"]) == (ranking.model.get("name"), ranking.task)]
+    # By the weights: a model's name is where its user keeps it.
+    ours = (ranking.model.get("sha256"), ranking.task)
+    same = [one for one in studies if (one.get("sha256"), one["task"]) == ours]
     if same:
         one = same[-1]
         limits = f"{one['spearman']:.2f} ({one['low']:.2f} to {one['high']:.2f})"

@@ -61,7 +61,7 @@ def made_up(
         if place % max(len(truth) // max(longer, 1), 1) == 0 and longer:
             runs.append(run(site, 0.01, 0, 1.0 + longer_order * (loss - 1) / 2, rng, steps=2 * STEPS))
     fields: dict[str, object] = {
-        "model": {"name": "small", "layout": "sequential", "layers": layers},
+        "model": {"name": "small", "sha256": "0" * 64, "layout": "sequential", "layers": layers},
         "task": task,
         "edit": {"family": "linear", "rank": 8},
         "schedule": {"steps": STEPS, "batch_size": BATCH, "warmup": 4, "clip": 1.0},

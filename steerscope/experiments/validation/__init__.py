@@ -1,0 +1,1 @@
+"""Does a ranking foresee training? Rank, train at some sites, compare."""
