@@ -65,7 +65,7 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
         second: Configuration of the other run, the same part.
 
     Returns:
-        Names in alphabetical order; an option stands as ``[[option]]``.
+        Names in alphabetical order; an option stands in double brackets, as messages have it.
 
     Example:
         >>> differing({"task": "a", "settings": {"rank": 4}}, {"task": "a", "settings": {"rank": 8}})

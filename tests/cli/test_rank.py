@@ -141,7 +141,7 @@ def test_prints_a_plain_table(place, capsys):
     assert "95% interval" in out
     said = " ".join(out.split())
     assert "Not trained on this model and task. Elsewhere the order was surely better than chance in" in said
-    assert "which steerscope validate tests" in said
+    assert "which steerscope sweep or validate tests" in said
     assert f"steerscope search {place / 'model'} --data " in said
     assert "Greedy set" not in out
     assert "scoring sites, done" in err
