@@ -62,8 +62,11 @@ def sets_of(ranking: Ranking, best: str, site_map: SiteMap) -> list[tuple[str, .
 
 
 def rates_of(one: Candidate) -> list[float]:
-    """Return the learning rates that a candidate begins with: three half decades around its start."""
-    return [rate(one.start + step) for step in (0, -1, 1)]
+    """Return the learning rates that a candidate begins with: three decades, 1e-3 to 1e-1 for a start at 3e-3.
+
+    Models differ by more than a half decade in the rate they want; the finish fills in the neighbours of the best.
+    """
+    return [rate(one.start + step) for step in (1, -1, 3)]
 
 
 def _are_neighbours(site: SiteScore, other: SiteScore) -> bool:
