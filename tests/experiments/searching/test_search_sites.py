@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 
 import pytest
 import torch
@@ -45,6 +46,11 @@ def test_the_best_finished_run_is_chosen_and_its_adapter_is_the_one_that_was_tes
     assert finished
     assert all(one.steps == 10 for one in finished)
     assert {one.steps for one in result.contenders} == {2, 4, 10}
+    kept = [json.loads(path.read_text()) for path in (folder / "runs").glob("*.json")]
+    edits = [one for one in kept if "selection_loss" in one and one["config"]["config"] is not None]
+    whole_runs = [one for one in edits if one["config"]["method"] != "0.resid_post+1.resid_post"]
+    lowest = min(whole_runs, key=lambda one: one["selection_loss"])["config"]
+    assert (result.best.name, result.best.learning_rate) == (lowest["method"], lowest["learning_rate"])
     # Against a pass of our own with the saved adapter.
     task = splits_of_task(get_task("listops"))
     with torch.no_grad():
