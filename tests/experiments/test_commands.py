@@ -37,6 +37,7 @@ from steerscope import (
     wrap_model,
 )
 from steerscope.models.weight_hashes import digest_of_parameters
+from steerscope.steering import steered_by
 from tests.byte_models import byte_model, byte_tokenizer
 from tests.cli.runs import lines, run, save_model, write_jsonl
 
@@ -102,6 +103,19 @@ def test_a_model_in_memory_is_evaluated_with_an_adapter_and_is_then_as_it_was(pl
     assert digest_of_parameters(loaded.model) == digest
     named = evaluate(place / "model", "listops", ASKED, adapter=folder / method)
     assert (named.correct, named.test_set) == (tested.correct, tested.test_set)
+
+
+def test_an_interrupted_test_leaves_the_model_as_it_was(loaded, tmp_path, monkeypatch):
+    before = written(loaded)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("steerscope.experiments.training.run.evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(loaded, "listops", SMALL, tmp_path / "run")
+    assert torch.equal(written(loaded), before)
+    assert steered_by(loaded.model) is None
 
 
 def test_an_adapter_that_fails_in_use_comes_off(trained, loaded):

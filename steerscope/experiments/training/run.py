@@ -92,11 +92,13 @@ class Run:
             choice = self._choose(sequences, answers.ends)
             self._require_same_rate(choice.learning_rate)
             trainee, done, more = self._fit(sequences, choice.learning_rate, self.options.steps, "train", keeps=True)
-            trainee.require_finite(choice.learning_rate)
-            numbers, speed = trainee.parameters, done.tokens_per_second
-            self._save(trainee)
-            found, generations = self._test(form, trainee.model)
-            trainee.restore()
+            try:
+                trainee.require_finite(choice.learning_rate)
+                numbers, speed = trainee.parameters, done.tokens_per_second
+                self._save(trainee)
+                found, generations = self._test(form, trainee.model)
+            finally:  # also of an interruption: a model in memory belongs to its user
+                trainee.restore()
             training = self._facts(choice, done, too_long, len(sequences)) | more
         results = RunResults.of(
             config,
