@@ -42,9 +42,6 @@ from steerscope.reports.vocabulary import clean, count, score_words
 from studies.plan_3 import CANDIDATES, REPORTING, decide
 
 COMMAND = "python -m studies.site_tables_page studies/site_tables docs/results docs/site_tables.md"
-# Test loss and accuracy of a validation's model with an output bias fitted on 512 training prompts of that study: what
-# the file itself does not keep. Its temperature was left at 1.
-RECALIBRATED = {"validation-smollm2-135m-listops": (2.235, 0.184)}
 # What is averaged over tables: against which baseline, and of J instead of Spearman or not.
 MARGINS = ((DEPTH, False), (DEPTH_THEN_KIND, False), (DEPTH_THEN_KIND, True))
 # Costs, relative to training every site once, at which searches are compared.
@@ -226,22 +223,14 @@ def _margins(judged: dict[str, Judgement]) -> str:
 
 
 def _validations(validations: dict[str, Validation]) -> str:
-    found = {
-        stem: admitted_validation(
-            study,
-            recalibrated_loss=RECALIBRATED.get(stem, (None, None))[0],
-            recalibrated_accuracy=RECALIBRATED.get(stem, (None, None))[1],
-        )
-        for stem, study in validations.items()
-    }
+    found = {stem: admitted_validation(study) for stem, study in validations.items()}
     names = [one.name for one in next(iter(found.values())).criteria]
     rows = tuple((clean(validations[stem].study, 80), *_marks(one)) for stem, one in found.items())
     lines = "\n".join(f"- {clean(validations[stem].study, 80)}: {one.sentence}" for stem, one in found.items())
     text = (
         "## The validations of before, by the same rule\n\n"
         "They kept neither longer runs nor what a recalibrated model reaches, so none can be admitted, whatever a "
-        "score has on them; what they do keep is judged all the same. (Of ListOps on smollm2-135m the loss 2.235 and "
-        "accuracy 18.4% of an output bias fitted on 512 training prompts were measured apart; no file has them.)\n\n"
+        "score has on them; what they do keep is judged all the same.\n\n"
     )
     return text + _markdown(TextTable("", ("study", *names), frozenset(), rows)) + f"\n{lines}\n"
 

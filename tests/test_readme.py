@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 
 import steerscope
 from steerscope import Evaluation, Ranking, RunResults
+from steerscope.analysis.evidence import EVIDENCE
 from steerscope.experiments.runs.folder import read_results
 from steerscope.models import wrap_model
 from tests.byte_models import byte_model, byte_tokenizer
@@ -22,6 +24,24 @@ LESS = {
     "test_examples=200": "test_examples=4",
     "max_examples=200": "max_examples=4",
 }
+
+
+def test_its_figures_of_scores_are_those_of_the_tables():
+    """The paragraph about training names correlations with intervals, and pairs; the page of the tables has them."""
+    text = " ".join(PAGE.read_text(encoding="utf-8").partition("**What training says of it**")[2].split())
+    text = text.partition("## Command line")[0]
+    page = (PAGE.parent / "docs" / "site_tables.md").read_text(encoding="utf-8")
+    lines = json.loads(EVIDENCE.read_text(encoding="utf-8"))
+    assert len({(one["model"], one["task"]) for one in lines}) == 2  # "two tables may judge scores so far"
+    named = re.findall(r"-?0\.\d\d \[-?0\.\d\d, -?0\.\d\d\]", text)
+    told = [one for one in lines if one["score"] in ("learnable_share", "predicted_loss")]
+    assert len(set(named)) == len(told) == 4
+    for one in told:
+        rows = [f"`{one['score']}` | {own} |" for own in named if own.startswith(f"{one['spearman']:.2f} ")]
+        assert any(row in page for row in rows)
+        assert f"{one['pairs']:.0%}" in text
+        assert f"{one['attainable']:.2f} is attainable" in text
+        assert one["n_sites"] == 98
 
 
 @pytest.fixture

@@ -23,6 +23,11 @@ from steerscope.steering.positions import Positions, token_mask
 from steerscope.steering.prompt_end import Columns
 
 
+def zero_edit(site_map: SiteMap) -> SteeringConfig:
+    """Return an edit that adds zero as it starts, at the end of the model: for passes without any."""
+    return SteeringConfig(sites=f"{len(site_map.blocks) - 1}.resid_post", family="vector")
+
+
 class PackedEdits(nn.Module):
     """The trained edits of several runs.
 

@@ -61,12 +61,10 @@ def judge_pack(
     Cost: one pass of all runs over the examples, through the blocks from the lowest edit on.
     """
     runs = list(range(len(pack.specs)))
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
     losses = torch.zeros(len(runs), len(sequences), dtype=torch.float64)
     correct = torch.zeros(len(runs), len(sequences), dtype=torch.bool)
-    model = pack.language_model
     pack.prepare(sequences)
-    for chosen in batches_within(order, lambda i: len(sequences[i].ids), batch_size, switch_length(model)):
+    for chosen in length_batches(sequences, batch_size, pack):
         batch = [sequences[i] for i in chosen]
         logits, rows = pack.logits(runs, [batch] * len(runs))
         compared = None if choices is None else [choices[i] for i in chosen] * len(runs)
@@ -74,6 +72,22 @@ def judge_pack(
         losses[:, chosen] = judged.losses.unflatten(0, (len(runs), -1)).cpu()
         correct[:, chosen] = judged.correct.unflatten(0, (len(runs), -1)).cpu()
     return [Judged(losses[run], correct[run]) for run in runs]
+
+
+def length_batches(sequences: Sequence[SupervisedSequence], size: int, pack: Pack) -> list[list[int]]:
+    """Return the places of sequences of similar length, in batches that a pack's model may compute together.
+
+    Args:
+        sequences: The sequences.
+        size: Most in one batch.
+        pack: Whose model.
+
+    Returns:
+        Every place once, shortest first.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
+    switch = switch_length(pack.language_model)
+    return [list(own) for own in batches_within(order, lambda i: len(sequences[i].ids), size, switch)]
 
 
 def judge_logits(logits: Tensor, rows: Rows, choices: Sequence[Sequence[int]] | None) -> Judged:

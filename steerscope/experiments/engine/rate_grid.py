@@ -10,6 +10,8 @@ from dataclasses import dataclass
 STEP = math.sqrt(10.0)
 # As far as a search goes from 1; beyond it the winner stays at the edge, and the record says so.
 LOWEST, HIGHEST = -12, 2
+# Where the search for an edit's rate begins: 3e-3, or 1e-2 where reads are divided by their root mean square.
+EDIT_START = {"none": -5, "rms": -4}
 
 
 @dataclass(frozen=True)

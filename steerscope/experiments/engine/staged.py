@@ -35,16 +35,14 @@ class StagedSweep(Sweep):
         Raises:
             OutOfTime: Before a pack that begins after the deadline.
         """
-        floors: dict[int, list[Run]] = {}
-        for run in sorted(runs, key=lambda run: run[0].lowest_block):
-            floors.setdefault(run[0].lowest_block, []).append(run)
-        for floor in floors.values():
-            # Runs of one pack have to be at the same step.
-            for begun in sorted({self._reached(run, until) for run in floor}):
-                alike = [run for run in floor if self._reached(run, until) == begun]
-                for chosen in self._packs(alike) if begun < until else []:
-                    self._require_time()
-                    self._advance(chosen, begun, until)
+        # Runs of one pack enter at the same block, and have to be at the same step.
+        alike: dict[tuple[int, int], list[Run]] = {}
+        for run in runs:
+            alike.setdefault((run[0].lowest_block, self._reached(run, until)), []).append(run)
+        for (_, begun), own in sorted(alike.items(), key=lambda item: item[0]):
+            for chosen in self._packs(own) if begun < until else []:
+                self._require_time()
+                self._advance(chosen, begun, until)
         return [self._losses(run, until) for run in runs]
 
     def _advance(self, chosen: Sequence[Run], begun: int, until: int) -> None:
@@ -77,8 +75,8 @@ class StagedSweep(Sweep):
 
     def _reached(self, run: Run, until: int) -> int:
         """Return the last step, up to ``until``, at which a run is kept."""
-        steps = [step for step in range(until, 0, -1) if self.store.get(self._at(run, step)) is not None]
-        return steps[0] if steps else 0
+        config = self._config(*run)
+        return next((step for step in range(until, 0, -1) if self.store.get({**config, "until": step})), 0)
 
     def _losses(self, run: Run, step: int) -> tuple[float, ...]:
         losses = (self.store.get(self._at(run, step)) or {})["losses"]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from steerscope.analysis.provenance import model_key
 from steerscope.experiments.engine.candidate import Candidate, Outcome, Run, Store, SweepData, by_floor
+from steerscope.experiments.engine.edits import zero_edit
 from steerscope.experiments.engine.frozen import FrozenStreams
 from steerscope.experiments.engine.judge import Judged, judge_pack
 from steerscope.experiments.engine.loop import TrainedRun, train_pack
@@ -107,8 +108,7 @@ class Sweep:
             InputError: There, or on the selection examples, it has a loss that is NaN or infinite: it would be taken
                 for that of trainings that diverged.
         """
-        last = len(self.loaded.site_map.blocks) - 1
-        pack = self._pack([(SteeringConfig(sites=(f"{last}.resid_post",), family="vector"), 1.0, 0)])
+        pack = self._pack([(zero_edit(self.loaded.site_map), 1.0, 0)])
         found = {part: self._judged(pack, part)[0] for part in ("selection", "test")}
         for part, judged in found.items():
             require_finite(f"the loss of the untrained model on the {part} examples", judged.losses)

@@ -8,8 +8,6 @@ from steerscope.experiments.engine.rate_grid import rate
 from steerscope.experiments.validation.options import choose_sites
 from steerscope.models.site_map import SiteMap
 
-# Where a search for a learning rate begins, as a place on the grid of half decades: 3e-3, or 1e-2 of scaled reads.
-START = {"none": -5, "rms": -4}
 # Most sites of the greedy set that compete as one edit.
 SET = 3
 

@@ -9,7 +9,7 @@ from steerscope.analysis.scoring.options import MIN_EXAMPLES
 from steerscope.errors import InputError
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.option_types import LOADING, plain_fields
-from steerscope.steering.config import SteeringConfig
+from steerscope.steering.config import DEFAULT_RANK, SteeringConfig
 
 STARTS = ("score", "depth", "spread")
 
@@ -83,6 +83,11 @@ class SearchOptions:
         return SteeringConfig(
             sites=sites, family=self.family, rank=self.rank, bias=self.bias, scale=self.scale, seed=self.seed
         )
+
+    @property
+    def counted_rank(self) -> int:
+        """The rank that parameters are counted for, and a LoRA has: the edits', or the default of families without."""
+        return self.config_at("0.resid_post").rank or DEFAULT_RANK
 
     def as_dict(self) -> dict[str, Any]:
         """Return what decides the result, as JSON-able values; the model's own record says how it was loaded."""

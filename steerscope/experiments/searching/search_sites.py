@@ -15,11 +15,11 @@ from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.options import RankOptions
 from steerscope.errors import InputError
 from steerscope.experiments.engine.candidate import Candidate, Run
-from steerscope.experiments.engine.rate_grid import next_places, rate
+from steerscope.experiments.engine.rate_grid import EDIT_START, next_places, rate
 from steerscope.experiments.engine.staged import StagedSweep
 from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.engine.sweep import OutOfTime, seeded
-from steerscope.experiments.searching.choosing import START, chosen_sites, rates_of, sets_of
+from steerscope.experiments.searching.choosing import chosen_sites, rates_of, sets_of
 from steerscope.experiments.searching.halving import KEPT, RUNGS, Standing, halve
 from steerscope.experiments.searching.options import SearchOptions
 from steerscope.experiments.searching.result import Contender, SearchResult, Tested
@@ -33,7 +33,6 @@ from steerscope.installed import is_installed, package_versions
 from steerscope.models.load import LoadedModel, require_loaded
 from steerscope.option_types import options_or_default
 from steerscope.sites import parse_site
-from steerscope.steering.config import DEFAULT_RANK
 from steerscope.steering.model import get_steering_model
 
 ADAPTER, RESULT, BEGUN = "adapter", "search.json", "begun.json"
@@ -91,7 +90,7 @@ def search_sites(
 
 def _deciding(options: SearchOptions) -> dict[str, Any]:
     """Return the options that a search in one folder has to share; more time or candidates may be given later."""
-    free = ("budget", "candidates", "references", "device", "dtype", "revision", "trust_remote_code")
+    free = ("budget", "candidates", "references")
     return {name: value for name, value in options.as_dict().items() if name not in free}
 
 
@@ -117,8 +116,7 @@ class _Work:
         options, loaded = self.options, self.loaded
         since = time.monotonic()
         budget = math.inf if options.budget is None else 60 * options.budget
-        rank = options.config_at("0.resid_post").rank or DEFAULT_RANK
-        wanted = RankOptions(max_examples=options.num_ranking, seed=options.seed, rank=rank)
+        wanted = RankOptions(max_examples=options.num_ranking, seed=options.seed, rank=options.counted_rank)
         ranking = kept_ranking(loaded, self.splits, self.folder / "ranking.json", wanted, self.progress)
         self.seconds["ranking"] = time.monotonic() - since
         sweep = self._sweep(since + budget)
@@ -167,7 +165,7 @@ class _Work:
         return [self._candidate(own) for own in dict.fromkeys(names)]
 
     def _candidate(self, sites: tuple[str, ...]) -> Candidate:
-        start = START[self.options.scale] if len(sites) < 4 else ALL_LAYERS_START
+        start = EDIT_START[self.options.scale] if len(sites) < 4 else ALL_LAYERS_START
         kinds = {parse_site(name).kind.value for name in sites}
         return Candidate("+".join(sites), self.options.config_at(*sites), start, "+".join(sorted(kinds)))
 
@@ -216,15 +214,10 @@ class _Work:
         """Return the best run that was trained to the end, after its rate's neighbours were; and all such runs."""
         whole = [one.run for one in standings if one.steps == sweep.schedule.steps]
         finished = list(whole)
-        for name in list(dict.fromkeys(run[0].name for run in sorted(whole, key=lambda run: _loss(sweep, run))))[
-            :FINISHED
-        ]:
+        best_first = sorted(whole, key=lambda run: _loss(sweep, run))
+        for name in list(dict.fromkeys(run[0].name for run in best_first))[:FINISHED]:
             own = [run for run in finished if run[0].name == name]
-            while True:
-                tried = {_place(run[1]): _loss(sweep, run) for run in own}
-                wanted = [place for place in next_places(tried, 0) if place not in tried]
-                if not wanted:
-                    break
+            while wanted := next_places({_place(run[1]): _loss(sweep, run) for run in own}, 0):
                 more = [(own[0][0], rate(place), own[0][2]) for place in wanted]
                 try:
                     sweep.advance(more, sweep.schedule.steps)
@@ -244,11 +237,10 @@ class _Work:
         if not self.options.references:
             return []
         since = time.monotonic()
-        rank = self.options.config_at("0.resid_post").rank or DEFAULT_RANK
         every = tuple(f"{layer}.resid_post" for layer in range(len(self.loaded.site_map.blocks)))
         plain = [self._candidate(every)]
         if is_installed("peft"):
-            plain.append(weights_of(self.loaded, "lora", rank))
+            plain.append(weights_of(self.loaded, "lora", self.options.counted_rank))
         found = []
         for index, one in enumerate(plain):
             part = deadline if math.isinf(deadline) else since + (deadline - since) * (index + 1) / len(plain)
@@ -297,7 +289,7 @@ class _Work:
             interior=min(places) < _place(run[1]) < max(places),
             loss=loss if math.isfinite(loss) else None,
             accuracy=float(tested["accuracy"]),
-            n_params=num_params(self.loaded, run[0], self.options.config_at("0.resid_post").rank or DEFAULT_RANK),
+            n_params=num_params(self.loaded, run[0], self.options.counted_rank),
             seconds=sum(float((sweep.kept(other)[0] or {"seconds": 0.0})["seconds"]) for other in tried),
         )
 

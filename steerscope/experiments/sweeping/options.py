@@ -13,7 +13,7 @@ from steerscope.experiments.engine.spec import RunSpec, Schedule
 from steerscope.models.site_map import SiteMap
 from steerscope.option_types import LOADING, plain_fields
 from steerscope.sites import Site, SiteKind
-from steerscope.steering.config import SteeringConfig
+from steerscope.steering.config import DEFAULT_RANK, SteeringConfig
 
 ALL = "all"
 _NO_RESULT = ("scores", "budget", "pack_size", *LOADING)
@@ -111,6 +111,11 @@ class SweepOptions:
     def config_at(self, site: str) -> SteeringConfig:
         """Return the edit at one site."""
         return SteeringConfig(sites=site, family=self.family, rank=self.rank, bias=self.bias, scale=self.scale)
+
+    @property
+    def counted_rank(self) -> int:
+        """The rank that parameters are counted for, and a LoRA has: the edits', or the default of families without."""
+        return self.config_at("0.resid_post").rank or DEFAULT_RANK
 
     def as_dict(self) -> dict[str, Any]:
         """Return what decides results, as JSON-able values; the model's own record says how it was loaded."""

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from steerscope.experiments.engine.edits import zero_edit
 from steerscope.experiments.engine.held_out import HeldOut
-from steerscope.experiments.engine.judge import Judged, judge_logits
+from steerscope.experiments.engine.judge import Judged, judge_logits, length_batches
 from steerscope.experiments.engine.pack import EditPack
 from steerscope.experiments.engine.spec import RunSpec
 from steerscope.experiments.tasks.supervised import SupervisedSequence
-from steerscope.models.lengths import batches_within, switch_length
 from steerscope.models.load import LoadedModel
-from steerscope.steering.config import SteeringConfig
 
 BATCH = 32
 # Most training examples that are fitted on: a bias of some tens of numbers needs no more.
@@ -57,10 +56,10 @@ def recalibrate(loaded: LoadedModel, train: Sequence[SupervisedSequence], test: 
 
     Cost: one forward pass over both, and about 100 sums over the logits of the training examples.
     """
-    pack = _without_edit(loaded)
+    pack = EditPack(loaded, [RunSpec(zero_edit(loaded.site_map), 1.0)])
     fitted_on = list(dict.fromkeys(train))[:MOST]
     with torch.no_grad():
-        kept = [pack.logits([0], [[fitted_on[i] for i in chosen]]) for chosen in _batches(pack, fitted_on)]
+        kept = [pack.logits([0], [[fitted_on[i] for i in chosen]]) for chosen in length_batches(fitted_on, BATCH, pack)]
     logits, wanted = torch.cat([part for part, _ in kept]), torch.cat([rows.wanted for _, rows in kept])
     answers = {int(token) for token in wanted} | {token for own in test.choices or () for token in own}
     tokens = torch.tensor(sorted(answers), device=logits.device)
@@ -78,7 +77,7 @@ def recalibrate(loaded: LoadedModel, train: Sequence[SupervisedSequence], test: 
     optimizer.step(loss)
     scale, offset = log_scale.detach(), bias.detach()
     before, after = list[Judged](), list[Judged]()
-    batches = _batches(pack, test.sequences)
+    batches = length_batches(test.sequences, BATCH, pack)
     for chosen in batches:
         with torch.no_grad():
             batch_logits, rows = pack.logits([0], [[test.sequences[i] for i in chosen]])
@@ -97,15 +96,3 @@ def recalibrate(loaded: LoadedModel, train: Sequence[SupervisedSequence], test: 
 
 def _recalibrated(logits: Tensor, log_scale: Tensor, tokens: Tensor, bias: Tensor) -> Tensor:
     return (logits * log_scale.exp()).index_add(-1, tokens, bias.expand(len(logits), -1))
-
-
-def _without_edit(loaded: LoadedModel) -> EditPack:
-    """Return a pack whose one edit adds zero: runs start as no edit."""
-    last = len(loaded.site_map.blocks) - 1
-    return EditPack(loaded, [RunSpec(SteeringConfig(sites=f"{last}.resid_post", family="vector"), 1.0)])
-
-
-def _batches(pack: EditPack, sequences: Sequence[SupervisedSequence]) -> list[list[int]]:
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids))
-    switch = switch_length(pack.language_model)
-    return [list(own) for own in batches_within(order, lambda i: len(sequences[i].ids), BATCH, switch)]

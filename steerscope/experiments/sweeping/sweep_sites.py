@@ -6,7 +6,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.options import RankOptions
 from steerscope.errors import InputError
 from steerscope.experiments.engine.candidate import Candidate, by_floor
-from steerscope.experiments.engine.rate_grid import HIGHEST, LOWEST, Choice, rate
+from steerscope.experiments.engine.rate_grid import EDIT_START, HIGHEST, LOWEST, Choice, rate
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.engine.sweep import OutOfTime, Sweep
@@ -34,11 +35,8 @@ from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel, require_loaded
 from steerscope.option_types import options_or_default
 from steerscope.sites import Site, parse_site
-from steerscope.steering.config import DEFAULT_RANK
 
 SWEEP, TABLE, RUNS = "sweep.json", "table.json", "runs"
-# Where a search for a learning rate begins, as a place on the grid of half decades: 3e-3, or 1e-2 of scaled reads.
-START = {"none": -5, "rms": -4}
 
 Progress = Callable[[str, int, int], None]
 
@@ -88,8 +86,9 @@ def sweep_sites(
     data.check(options.all_seeds)
     begin_folder(place / SWEEP, "sweep", loaded, data, options.as_dict())
     work = _Work(loaded, splits, options, sites, data, place, progress)
-    if (place / TABLE).exists():
-        work.know(SiteTable.load(place / TABLE))
+    earlier = SiteTable.load(place / TABLE) if (place / TABLE).exists() else None
+    if earlier is not None:
+        work.know(earlier)
     try:
         work.all()
     except OutOfTime:
@@ -97,6 +96,7 @@ def sweep_sites(
     finally:  # Ctrl-C too: what is finished is a table already
         table = work.table(command)
         if table is not None:
+            table = table if earlier is None else _with_scores_of(earlier, table)
             table.save(place / TABLE)
     if table is None:
         raise InputError(
@@ -109,6 +109,14 @@ def sweep_sites(
     return table
 
 
+def _with_scores_of(earlier: SiteTable, table: SiteTable) -> SiteTable:
+    """Return a table with the scores that an earlier one of the same sweep had, if they cover its sites."""
+    trained = {str(one.site) for one in table.outcomes()}
+    if not all(trained <= set(own) for own in earlier.scores.values()):
+        return table
+    return replace(table, scores=earlier.scores, ranking=earlier.ranking)
+
+
 def _ranking(
     loaded: LoadedModel, splits: DataSplits, options: SweepOptions, place: Path, progress: Progress | None
 ) -> Ranking:
@@ -117,9 +125,8 @@ def _ranking(
     Returns:
         The ranking, read back from ``ranking.json`` where an earlier start of the sweep finished it.
     """
-    rank = options.config_at("0.resid_post").rank or DEFAULT_RANK
     seen = options.steps * options.batch_size
-    wanted = RankOptions(extra=("spectrum",), seed=options.seed, rank=rank, num_training=seen)
+    wanted = RankOptions(extra=("spectrum",), seed=options.seed, rank=options.counted_rank, num_training=seen)
     return kept_ranking(loaded, splits, place / "ranking.json", wanted, progress)
 
 
@@ -166,10 +173,9 @@ class _Work:
             )
         by_name = {one.name: one for one in self.candidates}
         settled = {str(one.site) for one in table.outcomes()}
-        twice = self._longer_sweep() if any(run.steps != self.options.steps for run in table.runs) else self.sweep
         for run in table.runs:
             if run.site in settled and run.site in by_name:
-                sweep = self.sweep if run.steps == self.options.steps else twice
+                sweep = self.sweep if run.steps == self.options.steps else self._longer
                 sweep.know((by_name[run.site], run.learning_rate, run.seed), *records_of(run))
 
     def _cost(self, runs: Sequence[SiteRun]) -> dict[str, float]:
@@ -188,6 +194,7 @@ class _Work:
     def all(self) -> None:
         """Do everything; raises OutOfTime at the deadline."""
         options, sweep = self.options, self.sweep
+        self._base()  # first: what Ctrl-C leaves is then written at once
         seeds, floors = options.all_seeds, by_floor(self.candidates)
         tuned = self._tuned()
         tries = len(options.rates) or 3
@@ -215,15 +222,13 @@ class _Work:
         if not any(run.accuracy is not None for run in runs):
             return None
         if options.longer:
-            twice = self._longer_sweep()
-            runs += [run for one in self.candidates for run in self._runs_of(one, twice, 2 * options.steps)]
-        schedule = options.schedule
+            runs += [run for one in self.candidates for run in self._runs_of(one, self._longer, 2 * options.steps)]
         tested = self.splits.test(options.num_test)
         return SiteTable(
             model=loaded.identity.as_dict(),
             task=self.splits.name,
             edit=self._edit(),
-            schedule=asdict(schedule),
+            schedule=asdict(options.schedule),
             dtype=loaded.identity.dtype,
             data={
                 "train": self.data.content_hash("train", options.seed),
@@ -244,7 +249,7 @@ class _Work:
 
     def _candidate(self, site: Site) -> Candidate:
         config = self.options.config_at(str(site))
-        return Candidate(str(site), config, START[self.options.scale], site.kind.value)
+        return Candidate(str(site), config, EDIT_START[self.options.scale], site.kind.value)
 
     def _sweep(self, data: SplitData, scales: Mapping[str, float]) -> Sweep:
         options, schedule = self.options, data.schedule
@@ -267,16 +272,14 @@ class _Work:
         self.sweep.test(runs)
 
     def _train_longer(self, places: Sequence[int]) -> None:
-        chosen = [self.candidates[place] for place in places]
-        if not chosen:
-            return
-        twice = self._longer_sweep()
-        for floor in by_floor(chosen):
+        for floor in by_floor([self.candidates[place] for place in places]):
             runs = [(one, self.choices[one.name].learning_rate, self.options.seed) for one in floor]
-            twice.train(runs)
-            twice.test(runs)
+            self._longer.train(runs)
+            self._longer.test(runs)
 
-    def _longer_sweep(self) -> Sweep:
+    @cached_property
+    def _longer(self) -> Sweep:
+        """The sweep of runs of twice as many steps; its examples are read once."""
         steps = Schedule(2 * self.options.steps, self.options.batch_size)
         data = SplitData(self.loaded, self.splits, steps, self.options.num_selection, self.options.num_test)
         return self._sweep(data, self.sweep.scales)

@@ -11,6 +11,7 @@ from steerscope.experiments.engine.candidate import Candidate
 from steerscope.experiments.engine.held_out import HeldOut, hold_out
 from steerscope.experiments.engine.model_pack import ModelPack
 from steerscope.experiments.engine.pack import Pack
+from steerscope.experiments.engine.rate_grid import EDIT_START
 from steerscope.experiments.engine.spec import RunSpec, Schedule
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.experiments.training.data import training_rows
@@ -27,7 +28,7 @@ from steerscope.steering.weights import WeightModel
 
 # Where searches for a learning rate begin, as places on the grid of half decades: 3e-3 for edits, 1e-3 for LoRA, 1e-4
 # for full fine-tuning.
-START = {"edit": -5, "lora": -6, "sft": -8}
+START = {"edit": EDIT_START["none"], "lora": -6, "sft": -8}
 
 
 def edit_at(sites: Sequence[Site], rank: int) -> Candidate:

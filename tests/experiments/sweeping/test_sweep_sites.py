@@ -144,6 +144,14 @@ def test_scores_of_the_trained_sites_stand_in_the_table(loaded, whole, tmp_path)
         with_scores(dataclasses.replace(found, task="other"), ranking)
 
 
+def test_scores_that_a_table_has_are_not_lost(loaded, tmp_path):
+    scored = swept(loaded, tmp_path / "sweep", dataclasses.replace(OPTIONS, scores=True))
+    assert scored.scores
+    again = swept(loaded, tmp_path / "sweep")
+    assert (again.scores, again.ranking) == (scored.scores, scored.ranking)
+    assert SiteTable.load(tmp_path / "sweep" / "table.json") == again
+
+
 def test_a_budget_ends_between_packs_and_leaves_a_table(loaded, whole, tmp_path, monkeypatch):
     clock = itertools.count()
     monkeypatch.setattr(engine_sweep.time, "monotonic", lambda: float(next(clock)))
