@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from steerscope.lazy import door
 
 if TYPE_CHECKING:
-    from steerscope.analysis.data.examples import Example, read_jsonl
+    from steerscope.analysis.data.examples import Example
+    from steerscope.analysis.data.files import read_jsonl
     from steerscope.analysis.ranking import rank_sites
     from steerscope.analysis.results import Ranking
     from steerscope.analysis.scoring.options import RankOptions
@@ -71,7 +72,7 @@ _HOMES = {
     "get_task": "experiments.tasks",
     "FileTask": "experiments.tasks",
     "Example": "analysis.data.examples",
-    "read_jsonl": "analysis.data.examples",
+    "read_jsonl": "analysis.data.files",
     # What each command does: a function, its options, its result
     "rank_sites": "analysis.ranking",
     "RankOptions": "analysis.scoring.options",
