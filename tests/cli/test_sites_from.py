@@ -124,7 +124,10 @@ def test_the_greedy_set_and_a_kind(place, ranking, tmp_path):
     [
         (["--sites-from", "{ranking.json}", "--site", "mlp_out"], "--site and --sites-from both name sites"),
         (["--sites-from", "{ranking.json}", "--method", "lora"], "'lora' edits no site; leave out --sites-from"),
-        (["--sites-from", "{ranking.json}", "--sites-which", "bset"], "--sites-which is 'bset'; expected recommended, best"),
+        (
+            ["--sites-from", "{ranking.json}", "--sites-which", "bset"],
+            "--sites-which is 'bset'; expected recommended, best",
+        ),
         (["--sites-which", "set"], "no ranking is given. Add --sites-from"),
         (["--sites-from", "nowhere.json"], "nowhere.json"),
         (["--data", "own.jsonl", "--task", "listops"], "--data 'own.jsonl' and --task 'listops' exclude each other"),
