@@ -121,7 +121,7 @@ def evidence_lines(table: SiteTable, found: Judgement) -> list[dict[str, Any]]:
             "baseline_spearman": round(fixed, 4),
         }
         for name, one in found.scores.items()
-        if name not in FIXED
+        if name in table.scores and name not in FIXED
     ]
 
 
@@ -258,8 +258,10 @@ def _table(table: SiteTable, found: Judgement) -> str:
         lines.append(f"- {clean(table.note, 400)}")
     lines += ["", _markdown(admission_table(found)), _markdown(full_table(found))]
     lines.append(
-        "Spearman and Kendall with minus the mean test loss. * plain baseline. Over best baseline: picked again in "
-        "every resample. Regret: best of the score's first 1 / 3 / 5 sites against the best of all.\n"
+        "Spearman and Kendall with minus the mean test loss. * plain baseline; ** loss after so many steps of real "
+        f"training at every site, of {table.steps} (the first is at rate 0; the search for rates is not counted). Over "
+        "best baseline: picked again in every resample. Regret: best of the score's first 1 / 3 / 5 sites against the "
+        "best of all.\n"
     )
     lines.append(_searches(search_curves(table, {n: own for n, own in table.scores.items() if n == DEFAULT_SCORE})))
     command = clean(table.command, 400) or "(not kept)"
