@@ -111,7 +111,7 @@ class ReadWriteEdit(nn.Module):
             return (torch.cat(read, -1) @ self.D.T) @ self.U.T + self.c
 
         target = Site(self.cell.writes_at, SiteKind.RESID_POST)
-        edits: dict[Site | str, Callable[[Tensor], Tensor]] = {
+        edits: dict[Site, Callable[[Tensor], Tensor]] = {
             site: partial(keep, site) for site in self.sites if site != target
         }
         with edited(self.base_model, self.site_map, {**edits, target: write}):
@@ -262,9 +262,10 @@ def main() -> int:
     asked = parser.parse_args()
 
     def work() -> None:
-        layers = [[int(part) for part in text.split(",")] for text in (asked.reads, asked.writes)]
+        reads, writes = ([int(part) for part in text.split(",")] for text in (asked.reads, asked.writes))
+        loaded = load_model(asked.model)
         found = run(
-            load_model(asked.model), asked.task, *layers, asked.out, steps=asked.steps, batch_size=asked.batch_size,
+            loaded, asked.task, reads, writes, asked.out, steps=asked.steps, batch_size=asked.batch_size,
             seeds=asked.seeds, budget=asked.budget,
         )  # fmt: skip
         for row in found["contrasts"]:
