@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from steerscope.equivalence.propositions import (
     p41_delta_kl,
     p42_arithmetic,
 )
-from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Verdict, verdict_of
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Verdict, joined, verdict_of
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.errors import InputError, did_you_mean
 from steerscope.finite import NotFiniteError
@@ -98,8 +98,8 @@ class Result:
             "claim": [_measured(m) for m in evidence.claim],
             "controls": [_measured(m) for m in evidence.controls],
             "published": [_measured(m) for m in evidence.published],
-            "vacuous": evidence.vacuous,
             "inapplicable": evidence.inapplicable,
+            "limit": evidence.limit,
             "notes": list(evidence.notes),
             "series": {name: _listed(asdict(series)) for name, series in evidence.series.items()},
         }
@@ -117,6 +117,7 @@ def _measured(measurement: Measurement) -> dict[str, Any]:
         "low": _number(measurement.low),
         "high": _number(measurement.high),
         "inside": measurement.inside,
+        "of_subject": measurement.of_subject,
     }
 
 
@@ -168,17 +169,19 @@ def _by_number(proposition: Proposition) -> int:
 
 
 def run(
-    subject: Subject,
+    subject: Subject | Sequence[Subject],
     propositions: Iterable[Proposition],
     progress: Callable[[Result], None] | None = None,
 ) -> tuple[Result, ...]:
-    """Try propositions on a subject, in their order.
+    """Try propositions on a subject, or on several at once, in their order.
+
+    On several subjects a proposition has one result: every measurement on every one of them counts.
 
     A check that raises counts as failed, with the exception's text as a note: a statement that could not be
     checked has not been shown. Numbers of the subject that are NaN or infinite end the run.
 
     Args:
-        subject: What to try them on.
+        subject: What to try them on; several of them have different names.
         propositions: Which.
         progress: Called with every result as soon as it is there.
 
@@ -188,20 +191,24 @@ def run(
     Raises:
         InputError: The subject's numbers are NaN or infinite.
     """
+    subjects = (subject,) if isinstance(subject, Subject) else tuple(subject)
     results = []
-    with subject.ready():
-        for proposition in propositions:
-            result = _tried(subject, proposition)
-            if progress is not None:
-                progress(result)
-            results.append(result)
+    for proposition in propositions:
+        result = _tried(subjects, proposition)
+        if progress is not None:
+            progress(result)
+        results.append(result)
     return tuple(results)
 
 
-def _tried(subject: Subject, proposition: Proposition) -> Result:
+def _tried(subjects: Sequence[Subject], proposition: Proposition) -> Result:
     start = time.perf_counter()
     try:
-        evidence = proposition.check(subject)
+        found = {}
+        for subject in subjects:
+            with subject.ready():
+                found[subject.name] = proposition.check(subject)
+        evidence = joined(found)
         verdict = verdict_of(evidence)
     except NotFiniteError:
         raise  # nothing about the statement: the subject has no numbers to try it on

@@ -211,7 +211,7 @@ def check_vacuity(subject: Subject) -> Evidence:
                 "residual with W_d of half the rank", _misfit(low, best_shift(low, target), target), high=RESIDUAL
             ),
         ),
-        vacuous=f"A is invertible (d_ff = {d_ff} >= d = {d}): every target is in col(A)",
+        limit=f"A is invertible (d_ff = {d_ff} >= d = {d}), so that the condition of P7 excludes nothing",
         notes=(
             f"cond(A) = {float(singular[0] / singular[-1]):.1e}; to imitate a {UPDATE:.0%} change of W_d an edit of "
             f"|D| = {float(shift.norm() / z.norm()):.2g} |z| is needed",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,26 @@ class Subject:
         """Run checks inside: true float64, attention with forward derivatives, no gradient unless asked for."""
         with true_float64(self.model), forward_differentiable_attention(self.model), torch.no_grad():
             yield self
+
+
+# Families whose blocks differ where formulas do: a gated MLP, a plain one with biases, norms behind both branches.
+FAMILIES = ("llama", "gpt2", "gemma2")
+
+
+def random_subjects(seed: int = 0) -> tuple[Subject, ...]:
+    """Return random blocks of every layout that formulas tell apart: what statements are tried on without a model.
+
+    Args:
+        seed: Seed of weights, tokens and of every check.
+
+    Returns:
+        A gated MLP without biases (llama), a plain MLP with biases and LayerNorm (gpt2), and a gated one with norms
+        behind attention and MLP (gemma2).
+    """
+    settings = {"gpt2": {"bos_token_id": 0, "eos_token_id": 1}, "gemma2": {"head_dim": 6}}
+    return tuple(
+        replace(random_subject(seed, model_type=family, **settings.get(family, {})), name=family) for family in FAMILIES
+    )
 
 
 def random_subject(seed: int = 0, *, model_type: str = "llama", layers: int = 3, **settings: int) -> Subject:

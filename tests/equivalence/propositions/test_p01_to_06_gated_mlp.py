@@ -10,8 +10,8 @@ from tests.equivalence.propositions.trials import (
     FAILS,
     FAMILIES,
     HOLDS,
+    NOT_APPLICABLE,
     SEEDS,
-    VACUOUS,
     by_number,
     evidence,
     home,
@@ -27,10 +27,10 @@ FILES = (p01_02_first_order, p03_04_05_second_order, p06_row_scaling)
 ALL = [proposition for file in FILES for proposition in file.PROPOSITIONS]
 GATED = {1: HOLDS, 2: HOLDS, 3: HOLDS, 4: HOLDS, 5: HOLDS, 6: CORRECTED}
 # Without a gate: nothing is bilinear, and the misprinted formula is not about plain MLPs.
-PLAIN = {**GATED, 4: VACUOUS, 6: HOLDS}
+PLAIN = {**GATED, 4: NOT_APPLICABLE, 6: HOLDS}
 EXPECTED = {"llama": GATED, "gemma2": GATED, "olmo2": GATED, "gpt2": PLAIN, "gpt_neox": PLAIN, "phi": PLAIN}
 # ReLU: within one activation pattern a plain MLP is linear in its input, and bilinear in its weights.
-RELU = {**PLAIN, 2: VACUOUS, 3: VACUOUS, 5: VACUOUS}
+RELU = {**PLAIN, 2: NOT_APPLICABLE, 3: NOT_APPLICABLE, 5: NOT_APPLICABLE}
 
 
 @pytest.mark.parametrize("seed", SEEDS)

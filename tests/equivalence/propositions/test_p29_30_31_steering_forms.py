@@ -9,8 +9,8 @@ from tests.equivalence.propositions.trials import (
     FAILS,
     FAMILIES,
     HOLDS,
+    NOT_APPLICABLE,
     SEEDS,
-    VACUOUS,
     by_number,
     evidence,
     instead,
@@ -22,7 +22,7 @@ from tests.equivalence.propositions.trials import (
 )
 
 ALL = {29: HOLDS, 30: HOLDS, 31: HOLDS}
-POST_NORM = {**ALL, 31: VACUOUS}
+POST_NORM = {**ALL, 31: NOT_APPLICABLE}
 EXPECTED = {family: POST_NORM if family in ("gemma2", "olmo2") else ALL for family in FAMILIES}
 
 

@@ -19,10 +19,10 @@ from tests.equivalence.propositions.trials import (
 )
 
 ALL = by_name(joint.PROPOSITIONS)
-CORRECTED, VACUOUS = Verdict.CORRECTED, Verdict.VACUOUS
+CORRECTED, NOT_APPLICABLE = Verdict.CORRECTED, Verdict.NOT_APPLICABLE
 EXPECTED = {"P33": CORRECTED}
 # Behind a norm on writes, B does not say what the LoRA adds to the stream.
-ON_LAYOUTS = {"gemma2": {"P33": VACUOUS}, "olmo2": {"P33": VACUOUS}}
+ON_LAYOUTS = {"gemma2": {"P33": NOT_APPLICABLE}, "olmo2": {"P33": NOT_APPLICABLE}}
 MUTATIONS: list[tuple[str, str, Callable]] = [
     ("P33", "input_projected", lambda read, lora: read),
     ("P33", "input_projected", joint.singular_vectors_projected),  # right but for B = 0

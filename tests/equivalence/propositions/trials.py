@@ -12,7 +12,7 @@ from steerscope.equivalence.propositions.base import Evidence, Proposition, Verd
 from steerscope.equivalence.propositions.subject import Subject, random_subject, subject_of
 from tests.tiny import LAYOUTS, tiny_model
 
-HOLDS, FAILS, CORRECTED, VACUOUS = Verdict.HOLDS, Verdict.FAILS, Verdict.CORRECTED, Verdict.VACUOUS
+HOLDS, FAILS, CORRECTED, NOT_APPLICABLE = Verdict.HOLDS, Verdict.FAILS, Verdict.CORRECTED, Verdict.NOT_APPLICABLE
 SEEDS = (0, 1)
 FAMILIES = (*LAYOUTS, "olmo2")
 
