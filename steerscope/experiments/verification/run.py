@@ -154,7 +154,11 @@ def verify_model(
     watch.stage("propositions")
     # Short: some checks build dense matrices over tokens.
     subject = subject_of(
-        exact.model, name=exact.identity.name, seed=options.seed, input_ids=rows.ids[:2, :7].contiguous()
+        exact.model,
+        name=exact.identity.name,
+        seed=options.seed,
+        input_ids=rows.ids[:2, :7].contiguous(),
+        more_ids=rows.ids,
     )
     with torch.no_grad():
         logits: Tensor = exact.model(input_ids=rows.ids, use_cache=False).logits
