@@ -23,11 +23,13 @@ from steerscope.sites import SiteKind
 
 # Rounding times the inverse sine of the smallest angle between the spans (up to 1e3 in real models; near 1
 # for well separated ones, which give 2e-13).
-PROJECTED = 1e-10
+PROJECTED = 1e-11
 # P19: nothing is below a half, up to rounding; minimising numerically gets this near.
 HALF = 0.5 - 1e-9
 REACHED = 0.5 + 1e-4
 STARTS = 4
+# Tokens whose I' are this near to one direction (1 - |cosine|) are one.
+SAME = 1e-9
 # Two routes to a least-squares residual, relative.
 RESIDUAL = 1e-9
 
@@ -68,13 +70,15 @@ def skip_projector(skip: Tensor, mlp: Tensor) -> Tensor:
 # --- checks ---
 
 
-def _unit_tokens(subject: Subject) -> tuple[Tensor, Tensor, int]:
-    """Return a few tokens' summands, each of length 1, and how many."""
-    skip, mlp = skip_and_mlp(subject)
-    width = skip.shape[-1]
-    count = max(2, min(skip.shape[0] * skip.shape[1], width // 3))
-    flat_skip, flat_mlp = skip.reshape(-1, width)[:count], mlp.reshape(-1, width)[:count]
-    return flat_skip / flat_skip.norm(dim=1, keepdim=True), flat_mlp / flat_mlp.norm(dim=1, keepdim=True), count
+def _unit_tokens(subject: Subject) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a few different tokens' summands, each of length 1, and where they are among all tokens."""
+    skip, mlp = (part.flatten(0, 1) for part in skip_and_mlp(subject))
+    width = skip.shape[1]
+    skip, mlp = skip / skip.norm(dim=1, keepdim=True), mlp / mlp.norm(dim=1, keepdim=True)
+    # Sequences that begin alike have tokens in common: the same vector twice is one.
+    alike = (skip @ skip.T).abs().tril(-1).amax(1) > 1 - SAME
+    kept = (~alike).nonzero()[:, 0][: max(2, width // 3)]
+    return skip[kept], mlp[kept], kept
 
 
 def _too_many(subject: Subject, edit: Tensor) -> tuple[Measurement, ...]:
@@ -90,8 +94,8 @@ def _too_many(subject: Subject, edit: Tensor) -> tuple[Measurement, ...]:
 
 def check_projector(subject: Subject) -> Evidence:
     """P18: the projection onto the MLP's part makes the two edits equal; the printed one does not."""
-    skip, mlp, count = _unit_tokens(subject)
-    d = skip.shape[1]
+    skip, mlp, kept = _unit_tokens(subject)
+    count, d = skip.shape
     edit = subject.draw(d, d, salt=420) / d**0.5
     expected = mlp @ edit.T
     total = skip + mlp
@@ -104,7 +108,7 @@ def check_projector(subject: Subject) -> Evidence:
 
     # In the model: the same tokens with their true lengths, both edits, same block output.
     full_skip, full_mlp = skip_and_mlp(subject)
-    chosen = (torch.arange(full_mlp.shape[0] * full_mlp.shape[1]) < count).view(*full_mlp.shape[:2], 1)
+    chosen = torch.isin(torch.arange(full_mlp.shape[0] * full_mlp.shape[1]), kept).view(*full_mlp.shape[:2], 1)
 
     def edited_output(kind: SiteKind, matrix: Tensor) -> Tensor:
         run_edited = run(
@@ -202,8 +206,8 @@ def left_of_meeting(edit: Tensor, shared: Tensor) -> float:
 
 def check_converse(subject: Subject) -> Evidence:
     """P19: where the spans meet, no linear post-block edit imitates a post-MLP one."""
-    skip, mlp, count = _unit_tokens(subject)
-    d = skip.shape[1]
+    skip, mlp, _ = _unit_tokens(subject)
+    count, d = skip.shape
     edit = subject.draw(d, d, salt=430) / d**0.5
     meeting = torch.cat((skip[:1], mlp[1:]))  # span(y) now holds the first token's I'
     reached = [

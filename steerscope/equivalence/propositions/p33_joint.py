@@ -169,7 +169,9 @@ def _check(subject: Subject) -> Evidence:
                 relative_error(singular_vectors_projected(read, lora_write), blind),
                 high=EXACT,
             ),
-            Measurement("B = 0: change of D", relative_error(input_projected(read, zero), read), high=EXACT),
+            Measurement(
+                "B = 0: change of D", relative_error(input_projected(read, zero), read), high=EXACT, of_subject=False
+            ),
         ),
         controls=(
             Measurement("no constraint: change of the adapter's output by the LoRA", seen(read), high=EXACT),

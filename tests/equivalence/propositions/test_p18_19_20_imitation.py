@@ -50,3 +50,10 @@ def test_that_p18_is_for_few_tokens_stands_beside_its_verdict():
     found = evidence(by_number(PROPOSITIONS, 18), random_blocks(0))
     assert "at most d/2 = 12 tokens" in found.limit
     assert any(m.name == "A P_mlp h with 24 tokens" and not m.inside for m in found.controls)
+
+
+def test_tokens_that_sequences_have_in_common_count_once():
+    ids = random_blocks(0).input_ids.clone()
+    ids[1, :3] = ids[0, :3]  # causal: the same context, the same vectors
+    alike = replace(random_blocks(0), input_ids=ids)
+    assert verdicts(projection.PROPOSITIONS, alike) == {18: CORRECTED, 19: HOLDS}
