@@ -3,9 +3,9 @@
     python -m studies.more_probes studies/site_tables studies/results/more_probes.json
 
 Ranks the sites of every table of a small model again, with the examples, seed and options of the table's own ranking
-but for the number of output directions per example: one fewer than there are answers, which spans all differences between
-them. docs/site_tables.md shows what comes of it; the plan of the validation (docs/validation_plan_3.md) says how many
-the default becomes.
+but for the number of output directions per example: one fewer than there are answers, which spans all differences
+between them. docs/site_tables.md shows what comes of it; the plan of the validation (docs/validation_plan_3.md) says
+how many the default becomes.
 """
 
 from __future__ import annotations
