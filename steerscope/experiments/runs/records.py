@@ -5,9 +5,10 @@ Fields are only added; ``schema_version`` changes when the meaning of one does.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from steerscope.analysis.shown import Shown
@@ -195,6 +196,10 @@ class RunResults(Shown):
                 f"{found.total_parameters} parameters, {found.seconds} seconds. Was it changed by hand? Run again."
             )
         return found
+
+    def to_json(self) -> str:
+        """Return what ``results.json`` holds."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False)
 
     def headline(self) -> str:
         """Return what was trained and how often it is right, in one sentence."""
