@@ -26,6 +26,7 @@ from steerscope.installed import require
 from steerscope.models.site_map import SiteMap
 from steerscope.option_types import plain_values
 from steerscope.sites import Site
+from steerscope.steering.adapters import checked_strength
 from steerscope.steering.beneath import LORA_FOLDER, lora_place, name_base, some, write_beneath
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FAMILIES
@@ -52,6 +53,7 @@ class AdapterFile:
         sites: Per site, its equation in that model's layout.
         lora: Name of the LoRA underneath, if there is one.
         tensors: The edits' tensors by ``site.name``.
+        strength: What is added is multiplied by it.
     """
 
     config: SteeringConfig
@@ -59,6 +61,7 @@ class AdapterFile:
     sites: Mapping[str, str]
     lora: str | None
     tensors: Mapping[str, Tensor]
+    strength: float = 1.0
 
 
 def equations(site_map: SiteMap, sites: tuple[Site, ...]) -> dict[str, str]:
@@ -129,6 +132,8 @@ def _write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
         "sites": dict(adapter.sites),
         "lora": adapter.lora,
     }
+    if adapter.strength != 1:  # only where it says something: versions that know no strength refuse the file then
+        told["strength"] = adapter.strength
     text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_text(folder / CONFIG_NAME, text)
 
@@ -157,6 +162,7 @@ def read(folder: Path) -> AdapterFile:
         sites=told["sites"],
         lora=told["lora"],
         tensors=tensors,
+        strength=checked_strength(told.get("strength", 1.0)),
     )
 
 
@@ -189,7 +195,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{str(path)!r} has format {told.get('format_version')!r}; this steerscope reads {VERSION}. "
             f"It was written by steerscope {told.get('steerscope_version')!r}: use that version."
         )
-    if set(told) != _FIELDS:
+    if set(told) - {"strength"} != _FIELDS:
         raise InputError(f"{str(path)!r} has fields {sorted(told)}; expected {sorted(_FIELDS)}. Save it again.")
     for name, (kind, said) in _KINDS.items():
         if not isinstance(told[name], kind):
