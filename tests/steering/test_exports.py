@@ -85,7 +85,8 @@ for place in sorted(Path(sys.argv[1]).iterdir()):
     with torch.no_grad():
         logits = model(**inputs).logits
     real = told["attention_mask"] != 0
-    found[place.name] = float((logits - told["logits"])[real].abs().max())
+    size = max(1.0, float(logits[real].abs().max()))
+    found[place.name] = float((logits - told["logits"])[real].abs().max()) / size
 assert not any(name.startswith("steerscope") for name in sys.modules)
 print(json.dumps(found))
 """
