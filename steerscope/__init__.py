@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from steerscope.site_kinds import SiteKind
     from steerscope.sites import Site, parse_site
     from steerscope.steering.config import SteeringConfig
+    from steerscope.steering.contrast import contrast_vectors
+    from steerscope.steering.holding import servable_as_lora
     from steerscope.steering.model import SteeringModel, get_steering_model
 
 __version__ = "0.1.0"
@@ -105,6 +107,8 @@ _HOMES = {
     "SteeringConfig": "steering.config",
     "SteeringModel": "steering.model",
     "get_steering_model": "steering.model",
+    "contrast_vectors": "steering.contrast",
+    "servable_as_lora": "steering.holding",
     # Errors
     "SteerscopeError": "errors",
     "InputError": "errors",
@@ -147,6 +151,7 @@ __all__ = [
     "VerifyOptions",
     "check_sites",
     "compare",
+    "contrast_vectors",
     "edited",
     "evaluate",
     "find_sites",
@@ -163,6 +168,7 @@ __all__ = [
     "register_score",
     "remainder_slope",
     "search",
+    "servable_as_lora",
     "sweep",
     "train",
     "true_float64",

@@ -600,7 +600,11 @@ class SteeringModel(NamedAdapters):
 
 
 def get_steering_model(
-    model: nn.Module | LoadedModel, config: SteeringConfig, *, description: BlockDescription | None = None
+    model: nn.Module | LoadedModel,
+    config: SteeringConfig,
+    *,
+    adapter_name: str = DEFAULT,
+    description: BlockDescription | None = None,
 ) -> SteeringModel:
     """Put steering edits into a causal language model, ready to train.
 
@@ -608,6 +612,7 @@ def get_steering_model(
         model: A transformers model, plain or wrapped by PEFT, or what :func:`steerscope.load_model` returned. Its
             own weights are frozen; a LoRA's stay as they are.
         config: Which edits, and where.
+        adapter_name: What the adapter is called, where further ones are put beside it (:meth:`add_adapter`).
         description: How the model's blocks are built, for a family steerscope does not know.
 
     Returns:
@@ -629,7 +634,7 @@ def get_steering_model(
         )
     beneath.require_kept(inner)
     site_map = loaded.site_map if loaded is not None and description is None else find_sites(inner, description)
-    return SteeringModel(inner, config, site_map, loaded)
+    return SteeringModel(inner, config, site_map, loaded, adapter_name)
 
 
 def steered_by(model: nn.Module) -> SteeringModel | None:
