@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from steerscope.errors import InputError
+from steerscope.folders import as_folder
 from steerscope.models.blocks import BlockDescription
 from steerscope.models.compat import checkpoint_activations
 from steerscope.models.load import LoadedModel
@@ -67,6 +68,7 @@ class SteeringModel(NamedAdapters):
             )
         self.base_model = base_model
         self.site_map, self._loaded = site_map, loaded
+        self._identity: BaseIdentity | None = None
         adapter = Adapter(checked_name(adapter_name), config, site_map)
         self._were_trainable = [p for p in base_model.parameters() if p.requires_grad]
         self.edits, self._adapters = adapter.edits, {}
@@ -294,7 +296,10 @@ class SteeringModel(NamedAdapters):
             kwargs: Likewise; ``prefix`` stands before every name.
 
         Returns:
-            Tensors by parameter name.
+            Tensors by parameter name; without a prefix also the configuration, as bytes (``adapter_config``), so that
+        :meth:`from_pretrained` reads a Trainer's checkpoint.
+
+        Cost: the first call reads the base model once, for its fingerprint.
         """
         prefix = str(kwargs.get("prefix", args[1] if len(args) > 1 else ""))
         full = super().state_dict(*args, **kwargs)
@@ -310,6 +315,10 @@ class SteeringModel(NamedAdapters):
                 kept.discard(full[name].data_ptr())
             else:
                 del full[name]
+        if not prefix:
+            if self._identity is None:  # the base model is frozen: its weights are read once
+                self._identity = self.identity()
+            saving.with_config(full, self._file(self.adapter(), self._identity))
         return full
 
     def _trained_names(self) -> set[str]:
@@ -330,12 +339,17 @@ class SteeringModel(NamedAdapters):
             InputError: Tensors are missing, unknown or of another shape.
         """
         own, trained = self.state_dict(), self._trained_names()
+        state_dict = {name: value for name, value in state_dict.items() if name != saving.CHECKPOINT_KEY}
         # Earlier checkpoints lack what PEFT adds and does not train.
         expected = {n: v for n, v in own.items() if n in state_dict or n in trained or n.startswith("edits.")}
-        saving.require_tensors(dict(state_dict), expected, "the checkpoint")
+        saving.require_tensors(state_dict, expected, "the checkpoint")
         super().load_state_dict(state_dict, strict=False, assign=assign)
-        self.adapter().mark_ready()
+        self.mark_ready()
         return _IncompatibleKeys([], [])
+
+    def mark_ready(self) -> None:
+        """Tell edits whose scale came with their tensors that it is known."""
+        self.adapter().mark_ready()
 
     def steering_tensors(self) -> dict[str, Tensor]:
         """Return the edits' tensors by ``site.name``, as they are saved."""
@@ -351,6 +365,7 @@ class SteeringModel(NamedAdapters):
         folder: str | Path,
         *,
         selected_adapters: Iterable[str] | None = None,
+        measured: Mapping[str, object] | None = None,
         is_main_process: bool = True,
         safe_serialization: bool = True,
         push_to_hub: bool = False,
@@ -364,6 +379,7 @@ class SteeringModel(NamedAdapters):
         Args:
             folder: Where to write; created where it does not exist.
             selected_adapters: Names of those to write; all unless said.
+            measured: What is known of them, for the model card: ``{"Task": "boolq", "Accuracy": 0.81}``.
             is_main_process: Whether this process writes, where several run.
             safe_serialization: Refused where it is false: nothing is pickled.
             push_to_hub: Refused where it is true.
@@ -384,14 +400,14 @@ class SteeringModel(NamedAdapters):
                 f"save_pretrained() got {given}, which would have no effect: an adapter is one safetensors file, made "
                 "of the model as it is. Leave it out."
             )
-        place = saving.as_folder(folder)
+        place = as_folder(folder)
         chosen = [self.adapter(name) for name in (self._adapters if selected_adapters is None else selected_adapters)]
         if not chosen:
             raise InputError(f"selected_adapters names none; this model has {', '.join(self.adapter_names)}.")
         if is_main_process:
-            self._write({place if one.name == DEFAULT else place / one.name: one for one in chosen})
+            self._write({place if one.name == DEFAULT else place / one.name: one for one in chosen}, measured)
 
-    def _write(self, places: Mapping[Path, Adapter]) -> None:
+    def _write(self, places: Mapping[Path, Adapter], measured: Mapping[str, object] | None = None) -> None:
         """Write adapters, each to its folder."""
         self._require_lora_beneath()
         if self._passes.is_without_lora():
@@ -402,15 +418,17 @@ class SteeringModel(NamedAdapters):
         beneath.require_kept(self.base_model)
         base = self.identity()
         for place, adapter in places.items():
-            file = saving.AdapterFile(
-                config=adapter.config,
-                base=base,
-                sites=saving.equations(self.site_map, adapter.sites),
-                lora=beneath.active_adapter(self.base_model),
-                tensors=adapter.tensors(),
-                strength=adapter.strength,
-            )
-            saving.write(place, file, self.base_model)
+            saving.write(place, self._file(adapter, base), self.base_model, measured)
+
+    def _file(self, adapter: Adapter, base: BaseIdentity) -> saving.AdapterFile:
+        return saving.AdapterFile(
+            config=adapter.config,
+            base=base,
+            sites=saving.equations(self.site_map, adapter.sites),
+            lora=beneath.active_adapter(self.base_model),
+            tensors=adapter.tensors(),
+            strength=adapter.strength,
+        )
 
     def push_to_hub(
         self,
@@ -538,7 +556,7 @@ class SteeringModel(NamedAdapters):
 
         Cost: a product of the map's weight and the edit's factors per site, in float64.
         """
-        lora_export.export_lora(self, saving.as_folder(folder), lora_bias=lora_bias)
+        lora_export.export_lora(self, as_folder(folder), lora_bias=lora_bias)
 
     def export_gguf(self, file: str | Path) -> None:
         """Write the vectors of the adapter that acts as a control vector of llama.cpp, strength included.
@@ -552,7 +570,7 @@ class SteeringModel(NamedAdapters):
             InputError: An edit is no vector of the stream behind a block other than the first, or of all tokens; the
                 adapter stands on PEFT's; the package gguf is not installed; or another file is there.
         """
-        control_vectors.export_gguf(self, saving.as_folder(file))
+        control_vectors.export_gguf(self, as_folder(file))
 
     # --- taking it off ---
 
