@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from steerscope.site_kinds import SiteKind
     from steerscope.sites import Site, parse_site
     from steerscope.steering.config import SteeringConfig
+    from steerscope.steering.contrast import contrast_vectors
+    from steerscope.steering.holding import servable_as_lora
     from steerscope.steering.model import SteeringModel, get_steering_model
 
 __version__ = "0.1.0"
@@ -107,6 +109,8 @@ _HOMES = {
     "SteeringConfig": "steering.config",
     "SteeringModel": "steering.model",
     "get_steering_model": "steering.model",
+    "contrast_vectors": "steering.contrast",
+    "servable_as_lora": "steering.holding",
     # Errors
     "SteerscopeError": "errors",
     "InputError": "errors",
@@ -150,6 +154,7 @@ __all__ = [
     "chat_task",
     "check_sites",
     "compare",
+    "contrast_vectors",
     "edited",
     "evaluate",
     "find_sites",
@@ -166,6 +171,7 @@ __all__ = [
     "register_score",
     "remainder_slope",
     "search",
+    "servable_as_lora",
     "sweep",
     "train",
     "true_float64",
