@@ -93,6 +93,7 @@ def test_the_second_example_reads_edits_and_keeps_an_adapter(blocks, tmp_path, c
     assert {path.name for path in (tmp_path / "my-adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
+        "README.md",
     }
     assert "trainable params: 272 ||" in capsys.readouterr().out  # 2 * 16 * 8 + 16
     assert [str(site) for site in names["seen"]] == ["29.resid_post"]

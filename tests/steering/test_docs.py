@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "steering.md"
 
 
 def test_the_example_runs(tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    code, vectors = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     tokenizer = tiny_tokenizer()
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     loaded = wrap_model(tiny_model("llama", num_hidden_layers=21), tokenizer, name="smollm2-135m")
@@ -26,6 +26,11 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
         "adapter_model.safetensors",
         "README.md",
     }
+    exec(compile(vectors, str(PAGE), "exec"), {})
+    said = capsys.readouterr().out
+    assert "mean of 3 positives and 3 negatives" in said
+    assert "14.resid_post: length" in said
+    assert (tmp_path / "positive.gguf").is_file()
 
 
 def test_the_page_names_every_family_and_rule():
