@@ -38,7 +38,7 @@ def test_a_head_put_on_the_model_sees_the_edits_and_the_labels(positions):
     model.zero_grad()
     put_on(model)
     found = model(**BATCH, labels=LABELS, fused_lm_head=True)
-    assert float(found) == pytest.approx(float(expected), rel=1e-6)  # transformers' loss is in float32
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)  # transformers' loss is in float32
     found.backward()
     for grad, p in zip(grads, model.edits.parameters(), strict=True):
         close(p.grad, grad, 1e-5)
