@@ -65,6 +65,7 @@ class VerifyOptions:
         positions: Tokens per layer whose matrices are decomposed.
         random_updates: Random updates beside the trained one whose radius is measured.
         block_updates: Random updates beside the trained one in the slopes of single blocks.
+        device: Where a model that is given by its name is loaded.
         revision: Of a Hugging Face name.
         trust_remote_code: Run code that comes with the model.
     """
@@ -82,6 +83,7 @@ class VerifyOptions:
     positions: int = 2
     random_updates: int = 2
     block_updates: int = 3
+    device: str = "cpu"
     revision: str | None = None
     trust_remote_code: bool = False
 
