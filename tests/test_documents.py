@@ -80,7 +80,6 @@ def test_the_blocks_of_readme(runner, tmp_path, capsys):
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
-        "README.md",
     }
 
 
