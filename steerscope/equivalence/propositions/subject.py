@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from steerscope.equivalence.propositions.texts import Texts
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.blocks import Block
 from steerscope.models.precision import true_float64
@@ -31,6 +32,7 @@ class Subject:
         input_ids: ``batch token``: tokens to run it on; no padding.
         layer: The block that statements about one block are tried on.
         seed: Seed of every random draw of a check.
+        texts: Data sets for statements about many tokens; random tokens where there is none.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Subject:
     input_ids: Tensor
     layer: int
     seed: int = 0
+    texts: tuple[Texts, ...] = ()
 
     @property
     def block(self) -> Block:
