@@ -58,6 +58,27 @@ class BlockTokens:
     dropped: int
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = field(repr=False)
 
+    def halved(self) -> BlockTokens:
+        """Return the block on every second sequence of either part, for checks whose cost grows with tokens squared."""
+        every = torch.arange(len(self.kept))
+        keep = torch.cat((every[: self.num_fitted : 2], every[self.num_fitted :: 2]))
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.dim() and len(value) == len(self.kept):
+                return value[keep]
+            return tuple(map(cut, value)) if isinstance(value, tuple) else value
+
+        args, kwargs = self.arguments
+        return replace(
+            self,
+            subject=replace(self.subject, input_ids=self.subject.input_ids[keep]),
+            stream=self.stream[keep],
+            tensors={kind: tensor[keep] for kind, tensor in self.tensors.items()},
+            num_fitted=len(every[: self.num_fitted : 2]),
+            kept=self.kept[keep],
+            arguments=(cut(args), {name: cut(value) for name, value in kwargs.items()}),
+        )
+
     def rows(self, tensor: Tensor) -> Tensor:
         """Return the tokens that count, fitted ones first: ``(batch token channel)`` to ``(row channel)``."""
         return tensor[self.kept]

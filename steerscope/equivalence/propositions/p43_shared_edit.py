@@ -64,7 +64,7 @@ GROUP = "one edit for all tokens"
 EXACT = 1e-6
 # Random draws: standard errors, and on small blocks, where draws cost little, one percent of the formula as well for
 # the edit that leaves most; what the others leave is small, and its standard error no small part of it.
-ERRORS = 4.0
+ERRORS = 5.0
 PERCENT = 0.01
 # Rows of random updates: enough for one percent on small blocks, one draw or two on real ones.
 ROWS, FEW_ROWS = 20_000, 1000

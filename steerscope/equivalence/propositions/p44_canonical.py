@@ -53,7 +53,7 @@ from steerscope.sites import SiteKind
 
 # Shares between 0 and 1, by two decompositions of streams whose channels differ a thousandfold in size.
 EXACT = 1e-6
-ERRORS = 4.0
+ERRORS = 5.0
 # A correlation this near to 0 or 1 counts as such.
 ONE = 1e-9
 # Directions of the spectrum tried one by one, and updates with a falling spectrum.
