@@ -28,7 +28,7 @@ model, measured shifts of Jacobian-vector products.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ from steerscope.equivalence.propositions.p43_shared_edit import (
 )
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.equivalence.reach import held_out_kernel_share, unreachable_kernel_share, unreachable_share
-from steerscope.models.blocks import linear_shape
+from steerscope.models.blocks import Block, linear_shape
 from steerscope.sites import SiteKind
 
 # Against the formula of P43 where the map writes at the block's output: two ways to one projection.
@@ -59,7 +59,7 @@ EXACT = 1e-6
 ERRORS = 5.0
 # Output directions of wide blocks; random updates of small and of wide ones.
 DIRECTIONS = 4
-DRAWS, FEW_DRAWS = 300, 10
+DRAWS, FEW_DRAWS = 150, 10
 # Updates whose shifts are computed side by side, on small and on wide blocks.
 CHUNK, FEW = 50, 2
 
@@ -86,18 +86,19 @@ def own_token_kernel(reads: Tensor, cotangents: Tensor) -> Tensor:
     return (reads @ reads.T) * (flat @ flat.T)
 
 
-def across_token_kernel(reads: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensor:
-    """Return ``sum_ss' <z_s, z_s'> <c_ts, c_t's'>`` of a map that moves later tokens, too, for one direction.
+def across_token_features(reads: Tensor, cotangents: Tensor) -> Tensor:
+    """Return ``sum_s c_ts z_s^T`` of a map that moves later tokens, too, for one direction of the output.
+
+    Their inner products are ``sum_ss' <z_s, z_s'> <c_ts, c_t's'>``.
 
     Args:
-        reads: z of the tokens seen from each token that counts, ``(sequence token, in)`` per token.
-        cotangents: ``c_ts = J_ts^T e``, ``(sequence token, out)`` per token.
+        reads: z of the sequence that each token stands in, ``(token, sequence token, in)``.
+        cotangents: ``c_ts = J_ts^T e``, ``(token, sequence token, out)``.
 
     Returns:
-        ``(token, token)``. Source: P45.
+        ``(token, out*in)``. Source: P45.
     """
-    features = torch.stack([(c.T @ z).flatten() for c, z in zip(cotangents, reads, strict=True)])
-    return features @ features.T
+    return (cotangents.mT @ reads).flatten(1)
 
 
 def _kernels(data: BlockTokens, maps: dict[str, nn.Module], directions: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -118,8 +119,8 @@ def _kernels(data: BlockTokens, maps: dict[str, nn.Module], directions: Tensor) 
 def _crossing(data: BlockTokens, maps: dict[str, nn.Module], directions: Tensor) -> Iterator[tuple[str, Tensor]]:
     sequence, position = data.kept.nonzero(as_tuple=True)
     tokens = data.stream.shape[1]
-    totals = {name: torch.zeros(len(sequence), len(sequence), dtype=torch.float64) for name in maps}
-    reads = {name: data.read_by(module) for name, module in maps.items()}
+    reads = {name: data.read_by(module)[sequence] for name, module in maps.items()}
+    features: dict[str, list[Tensor]] = {name: [] for name in maps}
     for direction in directions:
         # A cotangent at one position of every sequence: sequences do not see each other.
         fields = []
@@ -130,8 +131,10 @@ def _crossing(data: BlockTokens, maps: dict[str, nn.Module], directions: Tensor)
         by_place = list(data.pullbacks(list(maps.values()), fields))
         for index, name in enumerate(maps):
             cotangents = torch.stack([back[index] for back in by_place])[position, sequence]
-            totals[name] += across_token_kernel(list(reads[name][sequence]), list(cotangents))
-    yield from totals.items()
+            features[name].append(across_token_features(reads[name], cotangents))
+    for name, found in features.items():
+        joined = torch.cat(found, dim=1)
+        yield name, joined @ joined.T
 
 
 def _check_token_jacobians(subject: Subject) -> Evidence:
@@ -194,7 +197,7 @@ def _on_data(subject: Subject, data: BlockTokens) -> Evidence:
                 )
             if name == "h'":
                 wrong = unreachable_share(x[:n], data.read_by(module)[data.kept][:n])
-                if module is not block.mlp_write:
+                if not _writes_the_output(block, module):
                     controls.append(
                         Measurement(
                             f"{label}: against the R^2 of what the map reads, standard errors",
@@ -203,10 +206,17 @@ def _on_data(subject: Subject, data: BlockTokens) -> Evidence:
                             ERRORS,
                         )
                     )
-                elif block.mlp_post_norm is None:
+                else:
                     error = abs(expected["these texts"] - wrong)
                     claim.append(Measurement(f"{label}: |kernel formula - formula of P43|", error, high=EXACT))
     return Evidence(tuple(claim), tuple(controls), notes=tuple(notes))
+
+
+def _writes_the_output(block: Block, module: nn.Module) -> bool:
+    """Whether what a map writes is added to the block's output as it is: all J_t are the identity."""
+    if module is block.mlp_write:
+        return block.mlp_post_norm is None
+    return block.description.parallel and module is block.attn_write and block.attn_post_norm is None
 
 
 def _draws(subject: Subject, data: BlockTokens, module: nn.Module, directions: Tensor, count: int) -> Tensor:

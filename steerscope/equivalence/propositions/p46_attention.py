@@ -207,10 +207,10 @@ def _controls(
     own = (z @ values.value.T + values.value_bias).unflatten(-1, (-1, form.d_head))
     alone = own.repeat_interleave(groups, dim=-2).flatten(-2) @ maps.output.T
     controls.append(control("a value moves its own token alone", "value", alone))
-    if groups > 1:
+    if len(maps.value) > form.d_head:
         swapped = (one.unflatten(0, (-1, form.d_head)).flip(0).flatten(0, 1) for one in (values.value, values.value_bias))
         other = values._replace(**dict(zip(("value", "value_bias"), swapped, strict=True)))
-        controls.append(control("groups of heads in another order", "value", attention_shift(z, maps, other, form)))
+        controls.append(control("key and value heads in another order", "value", attention_shift(z, maps, other, form)))
     return tuple(controls)
 
 
