@@ -25,6 +25,9 @@ def verify(
     json: JsonTarget = None,
     seed: Annotated[int, typer.Option(help="Seed of random blocks, draws and the fine-tuning.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="With a model: propositions only, no measurements.")] = False,
+    text: Annotated[
+        str | None, typer.Option(help="With a model: a text file for statements about one edit for all tokens.")
+    ] = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
@@ -40,7 +43,7 @@ def verify(
     from steerscope.reports.verification.tables import print_verification
 
     # Everything that can be refused is refused here, before a model is loaded.
-    options = VerifyOptions(seed=seed, quick=quick, revision=revision, trust_remote_code=trust_remote_code)
+    options = VerifyOptions(seed=seed, quick=quick, text=text, revision=revision, trust_remote_code=trust_remote_code)
     options.check()
     names = None
     if only is not None:

@@ -175,9 +175,7 @@ def score_shift(
     d_queries = _norm_shift(
         z @ maps.query.T + maps.query_bias, z @ update.query.T + update.query_bias, form.query_norm, form.d_head
     )
-    d_keys = _norm_shift(
-        z @ maps.key.T + maps.key_bias, z @ update.key.T + update.key_bias, form.key_norm, form.d_head
-    )
+    d_keys = _norm_shift(z @ maps.key.T + maps.key_bias, z @ update.key.T + update.key_bias, form.key_norm, form.d_head)
     turned = _rotated(_shared(d_keys, queries), form)
     return form.scale * (_rotated(d_queries, form) @ keys.mT + queries @ turned.mT)
 
@@ -252,5 +250,3 @@ def joined_heads(heads: Tensor) -> Tensor:
 def _shared(grouped: Tensor, queries: Tensor) -> Tensor:
     """Return keys or values once per query head: neighbouring query heads share one."""
     return grouped.repeat_interleave(queries.shape[1] // grouped.shape[1], dim=1)
-
-

@@ -76,9 +76,7 @@ def ridge_prediction(reads: Tensor, targets: Tensor, others: Tensor, ridge: floa
     return (others - mean) / scale @ weights + about
 
 
-def held_out_share(
-    reads: Tensor, targets: Tensor, others: Tensor, other_targets: Tensor, ridge: float = 0.0
-) -> float:
+def held_out_share(reads: Tensor, targets: Tensor, others: Tensor, other_targets: Tensor, ridge: float = 0.0) -> float:
     """Return one minus R squared of targets on other tokens, predicted by a map fitted on ``reads``.
 
     Args:

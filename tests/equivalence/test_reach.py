@@ -100,7 +100,9 @@ def test_kernels_of_the_mlp_are_gram_matrices_of_dense_jacobians(name):
 
 
 def check_kernel(name: str):
-    subject = random_subject(0, layers=1, hidden_size=12, intermediate_size=20, num_attention_heads=2, num_key_value_heads=1)
+    subject = random_subject(
+        0, layers=1, hidden_size=12, intermediate_size=20, num_attention_heads=2, num_key_value_heads=1
+    )
     with subject.ready():
         data = data_sets(subject)[0].halved().halved()
         module = subject.block.linear_maps()[name]

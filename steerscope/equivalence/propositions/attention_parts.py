@@ -156,9 +156,7 @@ def attention_parameters(subject: Subject, change: AttentionMaps, d_head: int) -
     if len(block.attn_reads) == 1:
         weight, bias = (joined_reads(subject, *parts, d_head) for parts in zip(*reads, strict=True))
         reads = [(weight, bias)]
-    pairs = zip(
-        (*block.attn_reads, block.attn_write), (*reads, (change.output, change.output_bias)), strict=True
-    )
+    pairs = zip((*block.attn_reads, block.attn_write), (*reads, (change.output, change.output_bias)), strict=True)
     found = {}
     for module, (weight, bias) in pairs:
         found[parameter_name(subject, module)] = as_stored(module, weight)

@@ -218,9 +218,7 @@ def data_sets(subject: Subject) -> tuple[BlockTokens, ...]:
 def _random(subject: Subject) -> Texts:
     wanted = TOKENS_PER_CHANNEL * 2 * subject.site_map.d_model
     count = max(COUNT, -(-wanted // (LENGTH - SKIP)))
-    return random_texts(
-        vocab_size(subject.model), count=count, length=LENGTH, generator=subject.generator(4300)
-    )
+    return random_texts(vocab_size(subject.model), count=count, length=LENGTH, generator=subject.generator(4300))
 
 
 def _on(subject: Subject, texts: Texts) -> BlockTokens:

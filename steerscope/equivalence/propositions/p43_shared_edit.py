@@ -203,13 +203,11 @@ def _measured(
     for shift in shifts:
         for name, kind in pairs:
             pairs[name, kind].append(edits[name].errors(kind, shift))
-    return {
-        key: mean_and_error(*(torch.cat(one) for one in zip(*found, strict=True))) for key, found in pairs.items()
-    }
+    return {key: mean_and_error(*(torch.cat(one) for one in zip(*found, strict=True))) for key, found in pairs.items()}
 
 
 def _shifts(data: BlockTokens, changes: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Yield shifts ``(row, draw*d)`` side by side, :data:`CHUNK` channels at once: one least squares serves them all."""
+    """Yield shifts ``(row, draw*d)`` side by side, :data:`CHUNK` channels at once for one least squares."""
     module, waiting = data.subject.block.mlp_write, []
     out = data.subject.site_map.d_model
     for change in changes:
@@ -259,8 +257,16 @@ def _on_data(subject: Subject, data: BlockTokens) -> Evidence:
         claim.append(Measurement(f"{label}: random updates minus formula, standard errors", errors, -ERRORS, ERRORS))
         if small and name == "h'":
             claim.append(_relative(f"{label}: random updates over formula, minus 1", found[0], expected, PERCENT))
-        notes.append(f"{label}: formula {expected:.4f}, {count} random updates {found[0]:.4f} +- {found[1]:.4f}")
 
+    notes += [
+        f"{data.name}, reads {name}: R^2 leaves "
+        + ", ".join(
+            f"{edit.expected[kind]:.4f} {kind} ({count} random updates: {drawn[name, kind][0]:.4f} +- "
+            f"{drawn[name, kind][1]:.4f})"
+            for kind in (BIAS, OTHERS)
+        )
+        for name, edit in edits.items()
+    ]
     # Updates that read most of all what no edit can: not isotropic.
     left = conditional_second_moment(edits["h'"].fitted, hidden[: data.fitted], bias=True)
     skewed = _measured({"h'": edits["h'"]}, (BIAS,), _shifts(data, (change @ left for change in design)))["h'", BIAS][0]

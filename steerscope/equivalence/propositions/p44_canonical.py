@@ -186,7 +186,9 @@ def _edit(subject: Subject, data: BlockTokens, name: str, hidden: Tensor, invers
         # An edit that reads y = W_d m has no correlation but 0 and 1: there some wrong forms are right.
         tuple(Measurement(f"{label}: {what}", value, high=EXACT) for what, value in wrong.items() if name == "h'"),
         notes=(note,),
-        series={f"{label}: canonical correlations": curve("direction of m", range(count), "rho", correlations.tolist())},
+        series={
+            f"{label}: canonical correlations": curve("direction of m", range(count), "rho", correlations.tolist())
+        },
     )
 
 
@@ -223,9 +225,7 @@ def _noisy(subject: Subject, data: BlockTokens, hidden: Tensor) -> Evidence:
         expected = effective_dimension(hidden, level)
         label = f"{data.name}, noise {relative:g}: error of the best estimate"
         claim.append(
-            Measurement(
-                f"{label} minus tr K (K + l)^-1, in standard errors", z_score(found, expected), -ERRORS, ERRORS
-            )
+            Measurement(f"{label} minus tr K (K + l)^-1, in standard errors", z_score(found, expected), -ERRORS, ERRORS)
         )
         if relative == max(NOISE):
             rank = z_score(found, effective_dimension(hidden, 0.0))
@@ -247,8 +247,8 @@ PROPOSITIONS: tuple[Proposition, ...] = (
         44,
         GROUP,
         "which updates one edit can make",
-        "Edits make an update's shift up to sum_i rho_i^2 |delta^T v_i|^2 / |delta|^2, rho the canonical correlations of "
-        "x and m over the tokens, v their variates; the worst up to rho_min^2, 0 where m has more directions than x. "
+        "Edits make an update's shift up to sum_i rho_i^2 |delta^T v_i|^2 / |delta|^2, rho the canonical correlations "
+        "of x and m over the tokens, v their variates; the worst up to rho_min^2, 0 where m has more directions than x. "
         "Above noise stand tr K (K + l)^-1 dimensions per channel, K = M M^T.",
         "More tokens than directions of x; no norm follows what the MLP writes.",
         Source.OURS,

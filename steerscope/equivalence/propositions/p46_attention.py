@@ -66,7 +66,9 @@ def drawn_update(subject: Subject, maps: AttentionMaps) -> AttentionMaps:
     """
     sizes = [one.square().mean().sqrt() for one in maps[:4]]
     weights = [s * subject.draw(*one.shape, salt=4600 + i) for i, (one, s) in enumerate(zip(maps, sizes, strict=False))]
-    biases = [s * subject.draw(*one.shape, salt=4610 + i) for i, (one, s) in enumerate(zip(maps[4:], sizes, strict=True))]
+    biases = [
+        s * subject.draw(*one.shape, salt=4610 + i) for i, (one, s) in enumerate(zip(maps[4:], sizes, strict=True))
+    ]
     return AttentionMaps(*weights, *biases)
 
 
@@ -164,9 +166,7 @@ def _check_attention(subject: Subject) -> Evidence:
         error = relative_error(behind(attention_shift(z, maps, change, form)), found[name])
         claim.append(Measurement(f"d{name}: formula against jvp through the model, relative", error, high=EXACT))
     whole = behind(attention_shift(z, maps, update, form))
-    claim.append(
-        Measurement("all four at once, relative", relative_error(whole, through_model(update)), high=EXACT)
-    )
+    claim.append(Measurement("all four at once, relative", relative_error(whole, through_model(update)), high=EXACT))
     named = attention_parameters(subject, update, form.d_head)
     weights = dict(subject.model.named_parameters())
     left = []
@@ -208,7 +208,9 @@ def _controls(
     alone = own.repeat_interleave(groups, dim=-2).flatten(-2) @ maps.output.T
     controls.append(control("a value moves its own token alone", "value", alone))
     if len(maps.value) > form.d_head:
-        swapped = (one.unflatten(0, (-1, form.d_head)).flip(0).flatten(0, 1) for one in (values.value, values.value_bias))
+        swapped = (
+            one.unflatten(0, (-1, form.d_head)).flip(0).flatten(0, 1) for one in (values.value, values.value_bias)
+        )
         other = values._replace(**dict(zip(("value", "value_bias"), swapped, strict=True)))
         controls.append(control("key and value heads in another order", "value", attention_shift(z, maps, other, form)))
     return tuple(controls)
@@ -224,7 +226,9 @@ def _notes(form: AttentionForm, maps: AttentionMaps) -> tuple[str, ...]:
         "biases": any(bool(bias.any()) for bias in maps[4:]),
         "a soft cap": form.soft_cap is not None,
     }
-    return ("this attention has " + (", ".join(what for what, there in parts.items() if there) or "none of the extras"),)
+    return (
+        "this attention has " + (", ".join(what for what, there in parts.items() if there) or "none of the extras"),
+    )
 
 
 PROPOSITIONS: tuple[Proposition, ...] = (

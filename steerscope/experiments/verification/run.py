@@ -99,6 +99,8 @@ class VerifyOptions:
         for name in ("steps", "batch_size", "few_rows", "layers", "few_layers", "positions"):
             if getattr(self, name) < 1:
                 raise InputError(f"[[{name}]] is {getattr(self, name)}; expected at least 1.")
+        if self.text is not None:
+            paragraphs(self.text)
         if self.rows < 8:
             raise InputError(f"[[rows]] is {self.rows}; expected at least 8, of which a quarter is held out.")
 

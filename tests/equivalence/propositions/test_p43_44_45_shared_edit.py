@@ -44,7 +44,9 @@ def few_draws(monkeypatch):
 
 @cache
 def small_blocks() -> Subject:
-    return random_subject(0, layers=1, hidden_size=12, intermediate_size=20, num_attention_heads=2, num_key_value_heads=1)
+    return random_subject(
+        0, layers=1, hidden_size=12, intermediate_size=20, num_attention_heads=2, num_key_value_heads=1
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
