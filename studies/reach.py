@@ -26,7 +26,7 @@ import torch
 from steerscope import get_task, load_model
 from steerscope.analysis.data.encoding import encode_for
 from steerscope.equivalence.propositions.block_tokens import READS, BlockTokens, data_sets
-from steerscope.equivalence.propositions.p43_shared_edit import chosen_ridge
+from steerscope.equivalence.propositions.shared_edit import chosen_ridge
 from steerscope.equivalence.propositions.subject import subject_of
 from steerscope.equivalence.reach import canonical_variates, held_out_share, unreachable_share
 from steerscope.experiments.verification.texts import ENGLISH, paragraphs, task_windows, text_windows

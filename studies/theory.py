@@ -24,8 +24,8 @@ RANDOM, MODEL = "docs/results/verify-random.json", "docs/results/verify-smollm2-
 STEPS = "studies/results/first_order_steps-smollm2-135m.json"
 ROOT = Path(__file__).resolve().parents[1]
 _SHARED = (
-    "An edit reads the block's output h', the MLP's output y, or the two summands of the output, I' and y. Shares are what "
-    "it leaves of isotropic random updates of a map, on the tokens it is fitted on and on those of other texts."
+    "An edit reads the block's output h', the MLP's output y, or the two summands of the output, I' and y. Shares are "
+    "what it leaves of isotropic random updates of a map, on the tokens it is fitted on and on those of other texts."
 )
 _INTRO = """# The theory, tried
 
@@ -172,7 +172,8 @@ def _shared_edits(random: Verification, model: Verification | None) -> str:
     lines = [
         f"- {one.name} on {_name(found)}. {clean(note)}."
         for found in (random, model)
-        for one in (found.propositions if found else ())
+        if found is not None
+        for one in found.propositions
         if one.group == SHARED_EDITS
         for note in one.notes
     ]
@@ -190,10 +191,10 @@ def _steps(model: Verification | None) -> str:
     lines = [
         "## Steps of training until first order ends",
         "",
-        f"[{STEPS}](../{STEPS}): AdamW on all linear maps of the blocks, {found['task']}, after every step the shift of "
-        "the logits that the update so far makes on other prompts against its first-order prediction from the start. "
-        "*steps* is how many explain at least 90% (the median over tokens); then the explained part and the relative "
-        "size of the update after the last of them and after the next.",
+        f"[{STEPS}](../{STEPS}): AdamW on all linear maps of the blocks, {found['task']}, after every step the shift "
+        "of the logits that the update so far makes on other prompts against its first-order prediction from the "
+        "start. *steps* is how many explain at least 90% (the median over tokens); then the explained part and the "
+        "relative size of the update after the last of them and after the next.",
         "",
         _row(["learning rate", "seed", "steps", "explained", "size", "explained next", "size next"]),
         _row(["---:"] * 7),

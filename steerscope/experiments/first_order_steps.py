@@ -1,14 +1,14 @@
 r"""How many steps of real training first order lasts: predicted against real shifts of the logits along a fine-tuning.
 
-After every step of AdamW the update so far, :math:`\Delta W_k = W_k - W_0`, is put into the first-order map of the model
-it started from; explained is :math:`1 - e^2` with e the relative error of the predicted shift of the logits, the median
-over tokens, as for the radius of an update (P1 in docs/theory.md has the map).
+After every step of AdamW the update so far, :math:`\Delta W_k = W_k - W_0`, is put into the first-order map of the
+model it started from; explained is :math:`1 - e^2` with e the relative error of the predicted shift of the logits, the
+median over tokens, as for the radius of an update (P1 in docs/theory.md has the map).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -103,7 +103,7 @@ def first_order_steps(
         if parts[-1] < until:
             raise _EnoughError
 
-    try:
+    with suppress(_EnoughError):
         short_finetune(
             loaded,
             examples,
@@ -113,8 +113,6 @@ def first_order_steps(
             batch_size=batch_size,
             progress=compare,
         )
-    except _EnoughError:
-        pass
     return FirstOrderSteps(learning_rate, batch_size, seed, tuple(parts), tuple(sizes), tuple(losses))
 
 

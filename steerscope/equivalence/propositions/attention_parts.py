@@ -137,7 +137,10 @@ def attention_maps(subject: Subject, d_head: int) -> AttentionMaps:
     biases = [bias_of(module) for module in block.attn_reads]
     if len(weights) == 1:
         weights, biases = list(split_reads(subject, weights[0], d_head)), list(split_reads(subject, biases[0], d_head))
-    return AttentionMaps(*weights, output_first(block.attn_write), *biases, bias_of(block.attn_write))
+    query, key, value = weights
+    query_bias, key_bias, value_bias = biases
+    output, output_bias = output_first(block.attn_write), bias_of(block.attn_write)
+    return AttentionMaps(query, key, value, output, query_bias, key_bias, value_bias, output_bias)
 
 
 def attention_parameters(subject: Subject, change: AttentionMaps, d_head: int) -> dict[str, Tensor]:
@@ -154,7 +157,8 @@ def attention_parameters(subject: Subject, change: AttentionMaps, d_head: int) -
     block = subject.block
     reads = [(change.query, change.query_bias), (change.key, change.key_bias), (change.value, change.value_bias)]
     if len(block.attn_reads) == 1:
-        weight, bias = (joined_reads(subject, *parts, d_head) for parts in zip(*reads, strict=True))
+        weight = joined_reads(subject, change.query, change.key, change.value, d_head)
+        bias = joined_reads(subject, change.query_bias, change.key_bias, change.value_bias, d_head)
         reads = [(weight, bias)]
     pairs = zip((*block.attn_reads, block.attn_write), (*reads, (change.output, change.output_bias)), strict=True)
     found = {}

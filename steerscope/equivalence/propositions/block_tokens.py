@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -161,7 +162,7 @@ class BlockTokens:
         def output(*added: Tensor) -> Tensor:
             with ExitStack() as stack:
                 for module, change in zip(modules, added, strict=True):
-                    stack.enter_context(output_mapped(module, lambda y, change=change: y + change))
+                    stack.enter_context(output_mapped(module, partial(torch.add, change)))
                 return self.run({})
 
         with torch.enable_grad():

@@ -35,7 +35,6 @@ shift is :math:`D_t \Delta W m_t` with a matrix per token: that is P45.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -49,11 +48,11 @@ from steerscope.equivalence.propositions.block_tokens import (
     token_counts,
     z_score,
 )
+from steerscope.equivalence.propositions.shared_edit import BIAS, OTHERS, PLAIN, Pair, SharedEdit
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.equivalence.reach import (
     conditional_second_moment,
     held_out_share,
-    ridge_prediction,
     unreachable_share,
 )
 from steerscope.sites import SiteKind
@@ -71,9 +70,6 @@ ROWS, FEW_ROWS = 20_000, 1000
 SMALL = 64
 # Output channels of random updates that one least squares serves.
 CHUNK = 2000
-PLAIN, BIAS, OTHERS = "without a bias", "with a bias", "other texts"
-# Ridges tried, relative to a channel's mean square; the one that predicts m best between halves of the fitted texts.
-RIDGES = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 def isotropic_design(subject: Subject, out: int, into: int, salt: int = 0) -> list[Tensor]:
@@ -92,108 +88,26 @@ def isotropic_design(subject: Subject, out: int, into: int, salt: int = 0) -> li
     return list(torch.linalg.qr(subject.draw(count * out, into, salt=salt)).Q.reshape(count, out, into))
 
 
-def fitted_errors(reads: Tensor, shift: Tensor, *, bias: bool) -> tuple[Tensor, Tensor]:
-    """Return what the best edit leaves of a shift, and the whole of it, per output channel: direct least squares.
+def formulas(edit: SharedEdit, hidden: Tensor) -> dict[str, float]:
+    """Return what P43 says an edit leaves, by kind.
 
     Args:
-        reads: x, ``(token, p)``.
-        shift: What an update does, ``(token, d)``.
-        bias: Whether the edit has one; the whole is then about the mean.
+        edit: What it reads.
+        hidden: m, ``(token, d_ff)``, the tokens fitted on first.
 
     Returns:
-        Two sums of squares over tokens, each ``(d,)``.
+        A share per kind of :meth:`SharedEdit.errors`.
     """
-    x = reads / reads.square().mean(0).sqrt().clamp_min(1e-300)
-    if bias:
-        x = torch.cat((x, torch.ones_like(x[:, :1])), dim=1)
-    left = shift - x @ (torch.linalg.pinv(x) @ shift)
-    whole = shift - shift.mean(0) if bias else shift
-    return left.square().sum(0), whole.square().sum(0)
-
-
-def held_out_errors(
-    reads: Tensor, shift: Tensor, others: Tensor, other_shift: Tensor, ridge: float
-) -> tuple[Tensor, Tensor]:
-    """Return the same on other texts, for an edit with a bias fitted by least squares with penalty rows.
-
-    Args:
-        reads: x of the tokens fitted on, ``(token, p)``.
-        shift: What an update does there, ``(token, d)``.
-        others: x of the held-out tokens.
-        other_shift: What the update does there.
-        ridge: Relative to a channel's mean square.
-
-    Returns:
-        Two sums of squares over tokens, each ``(d,)``.
-    """
-    mean, about = reads.mean(0), shift.mean(0)
-    scale = (reads - mean).square().mean(0).sqrt().clamp_min(1e-300)
-    x = (reads - mean) / scale
-    penalty = (ridge * len(x)) ** 0.5 * torch.eye(x.shape[1], dtype=x.dtype)
-    rows = torch.cat((x, penalty))
-    targets = torch.cat((shift - about, shift.new_zeros(x.shape[1], shift.shape[1])))
-    left = other_shift - about - (others - mean) / scale @ (torch.linalg.pinv(rows) @ targets)
-    return left.square().sum(0), (other_shift - about).square().sum(0)
-
-
-def chosen_ridge(reads: Tensor, targets: Tensor) -> float:
-    """Return the ridge that predicts best from the first half of the fitted texts to the second.
-
-    Args:
-        reads: x of the tokens fitted on, ``(token, p)``.
-        targets: m of those tokens.
-
-    Returns:
-        One of :data:`RIDGES`.
-    """
-    half = len(reads) // 2
-
-    def error(ridge: float) -> float:
-        found = ridge_prediction(reads[:half], targets[:half], reads[half:], ridge)
-        return float((targets[half:] - found).square().sum())
-
-    return min(RIDGES, key=error)
-
-
-Pair = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class _Edit:
-    """An edit on one data set: what it reads, fitted tokens and others apart, its ridge, and the formulas' values."""
-
-    fitted: Tensor
-    others: Tensor
-    ridge: float
-    expected: dict[str, float]
-
-    def errors(self, kind: str, shift: Tensor) -> Pair:
-        """Return what the best edit leaves of a shift, and the whole, per output channel."""
-        n = len(self.fitted)
-        if kind == OTHERS:
-            return held_out_errors(self.fitted, shift[:n], self.others, shift[n:], self.ridge)
-        return fitted_errors(self.fitted, shift[:n], bias=kind == BIAS)
-
-
-def _edit(data: BlockTokens, hidden: Tensor, name: str) -> _Edit:
-    n = data.fitted
-    x = data.reads(name)
-    fitted, others, m = x[:n], x[n:], hidden[:n]
-    ridge = chosen_ridge(fitted, m)
-    return _Edit(
-        fitted,
-        others,
-        ridge,
-        {
-            PLAIN: unreachable_share(fitted, m),
-            BIAS: unreachable_share(fitted, m, bias=True),
-            OTHERS: held_out_share(fitted, m, others, hidden[n:], ridge),
-        },
-    )
+    n = len(edit.fitted)
+    return {
+        PLAIN: unreachable_share(edit.fitted, hidden[:n]),
+        BIAS: unreachable_share(edit.fitted, hidden[:n], bias=True),
+        OTHERS: held_out_share(edit.fitted, hidden[:n], edit.others, hidden[n:], edit.ridge),
+    }
 
 
 def _measured(
-    edits: Mapping[str, _Edit], kinds: Sequence[str], shifts: Iterable[Tensor]
+    edits: Mapping[str, SharedEdit], kinds: Sequence[str], shifts: Iterable[Tensor]
 ) -> dict[tuple[str, str], tuple[float, float]]:
     """Return, by edit and kind, the share left over all shifts and its standard error.
 
@@ -237,7 +151,8 @@ def _on_data(subject: Subject, data: BlockTokens) -> Evidence:
     hidden = data.rows(data.tensors[SiteKind.MLP_HIDDEN])
     out, into = subject.site_map.d_model, hidden.shape[1]
     small = out <= SMALL
-    edits = {name: _edit(data, hidden, name) for name in READS if data.identifies(name)}
+    edits = {name: SharedEdit(data.reads(name), data.fitted, hidden) for name in READS if data.identifies(name)}
+    expected = {name: formulas(edit, hidden) for name, edit in edits.items()}
     notes = [f"{data.name}, {name}: as many channels as tokens, any shift fits" for name in READS if name not in edits]
     if "h'" not in edits:
         return Evidence(notes=tuple(notes))
@@ -250,34 +165,34 @@ def _on_data(subject: Subject, data: BlockTokens) -> Evidence:
     claim = []
     for (name, kind), (share, _) in exact.items():
         label = f"{data.name}, reads {name}, {kind}: isotropic design over formula, minus 1"
-        claim.append(_relative(label, share, edits[name].expected[kind], EXACT))
+        claim.append(_relative(label, share, expected[name][kind], EXACT))
     for (name, kind), found in drawn.items():
-        label, expected = f"{data.name}, reads {name}, {kind}", edits[name].expected[kind]
-        errors = z_score(found, expected)
+        label, formula = f"{data.name}, reads {name}, {kind}", expected[name][kind]
+        errors = z_score(found, formula)
         claim.append(Measurement(f"{label}: random updates minus formula, standard errors", errors, -ERRORS, ERRORS))
         if small and name == "h'":
-            claim.append(_relative(f"{label}: random updates over formula, minus 1", found[0], expected, PERCENT))
+            claim.append(_relative(f"{label}: random updates over formula, minus 1", found[0], formula, PERCENT))
 
     notes += [
         f"{data.name}, reads {name}: R^2 leaves "
         + ", ".join(
-            f"{edit.expected[kind]:.4f} {kind} ({count} random updates: {drawn[name, kind][0]:.4f} +- "
+            f"{expected[name][kind]:.4f} {kind} ({count} random updates: {drawn[name, kind][0]:.4f} +- "
             f"{drawn[name, kind][1]:.4f})"
             for kind in (BIAS, OTHERS)
         )
-        for name, edit in edits.items()
+        for name in edits
     ]
     # Updates that read most of all what no edit can: not isotropic.
     left = conditional_second_moment(edits["h'"].fitted, hidden[: data.fitted], bias=True)
     skewed = _measured({"h'": edits["h'"]}, (BIAS,), _shifts(data, (change @ left for change in design)))["h'", BIAS][0]
     half = unreachable_share(edits["h'"].fitted[::2], hidden[: data.fitted : 2], bias=True)
-    share, formula = exact["h'", BIAS][0], edits["h'"].expected[BIAS]
+    share, formula = exact["h'", BIAS][0], expected["h'"][BIAS]
     controls = [
         _relative(f"{data.name}, reads h': anisotropic updates over formula, minus 1", skewed, formula, PERCENT),
         _relative(f"{data.name}, reads h': over the formula of half of the tokens, minus 1", share, half, PERCENT),
     ]
     if "y" in edits:
-        other = edits["y"].expected[BIAS]
+        other = expected["y"][BIAS]
         controls.append(_relative(f"{data.name}, reads h': over the formula of y, minus 1", share, other, PERCENT))
     return Evidence(tuple(claim), tuple(controls), notes=tuple(notes))
 

@@ -45,8 +45,9 @@ from steerscope.equivalence.propositions.block_tokens import (
     token_counts,
     z_score,
 )
-from steerscope.equivalence.propositions.p43_shared_edit import GROUP, SMALL, fitted_errors, isotropic_design
+from steerscope.equivalence.propositions.p43_shared_edit import GROUP, SMALL, isotropic_design
 from steerscope.equivalence.propositions.parts import curve
+from steerscope.equivalence.propositions.shared_edit import PLAIN, SharedEdit
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.equivalence.reach import canonical_variates, effective_dimension, reachable_share
 from steerscope.sites import SiteKind
@@ -63,19 +64,22 @@ NOISE = (1.0, 0.1, 0.01)
 ROWS = 4000
 
 
-def direct_shares(reads: Tensor, shifts: Tensor) -> Tensor:
+def direct_shares(edit: SharedEdit, shifts: Tensor) -> Tensor:
     """Return the share of each shift that the best edit makes, by least squares: ``(draw, token, d)`` to ``(draw,)``.
 
     Args:
-        reads: x, ``(token, p)``.
+        edit: What edits read.
         shifts: One per update.
 
     Returns:
         From 0 to 1.
     """
-    left, whole = fitted_errors(reads, shifts.transpose(0, 1).flatten(1), bias=False)
-    split = shifts.shape[0], shifts.shape[2]
-    return 1 - left.reshape(split).sum(1) / whole.reshape(split).sum(1)
+    left, whole = (one.reshape(len(shifts), -1).sum(1) for one in edit.errors(PLAIN, _side_by_side(shifts)))
+    return 1 - left / whole
+
+
+def _side_by_side(shifts: Tensor) -> Tensor:
+    return shifts.transpose(0, 1).flatten(1)
 
 
 def mean_share(correlations: Tensor) -> float:
@@ -139,19 +143,18 @@ def _edit(subject: Subject, data: BlockTokens, name: str, hidden: Tensor, invers
     """Try updates of known directions on one edit, each through the model and by least squares."""
     n, width, label = len(hidden), subject.site_map.d_model, f"{data.name}, reads {name}"
     x = data.reads(name)[:n]
+    edit = SharedEdit(data.reads(name), n, data.rows(data.tensors[SiteKind.MLP_HIDDEN]))
     correlations, variates = canonical_variates(x, hidden)
     count = len(correlations)
 
     def shares(changes: Tensor) -> Tensor:
-        return direct_shares(x, data.shifts(subject.block.mlp_write, changes)[:, :n])
+        return direct_shares(edit, data.shifts(subject.block.mlp_write, changes))
 
     index = torch.linspace(0, count - 1, min(DIRECTIONS, count)).round().long()
     writes = torch.nn.functional.normalize(subject.draw(len(index), width, salt=4410), dim=1)
     single = shares(writes[:, :, None] * (variates[:, index].T @ inverse.T)[:, None, :])
     whitened = torch.stack(isotropic_design(subject, width, count, salt=4420)) @ (variates.T @ inverse.T)
-    left, whole = fitted_errors(
-        x, data.shifts(subject.block.mlp_write, whitened)[:, :n].transpose(0, 1).flatten(1), bias=False
-    )
+    left, whole = edit.errors(PLAIN, _side_by_side(data.shifts(subject.block.mlp_write, whitened)))
     mean = 1 - float(left.sum() / whole.sum())
     changes = falling_spectrum(subject, width, hidden.shape[1])
     measured = shares(changes)
@@ -248,8 +251,8 @@ PROPOSITIONS: tuple[Proposition, ...] = (
         GROUP,
         "which updates one edit can make",
         "Edits make an update's shift up to sum_i rho_i^2 |delta^T v_i|^2 / |delta|^2, rho the canonical correlations "
-        "of x and m over the tokens, v their variates; the worst up to rho_min^2, 0 where m has more directions than x. "
-        "Above noise stand tr K (K + l)^-1 dimensions per channel, K = M M^T.",
+        "of x and m over the tokens, v their variates; the worst up to rho_min^2, 0 where m has more directions than "
+        "x. Above noise stand tr K (K + l)^-1 dimensions per channel, K = M M^T.",
         "More tokens than directions of x; no norm follows what the MLP writes.",
         Source.OURS,
         _check_spectrum,

@@ -42,13 +42,8 @@ from steerscope.equivalence.propositions.block_tokens import (
     token_counts,
     z_score,
 )
-from steerscope.equivalence.propositions.p43_shared_edit import (
-    GROUP,
-    SMALL,
-    chosen_ridge,
-    fitted_errors,
-    held_out_errors,
-)
+from steerscope.equivalence.propositions.p43_shared_edit import GROUP, SMALL
+from steerscope.equivalence.propositions.shared_edit import OTHERS, PLAIN, SharedEdit
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.equivalence.reach import held_out_kernel_share, unreachable_kernel_share, unreachable_share
 from steerscope.models.blocks import Block, linear_shape
@@ -57,7 +52,6 @@ from steerscope.sites import SiteKind
 # Against the formula of P43 where the map writes at the block's output: two ways to one projection.
 EXACT = 1e-6
 ERRORS = 5.0
-HERE, OTHERS = "these texts", "other texts"
 # Output directions of wide blocks; random updates of small and of wide ones.
 DIRECTIONS = 4
 DRAWS, FEW_DRAWS = 150, 10
@@ -160,9 +154,8 @@ def _on_data(subject: Subject, data: BlockTokens) -> Evidence:
         # A backward pass per position and direction: too many for long texts and wide blocks.
         maps = {name: module for name, module in maps.items() if module not in block.attn_reads}
     directions = output_directions(subject)
-    reads = {name: data.reads(name) for name in names}
     hidden = data.rows(data.tensors[SiteKind.MLP_HIDDEN])
-    ridges = {name: chosen_ridge(x[:n], hidden[:n]) for name, x in reads.items()}
+    edits = {name: SharedEdit(data.reads(name), n, hidden) for name in names}
     claim: list[Measurement] = []
     controls: list[Measurement] = []
     notes: list[str] = []
@@ -170,19 +163,13 @@ def _on_data(subject: Subject, data: BlockTokens) -> Evidence:
         module = maps[path]
         drawn = _draws(subject, data, module, directions, DRAWS if small else FEW_DRAWS)
         told: list[str] = []
-        for name, x in reads.items():
+        for name, edit in edits.items():
             label = f"{data.name}, {path}, reads {name}"
             expected = {
-                HERE: unreachable_kernel_share(x[:n], kernel[:n, :n]),
-                OTHERS: held_out_kernel_share(x[:n], x[n:], kernel, ridges[name]),
+                PLAIN: unreachable_kernel_share(edit.fitted, kernel[:n, :n]),
+                OTHERS: held_out_kernel_share(edit.fitted, edit.others, kernel, edit.ridge),
             }
-            measured = {
-                HERE: _ratio(fitted_errors(x[:n], drawn[:n].flatten(1), bias=False), len(directions)),
-                OTHERS: _ratio(
-                    held_out_errors(x[:n], drawn[:n].flatten(1), x[n:], drawn[n:].flatten(1), ridges[name]),
-                    len(directions),
-                ),
-            }
+            measured = {kind: _ratio(edit.errors(kind, drawn.flatten(1)), len(directions)) for kind in expected}
             for place, value in expected.items():
                 ratio = measured[place]
                 claim.append(
@@ -194,19 +181,19 @@ def _on_data(subject: Subject, data: BlockTokens) -> Evidence:
                     )
                 )
             told.append(
-                f"reads {name} {expected[HERE]:.4f} ({measured[HERE][0]:.4f} +- {measured[HERE][1]:.4f}) here, "
+                f"reads {name} {expected[PLAIN]:.4f} ({measured[PLAIN][0]:.4f} +- {measured[PLAIN][1]:.4f}) here, "
                 f"{expected[OTHERS]:.4f} ({measured[OTHERS][0]:.4f} +- {measured[OTHERS][1]:.4f}) on other texts"
             )
             if name == "h'":
-                wrong = unreachable_share(x[:n], data.read_by(module)[data.kept][:n])
+                wrong = unreachable_share(edit.fitted, data.read_by(module)[data.kept][:n])
                 if _writes_the_output(block, module):
-                    error = abs(expected[HERE] - wrong)
+                    error = abs(expected[PLAIN] - wrong)
                     claim.append(Measurement(f"{label}: |kernel formula - formula of P43|", error, high=EXACT))
                 elif module is not block.mlp_write:  # behind a norm alone the matrices differ little
                     controls.append(
                         Measurement(
                             f"{label}: against the R^2 of what the map reads, standard errors",
-                            z_score(measured[HERE], wrong),
+                            z_score(measured[PLAIN], wrong),
                             -ERRORS,
                             ERRORS,
                         )
@@ -246,7 +233,8 @@ PROPOSITIONS: tuple[Proposition, ...] = (
         GROUP,
         "what one edit leaves of an update before a nonlinearity",
         "Of random updates of any map of the block edits A x leave on average tr (1 - P_x) k / tr k with the token "
-        "kernel k(t, t') = sum_ss' <z_s, z_s'> <J_ts, J_t's'>, J_ts the output's derivative at t by what the map writes at s.",
+        "kernel k(t, t') = sum_ss' <z_s, z_s'> <J_ts, J_t's'>, J_ts the output's derivative at t by what the "
+        "map writes at s.",
         "First order; updates with independent entries of one variance.",
         Source.OURS,
         _check_token_jacobians,

@@ -1,4 +1,4 @@
-r"""P46, attention written out: the first-order shift of what it writes under updates of its query, key, value and output.
+r"""P46, attention written out: the first-order shift of what it writes under updates of its four maps.
 
 The formula stands at :func:`steerscope.equivalence.attention_forms.attention_shift`: an update of values or of the
 output map moves what is written through weights alpha that stay, an update of queries or keys moves alpha itself,
@@ -217,18 +217,18 @@ def _controls(
 
 
 def _notes(form: AttentionForm, maps: AttentionMaps) -> tuple[str, ...]:
-    parts = {
-        f"rotary embeddings of {0 if form.rotation is None else form.rotation[0].shape[-1]} of {form.d_head} channels": (
-            form.rotation is not None
-        ),
-        f"groups of {maps.query.shape[0] // maps.key.shape[0]} query heads": len(maps.query) != len(maps.key),
-        "norms on queries and keys": form.query_norm is not None,
-        "biases": any(bool(bias.any()) for bias in maps[4:]),
-        "a soft cap": form.soft_cap is not None,
-    }
-    return (
-        "this attention has " + (", ".join(what for what, there in parts.items() if there) or "none of the extras"),
-    )
+    parts = []
+    if form.rotation is not None:
+        parts.append(f"rotary embeddings of {form.rotation[0].shape[-1]} of {form.d_head} channels")
+    if len(maps.query) != len(maps.key):
+        parts.append(f"groups of {len(maps.query) // len(maps.key)} query heads")
+    if form.query_norm is not None:
+        parts.append("norms on queries and keys")
+    if any(bool(bias.any()) for bias in maps[4:]):
+        parts.append("biases")
+    if form.soft_cap is not None:
+        parts.append("a soft cap")
+    return ("this attention has " + (", ".join(parts) or "none of the extras"),)
 
 
 PROPOSITIONS: tuple[Proposition, ...] = (
@@ -237,8 +237,8 @@ PROPOSITIONS: tuple[Proposition, ...] = (
         GROUP,
         "attention's first-order shift",
         "dA_t = DW_O a_t + W_O sum_u (dalpha_tu v_u + alpha_tu DW_v z_u), dalpha_tu = alpha_tu (ds_tu - sum_w alpha_tw "
-        "ds_tw), ds_tu = kappa (R_t D_Nq DW_q z_t . k_u + q_t . R_u D_Nk DW_k z_u): with rotary embeddings, groups, norms "
-        "on queries and keys, biases and a soft cap.",
+        "ds_tw), ds_tu = kappa (R_t D_Nq DW_q z_t . k_u + q_t . R_u D_Nk DW_k z_u): with rotary embeddings, groups, "
+        "norms on queries and keys, biases and a soft cap.",
         "What attention reads does not move.",
         Source.OURS,
         _check_attention,

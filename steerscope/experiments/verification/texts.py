@@ -1,4 +1,4 @@
-"""Data sets of tokens for statements about one edit for all of them: English text that comes with the package, a task."""
+"""Data sets of tokens for statements about one edit for all: English text that comes with the package, a task."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def _parted(loaded: LoadedModel, sequences: list[list[int]], name: str, tokens: 
         long = long[: -(-tokens // max(length, 1))]
     if len(long) < 3 or length < SHORTEST:
         raise InputError(
-            f"{name}: got {len(long)} different texts of {length} tokens; expected at least three of {SHORTEST} or more. "
-            "Give more or longer paragraphs, separated by empty lines."
+            f"{name}: got {len(long)} different texts of {length} tokens; expected at least three of {SHORTEST} or "
+            "more. Give more or longer paragraphs, separated by empty lines."
         )
     ids = torch.tensor(long, device=loaded.device)
     count = round(FITTED * len(ids))

@@ -67,13 +67,8 @@ def test_every_layout(name: str, family: str):
     assert_verdict(ALL[name], tiny_blocks(family), expected)
 
 
-def without_cross_covariance(reads, targets, *, bias=False):
-    return targets.T @ targets / len(targets)
-
-
-def diagonal_prediction(reads, targets, others, ridge):
-    x, m = reads - reads.mean(0), targets - targets.mean(0)
-    return (others - reads.mean(0)) @ (x.T @ m / x.square().sum(0)[:, None]) + targets.mean(0)
+def unsquared(shift, rho, v):
+    return float((rho * (v.T @ shift).square().sum(1)).sum() / shift.square().sum())
 
 
 MUTATIONS: list[tuple[str, str, Callable]] = [
@@ -83,7 +78,7 @@ MUTATIONS: list[tuple[str, str, Callable]] = [
     ("P43", "held_out_share", lambda x, m, other, m2, ridge: unreachable_share(other, m2, bias=True)),
     ("P43", "isotropic_design", lambda s, out, into, salt=0: [s.draw(out, into, salt=salt + j) for j in range(2)]),
     ("P44", "reachable_share", lambda shift, rho, v: float(rho.square().mean())),
-    ("P44", "reachable_share", lambda shift, rho, v: float((rho * (v.T @ shift).square().sum(1)).sum() / shift.square().sum())),
+    ("P44", "reachable_share", unsquared),
     ("P44", "mean_share", lambda rho: float(rho.mean())),
     ("P44", "least_share", lambda rho: float(rho.square().median())),
     ("P44", "effective_dimension", lambda reads, level: float((torch.linalg.svdvals(reads).square() > level).sum())),
