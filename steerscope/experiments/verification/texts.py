@@ -1,4 +1,7 @@
-"""Data sets of tokens for statements about one edit for all: English text that comes with the package, a task."""
+"""Data sets of tokens for statements about one edit for all: English text that comes with the package, a task.
+
+The paragraphs of ``english.txt`` were written for this package and are under its licence; no two begin alike.
+"""
 
 from __future__ import annotations
 
