@@ -19,9 +19,9 @@ from steerscope.analysis.scoring.scores import DEFAULT_SCORE
 from steerscope.errors import InputError
 from steerscope.experiments.agreement.depth_and_kind import CONSTANTS, fit
 from steerscope.experiments.agreement.layer_bootstrap import Estimate
+from steerscope.experiments.groundwork.candidates import sites_of
 from steerscope.experiments.site_tables.across import mean_of_independent
 from steerscope.experiments.validation.result import Validation
-from steerscope.experiments.validation.training import sites_of
 from steerscope.experiments.validation.validate import compared
 from steerscope.files import exit_code_of, parse_json, read_text, write_page, write_text
 from steerscope.reports.validation.tables import score_table, sentences, trained_table

@@ -27,11 +27,11 @@ from steerscope.experiments.evaluation.evaluate import evaluate
 from steerscope.experiments.evaluation.generation import generate
 from steerscope.experiments.evaluation.likelihood import choice_log_likelihoods, completion_loss
 from steerscope.experiments.finetune import mean_loss, short_finetune
+from steerscope.experiments.groundwork.splits import splits_of_examples
 from steerscope.experiments.runs.evaluation import Evaluation
 from steerscope.experiments.tasks.task import TaskExample
 from steerscope.experiments.training.data import draw_parts, supervised
 from steerscope.experiments.training.run import Run
-from steerscope.experiments.validation.data import splits_of_examples
 from steerscope.experiments.validation.options import ValidateOptions
 from steerscope.experiments.validation.result import Validation
 from steerscope.experiments.validation.validate import validate_ranking

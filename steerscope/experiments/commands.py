@@ -18,6 +18,7 @@ from steerscope.analysis.stopwatch import StageProgress
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.adapters import read_adapter
 from steerscope.experiments.evaluation.command import EvaluateOptions, evaluate_model
+from steerscope.experiments.groundwork.splits import DataSplits, splits_of_task
 from steerscope.experiments.runs.evaluation import Evaluation
 from steerscope.experiments.runs.records import RunResults
 from steerscope.experiments.searching import SearchOptions, SearchResult, search_sites
@@ -26,7 +27,6 @@ from steerscope.experiments.sweeping import SweepOptions, sweep_sites
 from steerscope.experiments.tasks import FileTask, Task, get_task
 from steerscope.experiments.training.options import TrainOptions
 from steerscope.experiments.training.train import train as train_on
-from steerscope.experiments.validation.data import DataSplits, splits_of_task
 from steerscope.experiments.validation.options import ValidateOptions
 from steerscope.experiments.validation.result import Validation
 from steerscope.experiments.validation.validate import validate_ranking
@@ -356,7 +356,11 @@ def _load(model: AnyModel, options: Any) -> LoadedModel:
 
 def _in_dtype(name: str | Path, options: VerifyOptions, dtype: str) -> LoadedModel:
     return models.load_model(
-        str(name), dtype=dtype, revision=options.revision, trust_remote_code=options.trust_remote_code
+        str(name),
+        device=options.device,
+        dtype=dtype,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
     )
 
 

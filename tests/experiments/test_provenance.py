@@ -13,9 +13,9 @@ from steerscope.analysis.data.examples import Example
 from steerscope.analysis.provenance import content_hash, differing, model_key
 from steerscope.errors import InputError
 from steerscope.experiments.comparison import compare
+from steerscope.experiments.groundwork.splits import splits_of_examples
 from steerscope.experiments.training import read_results
 from steerscope.experiments.training.train import train
-from steerscope.experiments.validation.data import splits_of_examples
 from steerscope.experiments.validation.options import ValidateOptions
 from steerscope.experiments.validation.validate import validate_ranking
 from steerscope.models import load_model

@@ -20,11 +20,11 @@ from steerscope.experiments.engine.judge import judge_pack
 from steerscope.experiments.evaluation.generation import generate
 from steerscope.experiments.evaluation.likelihood import choice_log_likelihoods, completion_loss
 from steerscope.experiments.finetune import mean_loss, short_finetune
+from steerscope.experiments.groundwork.splits import splits_of_examples
 from steerscope.experiments.shared_prefix import shared_length
 from steerscope.experiments.tasks.task import TaskExample
 from steerscope.experiments.training.data import Parts, supervised
 from steerscope.experiments.training.options import TrainOptions
-from steerscope.experiments.validation.data import splits_of_examples
 from steerscope.experiments.validation.options import ValidateOptions
 from steerscope.experiments.validation.validate import validate_ranking
 from steerscope.models import wrap_model

@@ -11,9 +11,9 @@ from steerscope.errors import InputError
 from steerscope.experiments.evaluation.generation import generate
 from steerscope.experiments.evaluation.likelihood import choice_log_likelihoods, completion_loss
 from steerscope.experiments.finetune import mean_loss, short_finetune
+from steerscope.experiments.groundwork.splits import splits_of_examples
 from steerscope.experiments.tasks.supervised import completion_tokens, supervise
 from steerscope.experiments.tasks.task import TaskExample
-from steerscope.experiments.validation.data import splits_of_examples
 from steerscope.experiments.validation.options import ValidateOptions
 from steerscope.experiments.validation.validate import validate_ranking
 from steerscope.models import wrap_model

@@ -24,6 +24,7 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
     assert {path.name for path in (tmp_path / "my-adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
+        "README.md",
     }
 
 

@@ -19,15 +19,16 @@ from steerscope.experiments.engine.rate_grid import EDIT_START, next_places, rat
 from steerscope.experiments.engine.staged import StagedSweep
 from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.engine.sweep import OutOfTime, seeded
+from steerscope.experiments.groundwork.candidates import num_params, weights_of
+from steerscope.experiments.groundwork.kept_ranking import kept_ranking
+from steerscope.experiments.groundwork.split_data import SplitData
+from steerscope.experiments.groundwork.splits import DataSplits, majority_rate
 from steerscope.experiments.searching.choosing import chosen_sites, rates_of, sets_of
 from steerscope.experiments.searching.halving import KEPT, RUNGS, Standing, halve
 from steerscope.experiments.searching.options import SearchOptions
 from steerscope.experiments.searching.result import Contender, SearchResult, Tested
 from steerscope.experiments.sweeping.preparing import begin_folder, fitting_pack, read_scales
 from steerscope.experiments.sweeping.recalibration import recalibrate
-from steerscope.experiments.validation.data import DataSplits, majority_rate
-from steerscope.experiments.validation.kept_ranking import kept_ranking
-from steerscope.experiments.validation.training import SplitData, num_params, weights_of
 from steerscope.folders import Kind, require_folder_for
 from steerscope.installed import is_installed, package_versions
 from steerscope.models.load import LoadedModel, require_loaded

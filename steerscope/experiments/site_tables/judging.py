@@ -25,6 +25,7 @@ from steerscope.experiments.agreement.regret import regret_of
 from steerscope.experiments.site_tables.admission import Admission
 from steerscope.experiments.site_tables.admitted import admitted
 from steerscope.experiments.site_tables.common import Common, common_outcomes, score_array
+from steerscope.experiments.site_tables.first_steps import first_steps
 from steerscope.experiments.site_tables.table import SiteTable
 from steerscope.folders import write_result
 from steerscope.records import read_record, record_text
@@ -88,6 +89,7 @@ class Judgement(Shown, report="site_tables"):
         baselines: Names of the plain baselines among them.
         num_pairs: Pairs of sites of one layer that differ by more than noise.
         num_all_pairs: All pairs of sites of one layer.
+        trained: Names of those among the scores that are losses after a few steps of real training.
     """
 
     table: str
@@ -101,6 +103,7 @@ class Judgement(Shown, report="site_tables"):
     baselines: tuple[str, ...]
     num_pairs: int
     num_all_pairs: int
+    trained: tuple[str, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)
 
     def to_json(self) -> str:
@@ -134,7 +137,9 @@ def judge(table: SiteTable, scores: Mapping[str, Mapping[str, float]] | None = N
     Args:
         table: The table.
         scores: Per score, its value by site, higher for a better site; without them those that the table holds. The
-            baselines ``depth`` and ``depth_then_kind`` are always added, and a score under their names is not taken.
+            baselines ``depth`` and ``depth_then_kind`` are always added, and a score under their names is not taken;
+            so is the loss after 1, 4 and 8 steps of real training, which is no plain baseline and enters no "best" of
+            them.
         seed: Of the bootstrap.
 
     Returns:
@@ -166,7 +171,7 @@ def judge(table: SiteTable, scores: Mapping[str, Mapping[str, float]] | None = N
         ... )
         >>> judgement = judge(table, {"mine": {site: -loss for site, loss in losses.items()}})
         >>> judgement.num_sites, sorted(judgement.scores)
-        (12, ['depth', 'depth_then_kind', 'mine'])
+        (12, ['depth', 'depth_then_kind', 'loss_after_1', 'loss_after_4', 'loss_after_8', 'mine'])
         >>> round(judgement.scores["mine"].agreement.spearman, 6)
         1.0
     """
@@ -176,7 +181,8 @@ def judge(table: SiteTable, scores: Mapping[str, Mapping[str, float]] | None = N
         raise InputError(f"{taken[0]!r} is the name of a baseline that is always there; name the score otherwise.")
     arrays = {name: score_array(name, own, common.sites) for name, own in given.items() if name not in FIXED}
     fixed = fixed_baselines(common)
-    arrays |= fixed
+    trained = {name: own for name, own in first_steps(table, common).items() if name not in arrays}
+    arrays |= trained | fixed
     known = {score.name for score in all_scores() if score.is_baseline} | set(FIXED)
     baselines = tuple(name for name in arrays if name in known)
     losses, layers = common.losses, common.layers
@@ -203,6 +209,7 @@ def judge(table: SiteTable, scores: Mapping[str, Mapping[str, float]] | None = N
         baselines=baselines,
         num_pairs=len(pairs),
         num_all_pairs=pairs.num_all,
+        trained=tuple(trained),
     )
 
 

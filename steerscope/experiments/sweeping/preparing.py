@@ -11,7 +11,7 @@ import torch
 
 from steerscope.analysis.provenance import model_key
 from steerscope.errors import InputError
-from steerscope.experiments.validation.training import SplitData
+from steerscope.experiments.groundwork.split_data import SplitData
 from steerscope.files import json_of, told, write_text
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site

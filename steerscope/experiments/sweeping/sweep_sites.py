@@ -19,6 +19,9 @@ from steerscope.experiments.engine.rate_grid import EDIT_START, HIGHEST, LOWEST,
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.engine.sweep import OutOfTime, Sweep
+from steerscope.experiments.groundwork.kept_ranking import kept_ranking
+from steerscope.experiments.groundwork.split_data import SplitData
+from steerscope.experiments.groundwork.splits import DataSplits, majority_rate
 from steerscope.experiments.site_tables.scored import with_scores
 from steerscope.experiments.site_tables.table import Base, SiteRun, SiteTable
 from steerscope.experiments.sweeping.cost import operations_per_token
@@ -26,9 +29,6 @@ from steerscope.experiments.sweeping.options import SweepOptions, spread, spread
 from steerscope.experiments.sweeping.preparing import begin_folder, fitting_pack, read_scales
 from steerscope.experiments.sweeping.recalibration import recalibrate
 from steerscope.experiments.sweeping.table_runs import records_of, run_of
-from steerscope.experiments.validation.data import DataSplits, majority_rate
-from steerscope.experiments.validation.kept_ranking import kept_ranking
-from steerscope.experiments.validation.training import SplitData
 from steerscope.files import json_of, write_text
 from steerscope.folders import Kind, require_folder_for
 from steerscope.installed import package_versions

@@ -18,11 +18,12 @@ from steerscope.experiments.agreement.depth_and_kind import depth_and_kind, know
 from steerscope.experiments.engine.candidate import Candidate, Outcome
 from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.engine.sweep import Sweep
-from steerscope.experiments.validation.data import DataSplits, majority_rate
-from steerscope.experiments.validation.kept_ranking import kept_ranking
+from steerscope.experiments.groundwork.candidates import edit_at, num_params, sites_of, weights_of
+from steerscope.experiments.groundwork.kept_ranking import kept_ranking
+from steerscope.experiments.groundwork.split_data import SplitData
+from steerscope.experiments.groundwork.splits import DataSplits, majority_rate
 from steerscope.experiments.validation.options import ValidateOptions, choose_sites
 from steerscope.experiments.validation.result import TrainedSite, Validation
-from steerscope.experiments.validation.training import SplitData, edit_at, num_params, sites_of, weights_of
 from steerscope.folders import Kind, require_folder_for
 from steerscope.models.load import LoadedModel, require_loaded
 from steerscope.option_types import options_or_default

@@ -16,7 +16,8 @@ ROWS = 9
 
 def headline(result: Judgement) -> str:
     """Return which score agrees best with training, and whether the table may say so."""
-    others = {name: one for name, one in result.scores.items() if name not in result.baselines} or result.scores
+    plain = (*result.baselines, *result.trained)
+    others = {name: one for name, one in result.scores.items() if name not in plain} or result.scores
     best = max(others, key=lambda name: others[name].agreement.spearman)
     verdict = "admitted" if result.admission.holds else "NOT admitted to judge scores"
     return (

@@ -28,7 +28,7 @@ def score_table(result: Judgement, limit: int | None = None) -> TextTable:
     rows = tuple(
         (
             places[name],
-            score_words(name).label + (" *" if name in result.baselines else ""),
+            score_words(name).label + _mark(name, result),
             interval(spearman_of(one)),
             "-" if one.agreement.of_attainable is None else f"{one.agreement.of_attainable.value:.2f}",
             "-" if name == DEPTH_THEN_KIND else signed(one.agreement.margins[DEPTH_THEN_KIND]),
@@ -45,9 +45,14 @@ def score_table(result: Judgement, limit: int | None = None) -> TextTable:
         frozenset(columns) - {"score"},
         rows,
         "Spearman correlation with minus the mean test loss, [95% interval] over layers; part: of the attainable one. "
-        "* plain baseline. Pairs: sites of one layer, chance 50%. Regret: of the score's first site, nats."
-        + (f" {left} more scores: --json." if left else ""),
+        "* plain baseline; ** real training. Pairs: sites of one layer, chance 50%. Regret: of the score's first "
+        "site, nats." + (f" {left} more scores: --json." if left else ""),
     )
+
+
+def _mark(name: str, result: Judgement) -> str:
+    """Return what tells plain baselines, and losses after real steps of training, from scores."""
+    return " **" if name in result.trained else " *" if name in result.baselines else ""
 
 
 def full_table(result: Judgement) -> TextTable:
@@ -64,7 +69,7 @@ def full_table(result: Judgement) -> TextTable:
         rows.append(
             (
                 str(rank),
-                f"`{clean(name, 60)}`" + (" *" if name in result.baselines else ""),
+                f"`{clean(name, 60)}`" + _mark(name, result),
                 interval(spearman_of(one)),
                 interval(Estimate(own.partial, own.partial_low, own.partial_high)),
                 interval(Estimate(own.kendall, own.kendall_low, own.kendall_high)),

@@ -30,7 +30,7 @@ from tests.equivalence.propositions.trials import (
 
 MODULES = {"P43": shared, "P44": canonical, "P45": jacobians}
 ALL = by_name(p for module in MODULES.values() for p in module.PROPOSITIONS)
-HOLDS, FAILS, VACUOUS = Verdict.HOLDS, Verdict.FAILS, Verdict.VACUOUS
+HOLDS, FAILS, NOT_APPLICABLE = Verdict.HOLDS, Verdict.FAILS, Verdict.NOT_APPLICABLE
 SANDWICH = ("gemma2", "olmo2")
 
 
@@ -63,7 +63,7 @@ def test_random_blocks(name: str, seed: int):
 @pytest.mark.parametrize("name", ALL)
 def test_every_layout(name: str, family: str):
     # Behind a norm on what the MLP writes every token has a matrix of its own: P45 says what P43 and P44 cannot.
-    expected = VACUOUS if family in SANDWICH and name != "P45" else HOLDS
+    expected = NOT_APPLICABLE if family in SANDWICH and name != "P45" else HOLDS
     assert_verdict(ALL[name], tiny_blocks(family), expected)
 
 

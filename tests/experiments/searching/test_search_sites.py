@@ -13,10 +13,10 @@ from steerscope import SteeringModel, get_task, wrap_model
 from steerscope.errors import InputError
 from steerscope.experiments.engine import staged
 from steerscope.experiments.engine.candidate import Candidate
+from steerscope.experiments.groundwork.splits import splits_of_task
 from steerscope.experiments.searching import SearchOptions, SearchResult, search_sites
 from steerscope.experiments.searching.choosing import chosen_sites
 from steerscope.experiments.searching.halving import halve, loss_of
-from steerscope.experiments.validation.data import splits_of_task
 from tests.byte_models import byte_model, byte_tokenizer
 
 OPTIONS = SearchOptions(

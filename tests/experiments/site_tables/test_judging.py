@@ -78,11 +78,11 @@ def test_many_scores_fit_a_screen(table):
     text = str(judge(table, scores))
     assert len(text.split("\n")) <= LINES
     assert "depth, then kind" in text
-    assert "13 more scores: --json" in " ".join(text.split())
+    assert "16 more scores: --json" in " ".join(text.split())
 
 
 def test_the_tables_own_scores_are_judged(table):
-    assert set(judge(table).scores) == {"right", "depth", "depth_then_kind"}
+    assert set(judge(table).scores) == {"right", "depth", "depth_then_kind", *judge(table).trained}
     held = replace(table, scores={"gradient_norm": table.scores["right"], "depth": table.scores["right"]})
     found = judge(held)
     assert found.baselines == ("gradient_norm", "depth", "depth_then_kind")

@@ -12,12 +12,12 @@ from steerscope import Ranking, get_task, wrap_model
 from steerscope.errors import InputError
 from steerscope.experiments.engine import sweep as engine_sweep
 from steerscope.experiments.engine.held_out import hold_out
+from steerscope.experiments.groundwork.splits import splits_of_task
 from steerscope.experiments.site_tables import SiteTable
 from steerscope.experiments.site_tables.scored import with_scores
 from steerscope.experiments.sweeping import SweepOptions, sweep_sites
 from steerscope.experiments.sweeping.options import spread, spread_sites
 from steerscope.experiments.sweeping.recalibration import recalibrate
-from steerscope.experiments.validation.data import splits_of_task
 from steerscope.sites import Site, SiteKind
 from tests.byte_models import byte_model, byte_tokenizer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ LEAST = 16
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Where examples of a validation come from.
+    """Where training, selection and test examples come from.
 
     ``train(n, seed)`` is fresh data for another seed where the source has enough; ``selection`` chooses learning
     rates and ``test`` is only ever used to report. A part that has fewer than ``n`` examples gives all of them.
@@ -94,12 +93,3 @@ def majority_rate(examples: Sequence[Example]) -> float:
     """Return what always giving one answer, or always the choice in one place, is right for: the best in hindsight."""
     answers, places = Counter(e.completion for e in examples), Counter(e.answer_index for e in examples)
     return max(answers.most_common(1)[0][1], places.most_common(1)[0][1]) / len(examples)
-
-
-def fingerprint(examples: Sequence[Example]) -> str:
-    """Return a hash of a list of examples, order included."""
-    # Older than :func:`~steerscope.analysis.provenance.content_hash`; kept runs are named by it.
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(repr((example.prompt, example.completion, example.choices, example.answer_index)).encode())
-    return digest.hexdigest()[:16]

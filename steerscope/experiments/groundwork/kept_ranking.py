@@ -12,7 +12,7 @@ from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.options import RankOptions
 from steerscope.analysis.scoring.scores import Needs, ranking_scores
 from steerscope.errors import InputError
-from steerscope.experiments.validation.data import DataSplits
+from steerscope.experiments.groundwork.splits import DataSplits
 from steerscope.files import told
 from steerscope.models.load import LoadedModel
 
