@@ -32,8 +32,8 @@ class Subject:
         input_ids: ``batch token``: tokens to run it on; no padding.
         layer: The block that statements about one block are tried on.
         seed: Seed of every random draw of a check.
-        texts: Data sets for statements about many tokens; random tokens where there is none.
         more_ids: ``batch token``: many tokens of the same kind, for second moments; by default ``input_ids``.
+        texts: Data sets for statements about one edit for all tokens; random tokens where there is none.
     """
 
     name: str
@@ -42,8 +42,8 @@ class Subject:
     input_ids: Tensor
     layer: int
     seed: int = 0
-    texts: tuple[Texts, ...] = ()
     more_ids: Tensor | None = None
+    texts: tuple[Texts, ...] = ()
 
     @property
     def many(self) -> Subject:
