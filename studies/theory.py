@@ -23,8 +23,9 @@ _INTRO = """# The theory, tried
 Every statement below was checked numerically, with a tolerance fixed in advance and with negative controls: a wrong
 form of the statement, or the statement with an assumption taken away, which has to fall *outside* the tolerance. A
 proposition **holds** if its claim is inside and every control outside; it **holds with correction** if the public form
-of the statement is outside and the corrected form inside; it is **vacuous here** if it says nothing on the subject; it
-**fails** otherwise.
+of the statement is outside and the corrected form inside; it is **not applicable** where it cannot be asked (a gate, of
+a plain MLP); it **fails** otherwise. Words behind a verdict are limits: the statement holds, and says something within
+them alone.
 
 The work is *Weight Updates as Activation Shifts* ([arXiv 2603.00425](https://arxiv.org/abs/2603.00425)). Its full text
 was not available when these propositions were written: only its abstract, the authors' posts and their code. The
@@ -45,7 +46,8 @@ def document(random: Verification, model: Verification | None = None) -> str:
         model: One on a model, with measurements.
     """
     files = [RANDOM] + ([MODEL] if model else [])
-    parts = [_INTRO, _how(files, random, model), _propositions(random, model), _public(random), _vacuous(random, model)]
+    parts = [_INTRO, _how(files, random, model), _propositions(random, model), _public(random)]
+    parts.append(_not_applicable(random, model))
     failing = [
         f"- {one.name} on {_name(found)}: {clean(one.title)}. Outside: "
         + "; ".join(f"{entry.name}: {number(entry.value)}, expected {entry.expected}" for entry in _wrong(one))
@@ -105,8 +107,9 @@ def _propositions(random: Verification, model: Verification | None) -> str:
         lines[-1] += f" The second is on {_name(model)} (float64, {model.tokens} tokens of real prompts)."
     lines += [
         "*measured* is, of a claim's measurements, the one nearest to the end of its interval; the JSON files hold all",
-        "of them, the controls and the curves. Above every table stand the files with its checks; their names have the",
-        f"numbers of the propositions, and `{FOLDER}/` lists them.",
+        "of them, the controls and the curves. Numbers that would be the same on any model (of draws and constructions",
+        "of a check's own) do not stand in the model's columns. Above every table stand the files with its checks;",
+        f"their names have the numbers of the propositions, and `{FOLDER}/` lists them.",
         "",
     ]
     for group in dict.fromkeys(one.group for one in random.propositions):
@@ -115,13 +118,26 @@ def _propositions(random: Verification, model: Verification | None) -> str:
         lines += [_row(columns), _row(["---"] * len(columns))]
         for one in random.propositions:
             if one.group == group:
-                cells = [one.name, _cell(one.claim), _cell(one.source), *map(_cell, short(one.decisive())), one.verdict]
+                cells = [one.name, _cell(one.claim), _cell(one.source), *_found(one)]
                 other = on_model.get(one.name)
                 if model is not None:
-                    cells += ["", "", ""] if other is None else [*map(_cell, short(other.decisive())), other.verdict]
+                    cells += ["", "", ""] if other is None else _found_on_model(other)
                 lines.append(_row(cells))
         lines.append("")
     return "\n".join(lines)
+
+
+def _found(one: PropositionResult) -> list[str]:
+    """Return value, interval and verdict, with the limits within which it says something."""
+    limit = f": {_cell(one.limit)}" if one.limit else ""
+    return [*map(_cell, short(one.decisive())), one.verdict + limit]
+
+
+def _found_on_model(one: PropositionResult) -> list[str]:
+    """Return the same for the model's columns: nothing where the model has no part in what was measured."""
+    if one.claims and not one.says_of_subject:
+        return ["nothing of the model", "", ""]
+    return _found(one)
 
 
 def _files(names: Iterable[str]) -> list[str]:
@@ -147,14 +163,14 @@ def _public(random: Verification) -> str:
     return "\n".join([*lines, ""])
 
 
-def _vacuous(random: Verification, model: Verification | None) -> str:
+def _not_applicable(random: Verification, model: Verification | None) -> str:
     lines = []
     for found in (random, model):
         for one in found.propositions if found else ():
-            if one.verdict == Verdict.VACUOUS:
+            if one.verdict == Verdict.NOT_APPLICABLE:
                 assert found is not None
                 lines.append(f"- {one.name} on {_name(found)}: {clean(one.vacuous)}")
-    return "\n".join(["## Where a proposition says nothing", "", *lines, ""]) if lines else ""
+    return "\n".join(["## Where a proposition cannot be asked", "", *lines, ""]) if lines else ""
 
 
 def _measurements(model: Verification) -> str:

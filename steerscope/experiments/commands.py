@@ -356,7 +356,11 @@ def _load(model: AnyModel, options: Any) -> LoadedModel:
 
 def _in_dtype(name: str | Path, options: VerifyOptions, dtype: str) -> LoadedModel:
     return models.load_model(
-        str(name), dtype=dtype, revision=options.revision, trust_remote_code=options.trust_remote_code
+        str(name),
+        device=options.device,
+        dtype=dtype,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
     )
 
 

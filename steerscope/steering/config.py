@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from steerscope.errors import InputError, did_you_mean
+from steerscope.errors import InputError, did_you_mean, same_name
 from steerscope.files import json_of, told, write_text
 from steerscope.folders import as_folder
 from steerscope.models.site_map import SiteMap
-from steerscope.option_types import plain_values
+from steerscope.option_types import dtype_name, plain_values
 from steerscope.sites import Site, SiteKind, one_or_several, parse_kind, parse_site
 from steerscope.steering import hub
 from steerscope.steering.families import ACTIVATIONS, FAMILIES, EditOptions, SteeringEdit
@@ -74,6 +74,8 @@ class SteeringConfig:
             raise InputError("a steering adapter needs a site, got none; for example sites='resid_post'.")
         for name in names:
             _read_name(name)
+        for field, valid in (("family", FAMILIES), ("scale", SCALES), ("start", STARTS), ("activation", ACTIVATIONS)):
+            object.__setattr__(self, field, same_name(getattr(self, field), valid))
         family = self._family()
         self._check_rank(family)
         Positions.parse(self.positions)
@@ -102,7 +104,8 @@ class SteeringConfig:
                 f"family {self.family!r} has one start, as no edit, here and elsewhere; leave out [[start]]."
             )
         if isinstance(self.dtype, torch.dtype):
-            object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
+            object.__setattr__(self, "dtype", str(self.dtype))
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
         _one_of("dtype", self.dtype, tuple(DTYPES))
         if family.is_orthonormal and self.dtype not in ("float32", "float64"):
             raise InputError(
