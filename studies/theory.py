@@ -5,11 +5,14 @@ Usage: ``python -m studies.theory random.json [model.json] > docs/theory.md``
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from steerscope.equivalence.propositions.base import Verdict
 from steerscope.equivalence.propositions.catalogue import file_names
+from steerscope.equivalence.propositions.p43_shared_edit import GROUP as SHARED_EDITS
 from steerscope.experiments.verification.results import Measured, PropositionResult, Verification
 from steerscope.files import exit_code_of
 from steerscope.reports.tables import TextTable
@@ -18,6 +21,12 @@ from steerscope.reports.vocabulary import clean
 
 FOLDER = "steerscope/equivalence/propositions"
 RANDOM, MODEL = "docs/results/verify-random.json", "docs/results/verify-smollm2-135m.json"
+STEPS = "studies/results/first_order_steps-smollm2-135m.json"
+ROOT = Path(__file__).resolve().parents[1]
+_SHARED = (
+    "An edit reads the block's output h', the MLP's output y, or the two summands of the output, I' and y. Shares are "
+    "what it leaves of isotropic random updates of a map, on the tokens it is fitted on and on those of other texts."
+)
 _INTRO = """# The theory, tried
 
 Every statement below was checked numerically, with a tolerance fixed in advance and with negative controls: a wrong
@@ -47,7 +56,7 @@ def document(random: Verification, model: Verification | None = None) -> str:
     """
     files = [RANDOM] + ([MODEL] if model else [])
     parts = [_INTRO, _how(files, random, model), _propositions(random, model), _public(random)]
-    parts.append(_not_applicable(random, model))
+    parts += [_not_applicable(random, model), _shared_edits(random, model), _steps(model)]
     failing = [
         f"- {one.name} on {_name(found)}: {clean(one.title)}. Outside: "
         + "; ".join(f"{entry.name}: {number(entry.value)}, expected {entry.expected}" for entry in _wrong(one))
@@ -104,7 +113,10 @@ def _propositions(random: Verification, model: Verification | None) -> str:
         columns += [f"measured on {_name(model)}", "expected", "verdict there"]
     lines = ["## Propositions", "", f"The first verdict is on {_name(random)} (float64, seed {random.seed})."]
     if model is not None:
-        lines[-1] += f" The second is on {_name(model)} (float64, {model.tokens} tokens of real prompts)."
+        lines[-1] += (
+            f" The second is on {_name(model)} (float64, {model.tokens} tokens of real prompts, P18 and P20 more of "
+            "them; the prompts are those of listops, a narrow language, and so are numbers that depend on them)."
+        )
     lines += [
         "*measured* is, of a claim's measurements, the one nearest to the end of its interval; the JSON files hold all",
         "of them, the controls and the curves. Numbers that would be the same on any model (of draws and constructions",
@@ -171,6 +183,48 @@ def _not_applicable(random: Verification, model: Verification | None) -> str:
                 assert found is not None
                 lines.append(f"- {one.name} on {_name(found)}: {clean(one.vacuous)}")
     return "\n".join(["## Where a proposition cannot be asked", "", *lines, ""]) if lines else ""
+
+
+def _shared_edits(random: Verification, model: Verification | None) -> str:
+    """Return the numbers of the statements about one edit for all tokens, which are more than a verdict."""
+    lines = [
+        f"- {one.name} on {_name(found)}. {clean(note)}."
+        for found in (random, model)
+        if found is not None
+        for one in found.propositions
+        if one.group == SHARED_EDITS
+        for note in one.notes
+    ]
+    return "\n".join(["## One edit for all tokens, in numbers", "", _SHARED, "", *lines, ""]) if lines else ""
+
+
+def _steps(model: Verification | None) -> str:
+    """Return how long first order lasts along a real fine-tuning, where that was measured for this model."""
+    path = ROOT / STEPS
+    if model is None or model.model is None or not path.exists():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["model"]["name"] != model.model["name"]:
+        return ""
+    lines = [
+        "## Steps of training until first order ends",
+        "",
+        f"[{STEPS}](../{STEPS}): AdamW on all linear maps of the blocks, {found['task']}, after every step the shift "
+        "of the logits that the update so far makes on other prompts against its first-order prediction from the "
+        "start. *steps* is how many explain at least 90% (the median over tokens); then the explained part and the "
+        "relative size of the update after the last of them and after the next.",
+        "",
+        _row(["learning rate", "seed", "steps", "explained", "size", "explained next", "size next"]),
+        _row(["---:"] * 7),
+    ]
+    for run in found["runs"].values():
+        inside = run["steps_within"]
+        cells = [f"{run['learning_rate']:g}", str(run["seed"]), str(inside)]
+        for index in (inside - 1, inside):
+            there = 0 <= index < len(run["explained"])
+            cells += [number(run[key][index]) if there else "" for key in ("explained", "relative_size")]
+        lines.append(_row(cells))
+    return "\n".join([*lines, ""])
 
 
 def _measurements(model: Verification) -> str:

@@ -43,6 +43,10 @@ def verify(
     json: JsonTarget = None,
     seed: Annotated[int, option("Seed of random blocks, draws and the fine-tuning.", RUNNING)] = 0,
     quick: Annotated[bool, option("With a model: propositions only, no measurements.", RUNNING, "--quick")] = False,
+    text: Annotated[
+        str | None,
+        option("With a model: a text file for what one edit for all tokens can do; by default English text.", RUNNING),
+    ] = None,
     device: Device = "cpu",
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -60,7 +64,7 @@ def verify(
 
     # Everything that can be refused is refused here, before a model is loaded.
     options = VerifyOptions(
-        seed=seed, quick=quick, device=device, revision=revision, trust_remote_code=trust_remote_code
+        seed=seed, quick=quick, text=text, device=device, revision=revision, trust_remote_code=trust_remote_code
     )
     options.check()
     names = None

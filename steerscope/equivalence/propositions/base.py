@@ -106,7 +106,7 @@ class Proposition:
     """One statement, ready to be tried.
 
     Attributes:
-        number: Its number in docs/theory.md, 1 to 42.
+        number: Its number in docs/theory.md, 1 to 46.
         group: Name of its group, for the table.
         title: A few words.
         claim: One sentence in plain words, with the formula.

@@ -32,6 +32,10 @@ from steerscope.equivalence.propositions import (
     p40_identifiability,
     p41_delta_kl,
     p42_arithmetic,
+    p43_shared_edit,
+    p44_canonical,
+    p45_token_jacobians,
+    p46_attention,
 )
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Verdict, joined, verdict_of
 from steerscope.equivalence.propositions.subject import Subject
@@ -62,6 +66,10 @@ _FILES = (
     p40_identifiability,
     p41_delta_kl,
     p42_arithmetic,
+    p43_shared_edit,
+    p44_canonical,
+    p45_token_jacobians,
+    p46_attention,
 )
 
 
@@ -132,7 +140,7 @@ def _listed(series: dict[str, Any]) -> dict[str, Any]:
 
 
 def all_propositions() -> tuple[Proposition, ...]:
-    """Return all 42 propositions, by number."""
+    """Return all 46 propositions, by number."""
     found = [proposition for file in _FILES for proposition in file.PROPOSITIONS]
     return tuple(sorted(found, key=lambda proposition: proposition.number))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from steerscope.equivalence.propositions.texts import Texts
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.blocks import Block
 from steerscope.models.precision import true_float64
@@ -32,6 +33,7 @@ class Subject:
         layer: The block that statements about one block are tried on.
         seed: Seed of every random draw of a check.
         more_ids: ``batch token``: many tokens of the same kind, for second moments; by default ``input_ids``.
+        texts: Data sets for statements about one edit for all tokens; random tokens where there is none.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Subject:
     layer: int
     seed: int = 0
     more_ids: Tensor | None = None
+    texts: tuple[Texts, ...] = ()
 
     @property
     def many(self) -> Subject:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ from steerscope.errors import InputError
 from steerscope.experiments.finetune import mean_loss, short_finetune
 from steerscope.experiments.tasks import get_task
 from steerscope.experiments.verification.results import PropositionResult, Verification, plain
+from steerscope.experiments.verification.texts import ENGLISH, paragraphs, task_windows, text_windows
 from steerscope.finite import require_finite
 from steerscope.installed import package_versions
 from steerscope.models.attention import forward_differentiable_attention
@@ -65,6 +66,8 @@ class VerifyOptions:
         positions: Tokens per layer whose matrices are decomposed.
         random_updates: Random updates beside the trained one whose radius is measured.
         block_updates: Random updates beside the trained one in the slopes of single blocks.
+        text: A text file instead of the English text that comes with the package, for statements about one edit for all
+            tokens; paragraphs separated by empty lines.
         device: Where a model that is given by its name is loaded.
         revision: Of a Hugging Face name.
         trust_remote_code: Run code that comes with the model.
@@ -83,6 +86,7 @@ class VerifyOptions:
     positions: int = 2
     random_updates: int = 2
     block_updates: int = 3
+    text: str | None = None
     device: str = "cpu"
     revision: str | None = None
     trust_remote_code: bool = False
@@ -97,6 +101,8 @@ class VerifyOptions:
         for name in ("steps", "batch_size", "few_rows", "layers", "few_layers", "positions"):
             if getattr(self, name) < 1:
                 raise InputError(f"[[{name}]] is {getattr(self, name)}; expected at least 1.")
+        if self.text is not None:
+            paragraphs(self.text)
         if self.rows < 8:
             raise InputError(f"[[rows]] is {self.rows}; expected at least 8, of which a quarter is held out.")
 
@@ -162,6 +168,8 @@ def verify_model(
         input_ids=rows.ids[:2, :7].contiguous(),
         more_ids=rows.ids,
     )
+    english = text_windows(exact, paragraphs(options.text or ENGLISH), options.text or "English")
+    subject = replace(subject, texts=(english, task_windows(exact, encoded, task.name)))
     with torch.no_grad():
         logits: Tensor = exact.model(input_ids=rows.ids, use_cache=False).logits
     require_finite("a logit of this model", logits.masked_fill(logits == -torch.inf, 0.0))
