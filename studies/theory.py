@@ -113,7 +113,10 @@ def _propositions(random: Verification, model: Verification | None) -> str:
         columns += [f"measured on {_name(model)}", "expected", "verdict there"]
     lines = ["## Propositions", "", f"The first verdict is on {_name(random)} (float64, seed {random.seed})."]
     if model is not None:
-        lines[-1] += f" The second is on {_name(model)} (float64, {model.tokens} tokens of real prompts)."
+        lines[-1] += (
+            f" The second is on {_name(model)} (float64, {model.tokens} tokens of real prompts, P18 and P20 more of "
+            "them; the prompts are those of listops, a narrow language, and so are numbers that depend on them)."
+        )
     lines += [
         "*measured* is, of a claim's measurements, the one nearest to the end of its interval; the JSON files hold all",
         "of them, the controls and the curves. Numbers that would be the same on any model (of draws and constructions",

@@ -77,6 +77,7 @@ def test_the_blocks_of_readme(runner, tmp_path, capsys):
     assert isinstance(with_adapter, Evaluation)
     assert [str(site) for site in second["seen"]] == ["29.resid_post"]
     assert {path.name for path in (tmp_path / "my-adapter").iterdir()} == {
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     }

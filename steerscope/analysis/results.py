@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steerscope.analysis.scoring.standing import Standing
 from steerscope.analysis.shown import Tabular
 from steerscope.errors import InputError
 from steerscope.finite import require_finite_record
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from steerscope.steering.config import SteeringConfig
 
 SCHEMA_VERSION = 1
+# The standing of a candidate that is as good as the best; scoring, which has the others, imports this file.
+_EQUAL = "equal"
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ class Ranking(Tabular, report="ranking"):
         equal = [
             (site.n_params, site.difference_high or 0.0, rank, site)
             for rank, site in enumerate(self.sites)
-            if (rank == 0 or site.standing == Standing.EQUAL) and family in (None, site.family)
+            if (rank == 0 or site.standing == _EQUAL) and family in (None, site.family)
         ]
         return min(equal)[-1] if equal else self.best(str(family))
 

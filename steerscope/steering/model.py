@@ -24,7 +24,17 @@ from steerscope.models.site_map import SiteMap, find_sites
 from steerscope.models.virtual_tokens import require_no_tokens_around
 from steerscope.models.wrappers import decoder_of, is_peft, language_model, require_model, tuner_layers
 from steerscope.sites import Site
-from steerscope.steering import beneath, control_vectors, hub, loading, lora_export, merging, saving, scales
+from steerscope.steering import (
+    beneath,
+    control_vectors,
+    fused_heads,
+    hub,
+    loading,
+    lora_export,
+    merging,
+    saving,
+    scales,
+)
 from steerscope.steering.adapters import DEFAULT, Adapter, checked_name
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import SteeringEdit
@@ -596,6 +606,13 @@ class SteeringModel(NamedAdapters):
         merging.merge(self, make_biases=make_biases)
         self.unload()
         return plain
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a trainer's fused head goes to the language model, see :mod:`.fused_heads`."""
+        if name == "forward" and fused_heads.is_fused(value):
+            self._hooks.callback(fused_heads.put_inside(language_model(self.base_model), value))
+            return
+        super().__setattr__(name, value)
 
     def __deepcopy__(self, memo: Any) -> SteeringModel:
         """Refuse: the copy's hooks would use the edits of the original."""

@@ -200,7 +200,12 @@ def _checked(told: Any, path: Path) -> dict[str, Any]:
 
 
 def with_config(state: dict[str, Tensor], adapter: AdapterFile) -> None:
-    """Put an adapter's configuration into a state that is kept as a checkpoint, so that it can be loaded by itself."""
+    """Put an adapter's configuration into a state that is kept as a checkpoint, so that it can be loaded by itself.
+
+    Args:
+        state: Tensors by name; one is added.
+        adapter: What they belong to.
+    """
     text = config_text(adapter).encode()
     state[CHECKPOINT_KEY] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
 

@@ -168,8 +168,15 @@ def kind_of(value: object) -> str:
 def right_choice(choices: object, answer_index: object) -> str:
     """Check ``choices`` and ``answer_index`` against each other and return the right choice.
 
+    Args:
+        choices: A tuple of different texts, if all is well.
+        answer_index: Which of them is right, counted from 0.
+
     Returns:
         The choice at ``answer_index``.
+
+    Raises:
+        InputError: They are something else.
     """
     if choices is None:
         raise InputError(

@@ -94,15 +94,15 @@ def block_jacobian(mlp: Tensor, norm: Tensor) -> Tensor:
 
 def check_norm_rank(subject: Subject) -> Evidence:
     """P9: the norm before the MLP costs one dimension (LayerNorm two)."""
-    block = subject.block
-    if block.mlp_norm is None:
+    before = subject.block.mlp_norm
+    if before is None:
         return Evidence(inapplicable="the MLP reads the stream itself, no norm stands before it")
     parts, z = at_last_token(subject)
     x = _stream(subject)[0, -1]
-    norm = norm_parts(block.mlp_norm, x.shape[0])
+    norm = norm_parts(before, x.shape[0])
     mlp = input_jacobian(z, parts)
     whole = mlp @ norm_jacobian(x, norm, 0.0)
-    answered = jacfwd(lambda stream: mlp_alone(subject, block.mlp_norm(stream)))(x)
+    answered = jacfwd(lambda stream: mlp_alone(subject, before(stream)))(x)
     lost = 2 if norm.is_centred else 1
     # The directions the norm forgets: the length of x, in LayerNorm also the mean.
     forgotten = torch.stack((x - x.mean(), torch.ones_like(x)) if norm.is_centred else (x,), dim=1)
@@ -117,7 +117,7 @@ def check_norm_rank(subject: Subject) -> Evidence:
         claim=(
             Measurement(
                 "norm's Jacobian against autodiff, relative",
-                relative_error(norm_jacobian(x, norm, norm.eps), jacrev(block.mlp_norm)(x)),
+                relative_error(norm_jacobian(x, norm, norm.eps), jacrev(before)(x)),
                 high=JACOBIAN,
             ),
             Measurement(

@@ -274,7 +274,7 @@ def check_moments(subject: Subject) -> Evidence:
             ),
         ),
         limit=(
-            f"on this block's tokens, held out, relative to its target: post-block imitating post-MLP {seen[0]:.2g}, "
+            f"on these tokens, held out, relative to the target: post-block for post-MLP {seen[0]:.2g}, "
             f"the converse {seen[1]:.2g}"
         ),
         notes=(

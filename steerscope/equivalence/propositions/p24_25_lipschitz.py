@@ -238,7 +238,7 @@ def _read_ratios(subject: Subject, is_centred: bool) -> _ReadRatios:
     # x and x' of one length, apart along the direction W stretches most; W' differs from W where x' points.
     x, y = right[1] + 0.3 * right[0], right[1] - 0.3 * right[0]
     worst, unchanged = ratios(x, y, 0.1 * _norm(weight) * torch.outer(left[:, 0], unit(y)))
-    return _ReadRatios(float(ratios(*drawn, tuned)[0].max()), float(worst), float(unchanged))
+    return _ReadRatios(float(ratios(drawn[0], drawn[1], tuned)[0].max()), float(worst), float(unchanged))
 
 
 def _slope_over_bound(activation: Activation, slope: float) -> float:
@@ -266,15 +266,16 @@ def _own_unit_ratio(weights: MLPWeights, activation: Activation, centre: Tensor,
         row = weights.gate[index]
         row = row if float(row @ centre) >= 0 else -row  # so that phi is not flat where the gate is largest
         along = weights.up[index].norm() * unit(row)
-        one: MLPWeights = GatedWeights(row[None], along[None], weights.down[:, index : index + 1])
-        points = centre + radius * unit(row)[None]
-        gradients = gated_input_jacobian(points, one, activation)
+        gated = GatedWeights(row[None], along[None], weights.down[:, index : index + 1])
+        gradients = gated_input_jacobian(centre + radius * unit(row)[None], gated, activation)
+        one: MLPWeights = gated
     else:
         index = int((weights.first @ centre + weights.first_bias).abs().argmin())
         row, bias = weights.first[index], weights.first_bias[index : index + 1]
-        one = PlainWeights(row[None], bias, weights.second[:, index : index + 1], weights.second_bias)
+        plain = PlainWeights(row[None], bias, weights.second[:, index : index + 1], weights.second_bias)
         steps = torch.linspace(-radius, radius, 401, dtype=torch.float64)
-        gradients = plain_input_jacobian(centre + steps[:, None] * unit(row), one, activation)
+        gradients = plain_input_jacobian(centre + steps[:, None] * unit(row), plain, activation)
+        one = plain
     return float(_norm(gradients).max()) / ball_lipschitz(one, activation, centre, radius, slope)
 
 

@@ -14,7 +14,8 @@ from steerscope.experiments.tasks.task import Split, Task, TaskExample, TaskForm
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_NAME = "{}-chat"
+# What the name of such a task ends with.
+CHAT = "-chat"
 
 
 def chat_task(task: Task, tokenizer: PreTrainedTokenizerBase) -> Task:
@@ -36,7 +37,7 @@ def chat_task(task: Task, tokenizer: PreTrainedTokenizerBase) -> Task:
     templated((("user", "?"),), tokenizer)
     if isinstance(task, FileTask):
         examples = tuple(_turned(one, tokenizer) for one in task.examples)
-        return replace(task, name=_NAME.format(task.name), examples=examples)
+        return replace(task, name=f"{task.name}{CHAT}", examples=examples)
     return _ChatTask(task, tokenizer)
 
 
@@ -49,7 +50,7 @@ class _ChatTask:
 
     @property
     def name(self) -> str:
-        return _NAME.format(self.task.name)
+        return f"{self.task.name}{CHAT}"
 
     @property
     def description(self) -> str:
