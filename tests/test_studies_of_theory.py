@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from studies import first_order_steps, reach
+from studies.theory import ROOT, STEPS
 from tests.cli.runs import save_model
 
 
@@ -29,6 +30,14 @@ def test_first_order_steps(folder, tmp_path, monkeypatch, capsys):
     first_order_steps.main()
     assert "seed 0" not in capsys.readouterr().out
     assert json.loads(out.read_text())["runs"].keys() == {"rate 0.0001, seed 0", "rate 0.0001, seed 1"}
+
+
+def test_the_readme_says_what_the_study_found():
+    one = json.loads((ROOT / STEPS).read_text(encoding="utf-8"))["runs"]["rate 5e-05, seed 0"]
+    first, second = (f"{part:.0%}" for part in one["explained"][:2])
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"explains {first} of the shift of the logits after the first step and {second} after the second" in text
+    assert one["steps_within"] == 1
 
 
 def test_reach(folder, tmp_path, monkeypatch):
