@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from steerscope.errors import InputError, UnsupportedModelError
 
@@ -67,6 +68,33 @@ def vocab_size(model: nn.Module) -> int:
     """Return the number of token embeddings of a model."""
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
     return int(embeddings.weight.shape[0])
+
+
+def run_on_random_tokens(model: nn.Module, num_tokens: int = 6) -> Tensor:
+    """Run a model on two sequences of seeded random tokens, for what hooks see of it.
+
+    Args:
+        model: A causal language model.
+        num_tokens: Length of each sequence.
+
+    Returns:
+        The tokens, ``2 x num_tokens``.
+    """
+    ids = random_tokens(model, torch.Generator().manual_seed(0), num_tokens)
+    model(input_ids=ids, use_cache=False)
+    return ids
+
+
+def random_tokens(model: nn.Module, generator: torch.Generator, num_tokens: int = 6) -> Tensor:
+    """Return two sequences of random tokens, on the model's device.
+
+    Args:
+        model: A model with token embeddings.
+        generator: Draws them.
+        num_tokens: Length of each sequence.
+    """
+    ids = torch.randint(0, vocab_size(model), (2, num_tokens), generator=generator)
+    return ids.to(next(model.parameters()).device)
 
 
 def is_peft(model: nn.Module) -> bool:
