@@ -40,6 +40,14 @@ def module_at(root: nn.Module, path: str) -> nn.Module:
     return found
 
 
+# Activations that a block may call as functions of torch, without an attribute of its own.
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "torch.nn.functional.silu": nn.functional.silu,
+    "torch.nn.functional.gelu": nn.functional.gelu,
+    "torch.nn.functional.relu": nn.functional.relu,
+}
+
+
 @dataclass(frozen=True)
 class Block:
     """One block with its parts bound. ``description`` says what they mean; ``index`` counts from 0."""
@@ -297,6 +305,8 @@ def _activation_at(module: nn.Module, path: str | None) -> Callable[[Tensor], Te
             )
 
         return none
+    if path in FUNCTIONS:
+        return FUNCTIONS[path]
     owner, _, name = path.rpartition(".")
     activation = getattr(module_at(module, owner) if owner else module, name, None)
     if not callable(activation):

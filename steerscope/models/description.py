@@ -25,7 +25,8 @@ class BlockDescription:
         mlp_reads: The linear maps that read ``mlp_in``: ``(gate, up)``, one fused gate-and-up, or ``(first,)``; empty
             where the MLP is one map.
         mlp_write: The down projection: its input is ``mlp_hidden``. ``None`` where the MLP is one map (experts).
-        activation: The activation function's attribute; ``None`` where the MLP is one map.
+        activation: The activation function's attribute, or ``torch.nn.functional.silu``, ``gelu`` or ``relu``; ``None``
+            where the MLP is one map.
         gated: Whether the hidden layer is ``phi(gate) * up`` (then a fused map holds gate first).
         attn_norm: Norm on what attention reads, or ``None``.
         mlp_norm: Norm on what the MLP reads, or ``None``. The same path as ``attn_norm`` where one norm
@@ -42,6 +43,7 @@ class BlockDescription:
         mlp_scale: The same of the MLP.
         left_out: Names of weights of two axes or more that are in none of the maps above (experts, convolutions):
             they are no part of what stands for fine-tuning.
+        copied: Whether the block changes in place what its branches write (Falcon), so that sites there hold a copy.
         by_layer: Where blocks differ, the description of each of them; the other fields are then the first one's.
     """
 
@@ -67,6 +69,7 @@ class BlockDescription:
     attn_scale: float | str = 1.0
     mlp_scale: float | str = 1.0
     left_out: tuple[str, ...] = ()
+    copied: bool = False
     by_layer: tuple[BlockDescription, ...] = ()
 
     def of_layer(self, index: int) -> BlockDescription:

@@ -96,6 +96,11 @@ class _Stream(threading.local):
         stack.callback(block.module.register_forward_hook(hook).remove)
 
 
+def _of_copy(tap: Tap) -> Tap:
+    """Return a tap that gets a copy: the block goes on to add to the tensor itself."""
+    return lambda value, read: tap(value.clone(), read.clone())
+
+
 def _at_input(module: nn.Module, stream: _Stream, tap: Tap) -> Any:
     """Tap a module's first input."""
 
@@ -149,6 +154,8 @@ def _attach(block: Block, kind: SiteKind, stream: _Stream, tap: Tap) -> Any:
     # The stream inside a block (resid_mid: m = h + attn_out) has no module of its own. Adding where attention writes
     # reaches the MLP *and* the skip; a hook on the norm before the MLP would reach the MLP alone.
     branch = facts.written_by[-1]
+    if block.description.copied:
+        tap = _of_copy(tap)
     return _at_output(block.writer(branch), stream, tap, facts.role is Role.STREAM, block.scale(branch))
 
 

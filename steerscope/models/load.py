@@ -15,7 +15,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from steerscope.errors import InputError
 from steerscope.files import told
 from steerscope.models.attention import keep_softcapping
-from steerscope.models.description import BlockDescription
 from steerscope.models.bundled import (
     BUNDLED_NAME,
     QUANTISED_NOTE,
@@ -26,6 +25,7 @@ from steerscope.models.bundled import (
     setup_of,
     sha256_of,
 )
+from steerscope.models.description import BlockDescription
 from steerscope.models.layouts import known_description
 from steerscope.models.lengths import context_of
 from steerscope.models.load_errors import not_loaded, refuse_quantised

@@ -9,6 +9,7 @@ the MLP's branch.
 from __future__ import annotations
 
 from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 

@@ -53,7 +53,8 @@ def mlp_at(block: Block, row: Tensor, token: Tensor) -> Iterator[None]:
         row: ``selected``: which sequences of the batch.
         token: ``selected``: the token in each of them.
     """
-    if block.mlp_write is block.mlp_in or block.mlp_write not in set(block.mlp_in.modules()):
+    write = block.mlp_write_or_none  # one map of experts looks at all tokens at once
+    if write is None or write is block.mlp_in or write not in set(block.mlp_in.modules()):
         yield
         return
     shapes: list[torch.Size] = []

@@ -55,7 +55,9 @@ def decoder_of(model: nn.Module) -> nn.Module:
     """
     inner = language_model(model)
     get_decoder = getattr(inner, "get_decoder", None)
-    decoder = get_decoder() if callable(get_decoder) else getattr(inner, "base_model", None)
+    decoder = get_decoder() if callable(get_decoder) else None
+    if not isinstance(decoder, nn.Module) or isinstance(decoder, nn.Linear):  # a few families call their head "decoder"
+        decoder = getattr(inner, "base_model", None)
     if not isinstance(decoder, nn.Module):
         raise UnsupportedModelError(
             f"expected a causal language model of transformers, got {type(model).__name__}. "

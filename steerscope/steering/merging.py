@@ -149,7 +149,10 @@ def _step(steering: SteeringModel, site: Site) -> _Step:
     if facts.read_by is not None:
         return _Step(site, edit, block.maps(*facts.read_by), reads=True)
     if facts.written_by:
-        return _Step(site, edit, _writer(block, site, edit, facts.written_by[-1]), reads=False)
+        writer = _writer(block, site, edit, facts.written_by[-1])
+        # What is added to the stream is a multiple of what the map writes; M of the multiple is the multiple of M.
+        vector = None if edit.vector is None else edit.vector / block.scale(facts.written_by[-1])
+        return _Step(site, Affine(edit.matrix, vector), writer, reads=False)
     raise InputError(
         f"the edit at '{site}' adds to the embeddings, which many models also use to make logits; no weight "
         "holds it alone. Keep it as an adapter."

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from studies.families.overrides import OVERRIDES
 from steerscope.models.attention import keep_softcapping
+from studies.families.overrides import OVERRIDES
 
 VOCAB = 64
 WIDTH = 32

@@ -159,7 +159,8 @@ class PlaceWatch:
 def maps_at(block: Block, kind: SiteKind) -> tuple[nn.Module, ...]:
     """Return the linear maps at a kind of site: those that read it alone, else the one whose output it is or ends with.
 
-    What enters the first block is read by that block's attention.
+    What enters the first block is read by that block's attention. At a branch that is one map, these are all linear
+    maps of that branch.
 
     Args:
         block: A block of the model.
@@ -169,6 +170,9 @@ def maps_at(block: Block, kind: SiteKind) -> tuple[nn.Module, ...]:
         One linear map or several that share their input.
     """
     facts = kind.facts
+    branch = facts.read_by[0] if facts.read_by else (*facts.written_by, Branch.ATTENTION)[len(facts.written_by) - 1]
+    if block.whole(branch) is not None:
+        return (*block.attn_reads, *block.attn_inner) if branch is Branch.ATTENTION else block.mlp_inner
     if facts.read_by is not None:
         return block.maps(*facts.read_by)
     if facts.written_by:

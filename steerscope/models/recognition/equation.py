@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from steerscope.errors import UnsupportedModelError
 from steerscope.models.description import BlockDescription
 from steerscope.models.recognition.maps import all_but, linear_calls, mlp_inside
-from steerscope.models.recognition.trace import Trace, Traced, is_same, mixes_tokens, numbers_of
+from steerscope.models.recognition.trace import Trace, Traced, is_result, is_same, mixes_tokens, numbers_of
 
 
 class BlockReader:
@@ -43,7 +43,7 @@ class BlockReader:
         wrote, added, scales = self._writers(attn)
         unit, mlp_post = self._unit_of(added)
         attn_post = wrote if not wrote.is_inside(attn) and wrote is not attn else None
-        attn_norm = self._norm_before(attn, attn, "attention")
+        attn_norm = self._norm_before(attn, "attention")
         written = attn if attn_post is not None else wrote
         mlp = mlp_inside(self, unit, unit if mlp_post is not None else added, attn)
         entry = mlp.entry
@@ -51,7 +51,7 @@ class BlockReader:
             raise self.refuse("its MLP is no module, and what its last map reads is not phi(gate) * up or phi(first)")
         parallel, mlp_norm = self._stream_before(entry, attn, wrote, scales[0])
         maps = linear_calls(self, [attn, *self._within(attn)])
-        writing = next((one for one in maps if is_same(one.gave, written.gave)), None)
+        writing = next((one for one in maps if is_result(one, written)), None)
         reads = tuple(self.path(one) for one in maps if one is not writing and is_same(one.given, attn.given))
         kept = {self.path(writing)} if writing is not None else set()
         attn_inner = tuple(path for path in map(self.path, maps) if path not in {*reads, *kept})
@@ -78,6 +78,7 @@ class BlockReader:
             mlp_scale=self._named(scales[1]),
             parallel=parallel,
             left_out=all_but(self.module, described),
+            copied=any(_was_changed(one) for one in (wrote, added)),
         )
 
     def path(self, one: Traced) -> str:
@@ -106,7 +107,7 @@ class BlockReader:
 
     def _attention(self) -> Traced:
         """Return the one part of the block that mixes tokens."""
-        mixers = [one for one in self.direct if mixes_tokens(one, self.shape)]
+        mixers = [one for one in self.direct if mixes_tokens(one, self.shape, self.tolerance)]
         if len(mixers) == 1:
             return mixers[0]
         names = ", ".join(self.path(one) for one in mixers)
@@ -129,7 +130,9 @@ class BlockReader:
                 and not is_same(one.gave, self.h)
             )
 
-        behind = [one for one in self.direct if one is not attn and is_same(one.given, attn.gave) and one.began > attn.ended]
+        behind = [
+            one for one in self.direct if one is not attn and is_same(one.given, attn.gave) and one.began > attn.ended
+        ]
         within = sorted(self._within(attn), key=lambda one: -one.ended)
         of_attention = [one for one in (*behind, attn, *within) if fits(one)]
         others = [one for one in self.inside if one is not attn and not one.is_inside(attn) and fits(one)]
@@ -146,16 +149,24 @@ class BlockReader:
                 if float(left) <= self.tolerance and float(found.abs().min()) > self.tolerance:
                     a, b = (self._rounded(float(number)) for number in found)
                     return wrote, added, (a, b)
-        raise self.refuse(self._why_no_sum())
+        raise self.refuse(self._why_no_sum([*of_attention, *others]))
 
-    def _why_no_sum(self) -> str:
+    def _why_no_sum(self, parts: list[Traced]) -> str:
         for one in self.inside:
             if is_same(one.gave, self.out) and any(True for _ in one.module.parameters()) and _is_norm(one.module):
                 return (
                     f"what leaves it is the output of the norm {self.path(one)!r}, so the stream itself is normalised "
                     "after each addition, and no part adds to it"
                 )
-        return "what leaves it is no sum of the stream that enters, a part of attention and a part of an MLP"
+        moved = self.out.double() - self.h.double()
+        for one in parts:
+            assert one.value is not None
+            if float((moved.flatten() - _flat(one.value)).norm() / moved.norm()) <= self.tolerance:
+                return f"it has one branch ({self.path(one)!r}) where attention and an MLP are expected"
+        return (
+            "what leaves it is no sum of the stream that enters, a part of attention and a part of an MLP (the skip "
+            "connection may be scaled or normed, there may be a third part, or numbers per channel before one)"
+        )
 
     def _rounded(self, number: float) -> float:
         return 1.0 if abs(number - 1) <= 10 * self.tolerance else number
@@ -176,17 +187,17 @@ class BlockReader:
 
     def _source(self, value: Tensor | None, before: Traced) -> Traced | None:
         """Return the part whose output a tensor is, looking through what only hands it on (dropout)."""
-        for one in reversed(self.direct):
+        for one in self.inside:  # what calls another part comes before it
             if one.ended < before.began and is_same(one.gave, value) and not is_same(one.given, value):
                 return one
         return None
 
-    def _norm_before(self, one: Traced, attn: Traced, what: str) -> Traced | None:
+    def _norm_before(self, one: Traced, what: str) -> Traced | None:
         """Return the norm between the stream that enters and what a part reads, or ``None`` where it reads that."""
         if is_same(one.given, self.h):
             return None
         norm = self._source(one.given, one)
-        if norm is not None and is_same(norm.given, self.h):
+        if norm is not None and is_same(norm.given, self.h) and _is_norm(norm.module):
             return norm
         raise self.refuse(f"what its {what} ({self.path(one)!r}) reads is neither h nor a norm of h")
 
@@ -199,12 +210,10 @@ class BlockReader:
             return unit, added
         return next(one for one in self.direct if one is added or added.is_inside(one)), None
 
-    def _stream_before(
-        self, entry: Traced, attn: Traced, wrote: Traced, scale: float
-    ) -> tuple[bool, Traced | None]:
+    def _stream_before(self, entry: Traced, attn: Traced, wrote: Traced, scale: float) -> tuple[bool, Traced | None]:
         """Return whether the MLP reads the stream that attention reads, and through which norm."""
         candidates: list[tuple[Tensor | None, Traced | None]] = [(entry.given, None)]
-        if (norm := self._source(entry.given, entry)) is not None:
+        if (norm := self._source(entry.given, entry)) is not None and _is_norm(norm.module):
             candidates.append((norm.given, norm))
         assert wrote.value is not None
         mid = self.h.double() + scale * wrote.value.double().reshape(self.h.shape)
@@ -225,6 +234,11 @@ class BlockReader:
 def _flat(value: Tensor | None) -> Tensor:
     assert value is not None
     return value.double().flatten()
+
+
+def _was_changed(one: Traced) -> bool:
+    """Whether the block changed in place what a part gave it."""
+    return one.gave is not None and one.value is not None and not torch.equal(one.gave, one.value)
 
 
 def _is_norm(module: nn.Module) -> bool:

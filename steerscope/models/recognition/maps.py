@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from steerscope.models.recognition.trace import Traced, is_same
+from steerscope.models.recognition.trace import Traced, is_result, is_same
+from steerscope.models.blocks import FUNCTIONS
 from steerscope.models.wrappers import acting_layer
 
 
@@ -105,35 +106,33 @@ def mlp_inside(reader: Reader, unit: Traced, written: Traced, attn: Traced) -> M
         The hidden layer's maps and activation where ``phi(gate) * up`` or ``phi(first)`` holds of them; otherwise the
         MLP as one map, with the linear maps inside it.
     """
-    here = [unit, *(one for one in reader.inside if one.is_inside(unit))]
-    if unit in (loose := linear_calls(reader, [one for one in reader.direct if one is not attn])):
-        here = loose
-    maps = linear_calls(reader, here)
-    entry = unit if here is not loose else next(iter(maps), unit)
-    write = next((one for one in maps if one is not entry and is_same(one.gave, written.gave)), None)
+    own = linear_calls(reader, [unit, *(one for one in reader.inside if one.is_inside(unit))])
+    outside = linear_calls(reader, [one for one in reader.inside if one is not attn and not one.is_inside(attn)])
+    # Some blocks keep the maps of their MLP side by side (OPT), or in a module each (BERT's intermediate and output).
+    for maps, entry in ((own, unit), (outside, next(iter(outside), unit))):
+        if (found := _with_hidden_layer(reader, maps, entry, written)) is not None:
+            return found
+    return MLP(unit, "MLP as one map", inner=tuple(reader.path(one) for one in own))
+
+
+def _with_hidden_layer(reader: Reader, maps: list[Traced], entry: Traced, written: Traced) -> MLP | None:
+    """Return an MLP of which ``phi(gate) * up`` or ``phi(first)`` holds, ``None`` where neither does."""
+    write = next((one for one in maps if is_result(one, written)), None)
     reads = [one for one in maps if one is not write and is_same(one.given, entry.given)]
-    if write is not None and reads and {*reads, write} == set(maps):
-        tolerance = 1e-3 if reader.tolerance <= 1e-3 else 0.1
-        assert write.given is not None
-        for path, phi in activations(reader, entry):
-            for order, hidden in _hidden_layers(reads, phi):
-                if _agree(hidden, write.given, tolerance):
-                    first = order[0].value
-                    gated = len(order) == 2 or (first is not None and hidden.shape[-1] != first.shape[-1])
-                    return MLP(
-                        entry,
-                        "gated MLP" if gated else "plain MLP",
-                        tuple(reader.path(one) for one in order),
-                        reader.path(write),
-                        path,
-                        gated,
-                    )
-    return MLP(entry, "MLP as one map", inner=tuple(reader.path(one) for one in maps))
+    if write is None or write.given is None or not reads or {*reads, write} != set(maps):
+        return None
+    tolerance = 1e-3 if reader.tolerance <= 1e-3 else 0.1
+    for path, phi in activations(reader, entry):
+        for order, hidden in _hidden_layers(reads, phi):
+            if _agree(hidden, write.given, tolerance):
+                first = order[0].value
+                gated = len(order) == 2 or (first is not None and hidden.shape[-1] != first.shape[-1])
+                kind = "gated MLP" if gated else "plain MLP"
+                return MLP(entry, kind, tuple(map(reader.path, order)), reader.path(write), path, gated)
+    return None
 
 
-def _hidden_layers(
-    reads: list[Traced], phi: Callable[[Tensor], Tensor]
-) -> Iterator[tuple[tuple[Traced, ...], Tensor]]:
+def _hidden_layers(reads: list[Traced], phi: Callable[[Tensor], Tensor]) -> Iterator[tuple[tuple[Traced, ...], Tensor]]:
     """Yield what the hidden layer would be, with the maps in the order that makes it so."""
     made = [one.value for one in reads if one.value is not None]
     if len(made) == 1:
@@ -155,11 +154,14 @@ def activations(reader: Reader, entry: Traced) -> Iterator[tuple[str, Callable[[
         entry: The MLP or its first map; its owner is searched, too.
 
     Yields:
-        Path and function; those that raise on a small tensor are left out.
+        Path and function; those that raise on a small tensor are left out. Last, functions of torch that blocks call
+        by name.
     """
     prefix = reader.path(entry)
     owners = [(f"{prefix}.{path}" if path else prefix, part) for path, part in entry.module.named_modules()]
-    for path, owner in (*owners, ("", reader.module)):
+    around = prefix.rpartition(".")[0]
+    owners += [(around, reader.module.get_submodule(around)), ("", reader.module)]
+    for path, owner in owners:
         for name, value in (*vars(owner).items(), *owner.named_children()):
             if name.startswith("_") or name == "forward" or not callable(value) or isinstance(value, type):
                 continue
@@ -172,6 +174,7 @@ def activations(reader: Reader, entry: Traced) -> Iterator[tuple[str, Callable[[
                 continue
             if isinstance(found, Tensor) and found.shape == probe.shape:
                 yield (f"{path}.{name}" if path else name), value
+    yield from FUNCTIONS.items()
 
 
 def all_but(module: nn.Module, described: Iterable[str]) -> tuple[str, ...]:

@@ -103,6 +103,13 @@ def is_same(first: Tensor | None, second: Tensor | None) -> bool:
     )
 
 
+def is_result(one: Traced, other: Traced) -> bool:
+    """Whether two calls gave the same tensor with the same numbers in it: nothing was added in place between."""
+    if one.value is None or other.value is None or not is_same(one.gave, other.gave):
+        return False
+    return torch.equal(one.value.flatten(), other.value.flatten())
+
+
 def numbers_of(module: nn.Module) -> dict[str, float]:
     """Return the Python numbers, neither 0 nor 1, that a module keeps as attributes, by name."""
     found = {name: value for name, value in vars(module).items() if isinstance(value, int | float)}
@@ -110,19 +117,20 @@ def numbers_of(module: nn.Module) -> dict[str, float]:
 
 
 @torch.no_grad()
-def mixes_tokens(one: Traced, shape: torch.Size) -> bool:
+def mixes_tokens(one: Traced, shape: torch.Size, tolerance: float) -> bool:
     """Whether a module's output at a token depends on what it gets at other tokens.
 
     Args:
         one: A call of it.
         shape: ``(batch, token)`` of the pass.
+        tolerance: What rounding may change of other tokens, relative: experts multiply tokens together.
 
     Returns:
         Whether it does. A call without a tensor, or with a tensor of another shape, does not.
     """
-    if one.given is None or one.gave is None or one.value is None or one.given.numel() % shape.numel() or one.gave.dim() < 2:
+    if one.given is None or one.value is None or one.value.dim() < 2 or not one.given.is_floating_point():
         return False
-    if not one.given.is_floating_point():
+    if one.given.numel() % shape.numel():
         return False
     by_token = one.given.reshape(*shape, -1)
     moved = by_token.clone()
@@ -132,5 +140,6 @@ def mixes_tokens(one: Traced, shape: torch.Size) -> bool:
     after = first_tensor(one.call.again(one.module, moved.reshape(one.given.shape)))
     if after is None or after.numel() % shape.numel() or after.shape != one.value.shape:
         return False
-    changed = (after != one.value).reshape(*shape, -1).any(dim=-1)
-    return bool(changed[:, 1:].any())
+    scale = one.value.float().pow(2).mean().sqrt().clamp_min(1e-30)
+    changed = (after - one.value).float().abs().reshape(*shape, -1) / scale
+    return bool((changed[:, 1:] > tolerance).any())
