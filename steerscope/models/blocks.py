@@ -323,8 +323,8 @@ def _number_at(module: nn.Module, scale: float | str) -> float:
     found = getattr(module_at(module, owner) if owner else module, name, None)
     if isinstance(found, bool) or not isinstance(found, int | float) or not found:
         raise UnsupportedModelError(
-            f"{type(module).__name__} has no number but zero at {scale!r}, which the BlockDescription calls a multiplier "
-            f"(there is {found!r}). Correct the BlockDescription."
+            f"{type(module).__name__} has no number but zero at {scale!r}, which the BlockDescription calls a "
+            f"multiplier (there is {found!r}). Correct the BlockDescription."
         )
     return float(found)
 
@@ -373,11 +373,11 @@ def as_token_axes(tensor: Tensor, batch: int, token: int) -> Tensor:
     """View a tensor whose tokens were flattened (OPT's MLP) as ``batch token channel``.
 
     Args:
-        tensor: ``batch token channel``, or ``batch*token channel``.
+        tensor: ``batch token channel``, or ``batch*token channel``, or with axes of size 1 between.
         batch: Number of sequences.
         token: Tokens per sequence, padding included.
 
     Returns:
         A view ``batch token channel``; the tensor itself if it has three axes already.
     """
-    return tensor.view(batch, token, tensor.shape[-1]) if tensor.dim() == 2 else tensor
+    return tensor if tensor.dim() == 3 else tensor.view(batch, token, tensor.shape[-1])

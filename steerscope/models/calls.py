@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -18,6 +19,35 @@ def first_tensor(value: object) -> Tensor | None:
     if isinstance(value, tuple | list):
         return next((one for one in value if isinstance(one, Tensor)), None)
     return None
+
+
+# What blocks give back beside the stream, without tensors; None for one that gives the stream alone.
+_BESIDE: WeakKeyDictionary[nn.Module, tuple[Any, ...] | None] = WeakKeyDictionary()
+
+
+def remember_output(module: nn.Module, args: object, output: object) -> None:
+    """Note in which form a block gives back the stream: a forward hook.
+
+    Args:
+        module: The block.
+        args: What it was called with.
+        output: What it gave.
+    """
+    beside = (
+        tuple(None if isinstance(one, Tensor) else one for one in output[1:]) if isinstance(output, tuple) else None
+    )
+    _BESIDE[module] = beside
+
+
+def as_given_back(module: nn.Module, stream: Tensor) -> Any:
+    """Return the stream in the form in which a block gives it back: alone, or first in a tuple (Falcon).
+
+    Args:
+        module: The block; one that no check ran is taken to give the stream alone.
+        stream: ``batch token d_model``.
+    """
+    beside = _BESIDE.get(module)
+    return stream if beside is None else (stream, *beside)
 
 
 @dataclass(frozen=True)
@@ -63,3 +93,15 @@ class Call:
         """
         call = self.with_first(value)
         return module(*call.args, **call.kwargs)
+
+
+def stream_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the stream among the arguments of a block.
+
+    Args:
+        args: Those by place.
+        kwargs: Those by name.
+    """
+    found = Call(args, kwargs).first
+    assert found is not None
+    return found

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from steerscope.errors import InputError, UnsupportedModelError
 from steerscope.models.addends import Edit, checked
 from steerscope.models.blocks import Block, as_token_axes
-from steerscope.models.calls import Call
+from steerscope.models.calls import Call, stream_of
 from steerscope.models.contexts import Entry, acts_here, hooks_bound_here
 from steerscope.models.readings import Key, Readings
 from steerscope.models.site_map import SiteMap
@@ -76,9 +76,7 @@ class _Stream(threading.local):
         # Without kwargs: torch calls a hook so when another thread removes it while this one is about to call it.
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
             if kwargs is not None and self.is_wanted():
-                h = Call(args, kwargs).first
-                assert h is not None
-                self.h = h
+                self.h = stream_of(args, kwargs)
 
         for module in (block.module, block.attn_norm or block.attn):
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
@@ -204,8 +202,9 @@ def _require_bound(site_map: SiteMap, layers: set[int]) -> None:
             found = getattr(now, name)
             parts = zip(part, found, strict=True) if isinstance(part, tuple) else [(part, found)]
             if any(isinstance(old, nn.Module) and old is not new for old, new in parts):
+                told = name.removesuffix("_or_none")
                 raise InputError(
-                    f"'{name}' of block {layer} was replaced after this site map was made (a LoRA put on later does "
+                    f"'{told}' of block {layer} was replaced after this site map was made (a LoRA put on later does "
                     "so), so what is read and edited there would miss it. Call find_sites(model) again."
                 )
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from steerscope.errors import UnsupportedModelError
 from steerscope.models.blocks import Block, as_token_axes
-from steerscope.models.calls import Call, first_tensor
+from steerscope.models.calls import Call, first_tensor, remember_output
 from steerscope.site_kinds import Branch
 
 
@@ -81,6 +81,7 @@ def recorded_calls(blocks: Sequence[Block]) -> Iterator[dict[int, Calls]]:
         for block in blocks
         for branch, module in ((Branch.ATTENTION, block.attn), (Branch.MLP, block.mlp_in))
     ]
+    handles += [block.module.register_forward_hook(remember_output) for block in blocks]
     try:
         yield calls
     finally:

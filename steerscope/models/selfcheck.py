@@ -19,6 +19,7 @@ from steerscope.models.blocks import Block, linear_weight
 from steerscope.models.hooks import Edit, edited, reading
 from steerscope.models.recorded import Calls, recorded_calls
 from steerscope.models.site_map import SiteMap
+from steerscope.models.upper_blocks import entering_block
 from steerscope.models.wrappers import random_tokens, vocab_size
 from steerscope.site_kinds import Branch, Place
 from steerscope.sites import Site, SiteKind
@@ -61,6 +62,10 @@ def check_sites(model: nn.Module, site_map: SiteMap, num_tokens: int = 6) -> Non
         _check_maps(block)
 
     middle = len(site_map.blocks) // 2
+    with entering_block(site_map, middle, clean[middle, SiteKind.RESID_PRE]):
+        behind = run()
+    what = f"the model from block {middle} on does not follow from the stream that enters it"
+    _compare(*(logits.masked_fill(logits == -torch.inf, 0.0) for logits in (behind, plain)), what)
     for kind in site_map.description.kinds:
         layer = 0 if kind.facts.is_first_block_only else middle
         edit = _random_edit(clean[layer, kind], generator)

@@ -88,6 +88,35 @@ class SiteMap:
         """Return every block's linear maps by ``(layer, path inside the block)``."""
         return {(b.index, path): module for b in self.blocks for path, module in b.linear_maps().items()}
 
+    def left_out(self) -> tuple[str, ...]:
+        """Return the names of weights of two axes or more, inside blocks, that are in none of the linear maps."""
+        return tuple(sorted({name for block in self.blocks for name in block.description.left_out}))
+
+    def require_plain_blocks(self, what: str) -> None:
+        """Refuse blocks whose parts formulas of the theory cannot be written down for.
+
+        Args:
+            what: What needs them, for the message.
+
+        Raises:
+            UnsupportedModelError: A branch is one map or is multiplied by a number, or weights are in no linear map.
+        """
+        for block in self.blocks:
+            told = block.description
+            if told.attn_write is None or told.mlp_write is None:
+                why = "a branch of it is one map"
+            elif (block.attn_scale, block.mlp_scale) != (1.0, 1.0):
+                why = "its branches are multiplied by numbers"
+            elif told.attn_inner or told.left_out:
+                why = f"it has weights besides its usual maps ({', '.join((*told.attn_inner, *told.left_out)[:3])})"
+            else:
+                continue
+            raise UnsupportedModelError(
+                f"{what} needs blocks of attention and an MLP that add to the stream as they are; of block "
+                f"{block.index} (layout '{told.layout}'), {why}. Use another model for this; ranking, editing and "
+                "training work."
+            )
+
     def describe(self) -> str:
         """Return the layout's sites with equations, and the model's size."""
         return f"{self.description.describe()}\n  {len(self.blocks)} layers, d_model {self.d_model}"

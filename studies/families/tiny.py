@@ -7,8 +7,9 @@ import warnings
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from steerscope.models.attention import keep_softcapping
@@ -21,7 +22,18 @@ SIZES: tuple[tuple[tuple[str, ...], int], ...] = (
     (("vocab_size", "vocab_size_per_layer_input"), VOCAB),
     (("hidden_size", "n_embd", "d_model", "embedding_size", "word_embed_proj_dim", "dim_model", "emb_dim"), WIDTH),
     (("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"), 2),
-    (("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads", "encoder_attention_heads"), 4),
+    (
+        (
+            "num_attention_heads",
+            "n_head",
+            "num_heads",
+            "attention_heads",
+            "n_heads",
+            "decoder_attention_heads",
+            "encoder_attention_heads",
+        ),
+        4,
+    ),
     (("num_key_value_heads", "num_heads_kv", "num_kv_heads", "n_head_kv"), 2),
     (("head_dim",), 8),
     (
@@ -124,5 +136,19 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, *
                 parameter.copy_(noise * (1.0 if "embed" in name or "wte" in name else 0.25))
             elif parameter.is_floating_point():
                 parameter.add_(0.2 * noise)
+        own = {name for name, _ in model.named_parameters()}
+        for name, buffer in model.state_dict().items():  # numbers that checkpoints bring beside weights
+            if name not in own and buffer.is_floating_point() and buffer.numel() <= WIDTH:
+                buffer.add_(0.2 * torch.randn(buffer.shape, generator=generator))
     keep_softcapping(model)
     return model.to(dtype).eval()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of words over numbers and a few signs, as many as tiny models have tokens."""
+    words = ["<bos>", "<eos>", "<pad>", "<unk>", "=", "yes", "no"]
+    words += [str(number) for number in range(VOCAB - len(words))]
+    backend = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    named = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **named)

@@ -172,7 +172,8 @@ def maps_at(block: Block, kind: SiteKind) -> tuple[nn.Module, ...]:
     facts = kind.facts
     branch = facts.read_by[0] if facts.read_by else (*facts.written_by, Branch.ATTENTION)[len(facts.written_by) - 1]
     if block.whole(branch) is not None:
-        return (*block.attn_reads, *block.attn_inner) if branch is Branch.ATTENTION else block.mlp_inner
+        own = (*block.attn_reads, *block.attn_inner) if branch is Branch.ATTENTION else block.mlp_inner
+        return own or tuple(block.linear_maps().values())
     if facts.read_by is not None:
         return block.maps(*facts.read_by)
     if facts.written_by:

@@ -28,7 +28,8 @@ class BlockReader:
         self.inside = [one for one in trace.calls if one.is_inside(self.root)]
         self.direct = [one for one in self.inside if not any(one.is_inside(other) for other in self.inside)]
         self.paths = {id(part): path for path, part in module.named_modules()}
-        assert self.root.given is not None and self.root.gave is not None
+        assert self.root.given is not None
+        assert self.root.gave is not None
         self.h, self.out = self.root.given, self.root.gave
         # Two sums of the same numbers in another order; a multiplier of 1 is told from 1.001 in float32.
         self.tolerance = max(1e-4, 8 * torch.finfo(self.h.dtype).eps)

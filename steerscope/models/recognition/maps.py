@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from steerscope.models.recognition.trace import Traced, is_result, is_same
 from steerscope.models.blocks import FUNCTIONS
+from steerscope.models.recognition.trace import Traced, is_result, is_same
 from steerscope.models.wrappers import acting_layer
 
 
@@ -69,14 +70,15 @@ def linear_calls(reader: Reader, among: Iterable[Traced]) -> list[Traced]:
 def _is_linear(one: Traced, shape: torch.Size) -> bool:
     layer = acting_layer(one.module)
     weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dim() != 2 or one.given is None or one.gave is None:
+    if not isinstance(weight, Tensor) or weight.dim() != 2 or one.given is None or one.gave is None or not one.alone:
         return False
     rows, columns = weight.shape
     transposed = type(layer).__name__ == "Conv1D"
     d_out, d_in = (columns, rows) if transposed else (rows, columns)
     if one.given.shape[-1] != d_in or one.gave.shape[-1] != d_out or not one.given.is_floating_point():
         return False
-    if one.given.numel() != shape.numel() * d_in or one.given.dtype != weight.dtype:
+    tokens = [size for size in one.given.shape[:-1] if size != 1]
+    if tokens not in (list(shape), [shape.numel()]) or one.given.dtype != weight.dtype:
         return False
     if layer is not one.module:
         return True
@@ -167,14 +169,22 @@ def activations(reader: Reader, entry: Traced) -> Iterator[tuple[str, Callable[[
                 continue
             if isinstance(value, nn.Module) and any(parameter.dim() > 1 for parameter in value.parameters()):
                 continue
-            probe = torch.linspace(-1, 1, 8)
-            try:
-                found = value(probe.to(next(entry.module.parameters())))
-            except Exception:  # whatever a callable that is no activation raises
-                continue
-            if isinstance(found, Tensor) and found.shape == probe.shape:
+            if _is_elementwise(value, next(entry.module.parameters())):
                 yield (f"{path}.{name}" if path else name), value
     yield from FUNCTIONS.items()
+
+
+def _is_elementwise(function: Callable[[Tensor], object], like: Tensor) -> bool:
+    """Whether a callable takes tensors of any shape and gives back tensors of the same."""
+    for shape in ((3,), (2, 5)):
+        probe = torch.linspace(-1, 1, math.prod(shape)).reshape(shape).to(like)
+        try:
+            found = function(probe)
+        except Exception:  # whatever a callable that is no activation raises
+            return False
+        if not isinstance(found, Tensor) or found.shape != shape:
+            return False
+    return True
 
 
 def all_but(module: nn.Module, described: Iterable[str]) -> tuple[str, ...]:

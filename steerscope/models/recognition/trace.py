@@ -24,6 +24,7 @@ class Traced:
         given: The first tensor of its arguments.
         gave: The first tensor of its output, ``None`` where there is none: which tensor, as it may be changed in place.
         value: What was in it when the module gave it.
+        alone: Whether that tensor was the whole output.
         began: When the call began and ``ended``: numbers that order all calls.
         ended: See ``began``.
     """
@@ -34,6 +35,7 @@ class Traced:
     given: Tensor | None
     gave: Tensor | None = None
     value: Tensor | None = None
+    alone: bool = False
     began: int = 0
     ended: int = 0
 
@@ -80,7 +82,7 @@ def traced(root: nn.Module) -> Iterator[Trace]:
         while one.module is not module:  # its call was left by an exception
             one = open_calls.pop()
         one.gave, one.ended = first_tensor(output), trace.tick()
-        one.value = None if one.gave is None else one.gave.clone()
+        one.value, one.alone = None if one.gave is None else one.gave.clone(), isinstance(output, Tensor)
 
     for path, module in root.named_modules():
         handles.append(module.register_forward_pre_hook(before(path), with_kwargs=True))
