@@ -159,8 +159,9 @@ class Block:
         return self.mlp_reads_or_none or self._refuse(Branch.MLP)
 
     def _refuse(self, branch: Branch) -> NoReturn:
+        what = "MLP" if branch is Branch.MLP else "attention"
         raise UnsupportedModelError(
-            f"this needs the linear maps of the {branch} of block {self.index}, which is one map here (layout "
+            f"this needs the linear maps of the {what} of block {self.index}, which is one map here (layout "
             f"'{self.description.layout}'): there is no single map to read, change or merge into. Take sites and "
             "methods that edit activations there."
         )

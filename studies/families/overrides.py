@@ -23,7 +23,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "electra": _BERT,
     "ernie": _BERT,
     "falcon_h1": _MAMBA2,
-    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
     "gemma3n_text": {"num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"]},
     "git": _BERT,
     "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
@@ -67,3 +66,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "zamba2": {"layers_block_type": ["mamba", "hybrid"], "n_mamba_heads": 8, "mamba_d_state": 8},
     "zaya": {"num_experts_per_tok": 1},
 }
+
+# Families whose smallest model takes minutes.
+NOT_SMALL = {"blt": "it reads bytes in patches that a second model finds, whose size is fixed"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from studies.families.overrides import NOT_SMALL
 from studies.families.trial import Trial
 
 TITLE = "# Families"
@@ -39,10 +40,10 @@ def page(trials: Sequence[Trial], versions: Mapping[str, str]) -> str:
         "",
         "Made by `python -m studies.families`; do not edit. A row is a tiny random model of a family of transformers'",
         f"`MODEL_FOR_CAUSAL_LM_MAPPING` ({told}), built from its default configuration made small.",
-        "It was loaded, its sites were checked (what each reads, and what an edit there moves; false descriptions have to",
-        "fail), an edit was trained for a step at every kind of site of a layer, saved and loaded, and its sites were ranked",
-        "by 24 prompts. What blocks compute is recognised from a pass ([sites.md](sites.md)), so a released model of a",
-        "family can differ: it is checked on its own weights when it is loaded.",
+        "It was loaded, its sites were checked (what each reads, and what an edit there moves), false descriptions",
+        "were refused, an edit was trained for a step at every kind of site of a layer, saved and loaded, and its",
+        "sites were ranked by 24 prompts. What blocks compute is recognised from a pass ([sites.md](sites.md)), so a",
+        "released model of a family can differ: it is checked on its own weights when it is loaded.",
         "",
         f"**{by_outcome['supported']} families are supported, {by_outcome['refused']} are refused with the reason, of "
         f"{by_outcome['not built']} no tiny model was built"
@@ -63,8 +64,8 @@ def page(trials: Sequence[Trial], versions: Mapping[str, str]) -> str:
     lines += [
         "",
         "`*`: some weights are in no linear map that every token goes through (experts, convolutions, attention to",
-        "another model's states), so no part of the sum that stands for fine-tuning; `steerscope sites` and rankings name",
-        "them.",
+        "another model's states), so no part of the sum that stands for fine-tuning; `steerscope sites` and rankings",
+        "name them.",
         "",
         "## Refused",
         "",
@@ -76,6 +77,7 @@ def page(trials: Sequence[Trial], versions: Mapping[str, str]) -> str:
         if trial.outcome == "refused":
             refused.setdefault(_reason(trial.reason), []).append(f"`{trial.family}`")
     lines += [f"| {why} | {', '.join(names)} |" for why, names in sorted(refused.items(), key=lambda one: -len(one[1]))]
+    trials = [*trials, *(Trial(family, "not built", why) for family, why in NOT_SMALL.items())]
     for outcome, title, words in (
         ("broken", "Failing", "Faults of steerscope: the sites are true, the step named fails."),
         ("not built", "Not built", "What their code said of a small configuration."),

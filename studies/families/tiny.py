@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from steerscope.models.attention import keep_softcapping
-from studies.families.overrides import OVERRIDES
+from studies.families.overrides import NOT_SMALL, OVERRIDES
 
 VOCAB = 64
 WIDTH = 32
@@ -65,8 +65,8 @@ PLAIN = {name: size for names, size in SIZES for name in names}
 
 
 def families() -> list[str]:
-    """Return every causal family that the installed transformers names."""
-    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    """Return every causal family that the installed transformers names, but those of :data:`NOT_SMALL`."""
+    return sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(NOT_SMALL))
 
 
 def tiny_config(family: str, **overrides: Any) -> PretrainedConfig:

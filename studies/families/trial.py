@@ -127,9 +127,14 @@ def wrong_descriptions(told: BlockDescription, multipliers: tuple[float, float])
         "the MLP's multiplier": replace(told, mlp_scale=1.5 * multipliers[1]),
         "parallel or not": replace(told, parallel=not told.parallel),
     }
-    for name in ("attn_norm", "mlp_norm", "attn_post_norm", "mlp_post_norm"):
-        if getattr(told, name) is not None:
-            found[f"no {name}"] = replace(told, **{name: None})
+    for what, wrong, has in (
+        ("no norm before attention", replace(told, attn_norm=None), told.attn_norm),
+        ("no norm before the MLP", replace(told, mlp_norm=None), told.mlp_norm),
+        ("no norm behind attention", replace(told, attn_post_norm=None), told.attn_post_norm),
+        ("no norm behind the MLP", replace(told, mlp_post_norm=None), told.mlp_post_norm),
+    ):
+        if has is not None:
+            found[what] = wrong
     return found
 
 

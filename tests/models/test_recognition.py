@@ -106,7 +106,7 @@ def test_a_merged_vector_is_divided_by_the_multiplier(site):
         parameter.copy_(torch.linspace(-1, 1, parameter.numel()).reshape(parameter.shape))
     ids = torch.arange(4, 10)[None]
     expected = steering(input_ids=ids).logits
-    merged = steering.merge_and_unload()
+    merged = steering.merge_and_unload(make_biases=True)
     torch.testing.assert_close(merged(input_ids=ids).logits, expected)
 
 
@@ -193,7 +193,7 @@ def test_a_description_with_both_or_none_of_what_writes_is_refused():
         find_sites(model, replace(true, mlp_map=None))
     with pytest.raises(UnsupportedModelError, match="no number but zero at 'no_such_number'"):
         find_sites(model, replace(true, attn_scale="no_such_number"))
-    with pytest.raises(UnsupportedModelError, match=r"leaves out \['mlp.experts"):
+    with pytest.raises(UnsupportedModelError, match=r"leaves out \['mlp.gate.weight', 'mlp.experts"):
         check_sites(model, find_sites(model, replace(true, left_out=())))
 
 

@@ -136,7 +136,7 @@ class Recorder:
         def start_graph(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             # The weights are frozen: the graph begins at the embeddings.
             self.source = output.detach().requires_grad_(True)
-            return self.source
+            return self.source.clone()  # no leaf of the graph: some models scale it in place
 
         stack.callback(embeddings.register_forward_hook(start_graph).remove)
         for block in site_map.blocks:
@@ -200,6 +200,8 @@ class Recorder:
         """
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            if not output.requires_grad:
+                return output  # a map that only chooses (which tokens attention looks at) has no derivative
             if reads:
                 read = as_token_axes(args[0].detach(), *self.mask.shape[:2])
                 projected = self._project(read, (layer, group), self.plan.weight_size) * self.mask

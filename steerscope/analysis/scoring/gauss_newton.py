@@ -178,7 +178,11 @@ class Stepper:
     def _graph(self) -> Iterator[None]:
         """Begin the graph at the embeddings: weights are frozen."""
         embeddings = self.loaded.model.get_input_embeddings()  # type: ignore[operator]
-        hook = embeddings.register_forward_hook(lambda module, args, output: output.detach().requires_grad_(True))
+
+        def start_graph(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            return output.detach().requires_grad_(True).clone()  # no leaf of the graph: some models scale it in place
+
+        hook = embeddings.register_forward_hook(start_graph)
         try:
             yield
         finally:
