@@ -45,6 +45,9 @@ def as_given_back(module: nn.Module, stream: Tensor) -> Any:
     Args:
         module: The block; one that no check ran is taken to give the stream alone.
         stream: ``batch token d_model``.
+
+    Returns:
+        The stream, or a tuple that begins with it.
     """
     beside = _BESIDE.get(module)
     return stream if beside is None else (stream, *beside)
@@ -101,6 +104,9 @@ def stream_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     Args:
         args: Those by place.
         kwargs: Those by name.
+
+    Returns:
+        The first tensor, ``batch token d_model``.
     """
     found = Call(args, kwargs).first
     assert found is not None

@@ -172,5 +172,8 @@ def times(scale: float | str, what: str) -> str:
     Args:
         scale: A number, or the attribute that holds it.
         what: What is multiplied.
+
+    Returns:
+        The words; of a multiplier of 1 those of what is multiplied.
     """
     return what if scale == 1.0 else f"{scale} {what}"

@@ -94,6 +94,9 @@ def random_tokens(model: nn.Module, generator: torch.Generator, num_tokens: int 
         model: A model with token embeddings.
         generator: Draws them.
         num_tokens: Length of each sequence.
+
+    Returns:
+        Token ids, ``2 x num_tokens``.
     """
     ids = torch.randint(0, vocab_size(model), (2, num_tokens), generator=generator)
     return ids.to(next(model.parameters()).device)

@@ -95,7 +95,15 @@ def traced(root: nn.Module) -> Iterator[Trace]:
 
 
 def is_same(first: Tensor | None, second: Tensor | None) -> bool:
-    """Whether two tensors are one in memory, in whatever shape. All tensors of a trace are kept, so none is reused."""
+    """Say whether two tensors are one in memory, in whatever shape.
+
+    Args:
+        first: A tensor of a trace. All of them are kept, so no memory is used twice.
+        second: Another one.
+
+    Returns:
+        Whether they share all their numbers.
+    """
     return (
         first is not None
         and second is not None
@@ -106,7 +114,15 @@ def is_same(first: Tensor | None, second: Tensor | None) -> bool:
 
 
 def is_result(one: Traced, other: Traced) -> bool:
-    """Whether two calls gave the same tensor with the same numbers in it: nothing was added in place between."""
+    """Say whether two calls gave the same tensor with the same numbers in it: nothing was added in place between.
+
+    Args:
+        one: A call.
+        other: Another one.
+
+    Returns:
+        Whether they did.
+    """
     if one.value is None or other.value is None or not is_same(one.gave, other.gave):
         return False
     return torch.equal(one.value.flatten(), other.value.flatten())
