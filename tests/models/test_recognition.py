@@ -106,7 +106,8 @@ def test_a_merged_vector_is_divided_by_the_multiplier(site):
         parameter.copy_(torch.linspace(-1, 1, parameter.numel()).reshape(parameter.shape))
     ids = torch.arange(4, 10)[None]
     expected = steering(input_ids=ids).logits
-    merged = steering.merge_and_unload(make_biases=True)
+    with pytest.warns(UserWarning, match="got a bias"):
+        merged = steering.merge_and_unload(make_biases=True)
     torch.testing.assert_close(merged(input_ids=ids).logits, expected)
 
 
