@@ -58,6 +58,11 @@ def decoder_of(model: nn.Module) -> nn.Module:
     decoder = get_decoder() if callable(get_decoder) else None
     if not isinstance(decoder, nn.Module) or isinstance(decoder, nn.Linear):  # a few families call their head "decoder"
         decoder = getattr(inner, "base_model", None)
+    # The language model inside one of images may bring a head of its own.
+    while isinstance(getattr(decoder, "lm_head", None), nn.Module) and isinstance(
+        below := getattr(decoder, "model", None), nn.Module
+    ):
+        decoder = below
     if not isinstance(decoder, nn.Module):
         raise UnsupportedModelError(
             f"expected a causal language model of transformers, got {type(model).__name__}. "

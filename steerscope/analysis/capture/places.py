@@ -172,13 +172,14 @@ def maps_at(block: Block, kind: SiteKind) -> tuple[nn.Module, ...]:
     facts = kind.facts
     branch = facts.read_by[0] if facts.read_by else (*facts.written_by, Branch.ATTENTION)[len(facts.written_by) - 1]
     if block.whole(branch) is not None:
-        own = (*block.attn_reads, *block.attn_inner) if branch is Branch.ATTENTION else block.mlp_inner
-        return own or tuple(block.linear_maps().values())
-    if facts.read_by is not None:
-        return block.maps(*facts.read_by)
-    if facts.written_by:
-        return block.maps(facts.written_by[-1], Maps.WRITE)
-    return block.maps(Branch.ATTENTION, Maps.READS)
+        found = (*block.attn_reads, *block.attn_inner) if branch is Branch.ATTENTION else block.mlp_inner
+    elif facts.read_by is not None:
+        found = block.maps(*facts.read_by)
+    elif facts.written_by:
+        found = block.maps(branch, Maps.WRITE)
+    else:
+        found = block.maps(Branch.ATTENTION, Maps.READS)
+    return found or tuple(block.linear_maps().values())
 
 
 def linear_cka(first: Tensor, second: Tensor) -> float:
