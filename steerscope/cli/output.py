@@ -8,7 +8,7 @@ from pathlib import Path
 
 from steerscope.errors import InputError
 from steerscope.files import told
-from steerscope.folders import Kind, require_folder_for, require_json_file
+from steerscope.folders import Kind, require_folder_for, require_json_file, write_result
 
 OVERWRITE = ", or add --overwrite to replace the report in it"
 RESUME = ", or add --resume to go on with what is in it"
@@ -72,3 +72,25 @@ def check_json_target(target: str | None, sign: str) -> None:
         if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
             raise InputError(f"--json {target!r} cannot be written; expected a file in an existing folder, or '-'.")
     require_json_file(path, sign)
+
+
+def give_json(target: str | None, text: str, sign: str) -> bool:
+    """Write a result where ``--json`` says, or print it.
+
+    Args:
+        target: What ``--json`` says.
+        text: The result as JSON.
+        sign: As for :func:`check_json_target`.
+
+    Returns:
+        Whether it was printed, so that nothing else may be.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    if target == "-":
+        print(text.rstrip("\n"))
+        return True
+    if target is not None:
+        write_result(target, text.rstrip("\n"), sign)
+    return False

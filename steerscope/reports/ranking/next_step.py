@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from steerscope.analysis.results import Ranking
 from steerscope.experiments.tasks import task_names
+from steerscope.experiments.tasks.chat import CHAT
 from steerscope.reports.ranking.candidates import Candidate
 from steerscope.reports.ranking.verdict import Verdict, recommends
 from steerscope.reports.vocabulary import clean
@@ -41,7 +42,8 @@ def next_step(ranking: Ranking) -> NextStep | None:
     if not recommends(ranking):
         return NextStep("", "", search, "")
     chosen = Verdict(ranking).cheapest
-    site, family = f"{chosen.site.layer}.{chosen.kinds[0]}", chosen.site.family
+    recommended = ranking.recommended()
+    site, family = recommended.name, recommended.family
     rank = ranking.settings.get("rank")
     has_rank = family == "linear" and isinstance(rank, int)
     options = f'family="{clean(family, 24)}"' + (f", rank={rank}" if has_rank else "")
@@ -67,11 +69,15 @@ def _subject(ranking: Ranking) -> str:
             name, is_joined, value = word.partition("=")
             if name == option and (is_joined or i + 1 < len(typed)):
                 kept[option] = value if is_joined else typed[i + 1]
+    is_chat = "--chat-template" in typed
     if not kept.keys() & {"--task", "--data"}:
         task = clean(ranking.task, 80)
+        is_chat |= task.endswith(CHAT)
+        task = task.removesuffix(CHAT)
         kept |= {"--task": task} if task in task_names() else {"--data": "FILE.jsonl"}
     words = [clean(ranking.model.get("name") or "MODEL", 200)]
     words += [word for option in _KEPT if option in kept for word in (option, kept[option])]
+    words += ["--chat-template"] if is_chat else []
     words += ["--trust-remote-code"] if "--trust-remote-code" in typed else []
     return shlex.join(words)
 

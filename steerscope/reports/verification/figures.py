@@ -38,7 +38,7 @@ from steerscope.reports.vocabulary import count, ordered_kinds
 VERDICT_LOOKS = {
     "holds": ("H", "#dbe6f4", INK),
     "holds with correction": ("C", "#7fa6d6", INK),
-    "vacuous here": ("V", "#ffffff", MUTED),
+    "not applicable": ("N", "#ffffff", MUTED),
     "fails": ("F", "#5c1010", "white"),
 }
 
@@ -59,7 +59,7 @@ def plot_verdicts(found: Verification) -> Figure:
         ax.fill(
             [column, column + 1, column + 1, column], [row, row, row + 1, row + 1], facecolor=fill, edgecolor="white"
         )
-        if one.verdict == "vacuous here":
+        if one.verdict == "not applicable":
             ax.fill(
                 [column + 0.02, column + 0.98, column + 0.98, column + 0.02],
                 [row + 0.03, row + 0.03, row + 0.97, row + 0.97],
