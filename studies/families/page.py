@@ -63,7 +63,7 @@ def page(trials: Sequence[Trial], versions: Mapping[str, str]) -> str:
         lines.append(f"| {layout} | {lacks} | {', '.join(names)} |")
     lines += [
         "",
-        "`*`: some weights are in no linear map that every token goes through (experts, convolutions, attention to",
+        "\\*: some weights are in no linear map that every token goes through (experts, convolutions, attention to",
         "another model's states), so no part of the sum that stands for fine-tuning; `steerscope sites` and rankings",
         "name them.",
         "",
@@ -90,7 +90,7 @@ def page(trials: Sequence[Trial], versions: Mapping[str, str]) -> str:
 
 
 def _name(trial: Trial) -> str:
-    return f"`{trial.family}`" + ("`*`" if trial.left_out else "")
+    return f"`{trial.family}`" + ("\\*" if trial.left_out else "")
 
 
 def _lacks(trial: Trial) -> str:
