@@ -1,4 +1,4 @@
-"""``steerscope compare``: compare finished runs, as a table, a figure and JSON."""
+"""``steerscope compare``: compare finished runs, as a table, a page and JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.", metavar="DIR...")],
-    out: Annotated[Path, typer.Option(help="Folder for comparison.json and the figure.")] = Path("comparison"),
+    out: Annotated[Path, typer.Option(help="Folder for comparison.json, index.html and the figure.")] = Path("comparison"),
     overwrite: Annotated[bool, typer.Option(help="Write into a folder that is not empty.")] = False,
 ) -> None:
     """Compare runs of one task on the same test questions; seeds of one configuration make one row."""
@@ -21,11 +21,11 @@ def compare(
     from steerscope.installed import require
     from steerscope.reports.comparison.tables import print_comparison
 
-    require("report", "the figure of a comparison")
+    require("report", "the page of a comparison")
     check_folder(out, Kind.COMPARISON, overwrite=overwrite)
     found = compare_runs(folders)
-    from steerscope.reports.comparison.figures import write_comparison  # matplotlib is slow to load
+    from steerscope.reports.comparison.page import write_comparison  # matplotlib is slow to load
 
-    written = write_comparison(found, out)
+    page = write_comparison(found, out)
     print_comparison(found, file=sys.stdout)
-    print(f"figure: {written[1]}", file=sys.stderr)
+    print(f"report: {page}", file=sys.stderr)

@@ -44,7 +44,7 @@ def search(
     max_examples: Annotated[int, typer.Option(help="Most prompts that the ranking is made from.")] = 192,
     selection_examples: Annotated[int, typer.Option(help="Most held-out prompts that choose.")] = 256,
     test_examples: Annotated[int, typer.Option(help="Most test prompts.")] = 512,
-    out: Annotated[Path, typer.Option(help="Folder for runs, search.json and adapter/.")] = Path("search"),
+    out: Annotated[Path, typer.Option(help="Folder for runs, search.json, index.html and adapter/.")] = Path("search"),
     resume: Annotated[bool, typer.Option(help="Go on with the runs that the folder holds.")] = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -54,7 +54,7 @@ def search(
     quiet: Quiet = False,
 ) -> None:
     """Rank the sites, train at the best ones in rounds, and keep the adapter of the one that learns most."""
-    from steerscope.cli.output import RESUME, check_folder
+    from steerscope.cli.output import RESUME, check_folder, page_beside
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.commands import search as search_model
     from steerscope.experiments.searching import SearchOptions
@@ -87,3 +87,4 @@ def search(
         result = search_model(model, source, options, out, progress=show, command=command_line())
     print(result, file=sys.stdout)
     print(f"adapter: {result.adapter}", file=sys.stderr)
+    page_beside("write_search", result, out)

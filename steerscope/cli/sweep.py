@@ -52,7 +52,7 @@ def sweep(
     scores: Annotated[bool, typer.Option(help="Rank all sites at the end, and keep their scores in the table.")] = True,
     budget: Annotated[float | None, typer.Option(help="Minutes; what is finished then is kept, and usable.")] = None,
     pack_size: Annotated[int | None, typer.Option(help="Most runs trained together; without it, to fit.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for runs and table.json.")] = Path("sweep"),
+    out: Annotated[Path, typer.Option(help="Folder for runs, table.json and index.html.")] = Path("sweep"),
     resume: Annotated[bool, typer.Option(help="Go on with the runs that the folder holds.")] = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -62,7 +62,7 @@ def sweep(
     quiet: Quiet = False,
 ) -> None:
     """Train one edit at each of many sites, several at a time, and keep the outcomes as a table."""
-    from steerscope.cli.output import RESUME, check_folder
+    from steerscope.cli.output import RESUME, check_folder, page_beside
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.commands import sweep as sweep_model
     from steerscope.experiments.sweeping import SweepOptions
@@ -101,6 +101,7 @@ def sweep(
     print(
         f"{table.cost['runs']:.0f} runs, {speed / 1e9:,.0f} GFLOP/s in training; table: {out / TABLE}", file=sys.stderr
     )
+    page_beside("write_site_table", table, out)
 
 
 def _sites(text: str) -> int | str | tuple[str, ...]:
