@@ -51,7 +51,7 @@ function makeFilterable(table) {
   const count = document.createElement("output");
   label.className = "filter";
   input.type = "search";
-  input.placeholder = "12.resid vector equal";
+  input.placeholder = "words to keep";
   label.append("Filter rows ", input, " ", count);
   input.addEventListener("input", () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);

@@ -32,7 +32,7 @@ def headline(comparison: Comparison) -> str:
         return f"{name} is highest with {first.accuracy:.1%}, not surely above always giving the most frequent answer."
     if not near:
         return f"{name} does best: {first.accuracy:.1%}; all others are behind."
-    others = listing([clean(entry_name(one), 40) for one in near], 2)
+    others = clean(entry_name(near[0]), 40) if len(near) == 1 else f"{len(near)} others"
     return f"{name} is highest with {first.accuracy:.1%}, but cannot be told from {others}."
 
 

@@ -35,6 +35,8 @@ from steerscope.reports.vocabulary import clean, count, listing, score_words
 # Scores that are drawn against the trained loss, where a table has them.
 _DRAWN = ("learnable_share", "predicted_loss")
 TABLE_STEMS = ("losses", *(f"foreseen_{name}" for name in _DRAWN), "foreseen", "agreements")
+# More than so many sites are counted, not named.
+_MOST_NAMED = 4
 _LOWER_RIGHT = (
     "Each mark is a site. If the score foresees training, marks fall from the upper left to the lower right; lines "
     "reach over the seeds."
@@ -50,9 +52,17 @@ def table_headline(table: SiteTable) -> str:
     best = min(found, key=lambda one: one.loss)
     if best.loss >= table.base.recalibrated_loss:
         return "Training at these sites gives no more than a recalibrated output: nothing about the questions was learned."
+    if len(table.seeds) < 2:
+        return f"Of {count(len(found), 'site')}, {best.site} came out lowest; one seed cannot say how surely."
     if len(equal) == 1:
         return f"Train at {best.site}: of {count(len(found), 'site')}, no other comes as low."
-    return f"Train at {best.site}; {listing([str(one.site) for one in equal[1:]], 3)} came as low within the seeds' noise."
+    if len(equal) <= _MOST_NAMED:
+        names = listing([str(one.site) for one in equal])
+        return f"Train at {names}: {count(len(table.seeds), 'seed')} cannot say which of them is best."
+    return (
+        f"{len(equal)} of {count(len(found), 'site')} cannot be told from the best, {best.site}, by "
+        f"{count(len(table.seeds), 'seed')}."
+    )
 
 
 def _table_lead(table: SiteTable) -> list[str]:
@@ -250,9 +260,9 @@ def judgement_headline(found: Judgement) -> str:
     plain = {*found.baselines, *found.trained}
     rows = {name: one for name, one in found.scores.items() if name not in plain}
     if not found.admission.holds:
-        return f"{clean(found.table, 60)} may not judge scores: {_failing(found)} of {len(found.admission.criteria)} criteria do not hold."
+        return f"The table may not judge scores: {_failing(found)} of {len(found.admission.criteria)} criteria do not hold."
     if not rows:
-        return f"{clean(found.table, 60)} judged baselines alone."
+        return "Baselines alone were judged."
     best = max(rows, key=lambda name: rows[name].agreement.spearman)
     top = max(found.baselines, key=lambda name: found.scores[name].agreement.spearman)
     own, other = rows[best].agreement, found.scores[top].agreement
@@ -328,13 +338,14 @@ def render_judgements(found: Judgements, drawn: Sequence[Drawn[Judgements]]) -> 
     ]
     admitted = sum(one.admission.holds for one in found.judgements)
     said = [judgement_headline(one) for one in found.judgements]
+    named = [f"{clean(one.table, 60)}: {text}" for one, text in zip(found.judgements, said, strict=True)]
     head = f"{admitted} of {count(len(found.judgements), 'table')} may judge scores." if several else said[0]
     page = Page(
         title="Scores judged by trained outcomes",
         about=tuple(clean(one.table, 80) for one in found.judgements[:3]),
         headline=head,
         is_sure=admitted > 0,
-        lead=tuple(said) if several else _verdict(first),
+        lead=tuple(named) if several else _verdict(first),
         facts=(
             Fact("sites", " / ".join(str(one.num_sites) for one in found.judgements[:3])),
             Fact("scores", f"{len(first.scores):,}", "baselines among them"),

@@ -46,7 +46,7 @@ def outcome_table(table: SiteTable) -> TextTable:
                 f"{one.accuracy:.1%}",
                 f"{one.learning_rate:.3g}" + ("" if one.interior or not one.tuned else " *"),
                 str(len(one.losses)),
-                "equal" if str(one.site) in equal else "",
+                "first" if place == 1 else "undetermined" if str(one.site) in equal else "",
             )
         )
     edge = any(row[5].endswith("*") for row in rows)
@@ -55,6 +55,6 @@ def outcome_table(table: SiteTable) -> TextTable:
         columns,
         frozenset(columns) - {"site", ""},
         tuple(rows),
-        "Mean test loss over seeds, nats. Equal: the paired difference to the best, over seeds, has a 95% interval that "
-        "holds zero." + (" * a rate at the edge of those tried." if edge else ""),
+        "Mean test loss over seeds, nats. Undetermined: the seeds cannot tell it from the best (the 95% interval of the "
+        "paired difference holds zero)." + (" * a rate at the edge of those tried." if edge else ""),
     )
