@@ -11,7 +11,9 @@ import typer
 
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.", metavar="DIR...")],
-    out: Annotated[Path, typer.Option(help="Folder for comparison.json, index.html and the figure.")] = Path("comparison"),
+    out: Annotated[Path, typer.Option(help="Folder for comparison.json, index.html and the figure.")] = Path(
+        "comparison"
+    ),
     overwrite: Annotated[bool, typer.Option(help="Write into a folder that is not empty.")] = False,
 ) -> None:
     """Compare runs of one task on the same test questions; seeds of one configuration make one row."""

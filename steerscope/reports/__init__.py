@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from steerscope.reports.searching.figures import plot_contenders, plot_tested
     from steerscope.reports.searching.page import write_search
     from steerscope.reports.site_tables.figures import plot_foreseen, plot_losses, plot_search
-    from steerscope.reports.site_tables.page import write_judgements, write_site_table
+    from steerscope.reports.site_tables.judgement_page import write_judgements
+    from steerscope.reports.site_tables.page import write_site_table
     from steerscope.reports.tables import TextTable, plain_table
     from steerscope.reports.validation.page import write_validation
     from steerscope.reports.validation.tables import print_validation, score_table, trained_table
@@ -115,7 +116,7 @@ _HOMES = {
     "write_validation": "reports.validation.page",
     "write_search": "reports.searching.page",
     "write_site_table": "reports.site_tables.page",
-    "write_judgements": "reports.site_tables.page",
+    "write_judgements": "reports.site_tables.judgement_page",
 }
 
 _DRAWN = {name for name, home in _HOMES.items() if name.startswith(("plot_", "write_")) or home.endswith("figures")}

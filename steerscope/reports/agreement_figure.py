@@ -45,9 +45,7 @@ def agreement_rows(result: Validation | Judgement) -> list[AgreementRow]:
         plain = {*result.baselines, *result.trained}
         own = {name: one.agreement for name, one in result.scores.items()}
         found = [(name, one.spearman, one.low, one.high) for name, one in own.items()]
-    rows = [
-        AgreementRow(score_words(name).label, value, low, high, name in plain) for name, value, low, high in found
-    ]
+    rows = [AgreementRow(score_words(name).label, value, low, high, name in plain) for name, value, low, high in found]
     return sorted(rows, key=lambda row: (-row.value, row.label))
 
 
@@ -108,11 +106,11 @@ def agreement_spots(result: Validation | Judgement, figure: Figure) -> list[Spot
     """
     ax = figure.axes[0]
     low, high = ax.get_xlim()
-    return [
-        # The vertical axis points down.
-        spot_at(ax, (low, place + 0.5), (high, place - 0.5), f"{row.label}: {row.value:.2f} ({row.low:.2f} to {row.high:.2f})")
-        for place, row in enumerate(agreement_rows(result))
-    ]  # fmt: skip
+    found = []
+    for place, row in enumerate(agreement_rows(result)):
+        text = f"{row.label}: {row.value:.2f} ({row.low:.2f} to {row.high:.2f})"
+        found.append(spot_at(ax, (low, place + 0.5), (high, place - 0.5), text))  # the vertical axis points down
+    return found
 
 
 def agreement_alt(rows: Sequence[AgreementRow]) -> str:

@@ -57,7 +57,9 @@ def train_line(subject: str, site: str, family: str, rank: int | None, out: str 
     if family not in METHODS:
         return ""
     how = f" --rank {rank}" if family == "linear" and isinstance(rank, int) else ""
-    return f"steerscope train {subject} --method {METHODS[family]} --site {shlex.quote(clean(site, 40))}{how} --out {out}"
+    return (
+        f"steerscope train {subject} --method {METHODS[family]} --site {shlex.quote(clean(site, 40))}{how} --out {out}"
+    )
 
 
 METHODS = {"linear": "post-block", "vector": "vector"}

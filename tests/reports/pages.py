@@ -77,7 +77,8 @@ def assert_sound(html: str, name: str = "") -> Page:
     assert f"script-src 'sha256-{digest}';" in page.policy, name
     assert "unsafe-inline" not in page.policy.replace("style-src 'unsafe-inline'", ""), name
     # Headings: one first, and no level left out on the way down.
-    assert page.headings[0] == 1 and page.headings.count(1) == 1, name
+    assert page.headings[0] == 1, name
+    assert page.headings.count(1) == 1, name
     assert all(below - above <= 1 for above, below in zip(page.headings, page.headings[1:], strict=False)), name
     assert all(len(alt) > 40 for alt in page.alts), name
     assert not page.unnamed, name
@@ -85,7 +86,9 @@ def assert_sound(html: str, name: str = "") -> Page:
         head, *rows = table["rows"]
         assert all(cell.strip() for cell in head), (name, head)
         assert all(len(row) == len(head) for row in rows), (name, head)
-    assert not re.search(r"\bnan\b|\bNone\b|\binf\b", re.sub(r"<[^>]+>|data:[^\"]+", " ", html.split("<script")[0])), name
+    assert not re.search(r"\bnan\b|\bNone\b|\binf\b", re.sub(r"<[^>]+>|data:[^\"]+", " ", html.split("<script")[0])), (
+        name
+    )
     return page
 
 

@@ -338,7 +338,7 @@ def test_one_awful_site_does_not_eat_the_colours():
 
 
 def test_a_page_stays_below_a_megabyte(pages):
-    ranking, html = pages["thirty_layers"]
+    ranking, _ = pages["thirty_layers"]
     drawn = [draw(entry, ranking) for entry in figure_entries(ranking)]
     assert len(render_page(ranking, drawn)) < 1_000_000
     unsure = tuple(replace(site, standing="undetermined") for site in ranking.sites[1:])

@@ -41,8 +41,8 @@ def answer_sentences(comparison: Comparison) -> list[str]:
     first, (near, behind) = comparison.entries[0], told_apart(comparison)
     cheap = min([first, *near], key=lambda one: one.parameters)
     said = [
-        f"The interval of the highest is {first.low:.1%} to {first.high:.1%} on {count(comparison.n, 'test question')}; "
-        f"always giving the most frequent answer is right on {comparison.majority:.1%}."
+        f"The interval of the highest is {first.low:.1%} to {first.high:.1%} on {count(comparison.n, 'test question')}"
+        f"; always giving the most frequent answer is right on {comparison.majority:.1%}."
     ]
     if near:
         said.append(
@@ -77,6 +77,7 @@ def render_page(comparison: Comparison, drawn: Sequence[Drawn[Comparison]]) -> s
         )
         for one in comparison.entries
     )
+    num_runs = sum(len(one.seeds) for one in comparison.entries)
     page = Page(
         title=f"Methods compared on {clean(comparison.task, 60)}",
         about=(listing(models, 2), clean(comparison.task, 80), count(comparison.n, "test question")),
@@ -87,13 +88,13 @@ def render_page(comparison: Comparison, drawn: Sequence[Drawn[Comparison]]) -> s
             Fact("highest accuracy", f"{first.accuracy:.1%}", f"{first.low:.1%} to {first.high:.1%}",
                  share_bar(first.accuracy, first.low, first.high)),
             Fact("most frequent answer", f"{comparison.majority:.1%}"),
-            Fact("configurations", f"{len(comparison.entries):,}", count(sum(len(one.seeds) for one in comparison.entries), "run")),
+            Fact("configurations", f"{len(comparison.entries):,}", count(num_runs, "run")),
         ),
         warnings=(comparison.data_note,) if comparison.data_note else (),
         sections=tuple(Section(one.entry.heading, one.entry.stem, table) for one in drawn),
         method=folds,
         caveats=(
-            "Intervals say which questions were drawn, not which seed; overlapping ones do not show that two are equal.",
+            "Intervals say which questions were drawn, not which seed; that they overlap does not make two equal.",
             f"It speaks of {clean(comparison.task, 60)} alone.",
         ),
         file="comparison.json",
@@ -110,7 +111,7 @@ def figure_entries(comparison: Comparison) -> list[PageFigure[Comparison]]:
             "Accuracy and what it costs",
             plot_comparison,
             f"Test accuracy against trained parameters of {count(len(comparison.entries), 'configuration')}: {shown}.",
-            "Up and to the left is better. Lines are Wilson's 95% intervals of the mean over seeds; dots are single seeds.",
+            "Up and to the left is better. Lines are Wilson's 95% intervals of the mean over seeds; dots are seeds.",
         )
     ]
 

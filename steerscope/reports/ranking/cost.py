@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from steerscope.analysis.results import Ranking
 from steerscope.errors import InputError
-from steerscope.reports.figure_style import ACCENT, INK, LINE_LOOKS, PALE, PAPER, figure_text, new_figure, styled
+from steerscope.reports.figure_style import INK, LINE_LOOKS, PALE, PAPER, figure_text, new_figure, styled
 from steerscope.reports.ranking.candidates import candidates, kind_candidates, score_of_kinds
 from steerscope.reports.ranking.figure_parts import finish_columns, null_line, score_label, short_number
 from steerscope.reports.ranking.verdict import Verdict, recommends

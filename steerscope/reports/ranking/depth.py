@@ -120,16 +120,17 @@ def _scale(values: Sequence[float]) -> tuple[float, float]:
 
 def _legend(ranking: Ranking, families: Sequence[str], low: float, high: float) -> list[Artist]:
     scale, _ = axis_scale(ranking.score)
-    shown: list[Artist] = []
+    shown: list[Line2D] = []
     for family, (colour, marker, dash) in zip(families, _LOOKS, strict=False):
         label = f"{figure_text(family, 16)} edits"
-        shown.append(Line2D([], [], color=colour, marker=marker, linestyle=dash, markersize=4, label=label))
-    shown.append(Patch(color=ACCENT, alpha=0.18, linewidth=0, label="95% interval"))
+        shown.append(Line2D([], [], color=colour, marker=marker, markersize=4, label=label))
+        shown[-1].set_linestyle(dash)
+    others: list[Artist] = [Patch(color=ACCENT, alpha=0.18, linewidth=0, label="95% interval")]
     if ranking.equal_margin is not None:
-        shown.append(Patch(color=PALE, label="within the margin"))
+        others.append(Patch(color=PALE, label="within the margin"))
     if any(scale * site.score < low for site in ranking.sites if site.family in families):
-        shown.append(Line2D([], [], color=MUTED, marker="v", linestyle="", markersize=5, label="below the scale"))
+        others.append(Line2D([], [], color=MUTED, marker="v", linestyle="", markersize=5, label="below the scale"))
     if low <= 0 <= high:
         name = "no update" if score_words(ranking.score).is_share else "0"
-        shown.append(Line2D([], [], color=NULL, linestyle="--", linewidth=1.1, label=name))
-    return shown
+        others.append(Line2D([], [], color=NULL, linestyle="--", linewidth=1.1, label=name))
+    return [*shown, *others]

@@ -42,8 +42,8 @@ def foreseen_entry(ranking: Ranking, table: SiteTable) -> PageFigure[Ranking]:
     common, label = common_outcomes(table), score_words(ranking.score).label
     if missing := [site for site in common.sites if site not in scores]:
         raise InputError(
-            f"the ranking has no {clean(family, 24)} edit at {missing[0]}, which the table was trained at. Rank all kinds "
-            "of site."
+            f"the ranking has no {clean(family, 24)} edit at {missing[0]}, which the table was trained at. Rank all "
+            "kinds of site."
         )
     losses = finite_losses(common.losses).mean(1)
     best = common.sites[int(losses.argmin())]

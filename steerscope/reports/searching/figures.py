@@ -64,8 +64,7 @@ def plot_tested(result: SearchResult) -> Figure:
     ]
     handles = []
     for name, value, dash in lines:
-        ax.axvline(100 * value, color=NULL, linestyle=dash, linewidth=1.3)
-        handles.append(Line2D([], [], color=NULL, linestyle=dash, label=name))
+        handles.append(ax.axvline(100 * value, color=NULL, linestyle=dash, linewidth=1.3, label=name))
     names = [figure_text(f"{tested_name(one)}, {one.n_params:,} numbers", 44) for one in rows]
     ax.set_yticks(range(len(rows)), names)
     ax.tick_params(axis="y", length=0)
@@ -95,7 +94,7 @@ def plot_contenders(result: SearchResult) -> Figure:
     for one in shown:
         chosen = one.name == result.best.name and one.learning_rate == result.best.learning_rate
         ax.plot(
-            steps.index(one.steps), one.train_loss, "o", color=ACCENT if chosen else MUTED,
+            steps.index(one.steps), one.train_loss or 0.0, "o", color=ACCENT if chosen else MUTED,
             markerfacecolor=ACCENT if chosen else PAPER, markersize=9 if chosen else 6, zorder=4 if chosen else 3,
         )  # fmt: skip
     ax.set_xticks(range(len(steps)), [str(number) for number in steps])
@@ -105,7 +104,7 @@ def plot_contenders(result: SearchResult) -> Figure:
     ax.grid(axis="y")
     handles = [
         Line2D([], [], color=ACCENT, marker="o", linestyle="", label="chosen"),
-        Line2D([], [], color=MUTED, marker="o", markerfacecolor=PAPER, linestyle="", label="one edit, one learning rate"),
+        Line2D([], [], color=MUTED, marker="o", markerfacecolor=PAPER, linestyle="", label="an edit at one rate"),
     ]  # fmt: skip
     finish_with_foot(figure, _foot(result), "How the candidates fell away", handles, 2)
     figure.gca().margins(y=0.1)
@@ -139,5 +138,3 @@ def _foot(result: SearchResult) -> str:
     return figure_text(
         f"{result.model.get('name')} | {result.task} | {result.before['num_test']:.0f} test examples | Wilson 95%", 90
     )
-
-

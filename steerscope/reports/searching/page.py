@@ -52,7 +52,9 @@ def answer_sentences(result: SearchResult) -> list[str]:
     ]
     for other in result.references:
         said.append(_beside(best, other, num_test))
-    said.append(f"It was chosen among {count(rest + 1, 'candidate')}, in {sum(result.seconds.values()) / 60:.1f} minutes.")
+    said.append(
+        f"It was chosen among {count(rest + 1, 'candidate')}, in {sum(result.seconds.values()) / 60:.1f} minutes."
+    )
     return said
 
 
@@ -178,7 +180,12 @@ def render_page(result: SearchResult, drawn: Sequence[Drawn[SearchResult]]) -> s
         lead=tuple(answer_sentences(result)),
         next=_next(result),
         facts=(
-            Fact("test accuracy", f"{best.accuracy:.1%}", f"{low:.1%} to {high:.1%}", pages.share_bar(best.accuracy, low, high)),
+            Fact(
+                "test accuracy",
+                f"{best.accuracy:.1%}",
+                f"{low:.1%} to {high:.1%}",
+                pages.share_bar(best.accuracy, low, high),
+            ),
             Fact("untrained", f"{before['accuracy']:.1%}", f"recalibrated {before['recalibrated_accuracy']:.1%}"),
             Fact("trained numbers", f"{best.n_params:,}", tested_name(best)),
             Fact("minutes", f"{sum(result.seconds.values()) / 60:.1f}", "ranking, search and references"),
@@ -188,7 +195,9 @@ def render_page(result: SearchResult, drawn: Sequence[Drawn[SearchResult]]) -> s
             for text in (
                 quantised if isinstance(quantised, str) else "",
                 result.note,
-                "" if best.interior else "The best learning rate has a neighbour that was not tried or is not worse: "
+                ""
+                if best.interior
+                else "The best learning rate has a neighbour that was not tried or is not worse: "
                 "another rate may be better.",
             )
             if text

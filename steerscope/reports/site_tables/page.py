@@ -1,33 +1,22 @@
-"""The pages of a site table and of what tables say of scores."""
+"""The page of a site table: what training at each site came to, and whether scores foresaw it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
 
 from steerscope.errors import InputError
 from steerscope.experiments.site_tables.common import LEAST_SITES
 from steerscope.experiments.site_tables.judging import Judgement, judge
 from steerscope.experiments.site_tables.table import SiteTable
-from steerscope.folders import Kind, require_folder_for, write_result
+from steerscope.folders import Kind, require_folder_for
 from steerscope.reports import page as pages
-from steerscope.reports.agreement_figure import agreement_alt, agreement_rows, agreement_spots, plot_agreements
-from steerscope.reports.page import Fact, Fold, Next, Page, Part, Section, settings_fold
-from steerscope.reports.page_folder import Drawn, PageFigure, Spot, write_page_folder
+from steerscope.reports.page import Fact, Next, Page, Part, Section, settings_fold
+from steerscope.reports.page_folder import Drawn, PageFigure, write_page_folder
 from steerscope.reports.site_tables.figures import loss_spots, plot_foreseen, plot_losses
-from steerscope.reports.site_tables.tables import (
-    admission_table,
-    attainable_sentence,
-    full_table,
-    pairs_sentence,
-    score_table,
-)
+from steerscope.reports.site_tables.judgement_page import agreement_entry, judgement_folds, verdict_sentences
+from steerscope.reports.site_tables.tables import score_table
 from steerscope.reports.site_tables.trained_table import best_sites, outcome_table
 from steerscope.reports.typed import subject_words, train_line
 from steerscope.reports.vocabulary import clean, count, listing, score_words
@@ -43,15 +32,14 @@ _LOWER_RIGHT = (
 )
 
 
-# --- a table ---------------------------------------------------------------------------------------------------------
-
-
 def table_headline(table: SiteTable) -> str:
     """Say at which sites training does best, and which cannot be told from the best one."""
     found, equal = table.outcomes(), best_sites(table)
     best = min(found, key=lambda one: one.loss)
     if best.loss >= table.base.recalibrated_loss:
-        return "Training at these sites gives no more than a recalibrated output: nothing about the questions was learned."
+        return (
+            "Training at these sites gives no more than a recalibrated output: nothing about the questions was learned."
+        )
     if len(table.seeds) < 2:
         return f"Of {count(len(found), 'site')}, {best.site} came out lowest; one seed cannot say how surely."
     if len(equal) == 1:
@@ -72,8 +60,9 @@ def _table_lead(table: SiteTable) -> list[str]:
     return [
         f"The best site reaches a test loss of {best.loss:.3f} nats and {best.accuracy:.1%} right; the worst of "
         f"{count(len(table.outcomes()), 'site')}, {worst.site}, {low}.",
-        f"Without an edit the model has {base.loss:.3f} and {base.accuracy:.1%}; with the best temperature and output "
-        f"bias {base.recalibrated_loss:.3f} and {base.recalibrated_accuracy:.1%}; always one answer {base.majority:.1%}.",
+        f"Without an edit the model has {base.loss:.3f} and {base.accuracy:.1%}; with the best temperature and "
+        f"output bias {base.recalibrated_loss:.3f} and {base.recalibrated_accuracy:.1%}; always one answer "
+        f"{base.majority:.1%}.",
     ]
 
 
@@ -117,25 +106,7 @@ def _table_figures(table: SiteTable, judgement: Judgement | None) -> Iterator[Pa
             _LOWER_RIGHT,
         )
     if judgement is not None and judgement.scores:
-        yield _agreement_entry(judgement)
-
-
-def _agreement_entry(judgement: Judgement, stem: str = "agreements") -> PageFigure[Any]:
-    def plot(_: object) -> Figure:
-        return plot_agreements(judgement)
-
-    def spots(_: object, figure: Figure) -> list[Spot]:
-        return agreement_spots(judgement, figure)
-
-    return PageFigure(
-        stem,
-        "Which score foresaw training",
-        plot,
-        agreement_alt(agreement_rows(judgement)),
-        "Intervals (95%) are over layers. Hollow: plain baselines, which cost nothing, and losses after a few steps of "
-        "real training.",
-        spots=spots,
-    )
+        yield agreement_entry(judgement)
 
 
 def render_table_page(judgement: Judgement | None, table: SiteTable, drawn: Sequence[Drawn[SiteTable]]) -> str:
@@ -154,8 +125,8 @@ def render_table_page(judgement: Judgement | None, table: SiteTable, drawn: Sequ
     model, task = clean(table.model.get("name"), 80), clean(table.task, 80)
     quantised = table.model.get("quantised")
     outcomes = (Part(table=outcome_table(table)),)
-    judged = () if judgement is None else (Part(_verdict(judgement), table=score_table(judgement)),)
-    folds = () if judgement is None else _judgement_folds(judgement)
+    judged = () if judgement is None else (Part(table=score_table(judgement)),)
+    folds = () if judgement is None else judgement_folds(judgement)
     sections = [
         Section(
             one.entry.heading,
@@ -189,7 +160,7 @@ def render_table_page(judgement: Judgement | None, table: SiteTable, drawn: Sequ
             )
             if text
         ),
-        certainty=() if judgement is None else _verdict(judgement),
+        certainty=() if judgement is None else verdict_sentences(judgement),
         sections=tuple(sections),
         method=settings_fold(
             {
@@ -240,7 +211,9 @@ def write_site_table(table: SiteTable, folder: str | Path) -> Path:
     require_folder_for(target, Kind.SWEEP, also=(Kind.RANKING,))
     judgement = _judged(table)
     entries = table_figures(table, judgement)
-    return write_page_folder(table, target, "table.json", entries, partial(render_table_page, judgement), stems=TABLE_STEMS)
+    return write_page_folder(
+        table, target, "table.json", entries, partial(render_table_page, judgement), stems=TABLE_STEMS
+    )
 
 
 def _judged(table: SiteTable) -> Judgement | None:
@@ -250,133 +223,3 @@ def _judged(table: SiteTable) -> Judgement | None:
         return judge(table)
     except InputError:  # too few sites with the same seeds, or scores that do not cover them
         return None
-
-
-# --- judgements ------------------------------------------------------------------------------------------------------
-
-
-def judgement_headline(found: Judgement) -> str:
-    """Say which score agrees best with training, if the table may judge at all."""
-    plain = {*found.baselines, *found.trained}
-    rows = {name: one for name, one in found.scores.items() if name not in plain}
-    if not found.admission.holds:
-        return f"The table may not judge scores: {_failing(found)} of {len(found.admission.criteria)} criteria do not hold."
-    if not rows:
-        return "Baselines alone were judged."
-    best = max(rows, key=lambda name: rows[name].agreement.spearman)
-    top = max(found.baselines, key=lambda name: found.scores[name].agreement.spearman)
-    own, other = rows[best].agreement, found.scores[top].agreement
-    label = score_words(best).label
-    if own.low <= 0:
-        return f"No score is surely better than chance; the best, the {label}, has Spearman {own.spearman:.2f}."
-    beats = "more than" if own.spearman > other.spearman else "less than"
-    return (
-        f"The {label} foresaw training best: Spearman {own.spearman:.2f}, {beats} the best plain baseline's "
-        f"{other.spearman:.2f}."
-    )
-
-
-def _failing(found: Judgement) -> int:
-    return sum(not one.holds for one in found.admission.criteria)
-
-
-def _verdict(found: Judgement) -> tuple[str, ...]:
-    return (found.admission.sentence, attainable_sentence(found), pairs_sentence(found))
-
-
-def _judgement_folds(found: Judgement) -> tuple[Fold, ...]:
-    every, rule = full_table(found), admission_table(found)
-    return (
-        Fold("May it judge scores? The rule", (Part(table=rule),)),
-        Fold("Every number of every score", (Part(table=every),)),
-    )
-
-
-@dataclass(frozen=True)
-class Judgements:
-    """What one or several tables say of scores, as ``steerscope score-sites`` writes it."""
-
-    judgements: tuple[Judgement, ...]
-
-    def to_json(self) -> str:
-        """Return them as JSON text."""
-        record: Mapping[str, Any] = {"schema_version": 1, "judgements": [asdict(one) for one in self.judgements]}
-        return json.dumps(record, indent=1, sort_keys=True, allow_nan=False)
-
-    def save(self, path: str | Path) -> None:
-        """Write them as a JSON file.
-
-        Raises:
-            InputError: Something else is there, or it cannot be written.
-        """
-        write_result(path, self.to_json(), "judgements")
-
-
-def _judgement_entries(found: Judgements) -> list[PageFigure[Judgements]]:
-    return [_agreement_entry(one, f"agreements_{i}") for i, one in enumerate(found.judgements, 1) if one.scores]
-
-
-def render_judgements(found: Judgements, drawn: Sequence[Drawn[Judgements]]) -> str:
-    """Return the page of judgements as HTML.
-
-    Args:
-        found: One or several judgements.
-        drawn: Their figures.
-
-    Returns:
-        One file that needs no other.
-    """
-    first, several = found.judgements[0], len(found.judgements) > 1
-    sections = [
-        Section(
-            clean(one.table, 80) if several else "Which score foresaw training",
-            f"agreements_{i}",
-            (Part("", _verdict(one), score_table(one)),),
-            _judgement_folds(one),
-        )
-        for i, one in enumerate(found.judgements, 1)
-    ]
-    admitted = sum(one.admission.holds for one in found.judgements)
-    said = [judgement_headline(one) for one in found.judgements]
-    named = [f"{clean(one.table, 60)}: {text}" for one, text in zip(found.judgements, said, strict=True)]
-    head = f"{admitted} of {count(len(found.judgements), 'table')} may judge scores." if several else said[0]
-    page = Page(
-        title="Scores judged by trained outcomes",
-        about=tuple(clean(one.table, 80) for one in found.judgements[:3]),
-        headline=head,
-        is_sure=admitted > 0,
-        lead=tuple(named) if several else _verdict(first),
-        facts=(
-            Fact("sites", " / ".join(str(one.num_sites) for one in found.judgements[:3])),
-            Fact("scores", f"{len(first.scores):,}", "baselines among them"),
-            Fact("admitted", f"{admitted} of {len(found.judgements)}", "by a rule fixed in advance"),
-        ),
-        sections=tuple(sections),
-        caveats=("It speaks of these tables' models and tasks alone; sites of one layer are not independent.",),
-        file="judgements.json",
-    )
-    return pages.render(page, drawn)
-
-
-def write_judgements(found: Judgement | Sequence[Judgement], folder: str | Path) -> Path:
-    """Write ``judgements.json``, ``index.html`` and ``figures/*.svg`` with ``*.png``.
-
-    Args:
-        found: What one or several tables say of scores.
-        folder: Where the files go; made if missing.
-
-    Returns:
-        The path of ``index.html``.
-
-    Raises:
-        InputError: No judgement; or the folder holds something else, or cannot be written to.
-    """
-    every = Judgements((found,) if isinstance(found, Judgement) else tuple(found))
-    if not every.judgements:
-        raise InputError("got no judgement to report; expected at least one, as judge(table) returns it.")
-    target = Path(folder)
-    require_folder_for(target, Kind.JUDGEMENTS)
-    entries = _judgement_entries(every)
-    return write_page_folder(
-        every, target, "judgements.json", entries, render_judgements, stems=["agreements_*"]
-    )  # fmt: skip

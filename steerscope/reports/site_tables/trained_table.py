@@ -55,6 +55,6 @@ def outcome_table(table: SiteTable) -> TextTable:
         columns,
         frozenset(columns) - {"site", ""},
         tuple(rows),
-        "Mean test loss over seeds, nats. Undetermined: the seeds cannot tell it from the best (the 95% interval of the "
-        "paired difference holds zero)." + (" * a rate at the edge of those tried." if edge else ""),
+        "Mean test loss over seeds, nats. Undetermined: the seeds cannot tell it from the best (the 95% interval of "
+        "the paired difference holds zero)." + (" * a rate at the edge of those tried." if edge else ""),
     )

@@ -136,7 +136,7 @@ def render_page(result: Validation, drawn: Sequence[Drawn[Validation]]) -> str:
         method=settings_fold(groups),
         command=clean(result.command),
         caveats=(
-            f"It speaks of {clean(result.task, 60)} and of edits trained for {result.options.get('steps')} steps alone.",
+            f"It speaks of {clean(result.task, 60)} and edits trained for {result.options.get('steps')} steps alone.",
             "References (LoRA, full fine-tuning, sets) have one seed and enter no correlation.",
             "Sites were spread over the model, so the best trained one is the best of these, not of all.",
         ),

@@ -57,9 +57,7 @@ def plot_verdicts(found: Verification) -> Figure:
     for index, one in enumerate(found.propositions):
         row, column = divmod(index, columns)
         letter, fill, ink = VERDICT_LOOKS[one.verdict]
-        ax.fill(
-            [column, column + 1, column + 1, column], [row, row, row + 1, row + 1], facecolor=fill, edgecolor=PAPER
-        )
+        ax.fill([column, column + 1, column + 1, column], [row, row, row + 1, row + 1], facecolor=fill, edgecolor=PAPER)
         if one.verdict == "vacuous here":
             ax.fill(
                 [column + 0.02, column + 0.98, column + 0.98, column + 0.02],
@@ -136,9 +134,7 @@ def plot_radius(found: Verification) -> Figure:
                 colour, marker, _ = LINE_LOOKS[place]
                 end = max(layer for layer, _ in layers) + 1.5
                 ax.plot(end, one["radius"], marker, color=colour, markerfacecolor=PAPER, markersize=8)
-    handles.append(
-        Line2D([], [], marker="o", color=MUTED, markerfacecolor=PAPER, linestyle="", label="hollow: logits")
-    )
+    handles.append(Line2D([], [], marker="o", color=MUTED, markerfacecolor=PAPER, linestyle="", label="hollow: logits"))
     size = found.finetune.get("relative_size")
     if size:
         ax.axhline(size, color=NULL, linestyle="--", linewidth=1.2)
