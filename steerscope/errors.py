@@ -8,7 +8,7 @@ field or argument, and the command line shows its own option (:func:`typed`).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 _MARK = re.compile(r"\[\[([a-z][a-z0-9_]*)(?:=([^\[\]]*))?\]\]")
 
@@ -90,6 +90,31 @@ class InputError(SteerscopeError, ValueError):
 
 class UnsupportedModelError(InputError):
     """The model's blocks match no layout steerscope knows, or failed the self-check on load."""
+
+
+def same_name(value: str, valid: Iterable[str]) -> str:
+    """Return the valid name that a text spells up to case, dashes and underscores; the text itself if none does.
+
+    Args:
+        value: What was typed.
+        valid: The names that exist.
+
+    Returns:
+        A name as it is looked up.
+
+    Example:
+        >>> same_name("LoRA", ["lora", "post-block"]), same_name("Post_Block", ["lora", "post-block"])
+        ('lora', 'post-block')
+    """
+    every = list(valid)
+    if not isinstance(value, str) or value in every:
+        return value
+    alike = [name for name in every if _folded(name) == _folded(value)]
+    return alike[0] if len(alike) == 1 else value
+
+
+def _folded(name: str) -> str:
+    return name.strip().casefold().replace("-", "_")
 
 
 def did_you_mean(value: str, valid: list[str]) -> str:

@@ -6,6 +6,7 @@ validation loses it: so a folder that holds one sort of thing gets nothing of an
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from enum import StrEnum
@@ -38,6 +39,9 @@ class Kind(StrEnum):
 
 ADAPTERS = (Kind.STEERING, Kind.WEIGHTS, Kind.PEFT, Kind.OTHER_ADAPTER)
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CARD_NAME = "README.md"
+# By it a model card is known that may be replaced; a text of the user's own stays.
+CARD_MARK = "<!-- Written by steerscope; remove this line to keep your own changes. -->"
 STEERING_FORMAT, WEIGHTS_FORMAT = "steerscope steering", "steerscope weights"
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.bin.index.json", "*.gguf", "*.onnx",
@@ -93,6 +97,27 @@ def require_folder_for(folder: str | Path, kind: Kind, *, also: Iterable[Kind] =
                 f"folder {str(folder)!r} holds {other} ({file}); {kind} in it would change what it is for others, so "
                 "nothing was touched. Name another folder, for example a new one inside it."
             )
+
+
+def may_write_card(card: Path) -> bool:
+    """Whether a model card may be replaced: there is none, or this package wrote it."""
+    try:
+        return CARD_MARK in card.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return True
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def as_folder(given: object) -> Path:
+    """Return a path that a caller gave for a folder.
+
+    Raises:
+        InputError: It is none.
+    """
+    if not isinstance(given, str | os.PathLike) or not (text := os.fspath(given)) or "\0" in str(text):
+        raise InputError(f"got {given!r} for a folder; expected its path, a string or pathlib.Path: 'my-adapter'.")
+    return Path(given)
 
 
 def require_names_for(names: Iterable[str], where: str, kind: Kind) -> None:

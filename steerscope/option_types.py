@@ -16,24 +16,52 @@ from dataclasses import fields
 from numbers import Real
 from typing import Any, TypeVar
 
-from steerscope.errors import InputError, words
+from steerscope.errors import InputError, same_name, words
 from steerscope.sites import Site
 
 Options = TypeVar("Options")
 # How a model is loaded by its name: fields that several classes of options have, and that decide no result beside it.
 LOADING = ("device", "dtype", "revision", "trust_remote_code")
+# How data types are called elsewhere.
+_DTYPES = {
+    "fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32", "fp64": "float64",
+    "double": "float64",
+}  # fmt: skip
 _MISFIT = object()
 _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", type(None): "None"}
 
 
-def plain_fields(options: Any) -> None:
+def plain_fields(options: Any, **names: Iterable[str]) -> None:
     """Replace the fields of a frozen dataclass by plain values of their annotated types; for ``__post_init__``.
+
+    Args:
+        options: The dataclass.
+        **names: The names that fields may hold: another spelling in case or dashes becomes the name, and what is none
+            of them is left for the class to refuse.
 
     Raises:
         InputError: A field is of another type.
     """
     for name, plain in plain_values(type(options), vars(options)).items():
+        if name == "dtype":
+            plain = dtype_name(plain)
+        elif name in names:
+            valid = names[name]
+            several = isinstance(plain, tuple)
+            plain = tuple(same_name(one, valid) for one in plain) if several else same_name(plain, valid)
         object.__setattr__(options, name, plain)
+
+
+def dtype_name(value: Any) -> Any:
+    """Return the name of a data type that is called otherwise: ``bf16``, ``torch.float32``.
+
+    >>> dtype_name("bf16"), dtype_name("torch.float32"), dtype_name("Float16"), dtype_name("int8")
+    ('bfloat16', 'float32', 'float16', 'int8')
+    """
+    if not isinstance(value, str):
+        return value
+    plain = value.strip().removeprefix("torch.").lower()
+    return _DTYPES.get(plain, plain)
 
 
 def plain_values(kind: Any, values: Mapping[str, Any], where: str = "") -> dict[str, Any]:

@@ -20,6 +20,8 @@ from steerscope.files import parse_json, read_text
 T = TypeVar("T")
 # Most wrong fields that a message names.
 NAMED = 3
+# Characters of a wrong value that a message shows.
+SHOWN = 80
 
 
 def record_text(record: Any) -> str:
@@ -96,9 +98,20 @@ def record_of(data: Any, kind: type[T], problem: str) -> T:
         text = json.dumps(data, allow_nan=False)
         return cast(T, _reader(cast(Any, kind)).validate_json(text, strict=True, extra="forbid"))
     except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        wrong = [_told(one["type"], ".".join(map(str, one["loc"])), one["msg"], one["input"]) for one in error.errors()]
         more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
         raise InputError(f"{problem}: {'; '.join(wrong[:NAMED])}{more}. Correct it, or make it again.") from error
+
+
+def _told(sort: str, field: str, message: str, received: object) -> str:
+    """Return what is wrong with a field: that it is missing or unknown, or what it is and what was expected."""
+    if sort == "missing":
+        return f"it lacks {field!r}"
+    if sort == "unexpected_keyword_argument":
+        return f"it has an unknown {field!r}"
+    shown = repr(received)
+    shown = shown if len(shown) <= SHOWN else f"{shown[: SHOWN - 20]}..."
+    return f"{field} is {shown}; {message.replace('Input should be', 'expected')}"
 
 
 @lru_cache

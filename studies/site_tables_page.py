@@ -14,9 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from steerscope.analysis.evidence import EVIDENCE
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
 from steerscope.errors import InputError
+from steerscope.experiments.agreement.kinds_compared import kinds_compared
 from steerscope.experiments.agreement.layer_pairs import ERRORS, LEAST
 from steerscope.experiments.site_tables.across import margins_over, mean_of_drawn, mean_of_independent
 from steerscope.experiments.site_tables.admission import ATTAINABLE, BEST, INTERIOR, LONGER_SITES, ORDER_KEPT, Admission
@@ -44,6 +47,11 @@ from studies.plan_3 import CANDIDATES, REPORTING, decide
 COMMAND = "python -m studies.site_tables_page studies/site_tables docs/results docs/site_tables.md"
 # What is averaged over tables: against which baseline, and of J instead of Spearman or not.
 MARGINS = ((DEPTH, False), (DEPTH_THEN_KIND, False), (DEPTH_THEN_KIND, True))
+# Kinds compared layer by layer: what papers have proposed, against each other and against what lies beside them.
+COMPARED = (
+    ("resid_post", "mlp_out"), ("resid_post", "attn_out"), ("mlp_out", "attn_out"), ("resid_post", "resid_mid"),
+    ("mlp_out", "mlp_hidden"), ("attn_out", "attn_heads"),
+)  # fmt: skip
 # Costs, relative to training every site once, at which searches are compared.
 COSTS = (0.05, 0.1, 0.25)
 
@@ -139,7 +147,7 @@ def render(
     parts = [HEAD, RULE]
     if kept:
         reporting = {stem: one for stem, one in judged.items() if kept[stem].model["name"] == REPORTING}
-        parts += [_summary(kept, judged), _decision(kept, judged), _margins(reporting)]
+        parts += [_summary(kept, judged), _kinds(kept, judged), _decision(kept, judged), _margins(reporting)]
     else:
         parts.append("No table is kept yet.\n")
     if validations:
@@ -172,6 +180,36 @@ def _summary(kept: dict[str, SiteTable], judged: dict[str, Judgement]) -> str:
         "attainable", score_words(DEFAULT_SCORE).label, *(score_words(name).label for name in FIXED), "pairs right",
     )  # fmt: skip
     return "## Summary\n\n" + _markdown(TextTable("", columns, frozenset(columns[1:]), tuple(rows)))
+
+
+def _kinds(kept: dict[str, SiteTable], judged: dict[str, Judgement]) -> str:
+    """Return which of two kinds came out better at the same layers, per table."""
+    rows = []
+    for stem, found in judged.items():
+        outcomes = common_outcomes(kept[stem]).outcomes
+        losses = {(one.site.layer, str(one.site.kind)): np.array(one.losses) for one in outcomes}
+        for first, second in COMPARED:
+            one = kinds_compared(losses, first, second)
+            if one is None:
+                continue
+            rows.append(
+                (
+                    clean(found.table, 80),
+                    f"`{first}` - `{second}`",
+                    signed(one.difference),
+                    f"{one.median:+.3f}",
+                    f"{one.first_better} : {one.second_better} of {one.num_layers}",
+                )
+            )
+    columns = ("table", "kinds", "loss of the first minus that of the second", "median", "layers won")
+    text = (
+        "## Which kind is better at a layer?\n\n"
+        "Trained losses of two kinds at the same layers, in nats: mean over layers and seeds with its 95% interval "
+        "(layers and seeds both drawn), median over layers, and how many layers each won by more than noise (the rule "
+        "for pairs above). Below 0 the first kind is better. Layers at which an edit learns nothing of the task make "
+        "means of small models large: read the median and the layers won beside them.\n\n"
+    )
+    return text + _markdown(TextTable("", columns, frozenset(columns[2:]), tuple(rows)))
 
 
 def _decision(kept: dict[str, SiteTable], judged: dict[str, Judgement]) -> str:

@@ -5,11 +5,14 @@ Usage: ``python -m studies.theory random.json [model.json] > docs/theory.md``
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from steerscope.equivalence.propositions.base import Verdict
 from steerscope.equivalence.propositions.catalogue import file_names
+from steerscope.equivalence.propositions.p43_shared_edit import GROUP as SHARED_EDITS
 from steerscope.experiments.verification.results import Measured, PropositionResult, Verification
 from steerscope.files import exit_code_of
 from steerscope.reports.tables import TextTable
@@ -18,13 +21,20 @@ from steerscope.reports.vocabulary import clean
 
 FOLDER = "steerscope/equivalence/propositions"
 RANDOM, MODEL = "docs/results/verify-random.json", "docs/results/verify-smollm2-135m.json"
+STEPS = "studies/results/first_order_steps-smollm2-135m.json"
+ROOT = Path(__file__).resolve().parents[1]
+_SHARED = (
+    "An edit reads the block's output h', the MLP's output y, or the two summands of the output, I' and y. Shares are "
+    "what it leaves of isotropic random updates of a map, on the tokens it is fitted on and on those of other texts."
+)
 _INTRO = """# The theory, tried
 
 Every statement below was checked numerically, with a tolerance fixed in advance and with negative controls: a wrong
 form of the statement, or the statement with an assumption taken away, which has to fall *outside* the tolerance. A
 proposition **holds** if its claim is inside and every control outside; it **holds with correction** if the public form
-of the statement is outside and the corrected form inside; it is **vacuous here** if it says nothing on the subject; it
-**fails** otherwise.
+of the statement is outside and the corrected form inside; it is **not applicable** where it cannot be asked (a gate, of
+a plain MLP); it **fails** otherwise. Words behind a verdict are limits: the statement holds, and says something within
+them alone.
 
 The work is *Weight Updates as Activation Shifts* ([arXiv 2603.00425](https://arxiv.org/abs/2603.00425)). Its full text
 was not available when these propositions were written: only its abstract, the authors' posts and their code. The
@@ -45,7 +55,8 @@ def document(random: Verification, model: Verification | None = None) -> str:
         model: One on a model, with measurements.
     """
     files = [RANDOM] + ([MODEL] if model else [])
-    parts = [_INTRO, _how(files, random, model), _propositions(random, model), _public(random), _vacuous(random, model)]
+    parts = [_INTRO, _how(files, random, model), _propositions(random, model), _public(random)]
+    parts += [_not_applicable(random, model), _shared_edits(random, model), _steps(model)]
     failing = [
         f"- {one.name} on {_name(found)}: {clean(one.title)}. Outside: "
         + "; ".join(f"{entry.name}: {number(entry.value)}, expected {entry.expected}" for entry in _wrong(one))
@@ -102,11 +113,15 @@ def _propositions(random: Verification, model: Verification | None) -> str:
         columns += [f"measured on {_name(model)}", "expected", "verdict there"]
     lines = ["## Propositions", "", f"The first verdict is on {_name(random)} (float64, seed {random.seed})."]
     if model is not None:
-        lines[-1] += f" The second is on {_name(model)} (float64, {model.tokens} tokens of real prompts)."
+        lines[-1] += (
+            f" The second is on {_name(model)} (float64, {model.tokens} tokens of real prompts, P18 and P20 more of "
+            "them; the prompts are those of listops, a narrow language, and so are numbers that depend on them)."
+        )
     lines += [
         "*measured* is, of a claim's measurements, the one nearest to the end of its interval; the JSON files hold all",
-        "of them, the controls and the curves. Above every table stand the files with its checks; their names have the",
-        f"numbers of the propositions, and `{FOLDER}/` lists them.",
+        "of them, the controls and the curves. Numbers that would be the same on any model (of draws and constructions",
+        "of a check's own) do not stand in the model's columns. Above every table stand the files with its checks;",
+        f"their names have the numbers of the propositions, and `{FOLDER}/` lists them.",
         "",
     ]
     for group in dict.fromkeys(one.group for one in random.propositions):
@@ -115,13 +130,26 @@ def _propositions(random: Verification, model: Verification | None) -> str:
         lines += [_row(columns), _row(["---"] * len(columns))]
         for one in random.propositions:
             if one.group == group:
-                cells = [one.name, _cell(one.claim), _cell(one.source), *map(_cell, short(one.decisive())), one.verdict]
+                cells = [one.name, _cell(one.claim), _cell(one.source), *_found(one)]
                 other = on_model.get(one.name)
                 if model is not None:
-                    cells += ["", "", ""] if other is None else [*map(_cell, short(other.decisive())), other.verdict]
+                    cells += ["", "", ""] if other is None else _found_on_model(other)
                 lines.append(_row(cells))
         lines.append("")
     return "\n".join(lines)
+
+
+def _found(one: PropositionResult) -> list[str]:
+    """Return value, interval and verdict, with the limits within which it says something."""
+    limit = f": {_cell(one.limit)}" if one.limit else ""
+    return [*map(_cell, short(one.decisive())), one.verdict + limit]
+
+
+def _found_on_model(one: PropositionResult) -> list[str]:
+    """Return the same for the model's columns: nothing where the model has no part in what was measured."""
+    if one.claims and not one.says_of_subject:
+        return ["nothing of the model", "", ""]
+    return _found(one)
 
 
 def _files(names: Iterable[str]) -> list[str]:
@@ -147,14 +175,56 @@ def _public(random: Verification) -> str:
     return "\n".join([*lines, ""])
 
 
-def _vacuous(random: Verification, model: Verification | None) -> str:
+def _not_applicable(random: Verification, model: Verification | None) -> str:
     lines = []
     for found in (random, model):
         for one in found.propositions if found else ():
-            if one.verdict == Verdict.VACUOUS:
+            if one.verdict == Verdict.NOT_APPLICABLE:
                 assert found is not None
                 lines.append(f"- {one.name} on {_name(found)}: {clean(one.vacuous)}")
-    return "\n".join(["## Where a proposition says nothing", "", *lines, ""]) if lines else ""
+    return "\n".join(["## Where a proposition cannot be asked", "", *lines, ""]) if lines else ""
+
+
+def _shared_edits(random: Verification, model: Verification | None) -> str:
+    """Return the numbers of the statements about one edit for all tokens, which are more than a verdict."""
+    lines = [
+        f"- {one.name} on {_name(found)}. {clean(note)}."
+        for found in (random, model)
+        if found is not None
+        for one in found.propositions
+        if one.group == SHARED_EDITS
+        for note in one.notes
+    ]
+    return "\n".join(["## One edit for all tokens, in numbers", "", _SHARED, "", *lines, ""]) if lines else ""
+
+
+def _steps(model: Verification | None) -> str:
+    """Return how long first order lasts along a real fine-tuning, where that was measured for this model."""
+    path = ROOT / STEPS
+    if model is None or model.model is None or not path.exists():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["model"]["name"] != model.model["name"]:
+        return ""
+    lines = [
+        "## Steps of training until first order ends",
+        "",
+        f"[{STEPS}](../{STEPS}): AdamW on all linear maps of the blocks, {found['task']}, after every step the shift "
+        "of the logits that the update so far makes on other prompts against its first-order prediction from the "
+        "start. *steps* is how many explain at least 90% (the median over tokens); then the explained part and the "
+        "relative size of the update after the last of them and after the next.",
+        "",
+        _row(["learning rate", "seed", "steps", "explained", "size", "explained next", "size next"]),
+        _row(["---:"] * 7),
+    ]
+    for run in found["runs"].values():
+        inside = run["steps_within"]
+        cells = [f"{run['learning_rate']:g}", str(run["seed"]), str(inside)]
+        for index in (inside - 1, inside):
+            there = 0 <= index < len(run["explained"])
+            cells += [number(run[key][index]) if there else "" for key in ("explained", "relative_size")]
+        lines.append(_row(cells))
+    return "\n".join([*lines, ""])
 
 
 def _measurements(model: Verification) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_another_range_would_be_found(text):
 
 
 def test_the_code_and_the_metadata_know_the_same_extras():
-    assert set(OPTIONAL) == {*EXTRAS, "all", "dev"}
+    assert set(OPTIONAL) == {*EXTRAS, "all", "dev", "docs"}
     for name, texts in EXTRAS.items():
         assert sorted(texts) == sorted(OPTIONAL[name])
     (everything,) = BY_EXTRA["all"]
@@ -67,6 +68,7 @@ def pins(name: str) -> dict[str, str]:
 def test_constraints_fit_the_requirements(name):
     pinned = pins(name)
     tools = [one for one in BY_EXTRA["dev"] if not one.extras]
+    tools += BY_EXTRA["docs"] if name == "constraints.txt" else []  # the documentation is built on one set alone
     for one in [*FOR_USERS, *tools]:
         assert one.specifier.contains(pinned[canonicalize_name(one.name)]), f"{one} in {name}"
 
@@ -102,6 +104,20 @@ def test_pythons_agree():
     assert named[0] == oldest
     assert SETTINGS["tool"]["mypy"]["python_version"] == oldest
     assert SETTINGS["tool"]["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
+
+
+def test_readme_on_the_index_has_no_path_of_the_repository():
+    spec = importlib.util.spec_from_file_location("setup_of_steerscope", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    target = re.compile(r"\]\(([^)]+)\)")
+    assert any(not one.startswith("https://") for one in target.findall(read("README.md")))
+    for source in (None, "https://example.org/owner/name"):
+        page = module.for_the_index(read("README.md"), source)
+        assert all(one.startswith("https://") for one in target.findall(page))
+        assert ("https://example.org/owner/name/blob/main/docs/install.md" in page) == (source is not None)
+        assert ("![" in page) == (source is not None)
+        assert "arxiv.org/abs/2603.00425" in page
 
 
 def test_only_the_package_is_in_the_wheel():

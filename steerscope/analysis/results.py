@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from steerscope.steering.config import SteeringConfig
 
 SCHEMA_VERSION = 1
+# The standing of a candidate that is as good as the best; scoring, which has the others, imports this file.
+_EQUAL = "equal"
 
 
 @dataclass(frozen=True)
@@ -186,14 +188,41 @@ class Ranking(Tabular, report="ranking"):
                 return site
         raise InputError(f"this ranking has no family {family!r}; it has {sorted({s.family for s in self.sites})}.")
 
-    def steering_config(self, which: str = "best", **options: Any) -> SteeringConfig:
+    def recommended(self, family: str | None = None) -> SiteScore:
+        """Return the choice that the report names: the cheapest candidate that is equal to the best.
+
+        Of several that cost as much, the one most surely equal. Where the prompts cannot tell sites apart the report
+        recommends nothing (``stability.can_tell``), and this is a choice like any other.
+
+        Args:
+            family: ``linear`` or ``vector``; either unless given. Where none of the family is equal to the best, its
+                highest is returned.
+
+        Returns:
+            A candidate.
+
+        Raises:
+            InputError: The ranking has no sites, or none of that family.
+        """
+        if not self.sites:
+            raise InputError("this ranking holds no sites; expected some. Rank again, with other kinds.")
+        equal = [
+            (site.n_params, site.difference_high or 0.0, rank, site)
+            for rank, site in enumerate(self.sites)
+            if (rank == 0 or site.standing == _EQUAL) and family in (None, site.family)
+        ]
+        return min(equal)[-1] if equal else self.best(str(family))
+
+    def steering_config(self, which: str = "recommended", **options: Any) -> SteeringConfig:
         """Return the configuration of an adapter at sites that this ranking chooses.
 
         Args:
-            which: ``best`` for the best site, ``set`` for the greedy set, or a kind (``mlp_out``) at all its layers.
+            which: ``recommended`` for the choice that the report names (:meth:`recommended`), ``best`` for the site
+                with the highest score, ``set`` for the greedy set, or a kind (``mlp_out``) at all its layers.
             **options: Other fields of :class:`~steerscope.steering.config.SteeringConfig`. ``rank`` is that of the
-                ranking, where the family has one, and ``family`` is ``linear`` unless given; ``vector`` takes the best
-                site for vectors, and other families that for linear edits, which is what was ranked.
+                ranking, where the family has one, and ``family`` is that of the recommended choice, else ``linear``,
+                unless given; ``vector`` takes the site for vectors, and other families that for linear edits, which is
+                what was ranked.
 
         Returns:
             A configuration to build a steering model with.
@@ -204,6 +233,8 @@ class Ranking(Tabular, report="ranking"):
         from steerscope.steering.config import SteeringConfig
         from steerscope.steering.families import FAMILIES
 
+        if which == "recommended":
+            options.setdefault("family", self.recommended().family)
         family = options.setdefault("family", "linear")
         if family in FAMILIES and FAMILIES[family].has_rank:
             options.setdefault("rank", self.settings.get("rank"))
@@ -215,6 +246,8 @@ class Ranking(Tabular, report="ranking"):
         return SteeringConfig(sites=self._sites_of(which, "vector" if family == "vector" else "linear"), **options)
 
     def _sites_of(self, which: str, family: str) -> tuple[str, ...]:
+        if which == "recommended":
+            return (self.recommended(family).name,)
         if which == "best":
             return (self.best(family).name,)
         if which == "set":
@@ -226,7 +259,9 @@ class Ranking(Tabular, report="ranking"):
         try:
             kind = parse_kind(which).value
         except InputError as error:
-            raise InputError(f"[[which]] is {which!r}; expected best, set or a kind of site ({error})") from error
+            raise InputError(
+                f"[[which]] is {which!r}; expected recommended, best, set or a kind of site ({error})"
+            ) from error
         ranked = {site.kind for site in self.sites}
         if kind not in ranked:
             raise InputError(f"this ranking has no sites of kind {kind!r}; it has {', '.join(sorted(ranked))}.")

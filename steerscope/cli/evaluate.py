@@ -9,9 +9,15 @@ from typing import Annotated
 import typer
 
 from steerscope.cli.options import (
+    DATA,
     DEFAULT_MODEL,
+    MODEL,
+    RESULTS,
+    RUNNING,
+    ChatTemplate,
     Device,
     Dtype,
+    JsonTarget,
     ModelName,
     OwnExamples,
     Quiet,
@@ -21,6 +27,7 @@ from steerscope.cli.options import (
     TrustRemoteCode,
     chosen_task,
     command_line,
+    option,
     show_warnings,
 )
 from steerscope.cli.words import as_typed
@@ -31,22 +38,24 @@ def evaluate(
     task: TaskName = None,
     data: OwnExamples = None,
     data_dir: TaskFiles = None,
-    adapter: Annotated[Path | None, typer.Option(help="Folder of a saved adapter (steering or PEFT).")] = None,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    max_examples: Annotated[int | None, typer.Option(help="Use so many questions; without it, all.")] = None,
-    out: Annotated[Path | None, typer.Option(help="New folder for results.json and generations.jsonl.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts per batch.")] = 16,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest generation; without it, the task's.")] = None,
-    likelihoods: Annotated[bool, typer.Option(help="Also likelihoods of choices and the loss.")] = True,
+    chat_template: ChatTemplate = False,
+    adapter: Annotated[Path | None, option("Folder of a saved adapter (steering or PEFT).", MODEL)] = None,
+    split: Annotated[str, option("{values}.", DATA, values=("train", "validation", "test"))] = "test",
+    max_examples: Annotated[int | None, option("Use so many questions; without it, all.", DATA)] = None,
+    out: Annotated[Path | None, option("New folder for results.json and generations.jsonl.", RESULTS)] = None,
+    batch_size: Annotated[int, option("Prompts per batch.", RUNNING)] = 16,
+    max_new_tokens: Annotated[int | None, option("Longest generation; without it, the task's.", RUNNING)] = None,
+    likelihoods: Annotated[bool, option("Also likelihoods of choices and the loss.", RESULTS)] = True,
+    json: JsonTarget = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
-    seed: Annotated[int, typer.Option(help="Which questions, when not all are used.")] = 0,
+    seed: Annotated[int, option("Which questions, when not all are used.", RUNNING)] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Measure accuracy by greedy generation, with its 95% interval and what always one answer would reach."""
-    from steerscope.cli.output import check_folder
+    from steerscope.cli.output import check_folder, check_json_target, give_json
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.commands import evaluate as evaluate_model
     from steerscope.experiments.evaluation.command import EvaluateOptions
@@ -65,12 +74,22 @@ def evaluate(
         trust_remote_code=trust_remote_code,
     )
     options.check()
+    check_json_target(json, "majority_answer")
     if out is not None:
         check_folder(out, Kind.RUN, overwrite=False, advice="")
-    chosen = chosen_task(task, data, data_dir)
+    chosen = chosen_task(
+        task,
+        data,
+        data_dir,
+        chat_template=chat_template,
+        model=model,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
     show_warnings(chosen)
     with stage_progress(quiet=quiet) as show:
         found = evaluate_model(model, chosen, options, adapter=adapter, out=out, progress=show, command=command_line())
-    typer.echo("\n".join(as_typed(text) for text in found.paragraphs()))
+    if not give_json(json, found.to_json(), "majority_answer"):
+        typer.echo("\n".join(as_typed(text) for text in found.paragraphs()))
     if out is not None:
         print(f"results: {out}", file=sys.stderr)

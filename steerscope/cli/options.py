@@ -1,60 +1,156 @@
-"""Options that several commands have, in the same words."""
+"""Options that several commands have, stated once: name, help, panel and the values that a shell completes."""
 
 from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from steerscope.errors import InputError
-from steerscope.experiments.tasks import FileTask, Task, get_task, task_names
+from steerscope.experiments.tasks import FileTask, Task, chat_task, get_task, task_names
 
 DEFAULT_MODEL, DEFAULT_TASK = "smollm2-135m", "listops"
+# Panels of the help, in the order of most commands.
+MODEL, DATA, SITES, TRAINING, RESULTS = "Model", "Task and examples", "Sites and edits", "Training", "Results"
+RUNNING = "How it runs"
+# Names that options take. Written out, since importing what knows them takes seconds; a test compares.
+SCORES = (
+    "learnable_share", "learnable_share_with_mean", "in_sample_share", "own_direction", "predicted_loss",
+    "predicted_loss_bounded", "converged_share", "reading_gain", "learned_at_n", "gauss_newton_step", "alignment",
+    "gradient_capture",
+)  # fmt: skip
+BASELINES = (
+    "gradient_norm", "projected_residual_norm", "activation_norm", "depth", "middle_layer", "last_layer",
+    "depth_then_kind", "random", "relative_gradient_norm", "lens_accuracy", "block_change", "feature_norm",
+)  # fmt: skip
+KINDS = ("resid_pre", "attn_heads", "attn_out", "resid_mid", "mlp_in", "mlp_hidden", "mlp_out", "resid_post")
+METHODS = (
+    "post-block", "post-mlp", "attn-out", "mlp-in", "vector", "nonlinear", "loreft", "direft", "noreft", "lofit",
+    "lora", "sft", "bitfit", "joint", "none",
+)  # fmt: skip
+FAMILIES = ("vector", "linear", "nonlinear", "loreft", "direft", "noreft", "lofit_scale", "lofit_offset")
 
-ModelName = Annotated[str, typer.Argument(help="smollm2-135m, a folder, a .gguf file or a Hugging Face name.")]
+
+def option(help: str, panel: str, *names: str, values: tuple[str, ...] = (), **more: Any) -> Any:
+    """Return an option with its place in the help; a shell completes its values.
+
+    Args:
+        help: What it does, in a sentence.
+        panel: The panel it stands in.
+        *names: How it is typed, where that is not the parameter's name.
+        values: What it may be; the help names them where it says ``{values}``.
+        **more: Of :func:`typer.Option`.
+
+    Returns:
+        What an annotation of a parameter holds.
+    """
+    if values:
+        more["autocompletion"] = _completion(values)
+    return typer.Option(*names, help=help.replace("{values}", ", ".join(values)), rich_help_panel=panel, **more)
+
+
+def _completion(values: tuple[str, ...]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        done, comma, last = incomplete.rpartition(",")
+        return [f"{done}{comma}{value}" for value in values if value.startswith(last)]
+
+    return complete
+
+
+ModelName = Annotated[
+    str,
+    typer.Argument(help="smollm2-135m, a folder, a .gguf file or a Hugging Face name (OWNER/NAME)."),
+]
+Device = Annotated[str, option("cpu, cuda, cuda:1, mps; auto: a GPU if there is one.", MODEL)]
+Dtype = Annotated[
+    str,
+    option("{values}; also fp32, bf16 and the like.", MODEL, values=("float32", "bfloat16", "float16", "float64")),
+]
+Revision = Annotated[str | None, option("Branch, tag or commit of a Hugging Face name.", MODEL)]
+TrustRemoteCode = Annotated[bool, option("Run code that comes with the model.", MODEL, "--trust-remote-code")]
+
 TaskName = Annotated[
-    str | None, typer.Option(help=f"One of {', '.join(task_names())}; without it and --data, {DEFAULT_TASK}.")
+    str | None,
+    option(f"One of {{values}}; without it and --data, {DEFAULT_TASK}.", DATA, values=tuple(task_names())),
 ]
 TaskFiles = Annotated[
     Path | None,
-    typer.Option(help="Folder with the task's files; without it, tasks that can be are generated, others downloaded."),
+    option("Folder with the task's files; without it, tasks that can be are generated, others downloaded.", DATA),
 ]
 OwnExamples = Annotated[
     Path | None,
-    typer.Option(help="Your examples as JSON lines instead of --task: 60% train, 15% validation, 25% test."),
+    option(
+        "Your examples instead of --task: a file (.jsonl of prompts or of chat messages, .csv, .tsv), or a data set "
+        "of the datasets package (a folder, OWNER/NAME). 60% train, 15% validation, 25% test.",
+        DATA,
+    ),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hugging Face name.")]
-TrustRemoteCode = Annotated[bool, typer.Option(help="Run code that comes with the model.")]
-JsonTarget = Annotated[str | None, typer.Option(help="Write the result as JSON to this file, or - for stdout.")]
-Overwrite = Annotated[bool, typer.Option(help="Replace the report in a folder that is not empty.")]
-Quiet = Annotated[bool, typer.Option(help="No progress.")]
+ChatTemplate = Annotated[
+    bool,
+    option("Ask through the tokenizer's chat template: prompts become the user's messages.", DATA, "--chat-template"),
+]
+
+EditFamily = Annotated[str, option("Family of the edits: {values}.", SITES, values=FAMILIES)]
+EditRank = Annotated[int | None, option("Rank of the edits; 8 unless given.", SITES)]
+EditScale = Annotated[
+    str, option("rms: divide what is read by its root mean square; or none.", SITES, values=("none", "rms"))
+]
+SelectionExamples = Annotated[int, option("Most held-out prompts that choose.", DATA)]
+TestExamples = Annotated[int, option("Most test prompts.", DATA)]
+StepBatch = Annotated[int, option("Examples per step.", TRAINING)]
+
+JsonTarget = Annotated[str | None, option("Write the result as JSON to this file; - prints it instead.", RESULTS)]
+Overwrite = Annotated[bool, option("Replace the report in a folder that is not empty.", RESULTS, "--overwrite")]
+Resume = Annotated[bool, option("Go on with the runs that the folder holds.", RESULTS, "--resume")]
+Quiet = Annotated[bool, option("No progress.", RUNNING, "--quiet", "-q")]
 
 
-def chosen_task(task: str | None, data: Path | None, data_dir: Path | None) -> Task:
-    """Return the task that ``--task``, ``--data`` and ``--data-dir`` name.
+def chosen_task(
+    task: str | None,
+    data: Path | None,
+    data_dir: Path | None,
+    *,
+    chat_template: bool,
+    model: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Task:
+    """Return the task that ``--task``, ``--data`` and ``--data-dir`` name, asked through a chat template if wanted.
 
     Args:
         task: Name of a task.
-        data: A file of the user's own examples.
+        data: The user's own examples.
         data_dir: Folder with the files of the named task.
+        chat_template: Whether the tokenizer's chat template writes the prompts.
+        model: Whose tokenizer.
+        revision: Of the model.
+        trust_remote_code: Run code that comes with the tokenizer.
 
     Returns:
         The task; without any option, the default one.
 
     Raises:
-        InputError: Two of them contradict each other, or what they name cannot be used.
+        InputError: Two of them contradict each other, what they name cannot be used, or there is no chat template.
     """
+    found = _named_task(task, data, data_dir)
+    if not chat_template:
+        return found
+    from steerscope.models.load import load_tokenizer
+
+    return chat_task(found, load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code))
+
+
+def _named_task(task: str | None, data: Path | None, data_dir: Path | None) -> Task:
     if data is None:
         return get_task(DEFAULT_TASK if task is None else task, data_dir)
-    for option, value in (("--task", task), ("--data-dir", data_dir)):
+    for name, value in (("--task", task), ("--data-dir", data_dir)):
         if value is not None:
             raise InputError(
-                f"--data {str(data)!r} and {option} {str(value)!r} exclude each other. Leave one of them out."
+                f"--data {str(data)!r} and {name} {str(value)!r} exclude each other. Leave one of them out."
             )
     return FileTask.read(data)
 

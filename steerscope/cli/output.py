@@ -10,7 +10,7 @@ from typing import Any
 
 from steerscope.errors import InputError
 from steerscope.files import told
-from steerscope.folders import Kind, require_folder_for, require_json_file
+from steerscope.folders import Kind, require_folder_for, require_json_file, write_result
 from steerscope.installed import require
 
 OVERWRITE = ", or add --overwrite to replace the report in it"
@@ -98,3 +98,25 @@ def page_beside(writer: str, result: Any, folder: Path) -> None:
     from steerscope import reports  # matplotlib is slow to load
 
     print(f"report: {getattr(reports, writer)(result, folder)}", file=sys.stderr)
+
+
+def give_json(target: str | None, text: str, sign: str) -> bool:
+    """Write a result where ``--json`` says, or print it.
+
+    Args:
+        target: What ``--json`` says.
+        text: The result as JSON.
+        sign: As for :func:`check_json_target`.
+
+    Returns:
+        Whether it was printed, so that nothing else may be.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    if target == "-":
+        print(text.rstrip("\n"))
+        return True
+    if target is not None:
+        write_result(target, text.rstrip("\n"), sign)
+    return False

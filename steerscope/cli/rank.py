@@ -7,10 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from steerscope.cli.options import (
+    BASELINES,
+    DATA,
     DEFAULT_MODEL,
+    KINDS,
+    RESULTS,
+    RUNNING,
+    SCORES,
+    SITES,
+    ChatTemplate,
     Device,
     Dtype,
     JsonTarget,
@@ -24,6 +30,7 @@ from steerscope.cli.options import (
     TrustRemoteCode,
     chosen_task,
     command_line,
+    option,
 )
 from steerscope.errors import InputError
 
@@ -33,34 +40,48 @@ def rank(
     task: TaskName = None,
     data: OwnExamples = None,
     data_dir: TaskFiles = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for ranking.json, index.html and figures.")] = None,
+    chat_template: ChatTemplate = False,
+    max_examples: Annotated[int, option("Use at most so many training examples; at least 24.", DATA)] = 192,
+    score: Annotated[
+        str,
+        option(
+            f"Score that orders the sites: {', '.join(SCORES)}; or a baseline: {', '.join(BASELINES)}.",
+            SITES,
+            values=(*SCORES, *BASELINES),
+        ),
+    ] = "learnable_share",
+    extra: Annotated[
+        str | None,
+        option("Scores that cost more, by what they need: {values}.", SITES, values=("spectrum", "step")),
+    ] = None,
+    kinds: Annotated[
+        str | None, option("Kinds of site, comma-separated, of {values}; all unless given.", SITES, values=KINDS)
+    ] = None,
+    probes: Annotated[int, option("Output directions per example, one backward pass each.", SITES)] = 4,
+    rank: Annotated[int, option("Rank of the linear edit that parameters are counted for.", SITES)] = 8,
+    budget: Annotated[int | None, option("Most parameters in the greedy set.", SITES)] = None,
+    max_sites: Annotated[int, option("Most sites in the greedy set.", SITES)] = 8,
+    out: Annotated[Path | None, option("Folder for ranking.json, index.html and figures.", RESULTS)] = None,
+    overwrite: Overwrite = False,
     json: JsonTarget = None,
-    max_examples: Annotated[int, typer.Option(help="Use at most so many training examples.")] = 192,
-    score: Annotated[str, typer.Option(help="Score that orders the sites.")] = "learnable_share",
-    extra: Annotated[str | None, typer.Option(help="Scores that cost more, by what they need: spectrum, step.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of examples, halves, probes and sketches.")] = 0,
-    kinds: Annotated[str | None, typer.Option(help="Kinds of site, comma-separated; default all.")] = None,
-    probes: Annotated[int, typer.Option(help="Output directions per example, one backward pass each.")] = 4,
-    rank: Annotated[int, typer.Option(help="Rank of the linear edit that parameters are counted for.")] = 8,
-    budget: Annotated[int | None, typer.Option(help="Most parameters in the greedy set.")] = None,
-    max_sites: Annotated[int, typer.Option(help="Most sites in the greedy set.")] = 8,
-    batch_size: Annotated[int, typer.Option(help="Sequences per batch; changes speed and memory only.")] = 16,
+    limit: Annotated[int, option("Candidates in the printed table.", RESULTS)] = 8,
+    verbose: Annotated[
+        bool,
+        option("Print kinds, greedy set and how sure each part is, too.", RESULTS, "--verbose", "-v"),
+    ] = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
-    overwrite: Overwrite = False,
-    limit: Annotated[int, typer.Option(help="Sites in the printed table.")] = 8,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Print kinds, greedy set and how sure each part is, too.")
-    ] = False,
+    batch_size: Annotated[int, option("Sequences per batch; changes speed and memory only.", RUNNING)] = 16,
+    seed: Annotated[int, option("Seed of examples, halves, probes and sketches.", RUNNING)] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Rank the steering sites of a model: what share of fine-tuning's first-order update is learnable where."""
     from steerscope.analysis.data.examples import check_examples
     from steerscope.analysis.ranking import rank_sites
     from steerscope.analysis.scoring.options import MIN_EXAMPLES, RankOptions
-    from steerscope.cli.output import check_folder, check_json_target
+    from steerscope.cli.output import check_folder, check_json_target, give_json
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.tasks import FileTask, at_most
     from steerscope.folders import Kind
@@ -93,7 +114,15 @@ def rank(
         require("report", "a report ([[out]])")
         check_folder(out, Kind.RANKING, overwrite=overwrite)
     check_json_target(json, "kernels")
-    source = chosen_task(task, data, data_dir)
+    source = chosen_task(
+        task,
+        data,
+        data_dir,
+        chat_template=chat_template,
+        model=model,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
     if isinstance(source, FileTask):
         source.require("a ranking", train=MIN_EXAMPLES)
     # Training examples: what chooses a site has not seen the test part.
@@ -115,11 +144,7 @@ def rank(
         from steerscope.reports.ranking.folder import write_report  # matplotlib is slow to load
 
         page = write_report(ranking, out)
-    if json == "-":
-        typer.echo(ranking.to_json())
-    else:
-        if json is not None:
-            ranking.save(json)
+    if not give_json(json, ranking.to_json(), "kernels"):
         print_ranking(ranking, limit=limit, file=sys.stdout, verbose=verbose)
     if out is not None:
         print(f"report: {page}", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from steerscope.cli.options import Device, JsonTarget, Quiet
+from steerscope.cli.options import MODEL, RUNNING, SITES, Device, JsonTarget, Quiet, option
 from steerscope.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -22,20 +22,19 @@ def score_sites(
     ],
     score: Annotated[
         list[str] | None,
-        typer.Option(help="Name of a score in the tables, or FILE.py with score(site, table); may be repeated."),
+        option("Name of a score in the tables, or FILE.py with score(site, table); may be repeated.", SITES),
     ] = None,
     json: JsonTarget = None,
-    model: Annotated[str | None, typer.Option(help="The tables' model, if it is not found under its name.")] = None,
+    model: Annotated[str | None, option("The tables' model, if it is not found under its name.", MODEL)] = None,
     device: Device = "cpu",
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    seed: Annotated[int, option("Seed of the bootstrap.", RUNNING)] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Compare scores of sites with the trained outcomes of site tables, without training anything."""
-    from steerscope.cli.output import check_json_target
+    from steerscope.cli.output import check_json_target, give_json
     from steerscope.experiments.site_tables.judging import judge
     from steerscope.experiments.site_tables.table import SiteTable
     from steerscope.experiments.site_tables.user_scores import scores_of_file
-    from steerscope.files import write_text
     from steerscope.reports.site_tables.screen import across
 
     check_json_target(json, "judgements")
@@ -45,14 +44,12 @@ def score_sites(
     users = {name: scores_of_file(name) for name in score or () if name.endswith(".py")}
     found = [judge(table, _scores(table, score, users, model, device, quiet), seed=seed) for table in loaded]
     text = _json(found)
-    if json == "-":
-        sys.stdout.write(text)
+    if give_json(json, text, "judgements"):
         return
     print("\n\n".join(map(str, found)), file=sys.stdout)
     if len(found) > 1:
         print("\n" + across(found), file=sys.stdout)
     if json is not None:
-        write_text(Path(json), text)
         print(f"results: {json}", file=sys.stderr)
 
 

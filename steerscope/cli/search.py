@@ -6,21 +6,33 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from steerscope.cli.options import (
+    DATA,
     DEFAULT_MODEL,
+    RESULTS,
+    RUNNING,
+    SITES,
+    TRAINING,
+    ChatTemplate,
     Device,
     Dtype,
+    EditFamily,
+    EditRank,
+    EditScale,
     ModelName,
     OwnExamples,
     Quiet,
+    Resume,
     Revision,
+    SelectionExamples,
+    StepBatch,
     TaskFiles,
     TaskName,
+    TestExamples,
     TrustRemoteCode,
     chosen_task,
     command_line,
+    option,
 )
 
 
@@ -29,28 +41,31 @@ def search(
     task: TaskName = None,
     data: OwnExamples = None,
     data_dir: TaskFiles = None,
+    chat_template: ChatTemplate = False,
     budget: Annotated[
-        float | None, typer.Option(help="Minutes of ranking and training; plain defaults take as long again.")
+        float | None, option("Minutes of ranking and training; plain defaults take as long again.", TRAINING)
     ] = None,
-    candidates: Annotated[int, typer.Option(help="Most sites that are trained at.")] = 24,
-    start: Annotated[str, typer.Option(help="Which sites: score (half of them spread), depth or spread.")] = "score",
-    family: Annotated[str, typer.Option(help="Family of the edits.")] = "linear",
-    rank: Annotated[int | None, typer.Option(help="Rank of the edits; 8 unless given.")] = None,
-    scale: Annotated[str, typer.Option(help="rms: divide what is read by its root mean square; or none.")] = "none",
-    steps: Annotated[int, typer.Option(help="Optimizer steps of a whole run.")] = 120,
-    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 24,
-    sets: Annotated[bool, typer.Option(help="Let sets of sites compete too.")] = True,
-    references: Annotated[bool, typer.Option(help="Train plain defaults for comparison.")] = True,
-    max_examples: Annotated[int, typer.Option(help="Most prompts that the ranking is made from.")] = 192,
-    selection_examples: Annotated[int, typer.Option(help="Most held-out prompts that choose.")] = 256,
-    test_examples: Annotated[int, typer.Option(help="Most test prompts.")] = 512,
-    out: Annotated[Path, typer.Option(help="Folder for runs, search.json, index.html and adapter/.")] = Path("search"),
-    resume: Annotated[bool, typer.Option(help="Go on with the runs that the folder holds.")] = False,
+    candidates: Annotated[int, option("Most sites that are trained at.", SITES)] = 24,
+    start: Annotated[
+        str, option("Which sites: {values} (score: half of them spread).", SITES, values=("score", "depth", "spread"))
+    ] = "score",
+    family: EditFamily = "linear",
+    rank: EditRank = None,
+    scale: EditScale = "none",
+    steps: Annotated[int, option("Optimizer steps of a whole run.", TRAINING)] = 120,
+    batch_size: StepBatch = 24,
+    sets: Annotated[bool, option("Let sets of sites compete too.", SITES)] = True,
+    references: Annotated[bool, option("Train plain defaults for comparison.", TRAINING)] = True,
+    max_examples: Annotated[int, option("Most prompts that the ranking is made from.", DATA)] = 192,
+    selection_examples: SelectionExamples = 256,
+    test_examples: TestExamples = 512,
+    out: Annotated[Path, option("Folder for runs, search.json, its page and adapter/.", RESULTS)] = Path("search"),
+    resume: Resume = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
-    seed: Annotated[int, typer.Option(help="Seed of the ranking and of training.")] = 0,
+    seed: Annotated[int, option("Seed of the ranking and of training.", RUNNING)] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Rank the sites, train at the best ones in rounds, and keep the adapter of the one that learns most."""
@@ -82,7 +97,15 @@ def search(
         trust_remote_code=trust_remote_code,
     )
     check_folder(out, Kind.SEARCH, overwrite=resume, advice=RESUME, also=(Kind.RANKING,))
-    source = chosen_task(task, data, data_dir)
+    source = chosen_task(
+        task,
+        data,
+        data_dir,
+        chat_template=chat_template,
+        model=model,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
     with stage_progress(quiet=quiet) as show:
         result = search_model(model, source, options, out, progress=show, command=command_line())
     print(result, file=sys.stdout)

@@ -6,21 +6,32 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from steerscope.cli.options import (
+    DATA,
     DEFAULT_MODEL,
+    RESULTS,
+    RUNNING,
+    SITES,
+    TRAINING,
+    ChatTemplate,
     Device,
     Dtype,
+    EditFamily,
+    EditRank,
+    EditScale,
     ModelName,
     OwnExamples,
     Quiet,
+    Resume,
     Revision,
+    StepBatch,
     TaskFiles,
     TaskName,
+    TestExamples,
     TrustRemoteCode,
     chosen_task,
     command_line,
+    option,
 )
 from steerscope.errors import InputError
 
@@ -30,35 +41,36 @@ def sweep(
     task: TaskName = None,
     data: OwnExamples = None,
     data_dir: TaskFiles = None,
+    chat_template: ChatTemplate = False,
     sites: Annotated[
-        str, typer.Option(help="all; a number (all kinds of evenly spread layers); or names: 3.mlp_out,12.resid_post")
+        str, option("all; a number (all kinds of evenly spread layers); or names: 3.mlp_out,12.resid_post", SITES)
     ] = "48",
-    family: Annotated[str, typer.Option(help="Family of the edits.")] = "linear",
-    rank: Annotated[int | None, typer.Option(help="Rank of the edits; 8 unless given.")] = None,
-    scale: Annotated[str, typer.Option(help="rms: divide what is read by its root mean square; or none.")] = "none",
+    family: EditFamily = "linear",
+    rank: EditRank = None,
+    scale: EditScale = "none",
     rates: Annotated[
-        str, typer.Option(help="Learning rates to choose among, 1e-3,3e-3,1e-2; without it, searched on a grid.")
+        str, option("Learning rates to choose among, 1e-3,3e-3,1e-2; without it, searched on a grid.", TRAINING)
     ] = "",
     tune_layers: Annotated[
         int | None,
-        typer.Option(help="Choose rates at so many layers per kind; others take the nearest one."),
+        option("Choose rates at so many layers per kind; others take the nearest one.", TRAINING),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Training seeds per site.")] = 3,
-    steps: Annotated[int, typer.Option(help="Optimizer steps of every run.")] = 80,
-    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 24,
-    longer: Annotated[int, typer.Option(help="Sites that are trained for twice as many steps too.")] = 12,
-    selection_examples: Annotated[int, typer.Option(help="Most held-out prompts that choose learning rates.")] = 256,
-    test_examples: Annotated[int, typer.Option(help="Most test prompts.")] = 512,
-    scores: Annotated[bool, typer.Option(help="Rank all sites at the end, and keep their scores in the table.")] = True,
-    budget: Annotated[float | None, typer.Option(help="Minutes; what is finished then is kept, and usable.")] = None,
-    pack_size: Annotated[int | None, typer.Option(help="Most runs trained together; without it, to fit.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for runs, table.json and index.html.")] = Path("sweep"),
-    resume: Annotated[bool, typer.Option(help="Go on with the runs that the folder holds.")] = False,
+    seeds: Annotated[int, option("Training seeds per site.", TRAINING)] = 3,
+    steps: Annotated[int, option("Optimizer steps of every run.", TRAINING)] = 80,
+    batch_size: StepBatch = 24,
+    longer: Annotated[int, option("Sites that are trained for twice as many steps too.", TRAINING)] = 12,
+    selection_examples: Annotated[int, option("Most held-out prompts that choose learning rates.", DATA)] = 256,
+    test_examples: TestExamples = 512,
+    scores: Annotated[bool, option("Rank all sites at the end, and keep their scores in the table.", RESULTS)] = True,
+    budget: Annotated[float | None, option("Minutes; what is finished then is kept, and usable.", TRAINING)] = None,
+    pack_size: Annotated[int | None, option("Most runs trained together; without it, to fit.", RUNNING)] = None,
+    out: Annotated[Path, option("Folder for runs, table.json and its page.", RESULTS)] = Path("sweep"),
+    resume: Resume = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
-    seed: Annotated[int, typer.Option(help="The first training seed.")] = 0,
+    seed: Annotated[int, option("The first training seed.", RUNNING)] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Train one edit at each of many sites, several at a time, and keep the outcomes as a table."""
@@ -93,7 +105,15 @@ def sweep(
         trust_remote_code=trust_remote_code,
     )
     check_folder(out, Kind.SWEEP, overwrite=resume, advice=RESUME, also=(Kind.RANKING,))
-    source = chosen_task(task, data, data_dir)
+    source = chosen_task(
+        task,
+        data,
+        data_dir,
+        chat_template=chat_template,
+        model=model,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
     with stage_progress(quiet=quiet) as show:
         table = sweep_model(model, source, options, out, progress=show, command=command_line())
     print(table, file=sys.stdout)

@@ -9,17 +9,28 @@ from typing import Annotated
 import typer
 
 from steerscope.cli.options import (
+    DATA,
     DEFAULT_MODEL,
+    METHODS,
+    MODEL,
+    RESULTS,
+    RUNNING,
+    SITES,
+    TRAINING,
+    ChatTemplate,
     Device,
+    JsonTarget,
     ModelName,
     OwnExamples,
     Quiet,
     Revision,
+    StepBatch,
     TaskFiles,
     TaskName,
     TrustRemoteCode,
     chosen_task,
     command_line,
+    option,
     show_warnings,
 )
 from steerscope.cli.words import as_typed
@@ -31,64 +42,74 @@ def train(
     task: TaskName = None,
     data: OwnExamples = None,
     data_dir: TaskFiles = None,
+    chat_template: ChatTemplate = False,
     method: Annotated[
         str,
-        typer.Option(
-            help="post-block, post-mlp, attn-out, mlp-in, vector, nonlinear, loreft, direft, noreft, lofit, lora, sft, "
-            "bitfit, joint or none."
-        ),
+        option("What is trained: {values}.", SITES, values=METHODS),
     ] = "post-block",
     site: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Sites or kinds to edit, repeatable or comma-separated; without it all layers of the method's."
-        ),
+        option("Sites or kinds to edit, repeatable or comma-separated; without it all layers of the method's.", SITES),
     ] = None,
     sites_from: Annotated[
-        Path | None, typer.Option(help="Take the sites from this ranking.json (or the folder of its report).")
+        Path | None, option("Take the sites from this ranking.json (or the folder of its report).", SITES)
     ] = None,
     sites_which: Annotated[
-        str, typer.Option(help="Of --sites-from: best, set (the greedy set), or a kind, for all its layers.")
-    ] = "best",
-    rank: Annotated[int | None, typer.Option(help="Rank of edits and LoRA; without it 8.")] = None,
-    positions: Annotated[str, typer.Option(help="all, prompt, completion, last, first:n or last:n.")] = "all",
-    bias: Annotated[bool | None, typer.Option(help="A vector on what linear and nonlinear edits write; on.")] = None,
-    scale: Annotated[bool, typer.Option(help="Divide what edits read by its root mean square.")] = False,
-    activation: Annotated[str | None, typer.Option(help="silu, gelu or tanh, for nonlinear.")] = None,
-    constraint: Annotated[str | None, typer.Option(help="none, input or output, for joint.")] = None,
-    heads: Annotated[int | None, typer.Option(help="Heads that lofit keeps; without it a tenth.")] = None,
-    sparsity: Annotated[
-        float | None, typer.Option(help="Strength of lofit's penalty on scales; without it 0.001.")
+        str,
+        option(
+            "Of --sites-from: recommended (the choice that the report names), best (the highest score), set (the "
+            "greedy set), or a kind, for all its layers.",
+            SITES,
+        ),
+    ] = "recommended",
+    rank: Annotated[int | None, option("Rank of edits and LoRA; without it 8.", SITES)] = None,
+    positions: Annotated[str, option("all, prompt, completion, last, first:n or last:n.", SITES)] = "all",
+    bias: Annotated[bool | None, option("A vector on what linear and nonlinear edits write; on.", SITES)] = None,
+    scale: Annotated[bool, option("Divide what edits read by its root mean square.", SITES, "--scale")] = False,
+    activation: Annotated[
+        str | None, option("{values}, for nonlinear.", SITES, values=("silu", "gelu", "tanh"))
     ] = None,
-    start: Annotated[str, typer.Option(help="no-op, or published: edits start as their authors start them.")] = "no-op",
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; without it runs/TASK-METHOD-SEED.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 120,
-    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 32,
+    constraint: Annotated[str | None, option("{values}, for joint.", SITES, values=("none", "input", "output"))] = None,
+    heads: Annotated[int | None, option("Heads that lofit keeps; without it a tenth.", SITES)] = None,
+    sparsity: Annotated[float | None, option("Strength of lofit's penalty on scales; without it 0.001.", SITES)] = None,
+    start: Annotated[str, option("no-op, or published: edits start as their authors start them.", SITES)] = "no-op",
+    out: Annotated[Path | None, option("Folder of the run; without it runs/TASK-METHOD-SEED.", RESULTS)] = None,
+    json: JsonTarget = None,
+    resume: Annotated[bool, option("Go on with the run in the folder.", RESULTS, "--resume")] = False,
+    steps: Annotated[int, option("Optimizer steps.", TRAINING)] = 120,
+    batch_size: StepBatch = 32,
     learning_rate: Annotated[
-        str | None, typer.Option(help="A number, or auto: chosen on validation. Without it, the method's own.")
+        str | None,
+        option(
+            "A number, or auto: chosen on validation. Without it, the method's own.",
+            TRAINING,
+            "--learning-rate",
+            "--lr",
+        ),
     ] = None,
     learning_rate_of: Annotated[
         Path | None,
-        typer.Option(help="Finished run that differs in the seed alone: take over what its auto found."),
+        option("Finished run that differs in the seed alone: take over what its auto found.", TRAINING),
     ] = None,
-    tries: Annotated[int, typer.Option(help="Most learning rates that auto tries.")] = 7,
-    lr_steps: Annotated[int | None, typer.Option(help="Steps of auto's runs; without it as many as --steps.")] = None,
-    warmup: Annotated[float, typer.Option(help="Part of the steps in which the learning rate rises.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Seed of training data, order and start.")] = 0,
-    train_examples: Annotated[int | None, typer.Option(help="Training examples; without it as many as needed.")] = None,
-    validation_examples: Annotated[int, typer.Option(help="Examples that auto chooses on.")] = 256,
-    max_examples: Annotated[int | None, typer.Option(help="Test questions; without it, all.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Longest training example in tokens.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest generation; without it, the task's.")] = None,
-    eval_batch_size: Annotated[int, typer.Option(help="Prompts per batch in evaluation.")] = 16,
-    likelihoods: Annotated[bool, typer.Option(help="Also likelihoods of choices and the loss on test.")] = True,
+    tries: Annotated[int, option("Most learning rates that auto tries.", TRAINING)] = 7,
+    lr_steps: Annotated[int | None, option("Steps of auto's runs; without it as many as --steps.", TRAINING)] = None,
+    warmup: Annotated[float, option("Part of the steps in which the learning rate rises.", TRAINING)] = 0.1,
+    seed: Annotated[int, option("Seed of training data, order and start.", RUNNING)] = 0,
+    train_examples: Annotated[int | None, option("Training examples; without it as many as needed.", DATA)] = None,
+    validation_examples: Annotated[int, option("Examples that auto chooses on.", DATA)] = 256,
+    max_examples: Annotated[int | None, option("Test questions; without it, all.", DATA)] = None,
+    max_length: Annotated[int | None, option("Longest training example in tokens.", DATA)] = None,
+    max_new_tokens: Annotated[int | None, option("Longest generation; without it, the task's.", RUNNING)] = None,
+    eval_batch_size: Annotated[int, option("Prompts per batch in evaluation.", RUNNING)] = 16,
+    likelihoods: Annotated[bool, option("Also likelihoods of choices and the loss on test.", RESULTS)] = True,
     save_every: Annotated[
-        int | None, typer.Option(help="Steps between checkpoints; without it a quarter of the run.")
+        int | None, option("Steps between checkpoints; without it a quarter of the run.", RUNNING)
     ] = None,
-    keep_checkpoints: Annotated[bool, typer.Option(help="Keep them when the run is complete.")] = False,
+    keep_checkpoints: Annotated[
+        bool, option("Keep checkpoints when the run is complete.", RESULTS, "--keep-checkpoints")
+    ] = False,
     device: Device = "cpu",
-    dtype: Annotated[str, typer.Option(help="Of the model: float32, bfloat16 or float64; adapters are float32.")] = (
+    dtype: Annotated[str, option("Of the model: float32, bfloat16 or float64; adapters are float32.", MODEL)] = (
         "float32"
     ),
     revision: Revision = None,
@@ -96,14 +117,22 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train on a task's train part, save what was trained, and measure accuracy on its test part."""
-    from steerscope.cli.output import RESUME, check_folder
+    from steerscope.cli.output import RESUME, check_folder, check_json_target, give_json
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.commands import train as train_model
     from steerscope.experiments.training.options import TrainOptions
     from steerscope.folders import Kind
 
     # Everything that can be refused is refused here, before a model is loaded.
-    source = chosen_task(task, data, data_dir)
+    source = chosen_task(
+        task,
+        data,
+        data_dir,
+        chat_template=chat_template,
+        model=model,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
     options = TrainOptions(
         method=method,
         sites=_sites(site, sites_from, sites_which, method),
@@ -139,7 +168,8 @@ def train(
         keep_checkpoints=keep_checkpoints,
     )
     options.check()
-    folder = out or Path("runs") / f"{source.name}-{method}-{seed}"
+    check_json_target(json, "test_accuracy")
+    folder = out or Path("runs") / f"{source.name}-{options.method}-{seed}"
     check_folder(folder, Kind.RUN, overwrite=resume, advice=RESUME)
     show_warnings(source)
     command = command_line()
@@ -151,7 +181,8 @@ def train(
             print(f"stopped; the same command with --resume goes on from what is in {folder}", file=sys.stderr)
         raise
     print(f"results: {folder}", file=sys.stderr)
-    typer.echo(found.line)
+    if not give_json(json, found.to_json(), "test_accuracy"):
+        typer.echo(found.line)
 
 
 def _say(sentence: str) -> None:
@@ -168,7 +199,7 @@ def _sites(named: list[str] | None, ranking_file: Path | None, which: str, metho
     if named and not names:
         raise InputError("[[site]] names no site; expected names such as 3.mlp_out, or leave it out for all layers.")
     if ranking_file is None:
-        if which != "best":
+        if which != "recommended":
             raise InputError(f"[[sites_which]] is {which!r}, but no ranking is given. Add --sites-from RANKING.")
         return names
     if names:
@@ -182,6 +213,8 @@ def _sites(named: list[str] | None, ranking_file: Path | None, which: str, metho
     ranking = Ranking.load(ranking_file / "ranking.json" if ranking_file.is_dir() else ranking_file)
     sites = ranking.steering_config(which, family=family).sites
     model = ranking.model.get("name")
+    if not ranking.stability.can_tell:
+        _say("the prompts of this ranking could not tell sites apart, so it recommends none; take more of them")
     _say(f"sites from the ranking of {model} on {ranking.task} by {ranking.score}: {', '.join(sites)}")
     return tuple(sites)
 

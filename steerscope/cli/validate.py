@@ -6,20 +6,29 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from steerscope.cli.options import (
+    DATA,
     DEFAULT_MODEL,
+    MODEL,
+    RESULTS,
+    RUNNING,
+    SITES,
+    TRAINING,
+    ChatTemplate,
     Device,
     ModelName,
     OwnExamples,
     Quiet,
+    Resume,
     Revision,
+    StepBatch,
     TaskFiles,
     TaskName,
+    TestExamples,
     TrustRemoteCode,
     chosen_task,
     command_line,
+    option,
 )
 
 
@@ -28,21 +37,22 @@ def validate(
     task: TaskName = None,
     data: OwnExamples = None,
     data_dir: TaskFiles = None,
-    sites: Annotated[str, typer.Option(help="How many sites, or names: 3.mlp_out,12.resid_post,...")] = "12",
-    rank: Annotated[int, typer.Option(help="Rank of the linear edits and of LoRA.")] = 8,
-    seeds: Annotated[int, typer.Option(help="Training seeds per site.")] = 2,
-    steps: Annotated[int, typer.Option(help="Optimizer steps of every run.")] = 32,
-    batch_size: Annotated[int, typer.Option(help="Examples per step.")] = 16,
-    max_examples: Annotated[int, typer.Option(help="Most prompts that the ranking is made from.")] = 192,
-    test_examples: Annotated[int, typer.Option(help="Most test prompts.")] = 256,
-    references: Annotated[bool, typer.Option(help="Train LoRA, full fine-tuning and the greedy set too.")] = True,
-    out: Annotated[Path, typer.Option(help="Folder for runs, validation.json and the report.")] = Path("validation"),
-    resume: Annotated[bool, typer.Option(help="Go on with the runs that the folder holds.")] = False,
+    chat_template: ChatTemplate = False,
+    sites: Annotated[str, option("How many sites, or names: 3.mlp_out,12.resid_post,...", SITES)] = "12",
+    rank: Annotated[int, option("Rank of the linear edits and of LoRA.", SITES)] = 8,
+    seeds: Annotated[int, option("Training seeds per site.", TRAINING)] = 2,
+    steps: Annotated[int, option("Optimizer steps of every run.", TRAINING)] = 32,
+    batch_size: StepBatch = 16,
+    max_examples: Annotated[int, option("Most prompts that the ranking is made from.", DATA)] = 192,
+    test_examples: TestExamples = 256,
+    references: Annotated[bool, option("Train LoRA, full fine-tuning and the greedy set too.", TRAINING)] = True,
+    out: Annotated[Path, option("Folder for runs, validation.json and the report.", RESULTS)] = Path("validation"),
+    resume: Resume = False,
     device: Device = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    dtype: Annotated[str, option("float32 or float64.", MODEL)] = "float32",
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
-    seed: Annotated[int, typer.Option(help="Seed of the ranking, the first run and the bootstrap.")] = 0,
+    seed: Annotated[int, option("Seed of the ranking, the first run and the bootstrap.", RUNNING)] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Train edits at sites spread over the model and compare the outcome with the ranking and plain baselines."""
@@ -74,7 +84,15 @@ def validate(
     options.check()
     require("report", "the report of a validation")
     check_folder(out, Kind.VALIDATION, overwrite=resume, advice=RESUME, also=(Kind.RANKING,))
-    source = chosen_task(task, data, data_dir)
+    source = chosen_task(
+        task,
+        data,
+        data_dir,
+        chat_template=chat_template,
+        model=model,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
     with stage_progress(quiet=quiet) as show:
         result = validate_model(model, source, options, out, progress=show, command=command_line())
     from steerscope.reports.ranking.folder import write_report  # matplotlib is slow to load

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from steerscope.errors import InputError
+from steerscope.errors import InputError, did_you_mean
 from steerscope.files import told
 from steerscope.models.attention import keep_softcapping
 from steerscope.models.blocks import BlockDescription
@@ -33,6 +33,7 @@ from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.selfcheck import check_sites
 from steerscope.models.site_map import SiteMap, find_sites
 from steerscope.models.weight_hashes import digest_of_parameters
+from steerscope.option_types import dtype_name
 
 DTYPES = {
     "float32": torch.float32,
@@ -40,6 +41,9 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+# The device that is there, whichever it is.
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -132,8 +136,8 @@ def load_model(
 
     Args:
         name_or_path: ``"smollm2-135m"`` (bundled), a local folder, a ``.gguf`` file, or a Hugging Face name.
-        device: Where to put the model.
-        dtype: Data type of weights and computation.
+        device: Where to put the model; ``"auto"`` for a GPU if there is one, else the CPU.
+        dtype: Data type of weights and computation; ``"bf16"`` and the like are understood.
         revision: Branch, tag or commit of a Hugging Face name.
         description: How the model's blocks are built, for a family steerscope does not know.
         trust_remote_code: Run code that comes with the model. Off unless asked for.
@@ -199,6 +203,36 @@ def load_model(
         description=chosen,
         setup=(setup_of(source) or getattr(config, "_commit_hash", None) or "") if quantised is None else "",
     )
+
+
+def load_tokenizer(
+    name_or_path: str | Path = BUNDLED_NAME, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model alone, as :func:`load_model` does.
+
+    Args:
+        name_or_path: As for :func:`load_model`.
+        revision: Branch, tag or commit of a Hugging Face name.
+        trust_remote_code: Run code that comes with the model.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        InputError: There is no such model, or it has no tokenizer.
+    """
+    name = str(name_or_path)
+    with told(f"read the tokenizer of {name!r}"):
+        source, _, _ = _locate(name)
+    try:
+        return AutoTokenizer.from_pretrained(
+            source if source.exists() else name,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            local_files_only=source.exists(),
+        )
+    except Exception as error:  # hub, network and parse errors have no common type
+        raise not_loaded(name, source, error) from error
 
 
 def wrap_model(
@@ -280,10 +314,21 @@ def _locate(name: str) -> tuple[Path, str | None, str | None]:
         raise InputError(f"{name!r} is no folder and no file; expected a transformers model folder. Check the path.")
     if path.is_dir() and not (path / "config.json").exists():
         raise InputError(f"folder {name!r} has no config.json; expected a transformers model folder. Check the path.")
+    if not path.exists() and "/" not in name and "\\" not in name:
+        raise InputError(
+            f"there is no model {name!r} here, and a Hugging Face name is OWNER/NAME.{did_you_mean(name, _near())} "
+            f"Give {BUNDLED_NAME!r}, a model folder, a .gguf file or OWNER/NAME (gpt2 is openai-community/gpt2)."
+        )
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not path.exists():
         raise InputError(f"there is no model folder {name!r}. Check the path, or use {BUNDLED_NAME!r}.")
     return path, None, None
+
+
+def _near() -> list[str]:
+    """Return what a name without a folder could have meant: the bundled model, or a folder here."""
+    here = [one.name for one in Path().iterdir() if one.is_dir()] if os.access(".", os.R_OK) else []
+    return [BUNDLED_NAME, *sorted(here)]
 
 
 def _digest_of_files(folder: Path) -> str | None:
@@ -298,12 +343,22 @@ def _digest_of_files(folder: Path) -> str | None:
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype not in DTYPES:
-        raise InputError(f"unknown dtype {dtype!r}. Valid: {', '.join(DTYPES)}.")
-    return DTYPES[dtype]
+    name = dtype_name(dtype)
+    if name not in DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}. Valid: {', '.join(DTYPES)} (or fp32, fp64, bf16, fp16).")
+    return DTYPES[name]
+
+
+def _fastest_device() -> torch.device:
+    """Return the GPU that torch would use, or the CPU where there is none."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def _device(device: str | torch.device) -> torch.device:
+    if device == AUTO:
+        return _fastest_device()
     try:
         chosen = torch.device(device)
         torch.zeros(1, device=chosen).item()  # the meta device, which holds no numbers, fails here too

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from steerscope.experiments.tasks import task_names
+from steerscope.experiments.tasks.chat import CHAT
 from steerscope.reports.vocabulary import clean
 
 # Options that say what the model and the data are.
@@ -32,11 +33,15 @@ def subject_words(command: object, model: object, task: object) -> str:
             name, is_joined, value = word.partition("=")
             if name == option and (is_joined or i + 1 < len(typed)):
                 kept[option] = value if is_joined else typed[i + 1]
+    is_chat = "--chat-template" in typed
     if not kept.keys() & {"--task", "--data"}:
         known = clean(task, 80)
+        is_chat |= known.endswith(CHAT)
+        known = known.removesuffix(CHAT)
         kept |= {"--task": known} if known in task_names() else {"--data": "FILE.jsonl"}
     words = [clean(model or "MODEL", 200)]
     words += [word for option in _KEPT if option in kept for word in (option, kept[option])]
+    words += ["--chat-template"] if is_chat else []
     words += ["--trust-remote-code"] if "--trust-remote-code" in typed else []
     return shlex.join(words)
 

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from steerscope.errors import InputError, did_you_mean
+from steerscope.errors import InputError, did_you_mean, same_name
+from steerscope.files import json_of, told, write_text
+from steerscope.folders import as_folder
 from steerscope.models.site_map import SiteMap
+from steerscope.option_types import dtype_name, plain_values
 from steerscope.sites import Site, SiteKind, one_or_several, parse_kind, parse_site
+from steerscope.steering import hub
 from steerscope.steering.families import ACTIVATIONS, FAMILIES, EditOptions, SteeringEdit
+from steerscope.steering.peft_files import CONFIG_NAME
 from steerscope.steering.positions import Positions
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCALES = ("none", "rms")
 STARTS = ("no-op", "published")
 DEFAULT_RANK = 8
+CONFIG_ALONE = "steering_config.json"  # another name than an adapter's, which it is not
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,8 @@ class SteeringConfig:
             raise InputError("a steering adapter needs a site, got none; for example sites='resid_post'.")
         for name in names:
             _read_name(name)
+        for field, valid in (("family", FAMILIES), ("scale", SCALES), ("start", STARTS), ("activation", ACTIVATIONS)):
+            object.__setattr__(self, field, same_name(getattr(self, field), valid))
         family = self._family()
         self._check_rank(family)
         Positions.parse(self.positions)
@@ -94,7 +104,8 @@ class SteeringConfig:
                 f"family {self.family!r} has one start, as no edit, here and elsewhere; leave out [[start]]."
             )
         if isinstance(self.dtype, torch.dtype):
-            object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
+            object.__setattr__(self, "dtype", str(self.dtype))
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
         _one_of("dtype", self.dtype, tuple(DTYPES))
         if family.is_orthonormal and self.dtype not in ("float32", "float64"):
             raise InputError(
@@ -189,6 +200,45 @@ class SteeringConfig:
             )
         sites = values["sites"]
         return cls(**{**values, "sites": tuple(sites) if isinstance(sites, list) else sites})
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the configuration alone, as ``steering_config.json``; :meth:`from_pretrained` reads it again."""
+        place = as_folder(folder)
+        with told(f"write to {str(folder)!r}"):
+            place.mkdir(parents=True, exist_ok=True)
+        write_text(place / CONFIG_ALONE, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, revision: str | None = None, token: str | bool | None = None
+    ) -> SteeringConfig:
+        """Read the configuration of a saved adapter, or one that was saved alone; no model is needed.
+
+        Args:
+            folder: Of an adapter, or the name of a repository that holds one.
+            revision: Branch, tag or commit of the repository.
+            token: Of the account, for a repository that is not public.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            InputError: There is none, or it is damaged.
+        """
+        place = hub.local_folder(folder, revision, token)
+        alone = place / CONFIG_ALONE
+        path = alone if alone.is_file() else place / CONFIG_NAME
+        try:
+            found = json_of(path)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{str(path)!r} cannot be read ({error}); expected the folder of a steering adapter, or one that "
+                "SteeringConfig.save_pretrained() wrote."
+            ) from error
+        values = found.get("steering") if isinstance(found, dict) and path != alone else found
+        if not isinstance(values, dict):
+            raise InputError(f"{str(path)!r} is not of a steering adapter of steerscope. Give a folder that holds one.")
+        return cls.from_dict({**values, **plain_values(cls, values, f"{str(path)!r}: ")})
 
 
 def _as_int(value: Any) -> Any:

@@ -12,10 +12,9 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from steerscope.errors import InputError
-from steerscope.folders import Kind, require_names_for
+from steerscope.folders import CARD_NAME, Kind, as_folder, may_write_card, require_names_for
 from steerscope.steering.beneath import LORA_FOLDER
 from steerscope.steering.peft_files import CONFIG_NAME, WEIGHTS_NAME
-from steerscope.steering.saving import as_folder
 
 # No other file of a repository is fetched: nothing pickled, no code.
 FILES = (CONFIG_NAME, WEIGHTS_NAME, f"{LORA_FOLDER}/*.json", f"{LORA_FOLDER}/*.safetensors")
@@ -86,6 +85,10 @@ def push(
         huggingface_hub.create_repo(repo_id, private=private, token=token, exist_ok=True)
         there = huggingface_hub.list_repo_files(repo_id, token=token, revision=revision)
         require_names_for(there, f"repository {repo_id!r}", Kind.STEERING)
+        card = [CARD_NAME]
+        if CARD_NAME in there:
+            kept = huggingface_hub.hf_hub_download(repo_id, CARD_NAME, revision=revision, token=token)
+            card = card if may_write_card(Path(kept)) else []
         commit = huggingface_hub.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -93,7 +96,7 @@ def push(
             token=token,
             revision=revision,
             create_pr=create_pr,
-            allow_patterns=list(FILES),
+            allow_patterns=[*FILES, *card],
         )
     return str(commit)
 

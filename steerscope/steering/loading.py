@@ -10,9 +10,10 @@ from torch import nn
 from steerscope.errors import InputError
 from steerscope.models.blocks import BlockDescription
 from steerscope.models.load import LoadedModel
-from steerscope.models.site_map import find_sites
+from steerscope.models.site_map import SiteMap, find_sites
 from steerscope.models.wrappers import is_peft
 from steerscope.steering import beneath, saving
+from steerscope.steering.adapters import Adapter
 from steerscope.steering.identity import identify, require_same
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def load_onto(
     place: Path,
     made: type[SteeringModel],
     *,
+    adapter_name: str,
     is_trainable: bool,
     check_weights: bool,
     description: BlockDescription | None,
@@ -34,6 +36,7 @@ def load_onto(
         model: The base model, without PEFT.
         place: What :meth:`SteeringModel.save_pretrained` wrote.
         made: The class of the result.
+        adapter_name: What the adapter is called on the model.
         is_trainable: Whether training continues.
         check_weights: Whether weights are compared.
         description: How the model's blocks are built, for a family steerscope does not know.
@@ -66,13 +69,8 @@ def load_onto(
         site_map = find_sites(inner, site_map.description)
     steering: SteeringModel | None = None
     try:
-        steering = made(inner, adapter.config, site_map, loaded)
-        if saving.equations(site_map, steering.sites) != dict(adapter.sites):
-            raise InputError(
-                f"the adapter edits {dict(adapter.sites)}, and this model's sites of these names are "
-                f"{saving.equations(site_map, steering.sites)}. Use the model it was trained for."
-            )
-        saving.require_tensors(adapter.tensors, steering.steering_tensors(), saving.WEIGHTS_NAME)
+        steering = made(inner, adapter.config, site_map, loaded, adapter_name)
+        _fill(steering.adapter(adapter_name), adapter, site_map)
     except BaseException:
         if steering is not None:
             steering.unload()
@@ -80,12 +78,59 @@ def load_onto(
             beneath.take_away(inner)
             beneath.restore(plain, before)
         raise
-    for site in steering.sites:
-        prefix = f"{site}."
-        own = {k.removeprefix(prefix): v for k, v in adapter.tensors.items() if k.startswith(prefix)}
-        steering.edit_at(site).load_state_dict(own)
-    steering.mark_ready()
     if not is_trainable:
         steering.requires_grad_(False)
         steering.eval()
     return steering
+
+
+def load_beside(
+    steering: SteeringModel, place: Path, adapter_name: str, *, is_trainable: bool, check_weights: bool
+) -> Adapter:
+    """Read the adapter in a folder for a model that has one already; see :meth:`SteeringModel.load_adapter`.
+
+    Args:
+        steering: The steered model; nothing is changed in it.
+        place: What :meth:`SteeringModel.save_pretrained` wrote.
+        adapter_name: What the adapter is to be called.
+        is_trainable: Whether training continues.
+        check_weights: Whether weights are compared.
+
+    Returns:
+        The adapter, without hooks.
+
+    Raises:
+        InputError: No adapter, a damaged or incomplete file, another model or revision, or a LoRA underneath it or
+            underneath the model.
+    """
+    file = saving.read(place)
+    if file.lora is not None or is_peft(steering.base_model):
+        trained_on = "a LoRA of its own" if file.lora else "the plain model"
+        here = "an adapter of PEFT" if is_peft(steering.base_model) else "no LoRA"
+        raise InputError(
+            f"the adapter in {str(place)!r} was trained on {trained_on}, and this model has {here} underneath. "
+            "Load it by itself with SteeringModel.from_pretrained(plain_model, folder)."
+        )
+    inner, site_map = steering.base_model, steering.site_map
+    require_same(file.base, steering.identity(weights=check_weights), weights=check_weights)
+    adapter = Adapter(adapter_name, file.config, find_sites(inner, site_map.description))
+    _fill(adapter, file, site_map)
+    adapter.edits.requires_grad_(is_trainable)
+    return adapter
+
+
+def _fill(adapter: Adapter, file: saving.AdapterFile, site_map: SiteMap) -> None:
+    """Put a file's numbers into an adapter as it starts.
+
+    Raises:
+        InputError: Sites of these names are others in this model, or the tensors are not those of the configuration.
+    """
+    found = saving.equations(site_map, adapter.sites)
+    if found != dict(file.sites):
+        raise InputError(
+            f"the adapter edits {dict(file.sites)}, and this model's sites of these names are {found}. Use the model "
+            "it was trained for."
+        )
+    saving.require_tensors(file.tensors, adapter.tensors(), saving.WEIGHTS_NAME)
+    adapter.fill(file.tensors)
+    adapter.strength = file.strength

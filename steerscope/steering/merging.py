@@ -1,11 +1,4 @@
-r"""Writing an adapter into the model's own weights, where they can hold it exactly.
-
-An edit that is affine, ``x -> x + M x + c``, is held by the linear map W, b next to its site:
-
-* at what a map reads (``attn_heads``, ``mlp_hidden``, ``mlp_in``): ``W (I + M)`` and ``b + W c``;
-* at what a map writes (``attn_out``, ``mlp_out``), if no norm follows it: ``(I + M) W`` and ``(I + M) b + c``;
-* at the stream (``resid_mid``, ``resid_post``) a vector alone, added where the branch below writes: ``b + c``. A
-  matrix would have to act on the skip connection too, and no weight of a block does.
+"""Writing an adapter into the model's own weights, where they can hold it exactly (:mod:`steerscope.steering.holding`).
 
 A LoRA underneath is merged before the edits, which act on what it writes.
 
@@ -16,7 +9,6 @@ Not merged: nonlinear edits; edits of some tokens alone, since weights act on al
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +17,12 @@ from torch import Tensor, nn
 
 from steerscope.errors import InputError
 from steerscope.finite import require_finite
-from steerscope.models.blocks import Block, is_transposed, linear_weight
+from steerscope.models.blocks import linear_weight
 from steerscope.models.wrappers import acting_layer, is_peft, language_model, tuner_layers
-from steerscope.site_kinds import Branch, Maps, Role
 from steerscope.sites import Site
 from steerscope.steering.beneath import active_adapter
 from steerscope.steering.families import Affine
+from steerscope.steering.holding import Holder, held_by, lacks_bias, weight_of, why_not_everywhere
 from steerscope.steering.peft_types import UNMERGED, type_name
 
 if TYPE_CHECKING:
@@ -38,13 +30,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Step:
-    """One edit and the linear maps that will hold it, after it (``reads``) or before it."""
+class Step:
+    """One edit, its strength in its numbers, and the linear maps that hold it."""
 
     site: Site
     edit: Affine
-    maps: Sequence[nn.Module]
-    reads: bool
+    held: Holder
 
 
 def merge(steering: SteeringModel, *, make_biases: bool = False) -> None:
@@ -61,25 +52,14 @@ def merge(steering: SteeringModel, *, make_biases: bool = False) -> None:
     Cost: one product of two ``width x width`` matrices or smaller per edit. Weights in bfloat16 hold the result to
     bfloat16's rounding.
     """
-    config = steering.steering_config
-    if config.positions != "all":
-        raise InputError(
-            f"this adapter edits the positions {config.positions!r}; weights act on every token, so they cannot hold "
-            "it. Keep it as an adapter, or train with positions='all'."
-        )
-    steps = [_step(steering, site) for site in steering.sites]
-    lacking = [step.site for step in steps if step.edit.vector is not None and any(map(_lacks_bias, step.maps))]
+    steps = steps_of(steering)
+    lacking = [step.site for step in steps if step.edit.vector is not None and any(map(lacks_bias, step.held.maps))]
     if lacking and not make_biases:
         raise InputError(
             f"the edit at '{lacking[0]}' needs a bias that the model's linear map there does not have. Pass "
             "make_biases=True to give it one (a saved copy loses it unless the model's configuration declares biases), "
             "or train with bias=False."
         )
-    for step in steps:
-        for part in (step.edit.matrix, step.edit.vector):
-            if part is not None:
-                advice = "Its training diverged, or its file is damaged: train it again."
-                require_finite(f"the edit at '{step.site}'", part, advice=advice)
     if is_peft(steering.base_model):
         _require_mergeable(steering.base_model)
     if lacking:
@@ -93,8 +73,8 @@ def merge(steering: SteeringModel, *, make_biases: bool = False) -> None:
         steering.base_model.merge_and_unload()  # type: ignore[operator]
     with torch.no_grad():
         for step in steps:
-            for module in step.maps:
-                (_before if step.reads else _after)(acting_layer(module), step.edit)
+            for module in step.held.maps:
+                (_before if step.held.reads else _after)(acting_layer(module), step.edit)
 
 
 def _require_mergeable(wrapped: Any) -> None:
@@ -135,77 +115,48 @@ def _require_mergeable(wrapped: Any) -> None:
         )
 
 
-def _step(steering: SteeringModel, site: Site) -> _Step:
-    """Return how an edit is held.
+def steps_of(steering: SteeringModel) -> list[Step]:
+    """Return how weights and biases hold the edits that act, in the order of computation.
 
     Raises:
-        InputError: It cannot be.
+        InputError: They cannot; the message says why.
     """
-    block = steering.site_map.blocks[site.layer]
-    edit = steering.edit_at(site).affine()
+    if steering.steering_config.positions != "all":
+        raise InputError(why_not_everywhere(steering.steering_config.positions))
+    return [_step(steering, site) for site in steering.sites]
+
+
+def _step(steering: SteeringModel, site: Site) -> Step:
+    edit = steering.edit_at(site).affine().times(steering.adapter().strength)
     if site.head is not None:
         edit = _of_all_heads(edit, site.head, steering.site_map.n_heads)
-    facts = site.kind.facts
-    if facts.read_by is not None:
-        return _Step(site, edit, block.maps(*facts.read_by), reads=True)
-    if facts.written_by:
-        return _Step(site, edit, _writer(block, site, edit, facts.written_by[-1]), reads=False)
-    raise InputError(
-        f"the edit at '{site}' adds to the embeddings, which many models also use to make logits; no weight "
-        "holds it alone. Keep it as an adapter."
-    )
-
-
-def _writer(block: Block, site: Site, edit: Affine, branch: Branch) -> tuple[nn.Module, ...]:
-    if site.kind.facts.role is Role.STREAM and edit.matrix is not None:
-        added = site.kind.adds_at
-        raise InputError(
-            f"the edit at '{site}' acts on the whole stream, M x with x = (skip) + {added}; the skip connection "
-            f"carries its part past every weight of the block. Only a vector, or an edit of '{site.layer}.{added}', "
-            "can be merged."
-        )
-    if block.post_norm(branch) is not None:
-        raise InputError(
-            f"the edit at '{site}' is added behind a norm (layout '{block.description.layout}'), which has no bias and "
-            "rescales what the weights before it write; they cannot hold it. Keep it as an adapter."
-        )
-    return block.maps(branch, Maps.WRITE)
+    held = held_by(site, steering.site_map, has_matrix=edit.up is not None)
+    for part in (edit.up, edit.down, edit.vector):
+        if part is not None:
+            advice = "Its training diverged, or its file is damaged: train it again."
+            require_finite(f"the edit at '{site}'", part, advice=advice)
+    return Step(site, edit, held)
 
 
 def _of_all_heads(edit: Affine, head: int, n_heads: int) -> Affine:
     """Return the edit of one head as an edit of all heads' channels."""
-    matrix, vector = edit.matrix, edit.vector
-    width = (matrix if matrix is not None else _require(vector)).shape[0]
-    own = slice(head * width, (head + 1) * width)
-    if matrix is not None:
-        wide = matrix.new_zeros(n_heads * width, n_heads * width)
-        wide[own, own] = matrix
-        matrix = wide
-    if vector is not None:
-        long = vector.new_zeros(n_heads * width)
-        long[own] = vector
-        vector = long
-    return Affine(matrix, vector)
 
+    def wide(part: Tensor | None, axis: int) -> Tensor | None:
+        if part is None:
+            return None
+        width = part.shape[axis]
+        shape = [*part.shape]
+        shape[axis] = n_heads * width
+        whole = part.new_zeros(shape)
+        whole.narrow(axis, head * width, width).copy_(part)
+        return whole
 
-def _require(vector: Tensor | None) -> Tensor:
-    assert vector is not None
-    return vector
-
-
-def _lacks_bias(module: nn.Module) -> bool:
-    return getattr(acting_layer(module), "bias", None) is None
-
-
-def _weight(module: nn.Module) -> Tensor:
-    """Return the weight as ``(out in)``, a view whatever way it is stored."""
-    weight = linear_weight(module)
-    return weight.T if is_transposed(module) else weight
+    return Affine(wide(edit.up, 0), wide(edit.down, 1), wide(edit.vector, 0))
 
 
 def _add_to_bias(module: nn.Module, vector: Tensor) -> None:
     weight = linear_weight(module)
-    if _lacks_bias(module):
+    if lacks_bias(module):
         zero = torch.zeros(len(vector), dtype=weight.dtype, device=weight.device)
         module.register_parameter("bias", nn.Parameter(zero, requires_grad=weight.requires_grad))
     bias = module.bias
@@ -215,7 +166,7 @@ def _add_to_bias(module: nn.Module, vector: Tensor) -> None:
 
 def _before(module: nn.Module, edit: Affine) -> None:
     """Let a map see ``x + M x + c``: ``W (I + M)`` and ``b + W c``."""
-    weight = _weight(module)
+    weight = weight_of(module)
     old = weight.double()  # of a float64 weight no copy but itself: the bias needs it before it changes
     if edit.vector is not None:
         _add_to_bias(module, old @ edit.vector.to(old))
@@ -225,11 +176,11 @@ def _before(module: nn.Module, edit: Affine) -> None:
 
 def _after(module: nn.Module, edit: Affine) -> None:
     """Let a map write ``y + M y + c``: ``(I + M) W`` and ``(I + M) b + c``."""
-    weight = _weight(module)
+    weight = weight_of(module)
     if edit.matrix is not None:
         matrix = edit.matrix.to(device=weight.device, dtype=torch.float64)
         weight.copy_(weight.double() + matrix @ weight.double())
-        if not _lacks_bias(module):
+        if not lacks_bias(module):
             bias = module.bias
             assert isinstance(bias, Tensor)
             _add_to_bias(module, matrix @ bias.double())

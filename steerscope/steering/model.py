@@ -11,43 +11,58 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from steerscope.errors import InputError
+from steerscope.folders import as_folder
 from steerscope.models.blocks import BlockDescription
 from steerscope.models.compat import checkpoint_activations
-from steerscope.models.hooks import Tap, tapping
 from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.site_map import SiteMap, find_sites
-from steerscope.models.virtual_tokens import require_no_tokens_around, require_no_virtual_tokens
+from steerscope.models.virtual_tokens import require_no_tokens_around
 from steerscope.models.wrappers import decoder_of, is_peft, language_model, require_model, tuner_layers
-from steerscope.site_kinds import Place
 from steerscope.sites import Site
-from steerscope.steering import beneath, hub, loading, merging, saving, scales
-from steerscope.steering.build import build_edits
+from steerscope.steering import (
+    beneath,
+    control_vectors,
+    fused_heads,
+    hub,
+    loading,
+    lora_export,
+    merging,
+    saving,
+    scales,
+)
+from steerscope.steering.adapters import DEFAULT, Adapter, checked_name
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import SteeringEdit
-from steerscope.steering.identity import identify
+from steerscope.steering.identity import BaseIdentity, identify
+from steerscope.steering.named import INSTEAD, NamedAdapters, refused_method
 from steerscope.steering.passes import Passes, Told, passes_on
-from steerscope.steering.positions import Positions
 
 
-class SteeringModel(nn.Module):
+class SteeringModel(NamedAdapters):
     """A causal language model with trainable edits at sites; made by :func:`get_steering_model`.
 
     Attributes:
         base_model: The model that was given, plain or wrapped by PEFT.
-        steering_config: The adapter's configuration.
+        steering_config: The configuration of the adapter that acts.
         sites: Where it edits, in the order of computation.
     """
 
     # Asked for by transformers' Trainer when keys are missing from a checkpoint.
     _keys_to_ignore_on_save: list[str] | None = None
 
-    def __init__(self, base_model: nn.Module, config: SteeringConfig, site_map: SiteMap, loaded: LoadedModel | None):
+    def __init__(
+        self,
+        base_model: nn.Module,
+        config: SteeringConfig,
+        site_map: SiteMap,
+        loaded: LoadedModel | None,
+        adapter_name: str = DEFAULT,
+    ):
         super().__init__()
         if steered_by(base_model) is not None:
             raise InputError(
@@ -62,24 +77,21 @@ class SteeringModel(nn.Module):
                 "they could not be saved with the edits. Give the plain model, or one that peft.get_peft_model wrapped."
             )
         self.base_model = base_model
-        self.steering_config, self.site_map, self._loaded = config, site_map, loaded
-        edits = build_edits(config, site_map)
-        self.sites = tuple(edits)
+        self.site_map, self._loaded = site_map, loaded
+        self._identity: BaseIdentity | None = None
+        adapter = Adapter(checked_name(adapter_name), config, site_map)
         self._were_trainable = [p for p in base_model.parameters() if p.requires_grad]
-        self.edits = nn.ModuleDict()
-        for site, edit in edits.items():
-            self.edits[_key(site)] = edit.to(next(site_map.blocks[site.layer].module.parameters()).device)
+        self.edits, self._adapters = adapter.edits, {}
         _freeze(base_model)
-        if config.positions != "all":
-            require_no_virtual_tokens(base_model, f"positions {config.positions!r} are counted without them")
         blocks = [block.module for block in site_map.blocks]
-        decoder = decoder_of(base_model)
-        inside = {blocks[site.layer] for site in self.sites if site.kind.facts.place is Place.INSIDE}
-        self._passes = Passes(self, Positions.parse(config.positions), base_model, decoder, blocks, inside)
+        self._passes = Passes(self, adapter, base_model, decoder_of(base_model), blocks)
         self._hooks = ExitStack()
         self._hooks.callback(self._passes.close)
-        taps = {site: self._tap(site) for site in self.sites}
-        self._hooks.enter_context(tapping(site_map, taps, every_thread=True))
+        try:
+            self._put(adapter)
+        except BaseException:
+            self._hooks.close()
+            raise
 
     def edit_at(self, site: Site | str) -> SteeringEdit:
         """Return the edit at a site.
@@ -90,23 +102,7 @@ class SteeringModel(nn.Module):
         found = self.site_map.resolve(site)
         if found not in self.sites:
             raise InputError(f"this adapter does not edit '{found}'; it edits {', '.join(map(str, self.sites))}.")
-        edit = self.edits[_key(found)]
-        assert isinstance(edit, SteeringEdit)
-        return edit
-
-    def _tap(self, site: Site) -> Tap:
-        edit = self.edits[_key(site)]
-
-        def tap(value: Tensor, read: Tensor) -> Tensor | None:
-            current = self._passes.current
-            if not current.is_edited:
-                return None
-            added, mask = edit(read), current.mask
-            if mask is not None:
-                added = torch.where(mask.to(added.device).unsqueeze(-1), added, 0)
-            return value + added.to(value.dtype)
-
-        return tap
+        return self.adapter().edit_at(found)
 
     @property
     def edited_tokens(self) -> Tensor | None:
@@ -310,7 +306,10 @@ class SteeringModel(nn.Module):
             kwargs: Likewise; ``prefix`` stands before every name.
 
         Returns:
-            Tensors by parameter name.
+            Tensors by parameter name; without a prefix also the configuration, as bytes (``adapter_config``), so that
+        :meth:`from_pretrained` reads a Trainer's checkpoint.
+
+        Cost: the first call reads the base model once, for its fingerprint.
         """
         prefix = str(kwargs.get("prefix", args[1] if len(args) > 1 else ""))
         full = super().state_dict(*args, **kwargs)
@@ -326,6 +325,10 @@ class SteeringModel(nn.Module):
                 kept.discard(full[name].data_ptr())
             else:
                 del full[name]
+        if not prefix:
+            if self._identity is None:  # the base model is frozen: its weights are read once
+                self._identity = self.identity()
+            saving.with_config(full, self._file(self.adapter(), self._identity))
         return full
 
     def _trained_names(self) -> set[str]:
@@ -346,46 +349,76 @@ class SteeringModel(nn.Module):
             InputError: Tensors are missing, unknown or of another shape.
         """
         own, trained = self.state_dict(), self._trained_names()
+        state_dict = {name: value for name, value in state_dict.items() if name != saving.CHECKPOINT_KEY}
         # Earlier checkpoints lack what PEFT adds and does not train.
         expected = {n: v for n, v in own.items() if n in state_dict or n in trained or n.startswith("edits.")}
-        saving.require_tensors(dict(state_dict), expected, "the checkpoint")
+        saving.require_tensors(state_dict, expected, "the checkpoint")
         super().load_state_dict(state_dict, strict=False, assign=assign)
         self.mark_ready()
         return _IncompatibleKeys([], [])
 
     def mark_ready(self) -> None:
         """Tell edits whose scale came with their tensors that it is known."""
-        for site in self.sites:
-            edit = self.edit_at(site)
-            edit.is_ready = edit.scale is None or bool(torch.isfinite(edit.scale))
+        self.adapter().mark_ready()
 
     def steering_tensors(self) -> dict[str, Tensor]:
         """Return the edits' tensors by ``site.name``, as they are saved."""
-        return {
-            f"{site}.{name}": value for site in self.sites for name, value in self.edit_at(site).state_dict().items()
-        }
+        return self.adapter().tensors()
 
-    def save_pretrained(self, folder: str | Path, *, push_to_hub: bool = False, **_: Any) -> None:
-        """Write the adapter to a folder, with the LoRA underneath if there is one.
+    def identity(self, *, weights: bool = True) -> BaseIdentity:
+        """Return which model is underneath, as an adapter's file says; reads its weights unless told not to."""
+        without = beneath.overwritten_in(self.base_model)
+        return identify(self.base_model, self.site_map, self._loaded, weights=weights, without=without)
 
-        Writes ``adapter_config.json`` and ``adapter_model.safetensors``, and ``lora/`` in PEFT's own format. Options
-        that transformers' Trainer gives to every model are taken and have no effect.
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        selected_adapters: Iterable[str] | None = None,
+        measured: Mapping[str, object] | None = None,
+        is_main_process: bool = True,
+        safe_serialization: bool = True,
+        push_to_hub: bool = False,
+        **unknown: Any,
+    ) -> None:
+        """Write the adapters to a folder, with the LoRA underneath if there is one.
+
+        Writes ``adapter_config.json``, ``adapter_model.safetensors`` and a model card, and ``lora/`` in PEFT's own
+        format. As PEFT does, the adapter ``default`` goes into the folder itself, others into one of their name.
 
         Args:
             folder: Where to write; created where it does not exist.
+            selected_adapters: Names of those to write; all unless said.
+            measured: What is known of them, for the model card: ``{"Task": "boolq", "Accuracy": 0.81}``.
+            is_main_process: Whether this process writes, where several run.
+            safe_serialization: Refused where it is false: nothing is pickled.
             push_to_hub: Refused where it is true.
-            _: Further options of the Trainer; no effect.
+            unknown: Refused: options of other libraries would have no effect.
 
         Raises:
             InputError: The model has several LoRAs active underneath, or one that was put on after the edits, taken
-                out, switched off, or scaled at run time; an edit holds NaN; it is no folder; or it is to be uploaded,
-                which :meth:`push_to_hub` does.
+                out, switched off, or scaled at run time; an edit holds NaN; it is no folder; it is to be uploaded,
+                which :meth:`push_to_hub` does; or an option is unknown.
 
         Cost: reads the base model once, for its fingerprint.
         """
         if push_to_hub:
             raise InputError("save_pretrained() writes a folder; call push_to_hub('owner/name') to upload the adapter.")
-        place = saving.as_folder(folder)
+        if unknown or not safe_serialization:
+            given = ", ".join(unknown) or "safe_serialization=False"
+            raise InputError(
+                f"save_pretrained() got {given}, which would have no effect: an adapter is one safetensors file, made "
+                "of the model as it is. Leave it out."
+            )
+        place = as_folder(folder)
+        chosen = [self.adapter(name) for name in (self._adapters if selected_adapters is None else selected_adapters)]
+        if not chosen:
+            raise InputError(f"selected_adapters names none; this model has {', '.join(self.adapter_names)}.")
+        if is_main_process:
+            self._write({place if one.name == DEFAULT else place / one.name: one for one in chosen}, measured)
+
+    def _write(self, places: Mapping[Path, Adapter], measured: Mapping[str, object] | None = None) -> None:
+        """Write adapters, each to its folder."""
         self._require_lora_beneath()
         if self._passes.is_without_lora():
             raise InputError(
@@ -393,16 +426,19 @@ class SteeringModel(nn.Module):
                 "disable_adapter(), then save."
             )
         beneath.require_kept(self.base_model)
-        adapter = saving.AdapterFile(
-            config=self.steering_config,
-            base=identify(
-                self.base_model, self.site_map, self._loaded, without=beneath.overwritten_in(self.base_model)
-            ),
-            sites=saving.equations(self.site_map, self.sites),
+        base = self.identity()
+        for place, adapter in places.items():
+            saving.write(place, self._file(adapter, base), self.base_model, measured)
+
+    def _file(self, adapter: Adapter, base: BaseIdentity) -> saving.AdapterFile:
+        return saving.AdapterFile(
+            config=adapter.config,
+            base=base,
+            sites=saving.equations(self.site_map, adapter.sites),
             lora=beneath.active_adapter(self.base_model),
-            tensors=self.steering_tensors(),
+            tensors=adapter.tensors(),
+            strength=adapter.strength,
         )
-        saving.write(place, adapter, self.base_model)
 
     def push_to_hub(
         self,
@@ -414,7 +450,7 @@ class SteeringModel(nn.Module):
         revision: str | None = None,
         create_pr: bool = False,
     ) -> str:
-        """Upload the adapter, with the LoRA underneath if there is one, to a repository on the Hugging Face hub.
+        """Upload the adapter that acts, with the LoRA underneath if there is one, to the Hugging Face hub.
 
         Args:
             repo_id: ``owner/name``; made if it does not exist.
@@ -431,7 +467,7 @@ class SteeringModel(nn.Module):
             InputError: The hub cannot be reached or refuses, or the model has several LoRAs active underneath.
         """
         return hub.push(
-            self.save_pretrained,
+            lambda place: self._write({place: self.adapter()}),
             repo_id,
             commit_message=commit_message,
             private=private,
@@ -446,6 +482,7 @@ class SteeringModel(nn.Module):
         model: nn.Module | LoadedModel,
         folder: str | Path,
         *,
+        adapter_name: str = DEFAULT,
         revision: str | None = None,
         is_trainable: bool = False,
         check_weights: bool = True,
@@ -458,6 +495,7 @@ class SteeringModel(nn.Module):
             model: The base model, without PEFT: a LoRA that belongs to the adapter is loaded with it.
             folder: What :meth:`save_pretrained` wrote, or the name of a repository (``owner/name``) that
                 :meth:`push_to_hub` filled.
+            adapter_name: What it is called on the model, where further adapters are put beside it.
             revision: Branch, tag or commit of the repository.
             is_trainable: Whether training continues; otherwise all parameters are frozen, and the model evaluates.
             check_weights: Whether the base model's weights are compared with those the adapter was trained on.
@@ -475,15 +513,81 @@ class SteeringModel(nn.Module):
             model,
             place,
             cls,
+            adapter_name=adapter_name,
             is_trainable=is_trainable,
             check_weights=check_weights,
             description=description,
         )
 
+    def load_adapter(
+        self,
+        folder: str | Path,
+        adapter_name: str,
+        *,
+        revision: str | None = None,
+        is_trainable: bool = False,
+        check_weights: bool = True,
+        token: str | bool | None = None,
+    ) -> None:
+        """Put a saved adapter beside those that are there; :meth:`set_adapter` makes it act.
+
+        Args:
+            folder: What :meth:`save_pretrained` wrote, or the name of a repository.
+            adapter_name: What it is to be called here.
+            revision: Branch, tag or commit of the repository.
+            is_trainable: Whether it can be trained on; otherwise its parameters are frozen.
+            check_weights: Whether the base model's weights are compared with those the adapter was trained on.
+            token: Of the account, for a repository that is not public.
+
+        Raises:
+            InputError: The name is taken; no adapter, a damaged file, another model; or a LoRA underneath the model or
+                the adapter.
+        """
+        name = self._new_name(adapter_name)
+        place = hub.local_folder(folder, revision, token)
+        found = loading.load_beside(self, place, name, is_trainable=is_trainable, check_weights=check_weights)
+        self._put(found)
+
+    # --- for other programs ---
+
+    def export_lora(self, folder: str | Path, *, lora_bias: bool = False) -> None:
+        """Write the adapter that acts as a LoRA in PEFT's format, with the same outputs: for PEFT, vLLM, SGLang, ...
+
+        Exact, strength included, where one linear map holds the edit (:func:`servable_as_lora` says where).
+
+        Args:
+            folder: Where to write ``adapter_config.json`` and ``adapter_model.safetensors``.
+            lora_bias: Whether the LoRA may add constants (PEFT's ``lora_bias``), as vectors and edits with a bias need.
+                PEFT runs such a file, vLLM and SGLang do not.
+
+        Raises:
+            InputError: No LoRA is exactly this adapter (edits of the stream, nonlinear ones, positions other than
+                ``all``), it needs a bias, it stands on PEFT's, or the folder holds something else.
+
+        Cost: a product of the map's weight and the edit's factors per site, in float64.
+        """
+        lora_export.export_lora(self, as_folder(folder), lora_bias=lora_bias)
+
+    def export_gguf(self, file: str | Path) -> None:
+        """Write the vectors of the adapter that acts as a control vector of llama.cpp, strength included.
+
+        ``direction.N`` is added to the residual stream after block N, counted from 0, in llama.cpp as here.
+
+        Args:
+            file: Where to write; an earlier control vector is replaced.
+
+        Raises:
+            InputError: An edit is no vector of the stream behind a block other than the first, or of all tokens; the
+                adapter stands on PEFT's; the package gguf is not installed; or another file is there.
+        """
+        control_vectors.export_gguf(self, as_folder(file))
+
     # --- taking it off ---
 
     def unload(self) -> nn.Module:
         """Remove the edits and return the base model as it was; only hooks set here are removed."""
+        for adapter in self._adapters.values():
+            adapter.hooks.close()
         self._hooks.close()
         for parameter in self._were_trainable:
             parameter.requires_grad_(True)
@@ -503,6 +607,13 @@ class SteeringModel(nn.Module):
         self.unload()
         return plain
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a trainer's fused head goes to the language model, see :mod:`.fused_heads`."""
+        if name == "forward" and fused_heads.is_fused(value):
+            self._hooks.callback(fused_heads.put_inside(language_model(self.base_model), value))
+            return
+        super().__setattr__(name, value)
+
     def __deepcopy__(self, memo: Any) -> SteeringModel:
         """Refuse: the copy's hooks would use the edits of the original."""
         raise _no_copy()
@@ -518,11 +629,17 @@ class SteeringModel(nn.Module):
         except AttributeError:
             if name == "base_model":
                 raise
+            if name in INSTEAD and not is_peft(self.base_model):
+                return refused_method(name)
             return getattr(self.base_model, name)
 
 
 def get_steering_model(
-    model: nn.Module | LoadedModel, config: SteeringConfig, *, description: BlockDescription | None = None
+    model: nn.Module | LoadedModel,
+    config: SteeringConfig,
+    *,
+    adapter_name: str = DEFAULT,
+    description: BlockDescription | None = None,
 ) -> SteeringModel:
     """Put steering edits into a causal language model, ready to train.
 
@@ -530,6 +647,7 @@ def get_steering_model(
         model: A transformers model, plain or wrapped by PEFT, or what :func:`steerscope.load_model` returned. Its
             own weights are frozen; a LoRA's stay as they are.
         config: Which edits, and where.
+        adapter_name: What the adapter is called, where further ones are put beside it (:meth:`add_adapter`).
         description: How the model's blocks are built, for a family steerscope does not know.
 
     Returns:
@@ -551,7 +669,7 @@ def get_steering_model(
         )
     beneath.require_kept(inner)
     site_map = loaded.site_map if loaded is not None and description is None else find_sites(inner, description)
-    return SteeringModel(inner, config, site_map, loaded)
+    return SteeringModel(inner, config, site_map, loaded, adapter_name)
 
 
 def steered_by(model: nn.Module) -> SteeringModel | None:
@@ -566,11 +684,6 @@ def _no_copy() -> InputError:
         "a steering model cannot be copied or pickled; save_pretrained() it, and put it on a second copy of the base "
         "model with from_pretrained(). For the base model's outputs use disable_adapter()."
     )
-
-
-def _key(site: Site) -> str:
-    """Return the site as a module's name, which cannot hold a dot."""
-    return str(site).replace(".", "-")
 
 
 def _freeze(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from steerscope.errors import InputError
 from steerscope.models.contexts import Entry, entered, entries
 from steerscope.models.virtual_tokens import require_no_tokens_from_callers
 from steerscope.models.wrappers import language_model
+from steerscope.steering.adapters import Adapter
 from steerscope.steering.checkpointing import forget_pass, remember_pass
 from steerscope.steering.generating import Generation, generation_of
 from steerscope.steering.positions import Positions, token_mask
@@ -33,10 +34,18 @@ class Pass:
     Attributes:
         mask: Which of its tokens are edited ``(batch token)``, None for all.
         is_edited: Whether edits act at all.
+        adapter: Whose edits act.
+        strength: What they add is multiplied by it.
     """
 
     mask: Tensor | None = None
     is_edited: bool = True
+    adapter: Adapter | None = None
+    strength: float = 1.0
+
+    def has(self, adapter: Adapter) -> bool:
+        """Whether the edits of an adapter act."""
+        return self.is_edited and self.adapter is adapter
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Told:
 
 
 # States that contexts set.
-_OFF, _LORA_OFF, _TOLD = "off", "LoRA off", "told"
+_OFF, _LORA_OFF, _TOLD, _STRENGTH = "off", "LoRA off", "told", "strength"
 
 
 class _OfThread(threading.local):
@@ -75,14 +84,12 @@ class Passes:
     def __init__(
         self,
         owner: object,
-        positions: Positions,
+        adapter: Adapter,
         base: nn.Module,
         decoder: nn.Module,
         blocks: Sequence[nn.Module],
-        edited_inside: Set[nn.Module],
     ) -> None:
-        self.owner = owner
-        self.positions, self.blocks, self._edited_inside = positions, blocks, edited_inside
+        self.owner, self.adapter, self.blocks = owner, adapter, blocks
         self._base = base
         self._mine = _OfThread()
         self._lock = threading.Lock()
@@ -116,7 +123,22 @@ class Passes:
                 f"a block was called by itself, where positions {self.positions.text!r} cannot be told. Call the "
                 "model, or use disable_adapter()."
             )
-        return Pass(is_edited=self.is_active)
+        return Pass(None, self.is_active, self.adapter, self.strength)
+
+    @property
+    def positions(self) -> Positions:
+        """Which tokens the adapter edits that acts now."""
+        return self.adapter.positions
+
+    @property
+    def strength(self) -> float:
+        """What edits are multiplied by in passes of this thread or task."""
+        found = entries(self, _STRENGTH)
+        return float(found[-1].value) if found else self.adapter.strength
+
+    def at_strength(self, strength: float) -> AbstractContextManager[Entry]:
+        """Multiply edits by another number in this thread or task inside the context."""
+        return entered(self, _STRENGTH, strength)
 
     @property
     def latest(self) -> Pass:
@@ -180,7 +202,7 @@ class Passes:
 
     def trains_inside(self, block: nn.Module) -> bool:
         """Whether edits that are trained act inside the block, not only on what enters and leaves it."""
-        return block in self._edited_inside
+        return block in self.adapter.inside
 
     def of_generation(
         self,
@@ -236,7 +258,8 @@ class Passes:
         with self._lock:
             self._require_lora_as_meant()
             mine.switches = self._switches
-        mine.under_way = mine.latest = Pass(self._mask(args, kwargs) if self.is_active else None, self.is_active)
+        mask = self._mask(args, kwargs) if self.is_active else None
+        mine.under_way = mine.latest = Pass(mask, self.is_active, self.adapter, self.strength)
 
     def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         mine = self._mine

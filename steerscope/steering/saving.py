@@ -7,26 +7,28 @@ the model. Reading is strict: what does not fit is refused with what was expecte
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from steerscope.errors import InputError
-from steerscope.files import json_of, write_text, written_aside
+from steerscope.files import json_of, parse_json, write_text, written_aside
 from steerscope.finite import require_finite
-from steerscope.folders import STEERING_FORMAT, Kind, require_folder_for
+from steerscope.folders import CARD_NAME, STEERING_FORMAT, Kind, may_write_card, require_folder_for
 from steerscope.installed import require
 from steerscope.models.site_map import SiteMap
 from steerscope.option_types import plain_values
 from steerscope.sites import Site
+from steerscope.steering.adapter_file import AdapterFile
+from steerscope.steering.adapters import checked_strength
 from steerscope.steering.beneath import LORA_FOLDER, lora_place, name_base, some, write_beneath
+from steerscope.steering.card import card_of
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FAMILIES
 from steerscope.steering.identity import BaseIdentity
@@ -34,31 +36,14 @@ from steerscope.steering.peft_files import CONFIG_NAME, WEIGHTS_NAME, instead_of
 
 FORMAT = STEERING_FORMAT
 VERSION = 1
+# A Trainer keeps a model that is not transformers' own as the tensors of its state; one of them is its configuration.
+CHECKPOINT_NAME, CHECKPOINT_KEY = "model.safetensors", "adapter_config"
 _FIELDS = {"format", "format_version", "steerscope_version", "equation", "steering", "base_model", "sites", "lora"}
 _KINDS: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("sites", "steering", "base_model"), (dict, "an object")),
     **dict.fromkeys(("equation", "steerscope_version"), (str, "a text")),
     "lora": (str | None, "the name of a LoRA, or null"),
 }
-
-
-@dataclass(frozen=True)
-class AdapterFile:
-    """What a folder holds.
-
-    Attributes:
-        config: The adapter's configuration.
-        base: The model it was trained for.
-        sites: Per site, its equation in that model's layout.
-        lora: Name of the LoRA underneath, if there is one.
-        tensors: The edits' tensors by ``site.name``.
-    """
-
-    config: SteeringConfig
-    base: BaseIdentity
-    sites: Mapping[str, str]
-    lora: str | None
-    tensors: Mapping[str, Tensor]
 
 
 def equations(site_map: SiteMap, sites: tuple[Site, ...]) -> dict[str, str]:
@@ -75,18 +60,7 @@ def equations(site_map: SiteMap, sites: tuple[Site, ...]) -> dict[str, str]:
     return {str(site): found[site.kind] for site in sites}
 
 
-def as_folder(given: object) -> Path:
-    """Return a path that a caller gave for a folder.
-
-    Raises:
-        InputError: It is none.
-    """
-    if not isinstance(given, str | os.PathLike) or not (text := os.fspath(given)) or "\0" in str(text):
-        raise InputError(f"got {given!r} for a folder; expected its path, a string or pathlib.Path: 'my-adapter'.")
-    return Path(given)
-
-
-def write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
+def write(folder: Path, adapter: AdapterFile, model: nn.Module, measured: Mapping[str, object] | None = None) -> None:
     """Write an adapter; ``model`` is the base model, whose LoRA goes along.
 
     All files are written aside before an earlier adapter is touched, and a folder with a configuration is complete.
@@ -95,6 +69,7 @@ def write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
         folder: Where to write; created where it does not exist.
         adapter: Configuration and tensors.
         model: The base model, whose LoRA goes along.
+        measured: What is known of the adapter, for its model card.
 
     Raises:
         InputError: A tensor holds NaN or infinite numbers, or the folder holds something else than an adapter of this
@@ -109,6 +84,8 @@ def write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
     require_folder_for(folder / LORA_FOLDER, Kind.PEFT)
     with written_aside(folder, "the adapter", last=(CONFIG_NAME,)) as aside:
         _write(aside, adapter, model)
+        if may_write_card(folder / CARD_NAME):
+            write_text(aside / CARD_NAME, card_of(adapter, measured or {}))
 
 
 def _write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
@@ -119,6 +96,11 @@ def _write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
         write_text(place / CONFIG_NAME, named)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in adapter.tensors.items()}
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    write_text(folder / CONFIG_NAME, config_text(adapter))
+
+
+def config_text(adapter: AdapterFile) -> str:
+    """Return what ``adapter_config.json`` says of an adapter."""
     told = {
         "format": FORMAT,
         "format_version": VERSION,
@@ -129,8 +111,9 @@ def _write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
         "sites": dict(adapter.sites),
         "lora": adapter.lora,
     }
-    text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_text(folder / CONFIG_NAME, text)
+    if adapter.strength != 1:  # only where it says something: versions that know no strength refuse the file then
+        told["strength"] = adapter.strength
+    return json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read(folder: Path) -> AdapterFile:
@@ -140,12 +123,21 @@ def read(folder: Path) -> AdapterFile:
         InputError: There is none, a file is damaged, incomplete or of another format, or it stands on a LoRA and PEFT
             is not installed.
     """
-    told = _read_config(folder)
-    if told["lora"] is not None:
-        require("train", f"the adapter in {str(folder)!r}, which stands on a LoRA,")
-    stored_names(folder)
-    tensors = load_file(folder / WEIGHTS_NAME)
-    config = _read_steering(told["steering"], tensors, repr(str(folder / CONFIG_NAME)))
+    if (found := _of_checkpoint(folder)) is not None:
+        text, tensors = found
+        told, where = _checked(text, folder / CHECKPOINT_NAME), folder / CHECKPOINT_NAME
+        if told["lora"] is not None:
+            raise InputError(
+                f"{str(folder)!r} is a Trainer's checkpoint of edits on a LoRA, which holds no configuration of PEFT. "
+                "Put both on the model as for training, resume from it, then save_pretrained()."
+            )
+    else:
+        told, where = _read_config(folder), folder / CONFIG_NAME
+        if told["lora"] is not None:
+            require("train", f"the adapter in {str(folder)!r}, which stands on a LoRA,")
+        stored_names(folder)
+        tensors = load_file(folder / WEIGHTS_NAME)
+    config = _read_steering(told["steering"], tensors, repr(str(where)))
     if told["equation"] != FAMILIES[config.family].equation:
         raise InputError(
             f"the adapter in {str(folder)!r} becomes {told['equation']!r}; family {config.family!r} of this steerscope "
@@ -157,6 +149,7 @@ def read(folder: Path) -> AdapterFile:
         sites=told["sites"],
         lora=told["lora"],
         tensors=tensors,
+        strength=checked_strength(told.get("strength", 1.0)),
     )
 
 
@@ -173,6 +166,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{str(path)!r} cannot be read ({error}); it was cut off or damaged. Copy it again."
         ) from error
+    return _checked(told, path)
+
+
+def _checked(told: Any, path: Path) -> dict[str, Any]:
+    """Return an adapter's configuration if it is one of this version's.
+
+    Raises:
+        InputError: It is not.
+    """
     if not isinstance(told, dict) or told.get("format") != FORMAT:
         raise InputError(
             f"{str(path)!r} is not a steering adapter of steerscope"
@@ -189,12 +191,46 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{str(path)!r} has format {told.get('format_version')!r}; this steerscope reads {VERSION}. "
             f"It was written by steerscope {told.get('steerscope_version')!r}: use that version."
         )
-    if set(told) != _FIELDS:
+    if set(told) - {"strength"} != _FIELDS:
         raise InputError(f"{str(path)!r} has fields {sorted(told)}; expected {sorted(_FIELDS)}. Save it again.")
     for name, (kind, said) in _KINDS.items():
         if not isinstance(told[name], kind):
             raise InputError(f"{str(path)!r}: {name} is {told[name]!r}; expected {said}. Copy it again.")
     return told
+
+
+def with_config(state: dict[str, Tensor], adapter: AdapterFile) -> None:
+    """Put an adapter's configuration into a state that is kept as a checkpoint, so that it can be loaded by itself.
+
+    Args:
+        state: Tensors by name; one is added.
+        adapter: What they belong to.
+    """
+    text = config_text(adapter).encode()
+    state[CHECKPOINT_KEY] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+
+def _of_checkpoint(folder: Path) -> tuple[Any, dict[str, Tensor]] | None:
+    """Return what a Trainer's checkpoint holds of an adapter, None if the folder is none."""
+    path = folder / CHECKPOINT_NAME
+    if (folder / CONFIG_NAME).exists() or not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            if CHECKPOINT_KEY not in file.keys():  # noqa: SIM118  (no dictionary)
+                return None
+            told = parse_json(bytes(file.get_tensor(CHECKPOINT_KEY).tolist()).decode())
+            names = [name for name in file.keys() if name.startswith("edits.")]  # noqa: SIM118
+            found = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{str(path)!r} is no whole safetensors file ({error}). Copy it again.") from error
+    return told, {_saved_name(name): value for name, value in found.items()}
+
+
+def _saved_name(name: str) -> str:
+    """Return ``0.resid_post.U`` for ``edits.0-resid_post.U``."""
+    _, site, rest = name.split(".", 2)
+    return f"{site.replace('-', '.')}.{rest}"
 
 
 def _read_steering(values: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> SteeringConfig:

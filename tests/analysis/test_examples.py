@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from steerscope.analysis.data.examples import Example, check_examples, content_order, read_jsonl
+from steerscope.analysis.data.examples import Example, check_examples, content_order
+from steerscope.analysis.data.files import read_jsonl
 from steerscope.errors import InputError
 
 GOOD = '{"prompt": "2 + 2 =", "completion": " 4"}'

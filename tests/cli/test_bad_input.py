@@ -230,9 +230,15 @@ def test_bad_config(no_weights, tmp_path, place, capsys, case):
 BAD_NAMES = {
     "near the bundled one": (
         "smollm2-135",
-        ["cannot load a model named 'smollm2-135'", "Did you mean 'smollm2-135m'?"],
+        ["there is no model 'smollm2-135' here", "Did you mean 'smollm2-135m'?"],
     ),
-    "unlike it": ("qqq", ["cannot load a model named 'qqq'", "Give 'smollm2-135m', a model folder, a .gguf file"]),
+    "unlike it": (
+        "qqq",
+        [
+            "there is no model 'qqq' here, and a Hugging Face name is OWNER/NAME",
+            "Give 'smollm2-135m', a model folder, a .gguf file",
+        ],
+    ),
     "no folder": ("./nowhere/model", ["there is no model folder './nowhere/model'. Check the path"]),
     "no GGUF file": ("nowhere.gguf", ["there is no file 'nowhere.gguf'. Give the path of a GGUF file that exists"]),
 }

@@ -36,14 +36,16 @@ def no_work(monkeypatch):
         raise AssertionError("work was begun before the input was refused")
 
     monkeypatch.setattr("steerscope.models.load_model", refuse)
-    monkeypatch.setattr(runner, "random_subject", refuse)
+    monkeypatch.setattr(runner, "random_subjects", refuse)
 
 
 def test_all_hold(tiny, capsys):
     tiny(FINE)
     assert run("verify", "--quiet") == 0
     out = capsys.readouterr().out
-    assert out.startswith("3 propositions on random llama blocks: holds 1, holds with correction 1, vacuous here 1.\n")
+    assert out.replace("\n", " ").startswith(
+        "3 propositions on random blocks (llama, gpt2, gemma2): holds 1, holds with correction 1, not applicable 1. "
+    )
     assert "P3   statement 3" in out
     assert "\x1b" not in out
     assert max(map(len, out.splitlines())) <= 100

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import steerscope
 from steerscope.models import wrap_model
-from tests.tiny import tiny_model, tiny_tokenizer
+from steerscope.steering import steered_by
+from tests.byte_models import byte_model, byte_tokenizer
 
 PAGE = Path(__file__).parents[2] / "docs" / "steering.md"
 
 
 def test_the_example_runs(tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    tokenizer = tiny_tokenizer()
+    code, vectors = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    tokenizer = byte_tokenizer()
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
-    loaded = wrap_model(tiny_model("llama", num_hidden_layers=21), tokenizer, name="smollm2-135m")
+    loaded = wrap_model(byte_model(num_hidden_layers=21), tokenizer, name="smollm2-135m")
     monkeypatch.setattr(steerscope, "load_model", lambda name: loaded, raising=False)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, str(PAGE), "exec"), {})
@@ -24,7 +25,14 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
     assert {path.name for path in (tmp_path / "my-adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
+        "README.md",
     }
+    steered_by(loaded.model).unload()  # the page loads the model anew
+    exec(compile(vectors, str(PAGE), "exec"), {})
+    said = capsys.readouterr().out
+    assert "mean of 3 positives and 3 negatives" in said
+    assert "14.resid_post: length" in said
+    assert (tmp_path / "positive.gguf").is_file()
 
 
 def test_the_page_names_every_family_and_rule():

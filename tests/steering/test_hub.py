@@ -41,7 +41,7 @@ def repository(tmp_path, monkeypatch) -> Path:
         there.mkdir(exist_ok=True)
 
     def upload_folder(*, repo_id, folder_path, allow_patterns, **told):
-        assert made == [repo_id]
+        assert repo_id in made
         copy_allowed(Path(folder_path), there, allow_patterns)
         return f"https://hub/{repo_id}/commit/1"
 
@@ -56,7 +56,11 @@ def repository(tmp_path, monkeypatch) -> Path:
         copy_allowed(there, tmp_path / "cache", allow_patterns)
         return str(tmp_path / "cache")
 
-    for fake in (create_repo, list_repo_files, upload_folder, snapshot_download):
+    def hf_hub_download(repo_id, filename, *, revision, token):
+        assert (repo_id, filename) == (made[-1], "README.md")
+        return str(there / filename)
+
+    for fake in (create_repo, list_repo_files, upload_folder, snapshot_download, hf_hub_download):
         monkeypatch.setattr(huggingface_hub, fake.__name__, fake)
     return there
 
@@ -69,7 +73,7 @@ def adapter() -> SteeringModel:
 def test_up_and_down_again(repository):
     steering = adapter()
     assert steering.push_to_hub("me/adapter") == "https://hub/me/adapter/commit/1"
-    assert {path.name for path in repository.rglob("*")} == FILES
+    assert {path.name for path in repository.rglob("*")} == {*FILES, "README.md"}
     # What others put into a repository stays there.
     (repository / "pytorch_model.bin").write_bytes(b"pickled")
     (repository / "code.py").write_text("1 / 0")
@@ -121,3 +125,16 @@ def test_refusals(repository, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "create_repo", offline)
     with pytest.raises(InputError, match=r"cannot upload the adapter to 'me/adapter' \(no route\)"):
         adapter().push_to_hub("me/adapter")
+
+
+def test_a_card_of_ones_own_stays(repository):
+    steering = adapter()
+    steering.push_to_hub("me/adapter")
+    card = repository / "README.md"
+    assert "rank" in card.read_text().lower()
+    steering.set_strength(7.0)
+    steering.push_to_hub("me/adapter")
+    assert "| Strength | 7 |" in card.read_text()  # ours says what is there now
+    card.write_text("My own words.")
+    steering.push_to_hub("me/adapter")
+    assert card.read_text() == "My own words."

@@ -19,7 +19,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
 BATCH = padded(prompts(), "left")
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CARD, CONFIG, WEIGHTS = "README.md", "adapter_config.json", "adapter_model.safetensors"
 
 IN_ANOTHER_PROCESS = """
 import sys, torch
@@ -69,7 +69,7 @@ def test_another_process_gets_the_same_logits_bit_for_bit(tmp_path):
 def test_the_file_states_what_it_is(tmp_path):
     base = wrap_model(tiny_model("gemma2"), tiny_tokenizer(), name="some/model", revision="abc123")
     get_steering_model(base, SteeringConfig("mlp_out", "vector")).save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG, WEIGHTS]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CARD, CONFIG, WEIGHTS]
     told = json.loads((tmp_path / CONFIG).read_text())
     assert told["equation"] == "x + v"
     assert told["sites"] == {"0.mlp_out": "p2 (W_down mlp_hidden)", "1.mlp_out": "p2 (W_down mlp_hidden)"}
@@ -78,6 +78,68 @@ def test_the_file_states_what_it_is(tmp_path):
     assert (model["layers"], model["d_model"]) == (2, 16)
     assert len(model["fingerprint"]) == 64
     assert set(load_file(tmp_path / WEIGHTS)) == {"0.mlp_out.v", "1.mlp_out.v"}
+
+
+def test_the_card_says_what_the_folder_is(tmp_path):
+    base = wrap_model(tiny_model("llama"), tiny_tokenizer(), name="some/model", revision="abc123")
+    model = get_steering_model(base, SteeringConfig("1.mlp_out", rank=3, positions="last"))
+    model.set_strength(2.5)
+    model.save_pretrained(tmp_path, measured={"Task": "boolq", "Accuracy": 0.8125})
+    card = (tmp_path / CARD).read_text()
+    head = card.split("---")[1]
+    assert "base_model: some/model" in head
+    assert "library_name: steerscope" in head
+    for row in (
+        "| Base model | `some/model` at revision `abc123` |",
+        "| Edit | family `linear`: x becomes `x + U (D x / s) + b` |",
+        "| Rank | 3 |",
+        "| Tokens | last |",
+        "| Strength | 2.5 |",
+        "| Task | boolq |",
+        "| Accuracy | 0.8125 |",
+        "| `1.mlp_out` | `W_down mlp_hidden` |",
+        "**The files are not PEFT's**",
+    ):
+        assert row in card
+    model.set_strength(1)
+    model.save_pretrained(tmp_path)  # ours is replaced
+    assert "Strength" not in (tmp_path / CARD).read_text()
+    (tmp_path / CARD).write_text("My own words.")
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / CARD).read_text() == "My own words."
+
+
+def test_the_card_names_no_folder_of_a_machine(tmp_path):
+    model = tiny_model("llama")
+    model.config._name_or_path = str(tmp_path / "somewhere" / "my-model")
+    get_steering_model(model, SteeringConfig("1.mlp_out")).save_pretrained(tmp_path / "out")
+    card = (tmp_path / "out" / CARD).read_text()
+    assert str(tmp_path) not in card
+    assert "`my-model`" in card
+    assert "base_model:" not in card  # nothing that a hub could link to
+
+
+def test_a_configuration_alone(tmp_path):
+    config = SteeringConfig(("1.mlp_out", "0.resid_post"), rank=3, positions="last:2", scale="rms")
+    config.save_pretrained(tmp_path / "alone")
+    assert SteeringConfig.from_pretrained(tmp_path / "alone") == config
+    get_steering_model(tiny_model("llama"), SteeringConfig("1.mlp_out", "vector")).save_pretrained(tmp_path / "adapter")
+    assert SteeringConfig.from_pretrained(tmp_path / "adapter") == SteeringConfig("1.mlp_out", "vector")
+    for text, message in (
+        ("{", "cannot be read"),
+        ('{"peft_type": "LORA"}', "is not of a steering adapter"),
+        ('{"steering": {"sites": ["1.mlp_out"]}}', "configuration lacks"),
+    ):
+        (tmp_path / "adapter" / CONFIG).write_text(text)
+        with pytest.raises(InputError, match=message):
+            SteeringConfig.from_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match="cannot be read"):
+        SteeringConfig.from_pretrained(tmp_path)
+
+
+def test_pickling_the_model_is_refused_in_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="a steering model cannot be copied or pickled; save_pretrained"):
+        torch.save(trained("linear"), tmp_path / "model.pt")
 
 
 @pytest.fixture

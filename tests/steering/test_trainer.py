@@ -7,7 +7,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from steerscope.errors import InputError
@@ -69,7 +69,7 @@ def trainer_of(model, folder: Path, callbacks=(), **options) -> Trainer:
 
 
 def adapter_of(model) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
+    return {name: value.clone() for name, value in model.state_dict().items() if name != "adapter_config"}
 
 
 @pytest.mark.parametrize("options", [{}, {"family": "loreft"}, {"positions": "prompt"}], ids=str)
@@ -98,12 +98,49 @@ def test_checkpoints_hold_the_adapter_alone(tmp_path):
     trainer_of(model, tmp_path, max_steps=2).train()
     (weights,) = (tmp_path / "checkpoint-2").glob("*.safetensors")
     tensors = load_file(weights)
-    assert set(tensors) == {f"edits.{layer}-resid_post.{name}" for layer in (0, 1) for name in ("D", "U", "b")}
-    with pytest.raises(InputError, match="looks like a checkpoint of a Trainer"):
-        SteeringModel.from_pretrained(base(), tmp_path / "checkpoint-2")
+    names = {f"edits.{layer}-resid_post.{name}" for layer in (0, 1) for name in ("D", "U", "b")}
+    assert set(tensors) == {*names, "adapter_config"}
     other = steering_of(base(), sites="0.resid_post")
     with pytest.raises(InputError, match=r"has unknown edits\.1-resid_post\.D"):
         trainer_of(other, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_checkpoints_and_saved_models_are_adapters(tmp_path):
+    model = steering_of(base(), positions="prompt")
+    model.set_strength(0.5)
+    trainer = trainer_of(model, tmp_path / "run", max_steps=2)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    with torch.no_grad():
+        expected = model.eval()(**BATCH, prompt_lengths=torch.tensor([3, 3, 3])).logits
+    plain = model.unload()
+    for folder in (tmp_path / "run" / "checkpoint-2", tmp_path / "saved"):
+        again = SteeringModel.from_pretrained(plain, folder)
+        assert again.strength == 0.5
+        assert again.steering_config.positions == "prompt"
+        with torch.no_grad():
+            assert torch.equal(again(**BATCH, prompt_lengths=torch.tensor([3, 3, 3])).logits, expected)
+        again.unload()
+    with pytest.raises(InputError, match="has fingerprint"):
+        SteeringModel.from_pretrained(tiny_model("llama", seed=1, **TIED), tmp_path / "saved")
+
+
+def test_checkpoints_that_cannot_stand_alone_are_refused(tmp_path):
+    wrapped = peft.get_peft_model(base(), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    trainer_of(steering_of(wrapped), tmp_path / "lora", max_steps=2).train()
+    with pytest.raises(InputError, match="a Trainer's checkpoint of edits on a LoRA"):
+        SteeringModel.from_pretrained(base(), tmp_path / "lora" / "checkpoint-2")
+    # One of an earlier version, which does not say what it is.
+    trainer_of(steering_of(base()), tmp_path / "old", max_steps=2).train()
+    weights = tmp_path / "old" / "checkpoint-2" / "model.safetensors"
+    save_file({name: value for name, value in load_file(weights).items() if name != "adapter_config"}, weights)
+    with pytest.raises(InputError, match="looks like a checkpoint of a Trainer"):
+        SteeringModel.from_pretrained(base(), weights.parent)
+    again = steering_of(base())
+    trainer_of(again, tmp_path / "old").train(resume_from_checkpoint=str(weights.parent))
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InputError, match="is no whole safetensors file"):
+        SteeringModel.from_pretrained(base(), weights.parent)
 
 
 def test_best_model_evaluation_and_checkpointed_gradients(tmp_path):

@@ -56,7 +56,7 @@ class RankOptions:
     sketch: SketchPlan = field(default_factory=lambda: SketchPlan(exact=False))
 
     def __post_init__(self) -> None:
-        plain_fields(self)
+        plain_fields(self, score=ranking_scores(*ALWAYS, *EXTRA), extra=EXTRA)
 
     @property
     def needs(self) -> tuple[Needs, ...]:

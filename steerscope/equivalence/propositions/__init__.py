@@ -1,7 +1,7 @@
-"""The theory as executable propositions, P1 to P42, each with a claim and a check that can fail.
+"""The theory as executable propositions, P1 to P46, each with a claim and a check that can fail.
 
 Which file holds a proposition: its number stands in the file's name, with two digits. P8 is in
-``p07_08_11_column_space.py``, P23 in ``p23_24_25_error_control.py``; no number stands in two names.
+``p07_08_11_column_space.py``, P23 in ``p23_propagation.py``; no number stands in two names.
 
 The other files hold no proposition:
 

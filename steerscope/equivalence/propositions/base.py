@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ class Verdict(StrEnum):
     HOLDS = "holds"
     FAILS = "fails"
     CORRECTED = "holds with correction"
-    VACUOUS = "vacuous here"
+    NOT_APPLICABLE = "not applicable"
 
 
 class Source(StrEnum):
@@ -40,12 +40,17 @@ class Source(StrEnum):
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measured number and the interval, fixed in advance, that it has to fall into."""
+    """One measured number and the interval, fixed in advance, that it has to fall into.
+
+    ``of_subject`` is False where the number would be the same on any subject: it was measured on draws or on a small
+    construction of the check's own.
+    """
 
     name: str
     value: float
     low: float = -math.inf
     high: float = math.inf
+    of_subject: bool = True
 
     @property
     def inside(self) -> bool:
@@ -81,8 +86,8 @@ class Evidence:
         claim: Measurements of the statement in the form that should hold; all must be inside.
         controls: Negative controls, measured against the claim's own tolerance; all must be outside.
         published: Measurements of the public statement where it differs from ``claim`` (wrong form beside right).
-        vacuous: Why the statement says nothing on this subject; "" if it does.
-        inapplicable: Why it cannot be asked of this subject at all (no gate in a plain MLP); "" if it can.
+        inapplicable: Why it cannot be asked of this subject (no gate in a plain MLP); "" if it can.
+        limit: Within which limits the statement, though it holds, says something here; "" where nothing limits it.
         notes: What a reader should know (a kink was crossed, a condition number).
         series: Curves by name.
     """
@@ -90,8 +95,8 @@ class Evidence:
     claim: tuple[Measurement, ...] = ()
     controls: tuple[Measurement, ...] = ()
     published: tuple[Measurement, ...] = ()
-    vacuous: str = ""
     inapplicable: str = ""
+    limit: str = ""
     notes: tuple[str, ...] = ()
     series: Mapping[str, Series] = field(default_factory=dict)
 
@@ -101,7 +106,7 @@ class Proposition:
     """One statement, ready to be tried.
 
     Attributes:
-        number: Its number in docs/theory.md, 1 to 42.
+        number: Its number in docs/theory.md, 1 to 46.
         group: Name of its group, for the table.
         title: A few words.
         claim: One sentence in plain words, with the formula.
@@ -129,17 +134,59 @@ class Proposition:
 def verdict_of(evidence: Evidence) -> Verdict:
     """Return the verdict that evidence supports.
 
-    ``fails`` if a claim's measurement is outside its interval, if there is none, or if a negative control is
-    inside (the check could not have failed). Then ``vacuous here`` if the statement says nothing on this subject,
-    ``holds with correction`` if the public form is outside, else ``holds``.
+    ``not applicable`` if the statement cannot be asked of this subject. Else ``fails`` if a claim's measurement is
+    outside its interval, if there is none, or if a negative control is inside (the check could not have failed). Then
+    ``holds with correction`` if the public form is outside, else ``holds``. A statement that holds within limits
+    holds; ``Evidence.limit`` says within which.
     """
     if evidence.inapplicable:
-        return Verdict.VACUOUS
+        return Verdict.NOT_APPLICABLE
     sound = bool(evidence.claim) and bool(evidence.controls)
     if not sound or not all(m.inside for m in evidence.claim) or any(m.inside for m in evidence.controls):
         return Verdict.FAILS
-    if evidence.vacuous:
-        return Verdict.VACUOUS
     if not all(m.inside for m in evidence.published):
         return Verdict.CORRECTED
     return Verdict.HOLDS
+
+
+def joined(found: Mapping[str, Evidence]) -> Evidence:
+    """Return what a check found on several subjects as one: every measurement counts, under its subject's name.
+
+    A subject of which the statement cannot be asked is left out, and named in a note; if it can be asked of none, so
+    of all together.
+
+    Args:
+        found: Evidence by the subject's name.
+
+    Returns:
+        The evidence itself if there is one subject.
+    """
+    if len(found) == 1:
+        return next(iter(found.values()))
+    reasons = _joined_words({name: one.inapplicable for name, one in found.items()})
+    asked = {name: one for name, one in found.items() if not one.inapplicable}
+    if not asked:
+        return Evidence(inapplicable=reasons)
+
+    def named(role: str) -> tuple[Measurement, ...]:
+        return tuple(replace(m, name=f"{name}: {m.name}") for name, one in asked.items() for m in getattr(one, role))
+
+    return Evidence(
+        claim=named("claim"),
+        controls=named("controls"),
+        published=named("published"),
+        limit=_joined_words({name: one.limit for name, one in asked.items()}),
+        notes=(
+            *(f"{name}: {note}" for name, one in asked.items() for note in one.notes),
+            *([f"not asked of {reasons}"] if reasons else []),
+        ),
+        series={f"{name}: {key}": series for name, one in asked.items() for key, series in one.series.items()},
+    )
+
+
+def _joined_words(words: Mapping[str, str]) -> str:
+    """Return the same words once, different ones each under its subject's name."""
+    said = {name: text for name, text in words.items() if text}
+    if len(said) == len(words) and len(set(said.values())) == 1:
+        return next(iter(said.values()))
+    return "; ".join(f"{name}: {text}" for name, text in said.items())

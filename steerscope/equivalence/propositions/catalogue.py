@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,21 +16,28 @@ from steerscope.equivalence.propositions import (
     p09_10_norm_and_skip,
     p12_13_16_17_skip,
     p14_15_reft,
-    p18_19_20_projection,
+    p18_19_projection,
+    p20_second_moments,
     p21_22_oracles,
-    p23_24_25_error_control,
+    p23_propagation,
+    p24_25_lipschitz,
     p26_27_28_linear_oracles,
     p29_30_31_steering_forms,
     p32_gauge,
     p33_joint,
     p34_35_36_context,
     p37_heads,
-    p38_39_tangent,
+    p38_tangent,
+    p39_coverage,
     p40_identifiability,
     p41_delta_kl,
     p42_arithmetic,
+    p43_shared_edit,
+    p44_canonical,
+    p45_token_jacobians,
+    p46_attention,
 )
-from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Verdict, verdict_of
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Verdict, joined, verdict_of
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.errors import InputError, did_you_mean
 from steerscope.finite import NotFiniteError
@@ -43,19 +50,26 @@ _FILES = (
     p09_10_norm_and_skip,
     p12_13_16_17_skip,
     p14_15_reft,
-    p18_19_20_projection,
+    p18_19_projection,
+    p20_second_moments,
     p21_22_oracles,
-    p23_24_25_error_control,
+    p23_propagation,
+    p24_25_lipschitz,
     p26_27_28_linear_oracles,
     p29_30_31_steering_forms,
     p32_gauge,
     p33_joint,
     p34_35_36_context,
     p37_heads,
-    p38_39_tangent,
+    p38_tangent,
+    p39_coverage,
     p40_identifiability,
     p41_delta_kl,
     p42_arithmetic,
+    p43_shared_edit,
+    p44_canonical,
+    p45_token_jacobians,
+    p46_attention,
 )
 
 
@@ -98,8 +112,8 @@ class Result:
             "claim": [_measured(m) for m in evidence.claim],
             "controls": [_measured(m) for m in evidence.controls],
             "published": [_measured(m) for m in evidence.published],
-            "vacuous": evidence.vacuous,
             "inapplicable": evidence.inapplicable,
+            "limit": evidence.limit,
             "notes": list(evidence.notes),
             "series": {name: _listed(asdict(series)) for name, series in evidence.series.items()},
         }
@@ -117,6 +131,7 @@ def _measured(measurement: Measurement) -> dict[str, Any]:
         "low": _number(measurement.low),
         "high": _number(measurement.high),
         "inside": measurement.inside,
+        "of_subject": measurement.of_subject,
     }
 
 
@@ -125,7 +140,7 @@ def _listed(series: dict[str, Any]) -> dict[str, Any]:
 
 
 def all_propositions() -> tuple[Proposition, ...]:
-    """Return all 42 propositions, by number."""
+    """Return all 46 propositions, by number."""
     found = [proposition for file in _FILES for proposition in file.PROPOSITIONS]
     return tuple(sorted(found, key=lambda proposition: proposition.number))
 
@@ -168,17 +183,19 @@ def _by_number(proposition: Proposition) -> int:
 
 
 def run(
-    subject: Subject,
+    subject: Subject | Sequence[Subject],
     propositions: Iterable[Proposition],
     progress: Callable[[Result], None] | None = None,
 ) -> tuple[Result, ...]:
-    """Try propositions on a subject, in their order.
+    """Try propositions on a subject, or on several at once, in their order.
+
+    On several subjects a proposition has one result: every measurement on every one of them counts.
 
     A check that raises counts as failed, with the exception's text as a note: a statement that could not be
     checked has not been shown. Numbers of the subject that are NaN or infinite end the run.
 
     Args:
-        subject: What to try them on.
+        subject: What to try them on; several of them have different names.
         propositions: Which.
         progress: Called with every result as soon as it is there.
 
@@ -188,20 +205,24 @@ def run(
     Raises:
         InputError: The subject's numbers are NaN or infinite.
     """
+    subjects = (subject,) if isinstance(subject, Subject) else tuple(subject)
     results = []
-    with subject.ready():
-        for proposition in propositions:
-            result = _tried(subject, proposition)
-            if progress is not None:
-                progress(result)
-            results.append(result)
+    for proposition in propositions:
+        result = _tried(subjects, proposition)
+        if progress is not None:
+            progress(result)
+        results.append(result)
     return tuple(results)
 
 
-def _tried(subject: Subject, proposition: Proposition) -> Result:
+def _tried(subjects: Sequence[Subject], proposition: Proposition) -> Result:
     start = time.perf_counter()
     try:
-        evidence = proposition.check(subject)
+        found = {}
+        for subject in subjects:
+            with subject.ready():
+                found[subject.name] = proposition.check(subject)
+        evidence = joined(found)
         verdict = verdict_of(evidence)
     except NotFiniteError:
         raise  # nothing about the statement: the subject has no numbers to try it on

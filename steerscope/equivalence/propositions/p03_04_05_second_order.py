@@ -46,7 +46,7 @@ from steerscope.equivalence.remainder import Remainder, fit_remainder
 from steerscope.sites import SiteKind
 
 # A bilinear remainder is a difference of outputs, so rounding of the outputs (1e-16 of each term) is magnified.
-BILINEAR = 1e-12
+BILINEAR = 1e-13
 
 # --- formula under test that no other file has ---
 

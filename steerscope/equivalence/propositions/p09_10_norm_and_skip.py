@@ -2,14 +2,17 @@ r"""P9, P10: what the norm before the MLP takes from an edit of the stream, and 
 
 To first order an edit of the MLP's input moves its output by ``A`` (P7), an edit of the stream before the norm by
 ``A D_N``. The norm forgets the length of what it reads, LayerNorm also its mean (P9); but the stream goes on beside the
-MLP as well, so that the block's output moves by ``I + A D_N``, which is generically invertible again (P10).
+MLP as well, so that the block's output moves by ``I + A D_N``, which is generically invertible again. By the inverse
+function theorem an edit then reaches every output in some neighbourhood, and how far that goes is measured (P10).
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
-from torch.func import jacrev
+from torch.func import jacfwd, jacrev
 
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
 from steerscope.equivalence.propositions.mlp_expansion import at_last_token, input_jacobian
@@ -17,6 +20,7 @@ from steerscope.equivalence.propositions.parts import (
     NormParts,
     as_parameters,
     drawn_update,
+    mlp_alone,
     mlp_parts,
     moved,
     norm_parts,
@@ -36,10 +40,11 @@ ZERO = 1e-12
 JACOBIAN = 1e-12
 # Newton's method ends at rounding.
 NEWTON = 1e-12
-NEWTON_STEPS = 10
-# Relative change of the weights of the tuned block in P10: "nearby". In a real block a change of 1e-2 already asks
-# for edits far outside the region where one linearisation holds, and plain Newton steps diverge.
-NEARBY = 1e-4
+NEWTON_STEPS = 12
+# Relative changes of the weights of the tuned block in P10, "nearby": two per power of ten. The radius is the largest
+# of them up to which Newton's method, started at no edit, ends at the tuned block. In a real block a change of 1e-2
+# asks for edits far outside the region where one linearisation holds.
+SIZES = tuple(10 ** (-5 + k / 2) for k in range(9))
 
 
 # --- formulas under test ---
@@ -89,14 +94,15 @@ def block_jacobian(mlp: Tensor, norm: Tensor) -> Tensor:
 
 def check_norm_rank(subject: Subject) -> Evidence:
     """P9: the norm before the MLP costs one dimension (LayerNorm two)."""
-    block = subject.block
-    if block.mlp_norm is None:
+    before = subject.block.mlp_norm
+    if before is None:
         return Evidence(inapplicable="the MLP reads the stream itself, no norm stands before it")
     parts, z = at_last_token(subject)
     x = _stream(subject)[0, -1]
-    norm = norm_parts(block.mlp_norm, x.shape[0])
+    norm = norm_parts(before, x.shape[0])
     mlp = input_jacobian(z, parts)
     whole = mlp @ norm_jacobian(x, norm, 0.0)
+    answered = jacfwd(lambda stream: mlp_alone(subject, before(stream)))(x)
     lost = 2 if norm.is_centred else 1
     # The directions the norm forgets: the length of x, in LayerNorm also the mean.
     forgotten = torch.stack((x - x.mean(), torch.ones_like(x)) if norm.is_centred else (x,), dim=1)
@@ -111,7 +117,12 @@ def check_norm_rank(subject: Subject) -> Evidence:
         claim=(
             Measurement(
                 "norm's Jacobian against autodiff, relative",
-                relative_error(norm_jacobian(x, norm, norm.eps), jacrev(block.mlp_norm)(x)),
+                relative_error(norm_jacobian(x, norm, norm.eps), jacrev(before)(x)),
+                high=JACOBIAN,
+            ),
+            Measurement(
+                "A D_N against the model's own MLP behind its norm, relative",
+                relative_error(mlp @ norm_jacobian(x, norm, norm.eps), answered),
                 high=JACOBIAN,
             ),
             Measurement("what A D_N passes on of the forgotten directions, eps = 0", passed_on(whole), high=ZERO),
@@ -147,23 +158,26 @@ def _rest_of_block(block: Block, stream: Tensor) -> Tensor:
     return stream + block.mlp_output(block.hidden(z))
 
 
-def check_block_oracle(subject: Subject) -> Evidence:
-    """P10: an edit of the stream before the MLP can produce the block output of a fine-tuned block exactly."""
-    block = subject.block
-    if block.description.parallel:
-        return Evidence(inapplicable="in a parallel block no stream stands between attention and MLP")
-    parts = mlp_parts(subject)
-    update = drawn_update(subject, parts, NEARBY, salt=230)
-    tuned = run(subject, (SiteKind.RESID_POST,), weights=as_parameters(subject, moved(parts.weights, update)))
-    before, streams = tensors_at(subject, (SiteKind.RESID_POST, SiteKind.RESID_MID))
-    stream, wanted = streams[0, -1], tuned[SiteKind.RESID_POST][0, -1]
-    change = wanted - before[0, -1]
+class _Oracle(NamedTuple):
+    """An edit of the stream before the MLP and how it was found: steps, and invertibility of the first Jacobian."""
+
+    edit: Tensor
+    misfit: float
+    steps: int
+    invertible: float
+
+
+def _newton(subject: Subject, stream: Tensor, wanted: Tensor) -> _Oracle:
+    """Seek the edit of one token's stream after which the rest of the block returns ``wanted``, by Newton's steps."""
+    block, parts = subject.block, mlp_parts(subject)
     edit, invertible, steps = torch.zeros_like(stream), 0.0, 0
-    for _ in range(NEWTON_STEPS):
+    while True:
         x = stream + edit
         missing = wanted - _rest_of_block(block, x)
-        if float(missing.norm()) <= 0.01 * NEWTON * float(wanted.norm()):
-            break
+        misfit = float(missing.norm() / wanted.norm())
+        # Not finite: the steps have left every region in which the block is near linear.
+        if misfit <= 0.01 * NEWTON or steps == NEWTON_STEPS or not misfit < 1e3:
+            return _Oracle(edit, misfit, steps, invertible)
         z = x if block.mlp_norm is None else block.mlp_norm(x)
         written = _jacobian_of(block.mlp_post_norm, block.mlp_write(block.hidden(z)))
         jacobian = block_jacobian(written @ input_jacobian(z, parts), _jacobian_of(block.mlp_norm, x))
@@ -173,8 +187,35 @@ def check_block_oracle(subject: Subject) -> Evidence:
             invertible = 1 / float(jacobian.norm() * inverse.norm())
         edit = edit + inverse @ missing
         steps += 1
+
+
+def check_block_oracle(subject: Subject) -> Evidence:
+    """P10: an edit of the stream before the MLP can produce the block output of a nearby fine-tuned block exactly."""
+    block = subject.block
+    if block.description.parallel:
+        return Evidence(inapplicable="in a parallel block no stream stands between attention and MLP")
+    parts = mlp_parts(subject)
+    update = drawn_update(subject, parts, 1.0, salt=230)
+    before, streams = tensors_at(subject, (SiteKind.RESID_POST, SiteKind.RESID_MID))
+    stream, unedited = streams[0, -1], before[0, -1]
+
+    def tuned(size: float) -> Tensor:
+        weights = as_parameters(subject, moved(parts.weights, update, size))
+        return run(subject, (SiteKind.RESID_POST,), weights=weights)[SiteKind.RESID_POST][0, -1]
+
+    radius, beyond = 0.0, ""
+    wanted = tuned(SIZES[0])
+    found = _newton(subject, stream, wanted)
+    for size in SIZES:
+        aim = wanted if size == SIZES[0] else tuned(size)
+        oracle = found if size == SIZES[0] else _newton(subject, stream, aim)
+        if not oracle.misfit <= NEWTON:
+            beyond = f"; for {size:.2g} of the weights Newton's steps end {oracle.misfit:.2g} away"
+            break
+        radius, wanted, found = size, aim, oracle
+    change = wanted - unedited
     at_last_token = torch.zeros_like(streams)
-    at_last_token[0, -1] = edit
+    at_last_token[0, -1] = found.edit
 
     def misfit(kind: SiteKind) -> float:
         reached = run(subject, (SiteKind.RESID_POST,), edits={kind: lambda h: at_last_token})[SiteKind.RESID_POST]
@@ -182,18 +223,25 @@ def check_block_oracle(subject: Subject) -> Evidence:
 
     return Evidence(
         claim=(
-            Measurement("edited block against tuned block, relative", misfit(SiteKind.RESID_MID), high=NEWTON),
-            Measurement("1 / condition number of I + A D_N, from below", invertible, low=ZERO),
+            Measurement(
+                f"block tuned by {radius:.2g} of its weights against the edited block, relative",
+                misfit(SiteKind.RESID_MID),
+                high=NEWTON,
+            ),
+            Measurement("1 / condition number of I + A D_N, from below", found.invertible, low=ZERO),
+            Measurement("radius: size of the update, over the weights", radius, low=SIZES[0]),
         ),
         controls=(
             Measurement(
                 "the same edit at mlp_in, which spares the skip connection", misfit(SiteKind.MLP_IN), high=NEWTON
             ),
-            Measurement("no edit", relative_error(before[0, -1], wanted), high=NEWTON),
+            Measurement("no edit", relative_error(unedited, wanted), high=NEWTON),
         ),
+        limit=f"locally: random updates of up to {radius:.2g} of the weights{'' if beyond else ', the largest tried'}",
         notes=(
-            f"{steps} Newton steps; the edit is {float(edit.norm() / change.norm()):.2g} times as long as the change "
-            f"of the block's output and {float(edit.norm() / stream.norm()):.1e} of the stream",
+            f"{found.steps} Newton steps; the edit is {float(found.edit.norm() / change.norm()):.2g} times as long "
+            f"as the change of the block's output and {float(found.edit.norm() / stream.norm()):.1e} of the "
+            f"stream{beyond}",
         ),
     )
 
@@ -211,9 +259,10 @@ PROPOSITIONS: tuple[Proposition, ...] = (
     Proposition(
         10,
         GROUP,
-        "with the skip connection nothing is lost",
-        "An edit of the stream before the MLP moves the block by I + A D_N, of full rank: it can reach a tuned block.",
-        "a sequential block; the tuned block near the given one; an edit of its own for every token",
+        "with the skip connection nothing is lost locally",
+        "An edit of the stream before the MLP moves the block by I + A D_N, of full rank: it reaches every nearby "
+        "output, also that of a tuned block whose weights differ little.",
+        "a sequential block; the tuned block within the reported radius; an edit of its own for every token",
         Source.OURS,
         check_block_oracle,
     ),

@@ -200,10 +200,14 @@ def _check_low_rank_is_not_linear(subject: Subject) -> Evidence:
                 affine_share(mirrored, own),
                 high=CHANCE,
             ),
-            Measurement("R^2 of the best affine map, 200,000 normal states", share, high=CHANCE),
+            Measurement("R^2 of the best affine map, 200,000 normal states", share, high=CHANCE, of_subject=False),
         ),
-        controls=(Measurement("R^2 for the oracle (v . h) u", affine_share(sample, straight), high=CHANCE),),
-        published=(Measurement("R^2 of the best affine map to an oracle of rank 1", share, low=0.99),),
+        controls=(
+            Measurement("R^2 for the oracle (v . h) u", affine_share(sample, straight), high=CHANCE, of_subject=False),
+        ),
+        published=(
+            Measurement("R^2 of the best affine map to an oracle of rank 1", share, low=0.99, of_subject=False),
+        ),
     )
 
 

@@ -11,9 +11,17 @@ edit's rank grows by r per steered layer, and every :math:`I + U_l D_l` must be 
 :math:`\det(I_r + D_l U_l) \ne 0`.
 
 A norm before a read map does not move through a matrix: :math:`N(G k)` divides by the size of :math:`G k`. Edited
-weights alone divide by the size of k and miss; with the statistics of :math:`G k` the form holds. Steering is
-therefore not mergeable into the weights of a model with norms on its stream. A norm on what a block writes (Gemma,
-OLMo-2) has its own say: there :math:`G_l^{-1}` has to follow that norm and is no edit of the write map.
+weights alone divide by the size of k and miss; with the statistics of :math:`G k` the form holds, for RMSNorm with gain
+g with the read map :math:`W_r\,\mathrm{diag}(g)\, G\, \mathrm{diag}(g)^{-1}`. So *this construction* does not merge
+steering into the weights of a model with norms on its stream. That no other one does is not shown. For the last
+block, if what follows it alone may change, it is easy to see: the final norm makes :math:`N((I + U D) k)` of what
+would have to be a fixed matrix times :math:`N(k)`, and the ratio of the two sizes, :math:`|(I + U D) k| / |k|`, is
+the same for every token only if :math:`I + U D` is a multiple of an orthogonal matrix. A norm on what a block writes
+(Gemma, OLMo-2) has its own say: there :math:`G_l^{-1}` has to follow that norm and is no edit of the write map.
+
+The net without norms has all its maps rewritten. In the subject's own net read maps are rewritten where RMSNorm, or no
+norm, stands before them; before LayerNorm, which also subtracts a mean that G moves, the norm is given :math:`G k`: a
+change of coordinates.
 """
 
 from __future__ import annotations
@@ -31,6 +39,7 @@ from steerscope.equivalence.propositions.base import Evidence, Measurement, Prop
 from steerscope.equivalence.propositions.parts import (
     as_stored,
     bias_of,
+    norm_parts,
     output_first,
     parameter_name,
     relative_error,
@@ -43,14 +52,17 @@ from steerscope.models.hooks import Edit
 from steerscope.sites import Site
 
 GROUP = "gauge"
+Weights = dict[str, Tensor]
 LOW_RANK = edit_form("low_rank")
 
 # Inverses of I + U D with condition numbers up to 1e3, through a few layers: rounding stays below; wrong forms are
 # off by 1e-2 and more.
-EXACT = 1e-10
+EXACT = 1e-12
 # The rank of a difference of weights: singular values beyond it are rounding.
 RANK_GAP = 1e-10
 RANK = 2
+# Gains below this are not divided by.
+SMALLEST_GAIN = 1e-3
 # Steered blocks: the uppermost ones, so that few matrices of a large model are rewritten.
 STEERED = 4
 
@@ -225,6 +237,40 @@ def _plain_statistics(norm: nn.Module, gauge: Tensor) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _gauged_statistics(norm: nn.Module, gauge: Tensor) -> Iterator[None]:
+    """Let an RMSNorm read k but divide by the size of ``G k``: what rewritten read maps need of it."""
+    eps = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)))
+    ratio: list[Tensor] = []
+
+    def read(k: Tensor) -> Tensor:
+        ratio[:] = [size_of(k, eps, False) / size_of(k @ gauge.T, eps, False)]
+        return k
+
+    with input_mapped(norm, read), output_mapped(norm, lambda out: out * ratio[0]):
+        yield
+
+
+def _rewritten_reads(subject: Subject, norm: nn.Module | None, reads: Sequence[nn.Module], gauge: Tensor) -> Weights:
+    """Return the change of read maps from ``W`` to ``W diag(g) G diag(g)^-1``, g the gain of the norm before them."""
+    width = len(gauge)
+    gain = gauge.new_ones(width) if norm is None else norm_parts(norm, width).gain
+    turned = gain[:, None] * gauge / gain
+    update = {}
+    for module in reads:
+        weight = output_first(module)
+        update[parameter_name(subject, module)] = as_stored(module, read_map(weight, turned) - weight)
+    return update
+
+
+def _can_rewrite_reads(block: Block, width: int) -> bool:
+    """Whether no LayerNorm, and no gain near zero, stands before the block's read maps."""
+    norms = _read_norms(block)
+    if any(isinstance(norm, nn.LayerNorm) for norm in norms):
+        return False
+    return all(float(norm_parts(norm, width).gain.abs().min()) > SMALLEST_GAIN for norm in norms)
+
+
 def _times(gauge: Tensor) -> Edit:
     return lambda k: k @ gauge.T
 
@@ -243,7 +289,13 @@ def _rewritten(subject: Subject, module: nn.Module, gauge: Tensor) -> dict[str, 
 
 
 def _edited_logits(
-    subject: Subject, layers: Sequence[int], gauges: Sequence[Tensor], *, plain: bool = False, writes: bool = True
+    subject: Subject,
+    layers: Sequence[int],
+    gauges: Sequence[Tensor],
+    *,
+    plain: bool = False,
+    writes: bool = True,
+    reads: bool = False,
 ) -> Tensor:
     """Return the logits of the unsteered model with read and write maps of ``layers`` in their gauges.
 
@@ -253,17 +305,23 @@ def _edited_logits(
         gauges: One per block, and one more for what follows.
         plain: Statistics of k instead of ``G k`` in norms on reads.
         writes: Whether write maps are rewritten.
+        reads: Whether read maps are rewritten too; else their norms are given ``G k``.
     """
     update: dict[str, Tensor] = {}
     with ExitStack() as stack:
         for layer, gauge in zip(layers, gauges[:-1], strict=True):
             block = subject.site_map.blocks[layer]
-            reads = _read_norms(block)
+            norms = _read_norms(block)
             if plain:
-                for norm in reads:
+                for norm in norms:
                     stack.enter_context(_plain_statistics(norm, gauge))
+            elif reads:
+                for norm in norms:
+                    stack.enter_context(_gauged_statistics(norm, gauge))
+                update |= _rewritten_reads(subject, block.attn_norm, block.attn_reads, gauge)
+                update |= _rewritten_reads(subject, block.mlp_norm, block.mlp_reads, gauge)
             else:
-                for module in reads or [block.attn, block.mlp_in]:
+                for module in norms or [block.attn, block.mlp_in]:
                     stack.enter_context(input_mapped(module, _times(gauge)))
             if not writes:
                 continue
@@ -279,8 +337,8 @@ def _edited_logits(
 
 def _check(subject: Subject) -> Evidence:
     right, turned = _pure_errors(subject)
-    claim = [Measurement("net without norms: outputs of the edited net", right, high=EXACT)]
-    controls = [Measurement("net without norms: factors of G in the wrong order", turned, high=EXACT)]
+    claim = [Measurement("net without norms: outputs of the edited net", right, high=EXACT, of_subject=False)]
+    controls = [Measurement("net without norms: factors of G in the wrong order", turned, high=EXACT, of_subject=False)]
     notes = ["net without norms: 4 blocks of this check's own, width 12, causal attention and GELU"]
     width, count = subject.site_map.d_model, len(subject.site_map.blocks)
     layers = list(range(max(0, count - STEERED), count))
@@ -294,7 +352,13 @@ def _check(subject: Subject) -> Evidence:
     steered = run_at(subject, edits=edits).logits
     block = subject.site_map.blocks[layers[-1]]
     exact = relative_error(_edited_logits(subject, layers, gauges), steered)
-    claim.append(Measurement("the model, norms with the statistics of G k", exact, high=EXACT))
+    claim.append(Measurement("the model in coordinates k: norms given G k, write maps rewritten", exact, high=EXACT))
+    if all(_can_rewrite_reads(subject.site_map.blocks[layer], width) for layer in layers):
+        rewritten = relative_error(_edited_logits(subject, layers, gauges, reads=True), steered)
+        name = "the model, read and write maps rewritten, norms dividing by the size of G k"
+        claim.append(Measurement(name, rewritten, high=EXACT))
+    else:
+        notes.append("read maps not rewritten: LayerNorm, or a gain near zero, stands before them")
     if len(layers) > 1:
         weight = output_first(block.mlp_write)
         change = write_map(weight, gauges[-2]) - weight
@@ -329,9 +393,8 @@ PROPOSITIONS: tuple[Proposition, ...] = (
         "gauge theorem",
         "Linear post-block steering at every layer equals an unsteered model with read maps W G_l, write maps "
         "G_l^-1 W and unembedding W_U G_L, G_{l+1} = (I + U_l D_l) G_l; the rank of the edit grows by r per layer.",
-        "I + U_l D_l invertible; norms on what is read take the statistics of G_l k, "
-        "which edited weights alone do not; "
-        "G_l^-1 follows norms on what is written.",
+        "I + U_l D_l invertible; norms on what is read divide by the size of G_l k, which edited weights alone do not; "
+        "G_l^-1 follows norms on what is written. That nothing else merges steering into weights is not shown.",
         Source.OURS,
         _check,
     ),

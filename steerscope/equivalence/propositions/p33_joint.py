@@ -164,7 +164,14 @@ def _check(subject: Subject) -> Evidence:
             Measurement(
                 f"no constraint: singular value {rank + 1} of the interaction", rank_excess(both, rank), high=1e-10
             ),
-            Measurement("B = 0: change of D", relative_error(input_projected(read, zero), read), high=EXACT),
+            Measurement(
+                "B of full rank: the code's projection of D against the input form",
+                relative_error(singular_vectors_projected(read, lora_write), blind),
+                high=EXACT,
+            ),
+            Measurement(
+                "B = 0: change of D", relative_error(input_projected(read, zero), read), high=EXACT, of_subject=False
+            ),
         ),
         controls=(
             Measurement("no constraint: change of the adapter's output by the LoRA", seen(read), high=EXACT),

@@ -44,9 +44,9 @@ from steerscope.sites import Site, SiteKind
 GROUP = "context as weights"
 
 # One block: products of float64, with errors near 1e-15. Wrong forms are off by 1e-3 and more.
-EXACT = 1e-12
+EXACT = 1e-13
 # Several blocks, or the whole model.
-EXACT_RUN = 1e-10
+EXACT_RUN = 1e-12
 # Blocks that are patched one after the other.
 PATCHED = 4
 # Context must matter: what attention writes changes by at least this share.

@@ -6,14 +6,17 @@ the mixed difference
 
 .. math:: f(a_1, a_2) - f(a_1, 0) - f(0, a_2) + f(0, 0) = a_1 a_2\, \partial_1\partial_2 f + \dots
 
-is of order :math:`a_1 a_2`: of second order when both grow, of first when one does. The error of weight
-disentanglement in that paper, :math:`\xi = E\,\mathrm{dist}(f(a_1, 0), f(a_1, a_2))`, is another quantity: it is of
-first order in :math:`a_2` unless the second task does not act on the first one's data.
+is of order :math:`a_1 a_2`: of second order when both grow, of first when one does. At the lowest adapted site it is
+written out: nothing below is edited, and with ``U = 0`` at the start the adapters' own mixed difference is exactly
+:math:`a_1 a_2 (u_1 d_2 + u_2 d_1) h`, which needs both factors to move. The error of weight disentanglement in that
+paper, :math:`\xi = E\,\mathrm{dist}(f(a_1, 0), f(a_1, a_2))`, is another quantity: it is of first order in :math:`a_2`
+unless the second task does not act on the first one's data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +24,7 @@ from torch import Tensor
 from steerscope.equivalence.edit_forms import edit_form
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
 from steerscope.equivalence.propositions.parts import curve, relative_error
-from steerscope.equivalence.propositions.runs import post, run_at, shortened, slope_of
+from steerscope.equivalence.propositions.runs import Pass, post, run_at, shortened, slope_of
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.models.hooks import Edit
 from steerscope.sites import Site
@@ -38,8 +41,17 @@ FIRST_ORDER = (0.95, 1.05)
 # Linearity of a derivative: rounding.
 EXACT = 1e-11
 
-# Logits of the adapted model at strengths (a1, a2).
-Adapted = Callable[[Tensor, Tensor], Tensor]
+
+class Factors(NamedTuple):
+    """A task's change of one adapter: of U ``(d, r)`` and of D ``(r, d)``."""
+
+    up: Tensor
+    down: Tensor
+
+
+# A pass of the adapted model at strengths (a1, a2), and its logits alone.
+Adapted = Callable[[Tensor, Tensor], Pass]
+Logits = Callable[[Tensor, Tensor], Tensor]
 
 
 # --- formulas ---
@@ -73,7 +85,7 @@ def disentanglement_error(both: Tensor, alone: Tensor) -> Tensor:
     return (both - alone).norm()
 
 
-def tangent_shift(adapted: Adapted, first: float, second: float) -> Tensor:
+def tangent_shift(adapted: Logits, first: float, second: float) -> Tensor:
     """Return the shift of logits in the tangent model at ``(0, 0)`` along ``a1 tau_1 + a2 tau_2``.
 
     Args:
@@ -92,8 +104,43 @@ def tangent_shift(adapted: Adapted, first: float, second: float) -> Tensor:
 # --- check ---
 
 
-def _adapted(subject: Subject) -> tuple[Adapted, tuple[int, ...]]:
-    """Return the model with two task vectors of low-rank adapters, at ``U = 0`` and a common random D."""
+def combined(start: Tensor, tasks: Sequence[Factors], strengths: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return the adapter at ``theta_0 + a_1 tau_1 + a_2 tau_2``: ``U = sum a_t u_t``, ``D = D_0 + sum a_t d_t``.
+
+    Args:
+        start: ``D_0``, ``(r, d)``; U starts at zero.
+        tasks: Per task the changes of U ``(d, r)`` and of D ``(r, d)``.
+        strengths: a, one per task.
+
+    Returns:
+        ``U`` and ``D``.
+    """
+    pairs = list(zip(strengths, tasks, strict=True))
+    up = torch.stack([strength * task.up for strength, task in pairs]).sum(0)
+    down = start + torch.stack([strength * task.down for strength, task in pairs]).sum(0)
+    return {"U": up, "D": down}
+
+
+def mixed_at_lowest(first: Factors, second: Factors, h: Tensor) -> Tensor:
+    """Return ``(u_1 d_2 + u_2 d_1) h``: the mixed difference at the lowest adapted site, over ``a_1 a_2``.
+
+    Args:
+        first: Changes of the first task's adapter there.
+        second: Those of the second's.
+        h: What both read, ``(..., d)``.
+
+    Returns:
+        In the shape of ``h``.
+    """
+    return (h @ second.down.T) @ first.up.T + (h @ first.down.T) @ second.up.T
+
+
+def _adapted(subject: Subject) -> tuple[Adapted, tuple[int, ...], tuple[Factors, Factors]]:
+    """Return the model with two task vectors of low-rank adapters, at ``U = 0`` and a common random D.
+
+    Returns:
+        Logits and the lowest adapted site's state at two strengths, the adapted layers, and the lowest one's tasks.
+    """
     layers = tuple(sorted({0, subject.layer}))
     width = subject.site_map.d_model
 
@@ -102,30 +149,41 @@ def _adapted(subject: Subject) -> tuple[Adapted, tuple[int, ...]]:
 
     start = {layer: drawn(RANK, width, 800 + layer) for layer in layers}
     tasks = [
-        {layer: (drawn(width, RANK, 1000 * t + layer), drawn(RANK, width, 1500 + 1000 * t + layer)) for layer in layers}
+        {
+            layer: Factors(drawn(width, RANK, 1000 * t + layer), drawn(RANK, width, 1500 + 1000 * t + layer))
+            for layer in layers
+        }
         for t in (1, 2)
     ]
 
-    def adapted(first: Tensor, second: Tensor) -> Tensor:
+    def adapted(first: Tensor, second: Tensor) -> Pass:
         def edit(layer: int) -> Edit:
-            (u1, d1), (u2, d2) = tasks[0][layer], tasks[1][layer]
-            now = {"U": first * u1 + second * u2, "D": start[layer] + first * d1 + second * d2}
+            now = combined(start[layer], [task[layer] for task in tasks], (first, second))
             return lambda h: LOW_RANK.delta(now, h)
 
         edits: dict[Site, Edit] = {post(layer): edit(layer) for layer in layers}
-        return run_at(subject, edits=edits).logits
+        return run_at(subject, (post(layers[0]),), edits=edits)
 
-    return adapted, layers
+    return adapted, layers, (tasks[0][layers[0]], tasks[1][layers[0]])
 
 
 def _check(subject: Subject) -> Evidence:
-    adapted, layers = _adapted(shortened(subject, 4))
+    run, layers, lowest = _adapted(shortened(subject, 4))
+
+    def adapted(first: Tensor, second: Tensor) -> Tensor:
+        return run(first, second).logits
+
+    def pass_at(first: float, second: float) -> Pass:
+        return run(torch.tensor(first, dtype=torch.float64), torch.tensor(second, dtype=torch.float64))
 
     def at(first: float, second: float) -> Tensor:
-        return adapted(torch.tensor(first, dtype=torch.float64), torch.tensor(second, dtype=torch.float64))
+        return pass_at(first, second).logits
 
     neither = at(0, 0)
     one, two, both = tangent_shift(adapted, 1, 0), tangent_shift(adapted, 0, 1), tangent_shift(adapted, 1, 1)
+    site = post(layers[0])
+    states = [pass_at(a, b)[site] for a, b in ((1, 1), (1, 0), (0, 1), (0, 0))]
+    written_out = mixed_at_lowest(*lowest, states[-1])
     alone1, alone2 = [at(a, 0) for a in SCALES], [at(0, a) for a in SCALES]
     together = [at(a, a) for a in SCALES]
     mixed = [float(mixed_term(t, f, s, neither).norm()) for t, f, s in zip(together, alone1, alone2, strict=True)]
@@ -143,6 +201,11 @@ def _check(subject: Subject) -> Evidence:
                 high=EXACT,
             ),
             Measurement("tangent model: slope of what it leaves over", slope_of(SCALES, left), *SECOND_ORDER),
+            Measurement(
+                "lowest adapted site: mixed difference at strengths 1 against (u_1 d_2 + u_2 d_1) h",
+                relative_error(mixed_term(states[0], states[1], states[2], states[3]), written_out),
+                high=EXACT,
+            ),
             Measurement("mixed difference, both strengths shrink: slope", slope_of(SCALES, mixed), *SECOND_ORDER),
             Measurement("mixed difference, one strength shrinks: slope", slope_of(SCALES, half), *FIRST_ORDER),
         ),
@@ -164,7 +227,7 @@ PROPOSITIONS: tuple[Proposition, ...] = (
         GROUP,
         "task arithmetic of adapters",
         "In the tangent model of Ortiz-Jimenez et al. (2305.12827) the shifts of two task vectors add exactly; in the "
-        "model their mixed difference is of order a1 a2.",
+        "model their mixed difference is of order a1 a2, at the lowest adapted site a1 a2 (u1 d2 + u2 d1) h.",
         "The mixed difference, not that paper's xi, which is of first order unless one task leaves the other's data "
         "alone.",
         Source.LITERATURE,

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from steerscope.equivalence.propositions.texts import Texts
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.blocks import Block
 from steerscope.models.precision import true_float64
@@ -31,6 +32,8 @@ class Subject:
         input_ids: ``batch token``: tokens to run it on; no padding.
         layer: The block that statements about one block are tried on.
         seed: Seed of every random draw of a check.
+        more_ids: ``batch token``: many tokens of the same kind, for second moments; by default ``input_ids``.
+        texts: Data sets for statements about one edit for all tokens; random tokens where there is none.
     """
 
     name: str
@@ -39,6 +42,13 @@ class Subject:
     input_ids: Tensor
     layer: int
     seed: int = 0
+    more_ids: Tensor | None = None
+    texts: tuple[Texts, ...] = ()
+
+    @property
+    def many(self) -> Subject:
+        """The same subject on its many tokens."""
+        return self if self.more_ids is None else replace(self, input_ids=self.more_ids)
 
     @property
     def block(self) -> Block:
@@ -66,6 +76,26 @@ class Subject:
         """Run checks inside: true float64, attention with forward derivatives, no gradient unless asked for."""
         with true_float64(self.model), forward_differentiable_attention(self.model), torch.no_grad():
             yield self
+
+
+# Families whose blocks differ where formulas do: a gated MLP, a plain one with biases, norms behind both branches.
+FAMILIES = ("llama", "gpt2", "gemma2")
+
+
+def random_subjects(seed: int = 0) -> tuple[Subject, ...]:
+    """Return random blocks of every layout that formulas tell apart: what statements are tried on without a model.
+
+    Args:
+        seed: Seed of weights, tokens and of every check.
+
+    Returns:
+        A gated MLP without biases (llama), a plain MLP with biases and LayerNorm (gpt2), and a gated one with norms
+        behind attention and MLP (gemma2).
+    """
+    settings = {"gpt2": {"bos_token_id": 0, "eos_token_id": 1}, "gemma2": {"head_dim": 6}}
+    return tuple(
+        replace(random_subject(seed, model_type=family, **settings.get(family, {})), name=family) for family in FAMILIES
+    )
 
 
 def random_subject(seed: int = 0, *, model_type: str = "llama", layers: int = 3, **settings: int) -> Subject:
@@ -108,7 +138,13 @@ def random_subject(seed: int = 0, *, model_type: str = "llama", layers: int = 3,
 
 
 def subject_of(
-    model: nn.Module, *, name: str, seed: int = 0, layer: int | None = None, input_ids: Tensor | None = None
+    model: nn.Module,
+    *,
+    name: str,
+    seed: int = 0,
+    layer: int | None = None,
+    input_ids: Tensor | None = None,
+    more_ids: Tensor | None = None,
 ) -> Subject:
     """Make a subject of a float64 model; by default its middle block, and two sequences of seven random tokens.
 
@@ -118,6 +154,8 @@ def subject_of(
         seed: Seed of the tokens and of every draw of a check.
         layer: The block under study; by default the middle one.
         input_ids: ``(batch, token)``; by default two sequences of seven random tokens.
+        more_ids: ``(batch, token)``: many tokens, for second moments; by default ``input_ids``, or 60 sequences of
+            seven random tokens.
 
     Returns:
         The subject with the model's sites.
@@ -127,4 +165,7 @@ def subject_of(
     if input_ids is None:
         size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
         input_ids = torch.randint(3, size, (2, 7), generator=torch.Generator().manual_seed(seed))
-    return Subject(name, model, site_map, input_ids, len(site_map.blocks) // 2 if layer is None else layer, seed)
+        if more_ids is None:
+            more_ids = torch.randint(3, size, (60, 7), generator=torch.Generator().manual_seed(seed + 1))
+    layer = len(site_map.blocks) // 2 if layer is None else layer
+    return Subject(name, model, site_map, input_ids, layer, seed, more_ids)

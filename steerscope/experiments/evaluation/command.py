@@ -21,7 +21,7 @@ from steerscope.experiments.runs.folder import GENERATIONS, RunFolder
 from steerscope.experiments.runs.memory import peak_memory
 from steerscope.experiments.runs.records import RunConfig, RunResults
 from steerscope.experiments.tasks.supervised import answer_tokens
-from steerscope.experiments.tasks.task import TaskExample, TaskForm, check_part
+from steerscope.experiments.tasks.task import PARTS, TaskExample, TaskForm, check_part
 from steerscope.files import written_aside
 from steerscope.folders import ADAPTER_WEIGHTS
 from steerscope.installed import package_versions
@@ -59,7 +59,7 @@ class EvaluateOptions:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        plain_fields(self)
+        plain_fields(self, split=PARTS)
 
     def check(self) -> None:
         """Refuse options that cannot work.

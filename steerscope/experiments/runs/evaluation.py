@@ -141,6 +141,10 @@ class Evaluation(Shown):
             own[name] = own[name].as_dict() if own[name] is not None else None
         return own | {"accuracy": self.accuracy.as_dict()}
 
+    def to_json(self) -> str:
+        """Return what :meth:`save` writes."""
+        return json.dumps(self.as_dict(), indent=1, allow_nan=False)
+
     @classmethod
     def from_dict(cls, values: Any) -> Evaluation:
         """Read what :meth:`as_dict` wrote.
@@ -171,7 +175,7 @@ class Evaluation(Shown):
         Raises:
             InputError: Something else is there, or it cannot be written.
         """
-        write_result(path, json.dumps(self.as_dict(), indent=1, allow_nan=False), "majority_answer")
+        write_result(path, self.to_json(), "majority_answer")
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:

@@ -24,7 +24,7 @@ from typing import Any
 from steerscope.analysis.provenance import changed_versions, differing, knows_data
 from steerscope.errors import InputError
 from steerscope.experiments.runs.evaluation import Generation
-from steerscope.experiments.runs.records import RunConfig, RunResults, require_fields
+from steerscope.experiments.runs.records import RunConfig, RunResults, require_config
 from steerscope.files import parse_json, read_text, told, write_text
 from steerscope.installed import package_versions
 
@@ -83,7 +83,7 @@ class RunFolder:
         """
         folder = Path(path)
         begun = read_json(folder / CONFIG, "a run that could go on")
-        require_fields(begun, RunConfig, repr(str(folder / CONFIG)))
+        require_config(begun, repr(str(folder / CONFIG)))
         if not isinstance(begun.get("versions", {}), dict):
             raise InputError(f"{str(folder / CONFIG)!r}: versions is no object. Was it changed by hand? Run again.")
         wanted = json.loads(_json(asdict(config)))

@@ -5,14 +5,16 @@ Fields are only added; ``schema_version`` changes when the meaning of one does.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
 from steerscope.experiments.runs.evaluation import Evaluation
+from steerscope.records import record_of
 
 SCHEMA_VERSION = 1
 
@@ -176,21 +178,10 @@ class RunResults(Shown):
         Raises:
             InputError: Another version, a field missing or of another type, or numbers that contradict each other.
         """
-        if values.get("schema_version") != SCHEMA_VERSION:
-            raise InputError(
-                f"{where} has schema_version {values.get('schema_version')!r}; expected {SCHEMA_VERSION}. Use the "
-                "steerscope that wrote it, or run again."
-            )
-        own: dict[str, Any] = {}
-        for one in fields(cls):
-            if one.name not in values:
-                if one.default is MISSING and one.default_factory is MISSING:
-                    raise InputError(f"{where} lacks {one.name!r}. Was it changed by hand? Run again.")
-                continue
-            value = values[one.name]
-            own[one.name] = tuple(value) if one.name == "sites" else value
-        require_fields(values, cls, where)
-        found = cls(**own)
+        # Fields are only added: those of a later version are none of ours.
+        own = {one.name: values[one.name] for one in fields(cls) if one.name in values}
+        found = record_of(own, cls, f"{where} is no run's results")
+        require_hashes(found.model, found.settings, where)
         if not (
             0 <= found.test_low <= found.test_accuracy <= found.test_high <= 1
             and found.n >= 1
@@ -205,6 +196,10 @@ class RunResults(Shown):
                 f"{found.total_parameters} parameters, {found.seconds} seconds. Was it changed by hand? Run again."
             )
         return found
+
+    def to_json(self) -> str:
+        """Return what ``results.json`` holds."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False)
 
     def headline(self) -> str:
         """Return what was trained and how often it is right, in one sentence."""
@@ -232,48 +227,40 @@ class RunResults(Shown):
         )
 
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "int | None": (int, type(None)),
-    "float | None": (int, float, type(None)),
-    "tuple[str, ...]": (list,),
-    "Mapping[str, Any]": (dict,),
-    "Mapping[str, str]": (dict,),
-}
-
-
-def require_fields(values: Mapping[str, Any], kind: type, where: str) -> None:
-    """Refuse a field of another type than its record has; one of a wrong type is not one that is missing.
+def require_config(values: Mapping[str, Any], where: str) -> None:
+    """Refuse a run's configuration that cannot be read; what stands beside its fields, such as versions, is ignored.
 
     Args:
         values: What was read.
-        kind: :class:`RunConfig` or :class:`RunResults`.
         where: Names the file in messages.
 
     Raises:
-        InputError: There is one, in the settings' data and the model's names too.
+        InputError: A field is missing or of another type.
     """
-    for one in fields(kind):
-        if one.name in values and not _fits(values[one.name], _KINDS[str(one.type)]):
-            raise InputError(f"{where}: {one.name} is {_short(values[one.name])}; expected {one.type}. Run again.")
-    data = values.get("settings", {}).get("data", {})
+    own = {one.name: values[one.name] for one in fields(RunConfig) if one.name in values}
+    found = record_of(own, RunConfig, f"{where} is no run's configuration")
+    require_hashes(found.model, found.settings, where)
+
+
+def require_hashes(model: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> None:
+    """Refuse hashes and names that are no texts: one of a wrong type is not one that is missing.
+
+    Args:
+        model: Which model.
+        settings: What else decided the outcome.
+        where: Names the file in messages.
+
+    Raises:
+        InputError: There is one.
+    """
+    data = settings.get("data", {})
     if not isinstance(data, Mapping) or not all(isinstance(value, str) for value in data.values()):
         raise InputError(f"{where}: settings.data is {_short(data)}; expected a hash per part. Run again.")
     for name in ("name", "sha256", "setup", "dtype"):
-        if not isinstance(found := values.get("model", {}).get(name), str | None):
+        if not isinstance(found := model.get(name), str | None):
             raise InputError(f"{where}: model.{name} is {_short(found)}; expected a text. Run again.")
 
 
 def _short(value: object) -> str:
     shown = repr(value)
     return shown if len(shown) <= 80 else f"{shown[:60]}..."
-
-
-def _fits(value: object, kinds: tuple[type, ...]) -> bool:
-    if isinstance(value, bool):
-        return object in kinds
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
-    return isinstance(value, kinds) and (not isinstance(value, list) or all(isinstance(one, str) for one in value))

@@ -9,7 +9,8 @@ from steerscope.analysis.scoring.options import MIN_EXAMPLES
 from steerscope.errors import InputError
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.option_types import LOADING, plain_fields
-from steerscope.steering.config import DEFAULT_RANK, SteeringConfig
+from steerscope.steering.config import DEFAULT_RANK, SCALES, SteeringConfig
+from steerscope.steering.families import FAMILIES
 
 STARTS = ("score", "depth", "spread")
 
@@ -60,7 +61,7 @@ class SearchOptions:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        plain_fields(self)
+        plain_fields(self, start=STARTS, family=FAMILIES, scale=SCALES)
         self.config_at("0.resid_post")
         least = {"candidates": 2, "steps": 10, "batch_size": 1, "num_ranking": MIN_EXAMPLES}
         for name, minimum in {**least, "num_selection": 16, "num_test": 16}.items():

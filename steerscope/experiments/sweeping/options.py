@@ -13,7 +13,8 @@ from steerscope.experiments.engine.spec import RunSpec, Schedule
 from steerscope.models.site_map import SiteMap
 from steerscope.option_types import LOADING, plain_fields
 from steerscope.sites import Site, SiteKind
-from steerscope.steering.config import DEFAULT_RANK, SteeringConfig
+from steerscope.steering.config import DEFAULT_RANK, SCALES, SteeringConfig
+from steerscope.steering.families import FAMILIES
 
 ALL = "all"
 _NO_RESULT = ("scores", "budget", "pack_size", *LOADING)
@@ -77,7 +78,7 @@ class SweepOptions:
     def __post_init__(self) -> None:
         rates = self.rates if isinstance(self.rates, tuple | list) else (self.rates,)
         object.__setattr__(self, "rates", ())  # numbers, which plain_fields takes for names
-        plain_fields(self)
+        plain_fields(self, family=FAMILIES, scale=SCALES)
         edit = self.config_at("0.resid_post")
         for rate in rates:
             if not isinstance(rate, Real) or not 0 < rate < math.inf:

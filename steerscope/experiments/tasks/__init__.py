@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from steerscope.errors import InputError, did_you_mean
+from steerscope.errors import InputError, did_you_mean, same_name
+from steerscope.experiments.tasks.chat import chat_task
 from steerscope.experiments.tasks.file_task import FileTask
 from steerscope.experiments.tasks.formats import FORMATS, GENERATED
 from steerscope.experiments.tasks.formats.generated import GeneratedTask
@@ -26,6 +27,7 @@ __all__ = [
     "TaskExample",
     "TaskForm",
     "at_most",
+    "chat_task",
     "get_task",
     "task_names",
 ]
@@ -58,13 +60,14 @@ def get_task(name: str, folder: str | Path | None = None) -> Task:
         >>> [one.prompt[-1] + one.completion in {f"={digit}" for digit in range(10)} for one in examples]
         [True, True]
     """
+    name = same_name(name, [*task_names(), *_GONE])
     if name in _GONE:
         now, why = _GONE[name]
         raise InputError(f"task {name!r} is called {now!r} now ({why}). Name {now!r}.")
     if name not in FORMATS:
         raise InputError(
             f"there is no task {name!r}; expected one of {', '.join(task_names())}."
-            f"{did_you_mean(str(name), task_names())} For examples of your own, pass a .jsonl file as [[data]]."
+            f"{did_you_mean(str(name), task_names())} For examples of your own, pass a file as [[data]]."
         )
     form, stem, hub = FORMATS[name]
     if folder is not None:

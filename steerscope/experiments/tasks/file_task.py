@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from steerscope.analysis.data.examples import Example, check_examples, read_jsonl
+from steerscope.analysis.data.examples import Example, check_examples
+from steerscope.analysis.data.files import read_examples
 from steerscope.errors import InputError
 from steerscope.experiments.tasks.parsing import chosen
 from steerscope.experiments.tasks.task import PARTS, Split, TaskExample, TaskForm, check_part, drawn, place_of
@@ -19,7 +20,7 @@ _CUT = "parts of a user's file"
 
 @dataclass(frozen=True)
 class FileTask:
-    """Examples of a JSON lines file, for every command that takes a task.
+    """Examples of a user's own, for every command that takes a task.
 
     A hash of the prompt, case and white space folded, decides the part of an example (:data:`SHARES`), so equal prompts
     are in one part. Exact duplicates are left out. With choices a generation is right if it is the right choice, or
@@ -46,7 +47,7 @@ class FileTask:
 
     @classmethod
     def read(cls, path: str | Path) -> FileTask:
-        """Read a file of examples; see :func:`~steerscope.analysis.data.examples.read_jsonl`.
+        """Read a file of examples, or a data set; see :func:`~steerscope.analysis.data.files.read_examples`.
 
         Returns:
             The task, called as the file is.
@@ -54,7 +55,7 @@ class FileTask:
         Raises:
             InputError: The file cannot be read, or all its answers are the same.
         """
-        return cls.of(Path(path).name, read_jsonl(path))
+        return cls.of(Path(path).name, read_examples(path))
 
     @classmethod
     def of(cls, name: str, examples: list[Example]) -> FileTask:
@@ -109,6 +110,11 @@ class FileTask:
             Examples that are in no other part.
         """
         check_part(part)
+        if self.examples[0].messages is not None:
+            raise InputError(
+                f"the examples of {self.name} are conversations, which the model's chat template has to write. Add "
+                "[[chat_template=True]] (in Python: chat_task(task, tokenizer))."
+            )
         self.require(f"a {part} part", **{part: 1})
         return drawn(self._parts[part], n, seed, f"{part} examples of {self.name}")
 
@@ -149,7 +155,12 @@ def part_of(example: TaskExample) -> str:
 
 def _task_example(example: Example) -> TaskExample:
     return TaskExample(
-        example.prompt, example.completion, example.choices, example.answer_index, answer=example.completion.strip()
+        example.prompt,
+        example.completion,
+        example.choices,
+        example.answer_index,
+        example.messages,
+        answer=example.completion.strip(),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from steerscope.analysis.data.examples import text_lines
+from steerscope.analysis.data.files import text_lines
 from steerscope.errors import InputError, did_you_mean
 from steerscope.experiments.tasks.task import Row, RowSource
 from steerscope.installed import require

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from steerscope.errors import InputError, did_you_mean
+from steerscope.errors import InputError, did_you_mean, same_name
 from steerscope.sites import SiteKind
 
 
@@ -86,12 +86,26 @@ METHODS: dict[str, Method] = {
 }
 
 
+# Families of edits that are called otherwise as methods.
+_FAMILIES = {"linear": "post-block"}
+
+
+def method_name(name: str) -> str:
+    """Return the method that a text names: in other capitals, or by the family of its edits; else the text itself.
+
+    >>> method_name("LoRA"), method_name("linear")
+    ('lora', 'post-block')
+    """
+    return _FAMILIES.get(found := same_name(name, [*METHODS, *_FAMILIES]), found)
+
+
 def get_method(name: str) -> Method:
     """Return the method of a name.
 
     Raises:
         InputError: There is none.
     """
+    name = method_name(name)
     if name not in METHODS:
         raise InputError(
             f"there is no method {name!r}; expected one of {', '.join(METHODS)}."

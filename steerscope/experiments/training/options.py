@@ -9,10 +9,11 @@ from typing import Any
 from steerscope.errors import InputError, did_you_mean
 from steerscope.experiments.engine.rate_grid import rate
 from steerscope.experiments.engine.spec import RunSpec, Schedule
-from steerscope.experiments.training.methods import Method, Trains, get_method
+from steerscope.experiments.training.methods import Method, Trains, get_method, method_name
 from steerscope.installed import require
 from steerscope.option_types import plain_fields
-from steerscope.steering.config import SteeringConfig
+from steerscope.steering.config import SCALES, STARTS, SteeringConfig
+from steerscope.steering.families.low_rank import ACTIVATIONS
 from steerscope.steering.joint import CONSTRAINTS
 
 DTYPES = ("float32", "bfloat16", "float64")
@@ -102,7 +103,8 @@ class TrainOptions:
     keep_checkpoints: bool = False
 
     def __post_init__(self) -> None:
-        plain_fields(self)
+        plain_fields(self, activation=ACTIVATIONS, constraint=CONSTRAINTS, start=STARTS, scale=SCALES)
+        object.__setattr__(self, "method", method_name(self.method))
 
     @property
     def of(self) -> Method:

@@ -22,6 +22,8 @@ from steerscope.folders import write_result
 from steerscope.records import parse_record, read_record
 
 SCHEMA_VERSION = 1
+# A verdict that older files have: for a statement that cannot be asked, and for one that holds within limits.
+_OLD_VERDICT = "vacuous here"
 MEASUREMENTS = (
     "slopes",
     "block_slopes",
@@ -37,7 +39,10 @@ MEASUREMENTS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """One number with the interval fixed in advance: ``expected`` in words, ``None`` for an open end or no value."""
+    """One number with the interval fixed in advance: ``expected`` in words, ``None`` for an open end or no value.
+
+    ``of_subject`` is False for a number that would be the same on any subject.
+    """
 
     name: str
     value: float | None
@@ -45,12 +50,13 @@ class Measured:
     high: float | None
     inside: bool
     expected: str
+    of_subject: bool = True
 
     @classmethod
     def of(cls, found: Measurement) -> Measured:
         """Return a measurement as it is saved."""
         value, low, high = map(_finite, (found.value, found.low, found.high))
-        return cls(found.name, value, low, high, found.inside, found.expected())
+        return cls(found.name, value, low, high, found.inside, found.expected(), found.of_subject)
 
 
 @dataclass(frozen=True)
@@ -66,14 +72,16 @@ class PropositionResult:
         assumptions: What the claim needs.
         source: Who says so.
         published: The public statement where it is wrong or incomplete.
-        verdict: ``holds``, ``holds with correction``, ``vacuous here`` or ``fails``.
+        verdict: ``holds``, ``holds with correction``, ``not applicable`` or ``fails``. (``vacuous here``, which older
+            files have, is read as ``holds`` where something was measured, and as ``not applicable`` elsewhere.)
         claims: Measurements of the claim; all inside unless it fails.
         controls: Negative controls; all outside unless it fails.
         published_form: Measurements of the public statement.
-        vacuous: Why it says nothing here, or why it cannot be asked.
+        vacuous: Why it cannot be asked of this subject, where the verdict is ``not applicable``.
         notes: What a reader should know.
         series: Curves by name: ``x_name``, ``y_name``, ``x``, ``y``.
         seconds: Time of the check.
+        limit: Within which limits it says something here, though it holds.
     """
 
     name: str
@@ -92,6 +100,14 @@ class PropositionResult:
     notes: tuple[str, ...]
     series: dict[str, dict[str, Any]]
     seconds: float
+    limit: str = ""
+
+    def __post_init__(self) -> None:
+        if self.verdict == _OLD_VERDICT:
+            object.__setattr__(self, "verdict", Verdict.HOLDS.value if self.claims else Verdict.NOT_APPLICABLE.value)
+            if self.claims:
+                object.__setattr__(self, "limit", self.vacuous)
+                object.__setattr__(self, "vacuous", "")
 
     @classmethod
     def of(cls, result: Result) -> PropositionResult:
@@ -110,16 +126,26 @@ class PropositionResult:
             claims=tuple(map(Measured.of, evidence.claim)),
             controls=tuple(map(Measured.of, evidence.controls)),
             published_form=tuple(map(Measured.of, evidence.published)),
-            vacuous=evidence.inapplicable or evidence.vacuous,
+            vacuous=evidence.inapplicable,
             notes=tuple(evidence.notes),
             series={name: dataclasses.asdict(curve) for name, curve in evidence.series.items()},
             seconds=result.seconds,
+            limit=evidence.limit,
         )
 
     def decisive(self) -> Measured | None:
-        """Return the measurement to show: one that fails if any does, else the one nearest to its bound."""
+        """Return the measurement to show: one that fails if any does, else the one nearest to its bound.
+
+        Measurements of the subject come before those that would be the same on any.
+        """
         failing = [one for one in self.claims if not one.inside]
-        return failing[0] if failing else max(self.claims, key=_tightness, default=None)
+        own = [one for one in self.claims if one.of_subject]
+        return failing[0] if failing else max(own or self.claims, key=_tightness, default=None)
+
+    @property
+    def says_of_subject(self) -> bool:
+        """Whether any measurement of the claim depends on the subject."""
+        return any(one.of_subject for one in self.claims)
 
 
 @dataclass(frozen=True, repr=False)
@@ -180,6 +206,7 @@ class Verification(Tabular, report="verification"):
                     "expected": None if decisive is None else decisive.expected,
                     "claim": one.claim,
                     "published": one.published,
+                    "limit": one.limit,
                     "seconds": one.seconds,
                 }
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,12 +29,13 @@ from steerscope.analysis.theory.slopes import block_slopes, remainder_slopes
 from steerscope.analysis.theory.stream_shares import stream_shares
 from steerscope.equivalence.propositions import catalogue
 from steerscope.equivalence.propositions.base import Proposition
-from steerscope.equivalence.propositions.subject import Subject, random_subject, subject_of
+from steerscope.equivalence.propositions.subject import Subject, random_subjects, subject_of
 from steerscope.equivalence.shifts import LOGITS
 from steerscope.errors import InputError
 from steerscope.experiments.finetune import mean_loss, short_finetune
 from steerscope.experiments.tasks import get_task
 from steerscope.experiments.verification.results import PropositionResult, Verification, plain
+from steerscope.experiments.verification.texts import ENGLISH, paragraphs, task_windows, text_windows
 from steerscope.finite import require_finite
 from steerscope.installed import package_versions
 from steerscope.models.attention import forward_differentiable_attention
@@ -65,6 +66,9 @@ class VerifyOptions:
         positions: Tokens per layer whose matrices are decomposed.
         random_updates: Random updates beside the trained one whose radius is measured.
         block_updates: Random updates beside the trained one in the slopes of single blocks.
+        text: A text file instead of the English text that comes with the package, for statements about one edit for all
+            tokens; paragraphs separated by empty lines.
+        device: Where a model that is given by its name is loaded.
         revision: Of a Hugging Face name.
         trust_remote_code: Run code that comes with the model.
     """
@@ -82,6 +86,8 @@ class VerifyOptions:
     positions: int = 2
     random_updates: int = 2
     block_updates: int = 3
+    text: str | None = None
+    device: str = "cpu"
     revision: str | None = None
     trust_remote_code: bool = False
 
@@ -95,6 +101,8 @@ class VerifyOptions:
         for name in ("steps", "batch_size", "few_rows", "layers", "few_layers", "positions"):
             if getattr(self, name) < 1:
                 raise InputError(f"[[{name}]] is {getattr(self, name)}; expected at least 1.")
+        if self.text is not None:
+            paragraphs(self.text)
         if self.rows < 8:
             raise InputError(f"[[rows]] is {self.rows}; expected at least 8, of which a quarter is held out.")
 
@@ -102,7 +110,7 @@ class VerifyOptions:
 def verify_random(
     propositions: Sequence[Proposition], options: VerifyOptions | None = None, progress: StageProgress | None = None
 ) -> Verification:
-    """Try propositions on small random blocks.
+    """Try propositions on small random blocks of several layouts at once (:func:`random_subjects`).
 
     Args:
         propositions: Which.
@@ -116,10 +124,11 @@ def verify_random(
     options.check()
     watch = Stopwatch(progress)
     watch.stage("propositions")
-    subject = random_subject(options.seed)
-    results = try_propositions(subject, propositions, watch.tick)
+    subjects = random_subjects(options.seed)
+    results = try_propositions(subjects, propositions, watch.tick)
     watch.stage(None)
-    return _verification(subject, None, results, {}, {}, options, watch, [])
+    name = f"random blocks ({', '.join(subject.name for subject in subjects)})"
+    return _verification(name, _tokens(subjects), None, results, {}, {}, options, watch, [])
 
 
 def verify_model(
@@ -153,8 +162,14 @@ def verify_model(
     watch.stage("propositions")
     # Short: some checks build dense matrices over tokens.
     subject = subject_of(
-        exact.model, name=exact.identity.name, seed=options.seed, input_ids=rows.ids[:2, :7].contiguous()
+        exact.model,
+        name=exact.identity.name,
+        seed=options.seed,
+        input_ids=rows.ids[:2, :7].contiguous(),
+        more_ids=rows.ids,
     )
+    english = text_windows(exact, paragraphs(options.text or ENGLISH), options.text or "English")
+    subject = replace(subject, texts=(english, task_windows(exact, encoded, task.name)))
     with torch.no_grad():
         logits: Tensor = exact.model(input_ids=rows.ids, use_cache=False).logits
     require_finite("a logit of this model", logits.masked_fill(logits == -torch.inf, 0.0))
@@ -162,19 +177,24 @@ def verify_model(
     if options.quick:
         watch.stage(None)
         warnings = [*_quantised(exact), "Quick run: propositions only, nothing was measured on a fine-tuning."]
-        return _verification(subject, exact, results, {}, {}, options, watch, warnings)
+        return _verification(subject.name, _tokens([subject]), exact, results, {}, {}, options, watch, warnings)
     measured, finetune, warnings = _measurements(load, exact, rows, options, watch)
     watch.stage(None)
-    return _verification(subject, exact, results, measured, finetune, options, watch, [*_quantised(exact), *warnings])
+    warnings = [*_quantised(exact), *warnings]
+    return _verification(subject.name, _tokens([subject]), exact, results, measured, finetune, options, watch, warnings)
+
+
+def _tokens(subjects: Sequence[Subject]) -> int:
+    return sum(subject.input_ids.numel() for subject in subjects)
 
 
 def try_propositions(
-    subject: Subject, propositions: Sequence[Proposition], tick: Callable[[int, int], None]
+    subject: Subject | Sequence[Subject], propositions: Sequence[Proposition], tick: Callable[[int, int], None]
 ) -> tuple[PropositionResult, ...]:
     """Check propositions one after the other; a check that raises fails, with the reason as a note.
 
     Args:
-        subject: The blocks or the model to try them on.
+        subject: The blocks or the model to try them on, or several of them with different names.
         propositions: Which.
         tick: Called with propositions done and propositions in all.
 
@@ -316,7 +336,8 @@ def _radii(
 
 
 def _verification(
-    subject: Subject,
+    subject: str,
+    tokens: int,
     loaded: LoadedModel | None,
     results: tuple[PropositionResult, ...],
     measurements: dict[str, Any],
@@ -326,10 +347,10 @@ def _verification(
     warnings: list[str],
 ) -> Verification:
     return Verification(
-        subject=subject.name,
+        subject=subject,
         model=loaded.identity.as_dict() if loaded else None,
         seed=options.seed,
-        tokens=subject.input_ids.numel(),
+        tokens=tokens,
         propositions=results,
         measurements=measurements,
         finetune=finetune,

@@ -36,7 +36,8 @@ def next_step(ranking: Ranking) -> NextStep | None:
     if not recommends(ranking):
         return NextStep("", "", search, "")
     chosen = Verdict(ranking).cheapest
-    site, family = f"{chosen.site.layer}.{chosen.kinds[0]}", chosen.site.family
+    recommended = ranking.recommended()
+    site, family = recommended.name, recommended.family
     rank = ranking.settings.get("rank")
     has_rank = family == "linear" and isinstance(rank, int)
     options = f'family="{clean(family, 24)}"' + (f", rank={rank}" if has_rank else "")

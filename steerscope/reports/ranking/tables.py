@@ -13,6 +13,7 @@ from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.standing import Standing
 from steerscope.reports.ranking.candidates import Candidate, candidates, kind_candidates, score_of_kinds, standing
 from steerscope.reports.ranking.next_step import next_step
+from steerscope.reports.ranking.terminal_map import map_lines
 from steerscope.reports.ranking.text import certainty_sentences, evidence_sentence, warning_sentences
 from steerscope.reports.ranking.verdict import answer_sentences, headline, recommends
 from steerscope.reports.tables import WIDTH, TextTable, plain_table, rich_table
@@ -241,6 +242,8 @@ def format_summary(ranking: Ranking, *, verbose: bool = False, width: int = WIDT
 def print_ranking(ranking: Ranking, *, limit: int = 8, file: TextIO | None = None, verbose: bool = False) -> None:
     """Print the first sites and, last, the answer: rich where ``file`` is a terminal, plain text in a pipe.
 
+    A terminal with colours shows the map of all sites first.
+
     Args:
         ranking: The ranking to print.
         limit: Number of sites to print, best first.
@@ -253,6 +256,9 @@ def print_ranking(ranking: Ranking, *, limit: int = 8, file: TextIO | None = Non
         out.write("\n\n".join([*map(plain_table, shown), format_summary(ranking, verbose=verbose)]) + "\n")
         return
     console = Console(file=out, highlight=False)
+    if console.color_system is not None:
+        for line in map_lines(ranking, console.width):
+            console.print(line, no_wrap=True)
     for table in shown:
         console.print(rich_table(table))
     first = headline(ranking)

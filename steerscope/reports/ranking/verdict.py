@@ -144,13 +144,13 @@ class Verdict:
 
     @cached_property
     def cheapest(self) -> Candidate:
-        """The candidate of fewest parameters among equal ones; of several, the one most surely equal."""
-
-        def order(row: Candidate) -> tuple[float, ...]:
-            high = row.site.difference_high
-            return row.site.n_params, 0.0 if high is None else high, row.rank
-
-        return min(self.equal, key=order)
+        """The ranking's recommended choice, as a row; see :meth:`~steerscope.analysis.results.Ranking.recommended`."""
+        chosen = self.ranking.recommended()
+        return next(
+            row
+            for row in self.rows
+            if (row.site.layer, row.site.family) == (chosen.layer, chosen.family) and chosen.kind in row.kinds
+        )
 
 
 def headline(ranking: Ranking) -> str:

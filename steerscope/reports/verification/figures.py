@@ -39,7 +39,7 @@ from steerscope.reports.vocabulary import count, ordered_kinds
 VERDICT_LOOKS = {
     "holds": ("H", "#dbe6f4", INK),
     "holds with correction": ("C", "#7fa6d6", INK),
-    "vacuous here": ("V", PAPER, MUTED),
+    "not applicable": ("N", PAPER, MUTED),
     "fails": ("F", "#5c1010", "white"),
 }
 
@@ -58,7 +58,7 @@ def plot_verdicts(found: Verification) -> Figure:
         row, column = divmod(index, columns)
         letter, fill, ink = VERDICT_LOOKS[one.verdict]
         ax.fill([column, column + 1, column + 1, column], [row, row, row + 1, row + 1], facecolor=fill, edgecolor=PAPER)
-        if one.verdict == "vacuous here":
+        if one.verdict == "not applicable":
             ax.fill(
                 [column + 0.02, column + 0.98, column + 0.98, column + 0.02],
                 [row + 0.03, row + 0.03, row + 0.97, row + 0.97],

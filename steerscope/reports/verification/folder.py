@@ -62,6 +62,7 @@ def _in_full(one: PropositionResult) -> Fold:
     notes = [*([one.vacuous] if one.vacuous else []), *one.notes]
     pairs = [("source", one.source), ("needs", one.assumptions)]
     pairs += [("public statement", one.published)] if one.published else []
+    pairs += [("limits", one.limit)] if one.limit else []
     pairs += [("note", note) for note in notes]
     table = details_table(one)
     told = tuple((name, clean(text)) for name, text in pairs)

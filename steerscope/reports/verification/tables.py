@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from statistics import median
 from typing import Any, TextIO
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from steerscope.experiments.verification.results import Measured, PropositionResult, Verification
-from steerscope.reports.tables import TextTable, plain_table, rich_table
+from steerscope.reports.tables import WIDTH, TextTable, plain_table, rich_table
 from steerscope.reports.vocabulary import clean, count
 
 
@@ -44,24 +45,31 @@ def headline(found: Verification) -> str:
 
 def proposition_table(found: Verification) -> TextTable:
     """Return one row per proposition: name, claim, the decisive measurement, what was expected, verdict."""
+    limits = " ".join(f"{one.name}: {clean(one.limit)}." for one in found.propositions if one.limit)
     return TextTable(
         title="Propositions",
         columns=("no.", "claim", "measured", "expected", "verdict"),
         right=frozenset({"measured"}),
         rows=tuple((p.name, clean(p.title, 60), *short(p.decisive()), p.verdict) for p in found.propositions),
-        note="measured: of a claim's measurements the one nearest to the end of its interval, or one that fails.",
+        note="measured: of a claim's measurements the one nearest to the end of its interval, or one that fails."
+        + (f" Limits. {limits}" if limits else ""),
     )
 
 
 def details_table(one: PropositionResult) -> TextTable:
     """Return every measurement of a proposition: in which role, what was expected, and whether it is."""
     rows = tuple(
-        (role, clean(entry.name), number(entry.value), entry.expected, "inside" if entry.inside else "outside")
+        (role, clean(_named(entry)), number(entry.value), entry.expected, "inside" if entry.inside else "outside")
         for role, entries in _roles(one)
         for entry in entries
     )
     columns = ("role", "quantity", "measured", "expected", "is")
     return TextTable(f"Measurements of {one.name}", columns, frozenset({"measured"}), rows)
+
+
+def _named(entry: Measured) -> str:
+    """Return a measurement's name, with a word where the subject has no part in it."""
+    return entry.name if entry.of_subject else f"{entry.name} (the same on any subject)"
 
 
 def _roles(one: PropositionResult) -> list[tuple[str, Sequence[Measured]]]:
@@ -329,7 +337,9 @@ def print_verification(found: Verification, file: TextIO | None = None) -> None:
     table = proposition_table(found)
     failing = f"Fails: {', '.join(found.failed)}." if found.failed else ""
     if not out.isatty():
-        out.write("\n".join(filter(None, [headline(found), failing, "", plain_table(table)])) + "\n")
+        out.write(
+            "\n".join(filter(None, [textwrap.fill(headline(found), WIDTH), failing, "", plain_table(table)])) + "\n"
+        )
         return
     console = Console(file=out, highlight=False)
     console.print(Text(headline(found), style="bold"))

@@ -47,10 +47,29 @@ class EditOptions:
 
 @dataclass(frozen=True)
 class Affine:
-    """An edit that is ``x -> M x + c``: ``matrix`` is M (``width width``), ``vector`` is c (``width``); or None."""
+    """An edit that adds ``M x + c``, with M by its factors.
 
-    matrix: Tensor | None = None
+    Attributes:
+        up: ``(width rank)``, or None where nothing is read.
+        down: ``(rank width)``, likewise.
+        vector: c, ``(width)``, or None.
+    """
+
+    up: Tensor | None = None
+    down: Tensor | None = None
     vector: Tensor | None = None
+
+    @property
+    def matrix(self) -> Tensor | None:
+        """M, ``(width width)``."""
+        return None if self.up is None or self.down is None else self.up @ self.down
+
+    def times(self, strength: float) -> Affine:
+        """Return the edit with what it adds multiplied by a number."""
+        if strength == 1:
+            return self
+        up, vector = (None if part is None else strength * part for part in (self.up, self.vector))
+        return Affine(up, self.down, vector)
 
 
 class SteeringEdit(nn.Module):
@@ -68,6 +87,9 @@ class SteeringEdit(nn.Module):
         has_bias_choice: Whether the vector on the write is an option.
         has_published_start: Whether its authors start it otherwise (then ``start="published"`` does so too).
         is_orthonormal: Whether it holds a matrix with orthonormal rows, which needs float32 or float64.
+        is_affine: Whether what it adds is ``M x + c`` (:meth:`affine`).
+        has_matrix: Whether there is an M, that is, whether what it adds depends on what it reads.
+        has_constant: Whether there is a c, for families that leave no choice of it.
         kinds: The kinds of site it is defined at; None means any.
     """
 
@@ -79,6 +101,9 @@ class SteeringEdit(nn.Module):
     has_bias_choice: ClassVar[bool] = False
     has_published_start: ClassVar[bool] = False
     is_orthonormal: ClassVar[bool] = False
+    is_affine: ClassVar[bool] = True
+    has_matrix: ClassVar[bool] = True
+    has_constant: ClassVar[bool] = True
     kinds: ClassVar[tuple[SiteKind, ...] | None] = None
 
     scale: Tensor | None
@@ -126,6 +151,11 @@ class SteeringEdit(nn.Module):
         # Autocast would compute in half precision what is kept in single; a no-op by difference must stay one.
         with torch.autocast(read.device.type, enabled=False):
             return self.delta(read.to(self.options.dtype))
+
+    @classmethod
+    def adds_vector(cls, bias: bool | None) -> bool:
+        """Whether what it adds has a constant part c, where ``bias`` is the configuration's."""
+        return bool(bias) if cls.has_bias_choice else cls.has_constant
 
     def set_scale(self, value: float) -> None:
         """Set the number that what is read is divided by.

@@ -15,6 +15,7 @@ class FixedVector(SteeringEdit):
     equation = "x + v"
     source = "steering vectors; arXiv 2603.00425"
     has_rank = False
+    has_matrix = False
 
     def __init__(self, options: EditOptions, generator: torch.Generator) -> None:
         super().__init__(options, generator)

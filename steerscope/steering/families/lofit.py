@@ -30,6 +30,7 @@ class LofitScale(SteeringEdit):
     equation = "z + A * z (per head and channel)"
     source = "Yin et al. 2024, LoFiT, stage 1"
     has_rank = False
+    has_constant = False
     has_published_start = True
     kinds = (SiteKind.ATTN_HEADS,)
 
@@ -43,7 +44,8 @@ class LofitScale(SteeringEdit):
 
     def affine(self) -> Affine:
         """Return ``M = diag(A)``."""
-        return Affine(matrix=torch.diag(self.A.detach()))
+        scales = self.A.detach()
+        return Affine(up=torch.diag(scales), down=torch.eye(len(scales), dtype=scales.dtype, device=scales.device))
 
 
 class LofitOffset(SteeringEdit):
@@ -53,6 +55,7 @@ class LofitOffset(SteeringEdit):
     equation = "z + v (per head)"
     source = "Yin et al. 2024, LoFiT, stage 2"
     has_rank = False
+    has_matrix = False
     has_published_start = True
     kinds = (SiteKind.ATTN_HEADS,)
 

@@ -55,7 +55,7 @@ class LinearAdapter(SteeringEdit):
     def affine(self) -> Affine:
         """Return ``M = U D / s`` and ``c = b``."""
         down = self.divided(self.D.detach())
-        return Affine(self.U.detach() @ down, None if self.b is None else self.b.detach())
+        return Affine(self.U.detach(), down, None if self.b is None else self.b.detach())
 
 
 class NonlinearAdapter(LinearAdapter):
@@ -64,6 +64,7 @@ class NonlinearAdapter(LinearAdapter):
     name = "nonlinear"
     equation = "x + U phi(D x / s) + b"
     source = "arXiv 2603.00425; the bias is this project's"
+    is_affine = False
 
     def __init__(self, options: EditOptions, generator: torch.Generator) -> None:
         super().__init__(options, generator)

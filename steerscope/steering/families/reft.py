@@ -83,7 +83,7 @@ class _Reft(SteeringEdit):
         """Return ``M = basis^T (W / s - old)`` and ``c = basis^T b``."""
         source = self.divided(self.W.detach())
         source = source if old is None else source - old.detach()
-        return Affine(basis.detach().T @ source, self.b.detach() @ basis.detach())
+        return Affine(basis.detach().T, source, self.b.detach() @ basis.detach())
 
 
 class LoReft(_Reft):

@@ -1,4 +1,4 @@
-"""The catalogue: 42 propositions, each once; chosen by name; tried on random blocks."""
+"""The catalogue: 46 propositions, each once; chosen by name; tried on random blocks."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.equivalence.propositions.trials import fingerprint, random_blocks
 ALL = all_propositions()
 
 
-def test_42_propositions_each_once_and_in_order():
-    assert [proposition.number for proposition in ALL] == list(range(1, 43))
+def test_46_propositions_each_once_and_in_order():
+    assert [proposition.number for proposition in ALL] == list(range(1, 47))
 
 
 def test_the_name_of_a_file_has_the_numbers_of_its_propositions_and_no_others():
@@ -54,8 +54,8 @@ def test_no_name_is_refused(names):
 
 
 def test_an_unknown_name_is_refused_with_a_suggestion():
-    with pytest.raises(InputError, match=r"unknown proposition 'P43'\. Did you mean .*P1 to P42"):
-        propositions("P7,P43")
+    with pytest.raises(InputError, match=r"unknown proposition 'P47'\. Did you mean .*P1 to P46"):
+        propositions("P7,P47")
 
 
 def test_none_fails_on_random_blocks_and_the_model_stays_as_it_was():
@@ -78,6 +78,27 @@ def test_a_check_that_raises_fails_with_its_reason():
     assert result.evidence.notes == ("the check raised RuntimeError: no such matrix",)
 
 
+def test_on_several_subjects_every_measurement_counts():
+    small, large = replace(random_blocks(0), name="a"), replace(random_blocks(0), name="b")
+
+    def evidence(value, published=0.5, reason=""):
+        claim, control, public = (Measurement(n, v, high=1.0) for n, v in (("m", value), ("c", 2.0), ("p", published)))
+        return Evidence((claim,), (control,), (public,), inapplicable=reason)
+
+    def check(*on_large, **more):
+        return lambda subject: evidence(*on_large, **more) if subject is large else evidence(0.5)
+
+    def verdict(check):
+        (result,) = run([small, large], [replace(ALL[0], check=check)])
+        return result.verdict, [m.name for m in result.evidence.claim]
+
+    assert verdict(check(0.5)) == (Verdict.HOLDS, ["a: m", "b: m"])
+    assert verdict(check(2.0))[0] is Verdict.FAILS
+    assert verdict(check(0.5, published=2.0))[0] is Verdict.CORRECTED
+    assert verdict(check(2.0, reason="no gate")) == (Verdict.HOLDS, ["a: m"])
+    assert verdict(lambda subject: Evidence(inapplicable="no gate"))[0] is Verdict.NOT_APPLICABLE
+
+
 def test_a_result_as_json_data():
     found = Evidence(
         claim=(Measurement("error", 0.5, high=1.0),),
@@ -87,6 +108,8 @@ def test_a_result_as_json_data():
     (result,) = run(random_blocks(0), [replace(ALL[0], check=lambda subject: found)])
     data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert data["verdict"] == "holds"
-    assert data["evidence"]["claim"] == [{"name": "error", "value": 0.5, "low": None, "high": 1.0, "inside": True}]
+    assert data["evidence"]["claim"] == [
+        {"name": "error", "value": 0.5, "low": None, "high": 1.0, "inside": True, "of_subject": True}
+    ]
     assert data["evidence"]["controls"][0]["value"] is None
     assert data["evidence"]["series"]["curve"] == {"x_name": "x", "y_name": "y", "x": [1.0], "y": [None]}

@@ -1,34 +1,29 @@
-"""P7 to P11: verdicts on random and tiny blocks, and that a wrong formula is noticed."""
+"""P7 to P11: verdicts on random and tiny blocks."""
 
 import pytest
 import torch
 
 from steerscope.equivalence.propositions import p07_08_11_column_space, p09_10_norm_and_skip
 from tests.equivalence.propositions.trials import (
-    FAILS,
     FAMILIES,
     HOLDS,
+    NOT_APPLICABLE,
     SEEDS,
-    VACUOUS,
     by_number,
     evidence,
-    home,
-    instead,
-    mutated_verdict,
     random_blocks,
-    scaled,
     tiny_blocks,
     verdicts,
 )
 
 FILES = (p07_08_11_column_space, p09_10_norm_and_skip)
 ALL = [proposition for file in FILES for proposition in file.PROPOSITIONS]
-SEQUENTIAL = {7: HOLDS, 8: VACUOUS, 9: HOLDS, 10: HOLDS, 11: HOLDS}
-PARALLEL = {**SEQUENTIAL, 10: VACUOUS}  # no stream between attention and MLP
+SEQUENTIAL = {7: HOLDS, 8: HOLDS, 9: HOLDS, 10: HOLDS, 11: HOLDS}
+PARALLEL = {**SEQUENTIAL, 10: NOT_APPLICABLE}  # no stream between attention and MLP
 EXPECTED = {
     "llama": SEQUENTIAL,
     "gemma2": SEQUENTIAL,
-    "olmo2": {**SEQUENTIAL, 9: VACUOUS},  # no norm before the MLP
+    "olmo2": {**SEQUENTIAL, 9: NOT_APPLICABLE},  # no norm before the MLP
     "gpt2": SEQUENTIAL,
     "gpt_neox": PARALLEL,
     "phi": PARALLEL,
@@ -45,18 +40,18 @@ def test_layouts(family):
     assert verdicts(ALL, tiny_blocks(family)) == EXPECTED[family]
 
 
-def test_the_condition_is_vacuous_because_it_excludes_nothing():
+def test_that_the_condition_excludes_nothing_holds_and_is_a_limit_of_p7():
     found = evidence(by_number(ALL, 8), random_blocks(0))
-    assert "every target" in found.vacuous
+    assert "excludes nothing" in found.notes[0]
     assert not found.inapplicable
+    assert "rank below d" in evidence(by_number(ALL, 7), random_blocks(0)).limit
     assert "cond(A)" in found.notes[0]
     assert all(m.inside for m in found.claim)
 
 
-def test_relu_with_few_active_units_is_not_vacuous_but_obstructed():
+def test_relu_with_few_active_units_is_obstructed():
     found = evidence(by_number(ALL, 8), tiny_blocks("opt"))
     assert "hidden units are active" in found.inapplicable
-    assert not found.vacuous
 
 
 def test_layer_norm_costs_two_dimensions():
@@ -66,20 +61,3 @@ def test_layer_norm_costs_two_dimensions():
 
 def without_projection(x, norm, eps):
     return torch.diag(norm.gain / (x.square().mean() + eps).sqrt())
-
-
-MUTATIONS = [
-    (7, "distance_to_columns", scaled(1.01)),
-    (7, "best_shift", scaled(1.01)),
-    (8, "best_shift", scaled(1.01)),
-    (9, "norm_jacobian", instead(without_projection)),
-    (10, "block_jacobian", instead(lambda mlp, norm: mlp @ norm)),
-    (10, "norm_jacobian", scaled(0.0)),
-    (11, "rank_one_patch", lambda original: lambda weights, z, wanted: original(weights, z, z + 2 * (wanted - z))),
-    (11, "best_shift", scaled(1.01)),
-]
-
-
-@pytest.mark.parametrize(("number", "name", "mutate"), MUTATIONS, ids=[f"P{m[0]}-{m[1]}" for m in MUTATIONS])
-def test_a_wrong_formula_fails(monkeypatch, number, name, mutate):
-    assert mutated_verdict(monkeypatch, home(FILES, number), number, name, mutate) is FAILS

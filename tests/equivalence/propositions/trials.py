@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
-from types import ModuleType
 
 import torch
 
@@ -12,7 +11,7 @@ from steerscope.equivalence.propositions.base import Evidence, Proposition, Verd
 from steerscope.equivalence.propositions.subject import Subject, random_subject, subject_of
 from tests.tiny import LAYOUTS, tiny_model
 
-HOLDS, FAILS, CORRECTED, VACUOUS = Verdict.HOLDS, Verdict.FAILS, Verdict.CORRECTED, Verdict.VACUOUS
+HOLDS, FAILS, CORRECTED, NOT_APPLICABLE = Verdict.HOLDS, Verdict.FAILS, Verdict.CORRECTED, Verdict.NOT_APPLICABLE
 SEEDS = (0, 1)
 FAMILIES = (*LAYOUTS, "olmo2")
 
@@ -38,27 +37,6 @@ def verdicts(propositions: Iterable[Proposition], subject: Subject) -> dict[int,
 
 def by_number(propositions: Iterable[Proposition], number: int) -> Proposition:
     return next(p for p in propositions if p.number == number)
-
-
-def home(modules: Iterable[ModuleType], number: int) -> ModuleType:
-    """Return the file that holds a proposition."""
-    return next(module for module in modules if any(p.number == number for p in module.PROPOSITIONS))
-
-
-def mutated_verdict(monkeypatch, module, number: int, name: str, mutate: Callable) -> Verdict:
-    """Return the verdict once ``module.name`` is replaced by ``mutate(original)``."""
-    monkeypatch.setattr(module, name, mutate(getattr(module, name)))
-    return verdict_of(evidence(by_number(module.PROPOSITIONS, number), random_blocks(0)))
-
-
-def scaled(factor: float) -> Callable:
-    """Return a mutation of a function: its result times ``factor``."""
-    return lambda original: lambda *args: factor * original(*args)
-
-
-def instead(function: Callable) -> Callable:
-    """Return a mutation of a function: another one in its place."""
-    return lambda original: function
 
 
 def verdict(proposition: Proposition, subject: Subject) -> Verdict:

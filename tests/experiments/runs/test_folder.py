@@ -1,13 +1,12 @@
 """Folders of runs: complete or not there, never replaced, and strictly read."""
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 
 from steerscope import InputError
-from steerscope.experiments.runs.records import _KINDS
-from steerscope.experiments.training import RunFolder, RunResults, read_results
+from steerscope.experiments.training import RunFolder, read_results
 from tests.experiments.training.cases import GENERATIONS, config, evaluation, finished, results
 
 
@@ -85,19 +84,15 @@ def test_results_must_belong_to_the_run(tmp_path):
     assert not list((tmp_path / "third").iterdir())
 
 
-def test_every_field_has_a_check():
-    assert {str(one.type) for one in fields(RunResults)} <= set(_KINDS)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"test_accuracy": None}, "lacks 'test_accuracy'"),
-        ({"n": "100"}, "n is '100'; expected int"),
-        ({"n": True}, "n is True; expected int"),
-        ({"sites": "all"}, "sites is 'all'"),
-        ({"sites": [1]}, r"sites is \[1\]"),
-        ({"loss": "nan"}, "loss is 'nan'"),
+        ({"n": "100"}, "n is '100'; expected a valid integer"),
+        ({"n": True}, "n is True; expected a valid integer"),
+        ({"sites": "all"}, "sites is 'all'; expected a valid array"),
+        ({"sites": [1]}, "sites.0 is 1; expected a valid string"),
+        ({"loss": "nan"}, "loss is 'nan'; expected a valid number"),
         ({"test_accuracy": 0.7}, "contradicts itself"),
         ({"correct": 60}, "contradicts itself"),
         ({"n": 0}, "contradicts itself"),
@@ -105,11 +100,11 @@ def test_every_field_has_a_check():
         ({"trainable_parameters": -1}, "contradicts itself"),
         ({"seconds": -1.0}, "contradicts itself"),
         ({"tokens_per_second": -1.0}, "contradicts itself"),
-        ({"settings": []}, r"settings is \[\]; expected"),
+        ({"settings": []}, r"settings is \[\]; expected an object"),
         ({"settings": {"data": 5}}, "settings.data is 5; expected a hash per part"),
         ({"settings": {"data": {"test": 5}}}, "settings.data is .*; expected a hash per part"),
         ({"model": {"sha256": 5}}, "model.sha256 is 5; expected a text"),
-        ({"schema_version": 2}, "has schema_version 2; expected 1"),
+        ({"schema_version": 2}, "has schema_version 2, this steerscope reads 1"),
     ],
 )
 def test_malformed_results(tmp_path, change, message):
@@ -130,7 +125,7 @@ def test_a_run_with_a_damaged_configuration_does_not_go_on(tmp_path, change):
     RunFolder.create(tmp_path, config())
     told = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(told | change))
-    with pytest.raises(InputError, match=r"config.json': .* is .*\. .*Run again"):
+    with pytest.raises(InputError, match=r"config.json'.* is .*\. .*(Run again|make it again)"):
         RunFolder.reopen(tmp_path, config())
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from transformers import LlamaForCausalLM
 
-from steerscope.experiments.tasks import FileTask, TaskExample, get_task
+from steerscope.experiments.tasks import FileTask, TaskExample, chat_task, get_task
 from steerscope.models import load
+from tests.analysis.test_files_of_examples import chat_tokenizer
 from tests.byte_models import byte_model, byte_tokenizer
 from tests.cli.runs import run
 from tests.experiments.tasks.rows import TASKS, row, write_rows, write_task
@@ -18,7 +19,9 @@ from tests.experiments.tasks.rows import TASKS, row, write_rows, write_task
 Row = tuple[int, ...]
 # Groups of passages and twins make parts smaller than files.
 SIZES = (60, 16, 16)
-OWN = ("choices.jsonl", "open.jsonl")
+OWN = ("choices.jsonl", "open.jsonl", "chat.jsonl")
+# Asked through the chat template.
+CHAT = ("chat.jsonl", "compare")
 
 
 class EnoughError(Exception):
@@ -88,16 +91,27 @@ def place(tmp_path_factory) -> Path:
     letters = [{"prompt": f"Which is {i}? Answer:", "choices": [" A", " B"], "answer_index": i % 2} for i in range(200)]
     write_rows(folder, "choices", letters, packed=False)
     write_rows(folder, "open", [{"prompt": f"{i} + 1 =", "completion": f" {i + 1}"} for i in range(200)], packed=False)
+    said = [
+        {"messages": [{"role": "user", "content": f"{i} + 1"}, {"role": "assistant", "content": f"{i + 1}"}]}
+        for i in range(200)
+    ]
+    write_rows(folder, "chat", said, packed=False)
+    chat_tokenizer().save_pretrained(folder / "model")
     return folder
 
 
-def task_of(place: Path, name: str):
-    return FileTask.read(place / name) if name in OWN else get_task(name, place)
+def task_of(place: Path, name: str, chat: bool):
+    task = FileTask.read(place / name) if name in OWN else get_task(name, place)
+    return chat_task(task, chat_tokenizer()) if chat else task
 
 
-@pytest.mark.parametrize("name", [*TASKS, *OWN])
-def test_every_command_shows_the_same_prompt(place, recorder, tmp_path, name):
+CASES = [(name, False) for name in (*TASKS, *OWN) if name != "chat.jsonl"] + [(name, True) for name in CHAT]
+
+
+@pytest.mark.parametrize(("name", "chat"), CASES, ids=[f"{name}-chat" if chat else name for name, chat in CASES])
+def test_every_command_shows_the_same_prompt(place, recorder, tmp_path, name, chat):
     asked = ("--data", place / name) if name in OWN else ("--task", name, "--data-dir", place)
+    asked += ("--chat-template",) if chat else ()
     model, end = place / "model", byte_tokenizer().eos_token_id
     seen = {
         "evaluate": [
@@ -117,9 +131,9 @@ def test_every_command_shows_the_same_prompt(place, recorder, tmp_path, name):
         ),
     }  # fmt: skip
     examples: dict[Row, TaskExample] = {
-        tuple(byte_tokenizer()(one.prompt)["input_ids"]): one
+        tuple(byte_tokenizer()(one.prompt)["input_ids"]): one  # the template spells what stands before a text
         for part in ("train", "validation", "test")
-        for one in task_of(place, name).split(part)
+        for one in task_of(place, name, chat).split(part)
     }
     assert set(seen["evaluate"]) == set(examples)
     for command, rows in seen.items():

@@ -34,7 +34,7 @@ def _corrected(subject: Subject) -> Evidence:
     )
 
 
-def _vacuous(subject: Subject) -> Evidence:
+def _not_applicable(subject: Subject) -> Evidence:
     return Evidence(inapplicable="there is no gate")
 
 
@@ -55,7 +55,7 @@ def proposition(number: int, check=_right, **words) -> Proposition:
 RIGHT = proposition(1)
 CORRECTED = proposition(3, _corrected, published="Says A P; it is A (I - P).")
 WRONG = proposition(7, _wrong)
-VACUOUS = proposition(12, _vacuous, group="gates")
+NOT_APPLICABLE = proposition(12, _not_applicable, group="gates")
 NAN = proposition(13, _nan, group="gates")
-FINE = [RIGHT, CORRECTED, VACUOUS]
+FINE = [RIGHT, CORRECTED, NOT_APPLICABLE]
 EVERY = [*FINE, WRONG, NAN]

@@ -51,21 +51,56 @@ def test_verdicts(on_random):
         "P1": "holds",
         "P3": "holds with correction",
         "P7": "fails",
-        "P12": "vacuous here",
+        "P12": "not applicable",
         "P13": "fails",
     }
     assert on_random.failed == ("P7", "P13")
-    assert on_random.counts() == {"holds": 1, "fails": 2, "holds with correction": 1, "vacuous here": 1}
+    assert on_random.counts() == {"holds": 1, "fails": 2, "holds with correction": 1, "not applicable": 1}
     assert on_random.model is None
     assert on_random.measurements == {}
 
 
 def test_decisive_measurement(on_random):
     by_name = {one.name: one for one in on_random.propositions}
-    assert by_name["P1"].decisive().name == "norm of a draw"  # nearer to its bound than the zero
-    assert by_name["P7"].decisive().name == "slope"  # the one that fails
+    assert by_name["P1"].decisive().name == "llama: norm of a draw"  # nearer to its bound than the zero
+    assert by_name["P7"].decisive().name == "llama: slope"  # the one that fails
     assert by_name["P12"].decisive() is None
     assert by_name["P13"].decisive().value is None
+
+
+def test_what_older_files_call_vacuous_holds_where_something_was_measured(on_random):
+    data = json.loads(on_random.to_json())
+    for one in data["propositions"]:
+        if one["name"] in ("P1", "P12"):
+            one |= {"verdict": "vacuous here", "vacuous": "why"}
+            del one["limit"]
+            for entry in one["claims"]:
+                del entry["of_subject"]
+    read = {one.name: one for one in Verification.from_json(json.dumps(data)).propositions}
+    assert (read["P1"].verdict, read["P1"].limit, read["P1"].vacuous) == ("holds", "why", "")
+    assert (read["P12"].verdict, read["P12"].limit, read["P12"].vacuous) == ("not applicable", "", "why")
+
+
+def test_a_number_that_is_the_same_on_any_model_is_not_shown_as_measured_on_one(on_random, on_model):
+    def with_claims(found, *of_subject):
+        (one,) = (one for one in found.propositions if one.name == "P1")
+        claims = tuple(replace(one.claims[0], value=v, of_subject=own) for v, own in of_subject)
+        return replace(found, propositions=(replace(one, claims=claims),))
+
+    both = with_claims(on_model, (99.0, False), (5.0, True))
+    assert both.propositions[0].decisive().value == 5.0  # though 99 is nearer to the end of the interval
+    text = docs.document(with_claims(on_random, (99.0, True)), with_claims(on_model, (99.0, False)))
+    (row,) = re.findall(r"^\| P1 .*$", text, re.MULTILINE)
+    assert row.endswith("| nothing of the model |  |  |")
+    assert row.count(" 99 ") == 1
+
+
+def test_limits_stand_beside_the_verdict(on_random, tmp_path):
+    (one,) = (one for one in on_random.propositions if one.name == "P1")
+    found = replace(on_random, propositions=(replace(one, limit="for 12 tokens"),))
+    assert "| holds: for 12 tokens |" in docs.document(found)
+    assert "P1: for 12 tokens." in proposition_table(found).note
+    assert "for 12 tokens" in write_verification(found, tmp_path).read_text(encoding="utf-8")
 
 
 def test_measurements_are_all_made(on_model, stages):
@@ -117,13 +152,13 @@ def test_json_contract(on_random, on_model):
         for one in data["propositions"]:
             assert {"name", "verdict", "claim", "source", "claims", "controls", "series", "seconds"} <= set(one)
             for entry in one["claims"]:
-                assert set(entry) == {"name", "value", "low", "high", "inside", "expected"}
+                assert set(entry) == {"name", "value", "low", "high", "inside", "expected", "of_subject"}
         assert Verification.from_json(found.to_json()).to_json() == found.to_json()
 
 
 def test_numbers_that_are_none(on_random):
     data = json.loads(on_random.to_json())
-    (entry,) = data["propositions"][-1]["claims"]
+    entry = data["propositions"][-1]["claims"][0]
     assert (entry["value"], entry["low"], entry["inside"]) == (None, None, False)
     assert plain({"a": (float("inf"), 0.123456789)}) == {"a": [None, 0.123457]}
     assert [number(value) for value in (None, -0.0, 1234.5)] == ["none", "0", "1.23e+03"]
@@ -168,8 +203,8 @@ def test_tables(on_random, on_model):
     table = proposition_table(on_random)
     assert [row[0] for row in table.rows] == ["P1", "P3", "P7", "P12", "P13"]
     assert table.rows[2][2:] == ("1", "1.95 to 2.05", "fails")
-    assert table.rows[3][2:] == ("", "", "vacuous here")
-    assert headline(on_random).startswith("5 propositions on random llama blocks: holds 1, fails 2")
+    assert table.rows[3][2:] == ("", "", "not applicable")
+    assert headline(on_random).startswith("5 propositions on random blocks (llama, gpt2, gemma2): holds 1, fails 2")
     tables = measurement_tables(on_model)
     assert len(tables) == len(MEASUREMENTS)
     assert all(len(row) == len(table.columns) for table in tables for row in table.rows)
@@ -197,8 +232,11 @@ def test_document(on_random, on_model):
     assert "\\|a\\| <= b." in text  # a formula's bars do not end a cell
     assert "## Public statements that need a correction" in text
     assert "published form: 163, expected at most 1e-12" in text
-    assert "- P12 on random llama blocks: there is no gate" in text
-    assert "- P7 on random llama blocks: statement 7. Outside: slope: 1, expected 1.95 to 2.05" in text
+    assert "- P12 on random blocks (llama, gpt2, gemma2): there is no gate" in text
+    assert (
+        "- P7 on random blocks (llama, gpt2, gemma2): statement 7. Outside: llama: slope: 1, expected 1.95 to 2.05"
+        in text
+    )
     for row in re.findall(r"^\| P.*$", text, re.MULTILINE):
         assert len(re.findall(r"(?<!\\)\|", row)) == 10
     assert "## Measurements on" in text

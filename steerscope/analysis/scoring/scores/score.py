@@ -22,7 +22,7 @@ from typing import Literal, TypeVar
 from torch import Tensor
 
 from steerscope.analysis.scoring.scores.candidate import Candidate
-from steerscope.errors import InputError, did_you_mean
+from steerscope.errors import InputError, did_you_mean, same_name
 
 Compute = Callable[[Candidate], "Tensor | float"]
 Function = TypeVar("Function", bound=Compute)
@@ -161,6 +161,7 @@ def get_score(name: str) -> Score:
     Raises:
         InputError: There is none.
     """
+    name = same_name(name, _SCORES)
     if name not in _SCORES:
         raise InputError(
             f"there is no score {name!r}; expected one of {', '.join(ranking_scores(*ALWAYS, *EXTRA))}."

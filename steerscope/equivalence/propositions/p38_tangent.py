@@ -1,4 +1,4 @@
-r"""P38, P39, tangent features: what sites can learn at first order, and how much of fine-tuning's tangent they cover.
+r"""P38, tangent features: what sites can learn at first order.
 
 With :math:`g_t` the derivative of an output with respect to the block's output at token t, the tangent kernel of an
 edit that writes there is (P38)
@@ -10,10 +10,6 @@ the MLP's output, h for one of the block's output and :math:`D h` for an adapter
 there. Sites that add at one point of the stream thus differ in what they read alone (a norm behind the down
 projection gives the latter a g of its own). For D of independent entries of variance 1/r the adapter's kernel is the
 linear edit's on average, with an error of order :math:`r^{-1/2}`.
-
-A weight update moves outputs by :math:`J_\theta\,d\theta`; steering can follow inside the image of its own
-:math:`J_h`. What it leaves is the sine of the angle to that image, at most :math:`\sqrt{1 - \gamma^2}` with
-:math:`\gamma` the smallest cosine of the principal angles between the two images (P39).
 """
 
 from __future__ import annotations
@@ -27,18 +23,13 @@ from steerscope.equivalence.edit_forms import edit_form
 from steerscope.equivalence.kernels import gram
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
 from steerscope.equivalence.propositions.parts import (
-    as_stored,
     curve,
-    parameter_name,
     relative_error,
-    run,
 )
 from steerscope.equivalence.propositions.runs import (
-    low_rank_change,
     output_mapped,
     post,
     run_at,
-    shortened,
     slope_of,
 )
 from steerscope.equivalence.propositions.subject import Subject
@@ -57,8 +48,6 @@ RANKS = (4, 16, 64, 256)
 SLOPE = (-0.6, -0.4)
 # The mean kernel of 64 draws at rank 256: error of one, about sqrt(2 / 256) times the number of terms, over 8.
 MEAN = 0.1
-# P39: angles from SVDs of small matrices.
-ANGLE = 1e-8
 
 
 # --- formulas ---
@@ -93,40 +82,7 @@ def token_kernel(grads: Tensor, features: Tensor) -> Tensor:
     return (read * torch.einsum("itd,jtd->ijt", grads, grads)).sum(2)
 
 
-def residual_bound(smallest_cosine: float) -> float:
-    """Return ``sqrt(1 - gamma^2)``. Source: P39."""
-    return max(0.0, 1 - smallest_cosine**2) ** 0.5
-
-
-def left_over(target: Tensor, jacobian: Tensor) -> float:
-    """Return the share of ``target`` (q) that no combination of the columns of ``jacobian`` (q k) explains.
-
-    Args:
-        target: ``(q,)``.
-        jacobian: ``(q, k)``.
-
-    Returns:
-        From 0 to 1, a ratio of lengths.
-    """
-    best = torch.linalg.lstsq(jacobian, target[:, None]).solution
-    return float((target - (jacobian @ best)[:, 0]).norm() / target.norm())
-
-
-def sine_to(target: Tensor, jacobian: Tensor) -> float:
-    """Return the sine of the angle between ``target`` and the columns' span, from the projection's length.
-
-    Args:
-        target: ``(q,)``.
-        jacobian: ``(q, k)``, of full column rank.
-
-    Returns:
-        From 0 to 1.
-    """
-    cosine = (torch.linalg.qr(jacobian).Q.T @ target).norm() / target.norm()
-    return float((1 - cosine.clamp(max=1).square()).sqrt())
-
-
-# --- P38 ---
+# --- check ---
 
 
 @dataclass(frozen=True)
@@ -271,75 +227,6 @@ def _check_kernels(subject: Subject) -> Evidence:
     return Evidence(tuple(claim), controls, notes=notes, series=series)
 
 
-# --- P39 ---
-
-
-def _jacobians(subject: Subject, steering: int, tuning: int, outputs: int) -> tuple[Tensor, Tensor]:
-    """Return ``J_h`` (outputs steering) and ``J_theta`` (outputs tuning) of random directions of both."""
-    block, width = subject.block, subject.site_map.d_model
-    directions = subject.draw(width, steering, salt=910)
-    modules = [block.attn_write, block.mlp_write]
-    changes = []
-    for index in range(tuning):
-        module = modules[index % 2]
-        write, read = low_rank_change(subject, module, salt=920 + index)
-        changes.append((parameter_name(subject, module), as_stored(module, write @ read)))
-    named = dict(subject.model.named_parameters())
-    probe: list[Tensor] = []
-
-    def shifted(amounts: Tensor) -> Tensor:
-        vector = directions @ amounts[:steering]
-        weights = {name: named[name].detach() for name, _ in changes}
-        for amount, (name, change) in zip(amounts[steering:], changes, strict=True):
-            weights[name] = weights[name] + amount * change
-        logits = run(subject, edits={SiteKind.RESID_POST: lambda h: vector.expand_as(h)}, weights=weights).logits
-        if not probe:
-            probe.append(subject.draw(outputs, logits.shape[-1], salt=930))
-        return probe[0] @ logits[0, -1]
-
-    start = torch.zeros(steering + tuning, dtype=torch.float64)
-    columns = [torch.func.jvp(shifted, (start,), (basis,))[1] for basis in torch.eye(len(start), dtype=torch.float64)]
-    return torch.stack(columns[:steering], 1), torch.stack(columns[steering:], 1)
-
-
-def _check_coverage(subject: Subject) -> Evidence:
-    by_steering, by_weights = _jacobians(shortened(subject, 3), steering=6, tuning=4, outputs=12)
-    inner = torch.linalg.qr(by_weights).Q
-    turned = torch.linalg.svd(torch.linalg.qr(by_steering).Q.T @ inner, full_matrices=False)
-    smallest, largest = float(turned.S[-1]), float(turned.S[0])
-    bound = residual_bound(smallest)
-    shifts = [by_weights @ amounts for amounts in subject.draw(20, by_weights.shape[1], salt=940)]
-    residuals = [left_over(shift, by_steering) for shift in shifts]
-    sines = [sine_to(shift, by_steering) for shift in shifts]
-    worst = left_over(inner @ turned.Vh[-1], by_steering)
-    claim = (
-        Measurement(
-            "largest |residual minus sine of the angle|",
-            max(abs(r - s) for r, s in zip(residuals, sines, strict=True)),
-            high=ANGLE,
-        ),
-        Measurement("largest residual minus sqrt(1 - gamma^2)", max(residuals) - bound, high=ANGLE),
-        Measurement("worst update: |residual minus sqrt(1 - gamma^2)|", abs(worst - bound), high=ANGLE),
-    )
-    controls = (
-        Measurement(
-            "worst update: residual minus the bound with the largest cosine",
-            worst - residual_bound(largest),
-            high=ANGLE,
-        ),
-    )
-    return Evidence(
-        claim,
-        controls,
-        notes=(
-            f"12 outputs, 6 directions of steering, 4 of weights: cosines {smallest:.3g} to {largest:.3g}, residuals "
-            f"{min(residuals):.3g} to {max(residuals):.3g} of at most {bound:.3g}; with more "
-            "directions of weights than "
-            "of steering gamma is 0 and the bound says nothing",
-        ),
-    )
-
-
 PROPOSITIONS: tuple[Proposition, ...] = (
     Proposition(
         38,
@@ -353,16 +240,5 @@ PROPOSITIONS: tuple[Proposition, ...] = (
         "D with independent entries of variance 1/r. Behind a norm on writes the down projection has its own g.",
         Source.OURS,
         _check_kernels,
-    ),
-    Proposition(
-        39,
-        GROUP,
-        "what steering leaves of an update",
-        "At first order the best steering leaves sin(angle(J_theta dtheta, Im J_h)) <= sqrt(1 - gamma^2), gamma the "
-        "smallest cosine of the principal angles (Unified First-Order Framework for Steering and Data Influence, "
-        "OpenReview hQZQVLJrH9).",
-        "No more directions of weights than of steering, else gamma is 0.",
-        Source.LITERATURE,
-        _check_coverage,
     ),
 )

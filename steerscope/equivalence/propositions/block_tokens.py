@@ -1,0 +1,308 @@
+"""One block on the tokens of a data set: what it reads and writes there, and its output under other weights.
+
+Statements about one edit for all tokens need hundreds of tokens and many updates of one block. The blocks below run
+once; the block itself is then called by its own modules, on what entered it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vjp, vmap
+
+from steerscope.equivalence.propositions.parts import parameter_name
+from steerscope.equivalence.propositions.runs import output_mapped
+from steerscope.equivalence.propositions.subject import Subject
+from steerscope.equivalence.propositions.texts import Texts, new_contexts, random_texts
+from steerscope.models.blocks import is_transposed, linear_weight
+from steerscope.models.hooks import reading
+from steerscope.models.wrappers import decoder_of, vocab_size
+from steerscope.sites import Site, SiteKind
+
+# Of random tokens: short sequences, and enough of them to fit maps of twice the stream's width well.
+LENGTH = 12
+COUNT = 40
+TOKENS_PER_CHANNEL = 4
+# A few tokens have streams tens of times longer than the others'; they alone would decide every sum over tokens.
+OUTLIER = 4.0
+# The first token sees nothing but itself.
+SKIP = 1
+
+
+@dataclass(frozen=True)
+class BlockTokens:
+    """A block of a model on a data set.
+
+    Attributes:
+        name: Of the data set.
+        subject: The model, with the sequences as its tokens: fitted ones first.
+        stream: What enters the block, ``batch token d``.
+        tensors: What stands at the block's sites, ``batch token channel``.
+        num_fitted: How many sequences are fitted on.
+        kept: ``batch token``: tokens that count.
+        dropped: Tokens left out for their long stream.
+    """
+
+    name: str
+    subject: Subject
+    stream: Tensor
+    tensors: Mapping[SiteKind, Tensor] = field(repr=False)
+    num_fitted: int
+    kept: Tensor
+    dropped: int
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] = field(repr=False)
+
+    def halved(self) -> BlockTokens:
+        """Return the block on every second sequence of either part, for checks whose cost grows with tokens squared."""
+        every = torch.arange(len(self.kept))
+        keep = torch.cat((every[: self.num_fitted : 2], every[self.num_fitted :: 2]))
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.dim() and len(value) == len(self.kept):
+                return value[keep]
+            return tuple(map(cut, value)) if isinstance(value, tuple) else value
+
+        args, kwargs = self.arguments
+        return replace(
+            self,
+            subject=replace(self.subject, input_ids=self.subject.input_ids[keep]),
+            stream=self.stream[keep],
+            tensors={kind: tensor[keep] for kind, tensor in self.tensors.items()},
+            num_fitted=len(every[: self.num_fitted : 2]),
+            kept=self.kept[keep],
+            arguments=(cut(args), {name: cut(value) for name, value in kwargs.items()}),
+        )
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Return the tokens that count, fitted ones first: ``(batch token channel)`` to ``(row channel)``."""
+        return tensor[self.kept]
+
+    @property
+    def fitted(self) -> int:
+        """How many of :meth:`rows` are fitted on."""
+        return int(self.kept[: self.num_fitted].sum())
+
+    def reads(self, name: str) -> Tensor:
+        """Return what an edit reads, ``row channel``: a name of :data:`READS`."""
+        written = self.rows(self.tensors[SiteKind.MLP_OUT])
+        after = self.rows(self.tensors[SiteKind.RESID_POST])
+        made = {"h'": (after,), "y": (written,), "[I', y]": (after - written, written)}
+        return torch.cat(made[name], dim=1)
+
+    def run(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """Return the block's output (``batch token d``) with some weights, by the model's names, replaced."""
+        module = self.subject.block.module
+        inner = {id(parameter): name for name, parameter in module.named_parameters()}
+        named = dict(self.subject.model.named_parameters())
+        args, kwargs = self.arguments
+        replaced = {inner[id(named[name])]: value for name, value in weights.items()}
+        output = functional_call(module, replaced, (self.stream, *args), kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    def identifies(self, name: str) -> bool:
+        """Whether there are more tokens to fit on than channels that an edit reads, else it fits any shift."""
+        return self.reads(name).shape[1] + 1 < self.fitted
+
+    def shifts(self, module: nn.Module, changes: Tensor) -> Tensor:
+        """Return how far changes of one linear map really move the block's output, each alone.
+
+        Args:
+            module: A linear map of the block.
+            changes: ``(draw, out, in)``.
+
+        Returns:
+            ``(draw, row, d)`` for the tokens that count.
+
+        Cost: of what follows the map in the block, once per draw.
+        """
+        name, stored, weight = self._stored(module, changes)
+        moved = vmap(lambda change: self.run({name: weight + change}))(stored)
+        return (moved - self.tensors[SiteKind.RESID_POST])[:, self.kept]
+
+    def linear_shifts(self, module: nn.Module, changes: Tensor) -> Tensor:
+        """Return the first-order shifts of the block's output under changes of one linear map (jvp), each alone.
+
+        Args:
+            module: A linear map of the block.
+            changes: ``(draw, out, in)``.
+
+        Returns:
+            ``(draw, row, d)`` for the tokens that count.
+        """
+        name, stored, weight = self._stored(module, changes)
+        found: Tensor = vmap(lambda change: jvp(self.run, ({name: weight},), ({name: change},))[1])(stored)
+        return found[:, self.kept]
+
+    def _stored(self, module: nn.Module, changes: Tensor) -> tuple[str, Tensor, Tensor]:
+        weight = linear_weight(module).detach()
+        return parameter_name(self.subject, module), changes.mT if is_transposed(module) else changes, weight
+
+    def pullbacks(self, modules: Sequence[nn.Module], cotangents: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+        """Yield ``J^T g`` of linear maps, by what they write, for one field of cotangents after another.
+
+        Args:
+            modules: Linear maps of the block.
+            cotangents: g at the block's output, each ``(batch, token, d)``.
+
+        Yields:
+            Per module ``(batch, token, out)``.
+
+        Cost: one pass, and a backward pass per field.
+        """
+        shapes = self._called(modules)
+        batch, token = self.stream.shape[:2]
+
+        def output(*added: Tensor) -> Tensor:
+            with ExitStack() as stack:
+                for module, change in zip(modules, added, strict=True):
+                    stack.enter_context(output_mapped(module, partial(torch.add, change)))
+                return self.run({})
+
+        with torch.enable_grad():
+            back = vjp(output, *(self.stream.new_zeros(seen.shape[:-1] + (out,)) for seen, out in shapes))[1]
+        for one in cotangents:
+            yield [found.reshape(batch, token, -1).detach() for found in back(one)]
+
+    def read_by(self, module: nn.Module) -> Tensor:
+        """Return what a linear map of the block reads, ``batch token in``."""
+        ((seen, _),) = self._called([module])
+        return seen.reshape(*self.stream.shape[:2], -1)
+
+    def _called(self, modules: Sequence[nn.Module]) -> list[tuple[Tensor, int]]:
+        """Return what each map reads, as it gets it, and how many channels it writes."""
+        found: dict[int, tuple[Tensor, int]] = {}
+
+        def catch(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            found[id(module)] = args[0].detach(), output.shape[-1]
+
+        handles = [module.register_forward_hook(catch) for module in modules]
+        try:
+            self.run({})
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [found[id(module)] for module in modules]
+
+
+READS = ("h'", "y", "[I', y]")
+
+
+class _ReachedError(Exception):
+    """Ends a pass at the block under study: what lies above is not needed."""
+
+
+_KEPT: WeakKeyDictionary[nn.Module, dict[Any, BlockTokens]] = WeakKeyDictionary()
+_MOST = 4
+
+
+def data_sets(subject: Subject) -> tuple[BlockTokens, ...]:
+    """Return the subject's block on each of its data sets, or on random tokens.
+
+    Args:
+        subject: Inside ``subject.ready()``.
+
+    Returns:
+        One per data set, in their order.
+
+    Cost: a pass of the blocks below per data set, kept for the next proposition on the same model.
+    """
+    return tuple(_on(subject, texts) for texts in subject.texts or (_random(subject),))
+
+
+def _random(subject: Subject) -> Texts:
+    wanted = TOKENS_PER_CHANNEL * 2 * subject.site_map.d_model
+    count = max(COUNT, -(-wanted // (LENGTH - SKIP)))
+    return random_texts(vocab_size(subject.model), count=count, length=LENGTH, generator=subject.generator(4300))
+
+
+def _on(subject: Subject, texts: Texts) -> BlockTokens:
+    # Numbers of other weights must not be given back, however they were changed.
+    state = tuple(float(parameter.detach().sum()) for parameter in subject.model.parameters())
+    key = (subject.layer, texts.name, tuple(texts.ids.flatten().tolist()), texts.ids.shape, len(texts.fitted), state)
+    kept = _KEPT.setdefault(subject.model, {})
+    if key not in kept:
+        while len(kept) >= _MOST:
+            del kept[next(iter(kept))]
+        kept[key] = _captured(replace(subject, input_ids=texts.ids), texts)
+    return replace(kept[key], subject=replace(subject, input_ids=texts.ids))
+
+
+def _captured(subject: Subject, texts: Texts) -> BlockTokens:
+    block = subject.block
+    stream, args, kwargs = _entering(subject)
+    kinds = [k for k in subject.site_map.description.kinds if k is not SiteKind.RESID_PRE]
+    sites = {kind: Site(subject.layer, kind) for kind in kinds}
+    with reading(subject.site_map, sites.values()) as found:
+        block.module(stream, *args, **kwargs)
+    tensors = {kind: found[site].detach() for kind, site in sites.items()} | {SiteKind.RESID_PRE: stream}
+    size = tensors[SiteKind.RESID_POST].norm(dim=-1)
+    kept = torch.cat((torch.ones_like(texts.fitted, dtype=torch.bool), new_contexts(texts.fitted, texts.held_out)))
+    kept[:, :SKIP] = False
+    long = kept & (size > OUTLIER * size[:, SKIP:].median())
+    return BlockTokens(
+        texts.name, subject, stream, tensors, len(texts.fitted), kept & ~long, int(long.sum()), (args, kwargs)
+    )
+
+
+def _entering(subject: Subject) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """Return what enters the block, and the other arguments of its call."""
+    caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append((args, dict(kwargs)))
+        raise _ReachedError
+
+    handle = subject.block.module.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        decoder_of(subject.model)(input_ids=subject.input_ids, use_cache=False)
+    except _ReachedError:
+        pass
+    finally:
+        handle.remove()
+    args, kwargs = caught[0]
+    stream = args[0] if args else kwargs.pop("hidden_states")
+    return stream.detach(), args[1:], kwargs
+
+
+def mean_and_error(errors: Tensor, sizes: Tensor) -> tuple[float, float]:
+    """Return ``sum(errors) / sum(sizes)`` over independent draws and its standard error.
+
+    Args:
+        errors: One number per draw.
+        sizes: As many.
+
+    Returns:
+        The ratio, and its standard error to first order (the delta method).
+    """
+    ratio = errors.sum() / sizes.sum()
+    spread = (errors - ratio * sizes).std() / sizes.mean() / len(sizes) ** 0.5
+    return float(ratio), float(spread)
+
+
+def z_score(found: tuple[float, float], expected: float) -> float:
+    """Return how many standard errors a measured ratio lies from what is expected.
+
+    Args:
+        found: The ratio and its standard error.
+        expected: The formula's value.
+
+    Returns:
+        A signed number without unit.
+    """
+    return (found[0] - expected) / max(found[1], 1e-300)
+
+
+def token_counts(blocks: Sequence[BlockTokens]) -> tuple[str, ...]:
+    """Return one note per data set: how many tokens it has, and how many were left out."""
+    return tuple(
+        f"{one.name}: {one.fitted} tokens fitted on, {int(one.kept.sum()) - one.fitted} held out; "
+        f"{one.dropped} left out for a stream over {OUTLIER:g} times the median length"
+        for one in blocks
+    )

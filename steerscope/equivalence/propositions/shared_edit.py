@@ -1,0 +1,110 @@
+"""One edit for all tokens, fitted to real shifts by direct least squares: what the formulas of reach.py are about."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from steerscope.equivalence.reach import ridge_prediction
+
+# An edit A x, one with a bias, and one with a bias and a ridge, judged on other texts than it is fitted on.
+PLAIN, BIAS, OTHERS = "without a bias", "with a bias", "other texts"
+# Ridges tried, relative to a channel's mean square; the one that predicts best between halves of the fitted texts.
+RIDGES = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
+
+# What is left of a shift and the whole of it, sums of squares over tokens, per output channel.
+Pair = tuple[Tensor, Tensor]
+
+
+class SharedEdit:
+    """Edits that read the same, fitted to any shifts; the inverses are made once.
+
+    Attributes:
+        fitted: x of the tokens fitted on, ``(token, p)``.
+        others: x of the tokens of other texts.
+        ridge: Of the edit that is judged there, relative to a channel's mean square.
+    """
+
+    def __init__(self, reads: Tensor, fitted: int, like: Tensor) -> None:
+        """Choose the ridge by how well ``like`` is predicted; nothing else is fitted yet.
+
+        Args:
+            reads: x, ``(token, p)``, the tokens fitted on first.
+            fitted: How many those are.
+            like: What to predict for the ridge, ``(token, k)`` of the same tokens.
+        """
+        self.fitted, self.others = reads[:fitted], reads[fitted:]
+        self.ridge = chosen_ridge(self.fitted, like[:fitted])
+
+    def errors(self, kind: str, shift: Tensor) -> Pair:
+        """Return what the best edit leaves of a shift, and the whole of it.
+
+        Args:
+            kind: :data:`PLAIN`, :data:`BIAS` (both on the tokens fitted on; the latter about the mean) or
+                :data:`OTHERS`.
+            shift: What an update does, ``(token, channel)``, the tokens fitted on first.
+
+        Returns:
+            Two sums of squares over tokens, each ``(channel,)``.
+        """
+        own, other = shift[: len(self.fitted)], shift[len(self.fitted) :]
+        if kind == PLAIN:
+            x, inverse = self._plain
+            left, whole = own - x @ (inverse @ own), own
+        else:
+            mean = own.mean(0)
+            read, inverse = self._ridged if kind == OTHERS else self._biased
+            judged = other if kind == OTHERS else own
+            whole = judged - mean
+            left = whole - read @ (inverse @ (own - mean))
+        return left.square().sum(0), whole.square().sum(0)
+
+    @cached_property
+    def _plain(self) -> Pair:
+        x = _even(self.fitted)
+        return x, torch.linalg.pinv(x)
+
+    @cached_property
+    def _biased(self) -> Pair:
+        # With its bias free an edit fits what is centred by what is centred.
+        x = _even(self.fitted - self.fitted.mean(0))
+        return x, torch.linalg.pinv(x)
+
+    @cached_property
+    def _ridged(self) -> Pair:
+        x = self.fitted - self.fitted.mean(0)
+        scale = _size(x)
+        penalty = (self.ridge * len(x)) ** 0.5 * torch.eye(x.shape[1], dtype=x.dtype)
+        # Least squares with one more row per channel, whose target is 0.
+        inverse = torch.linalg.pinv(torch.cat((x / scale, penalty)))[:, : len(x)]
+        return (self.others - self.fitted.mean(0)) / scale, inverse
+
+
+def _size(x: Tensor) -> Tensor:
+    return x.square().mean(0).sqrt().clamp_min(1e-300)
+
+
+def _even(x: Tensor) -> Tensor:
+    """Return channels of one size, for the conditioning of the inverse: an edit can undo it."""
+    return x / _size(x)
+
+
+def chosen_ridge(reads: Tensor, targets: Tensor) -> float:
+    """Return the ridge that predicts best from the first half of the fitted texts to the second.
+
+    Args:
+        reads: x of the tokens fitted on, ``(token, p)``.
+        targets: m of those tokens.
+
+    Returns:
+        One of :data:`RIDGES`.
+    """
+    half = len(reads) // 2
+
+    def error(ridge: float) -> float:
+        found = ridge_prediction(reads[:half], targets[:half], reads[half:], ridge)
+        return float((targets[half:] - found).square().sum())
+
+    return min(RIDGES, key=error)

@@ -1,0 +1,73 @@
+"""Do scores order the sites of a table better with as many output directions as span its answers?
+
+    python -m studies.more_probes studies/site_tables studies/results/more_probes.json
+
+Ranks the sites of every table of a small model again, with the examples, seed and options of the table's own ranking
+but for the number of output directions per example: one fewer than there are answers, which spans all differences
+between them. docs/site_tables.md shows what comes of it; the plan of the validation (docs/validation_plan_3.md) says
+how many the default becomes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from steerscope import RankOptions, SiteTable, get_task, load_model, rank_sites
+from steerscope.errors import InputError
+from steerscope.experiments.groundwork.splits import splits_of_task
+from steerscope.experiments.site_tables.scored import with_scores
+from steerscope.files import exit_code_of, json_of, write_text
+from studies.plan_3 import CANDIDATES, REPORTING
+
+PROBES = 9
+
+
+def scores_of(table: SiteTable) -> dict[str, dict[str, float]]:
+    """Return the candidates' scores of a table's sites, from a ranking with more directions.
+
+    Args:
+        table: The table.
+
+    Raises:
+        InputError: Its model is not there, or its scores were made with other examples.
+    """
+    splits = splits_of_task(get_task(table.task))
+    seen = int(table.steps * table.schedule["batch_size"])
+    seed, count = int(table.ranking["seed"]), int(table.ranking["examples"])
+    options = RankOptions(
+        extra=("spectrum",), seed=seed, rank=int(table.edit.get("rank") or 8), num_training=seen, num_probes=PROBES
+    )
+    ranking = rank_sites(
+        load_model(table.model["name"]), splits.ranking(options.max_examples, seed), options, task=table.task
+    )
+    if ranking.n_examples != count:
+        raise InputError(f"the table of {table.name} was ranked with {count} examples, now {ranking.n_examples}.")
+    found = with_scores(table, ranking).scores
+    return {name: found[name] for name in CANDIDATES if name in found}
+
+
+def main() -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", type=Path)
+    parser.add_argument("out", type=Path)
+    asked = parser.parse_args()
+
+    def work() -> None:
+        found: dict[str, Any] = json_of(asked.out) if asked.out.exists() else {"probes": PROBES, "scores": {}}
+        for path in sorted(asked.tables.glob("*.json")):
+            table = SiteTable.load(path)
+            if path.stem in found["scores"] or table.model["name"] == REPORTING:
+                continue
+            found["scores"][path.stem] = scores_of(table)
+            write_text(asked.out, json.dumps(found, indent=1, allow_nan=False) + "\n")
+            print(f"{table.name}: {len(found['scores'][path.stem])} scores", flush=True)
+
+    return exit_code_of("study", work)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
