@@ -71,6 +71,10 @@ def finish_columns(
 def short_number(number: float, _position: int | None = None) -> str:
     """Write a parameter count in four characters or so: ``512``, ``9.2k``, ``1.4M``.
 
+    Args:
+        number: How many.
+        _position: Of the tick, which matplotlib gives too.
+
     Returns:
         The label of a tick.
     """
