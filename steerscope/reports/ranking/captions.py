@@ -137,7 +137,7 @@ def _entries(ranking: Ranking) -> Iterator[PageFigure[Ranking]]:
             "fraction, does as well as a linear edit. Bands are 95% intervals of each candidate by itself.",
         )
     line = pareto_line(choices(ranking))
-    if len(rows) > 1:
+    if len(choices(ranking)) > 1:
         yield PageFigure(
             "gain_and_cost",
             "What more parameters buy",

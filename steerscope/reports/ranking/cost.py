@@ -91,11 +91,11 @@ def plot_gain_and_cost(ranking: Ranking) -> Figure:
         that is equal to the best marked where the ranking recommends one.
 
     Raises:
-        InputError: The ranking has no sites.
+        InputError: The ranking has fewer than two choices to compare.
     """
     found = choices(ranking)
-    if not found:
-        raise InputError("the ranking has no sites to draw against their cost. Rank a model first.")
+    if len(found) < 2:
+        raise InputError("the ranking has fewer than two choices to draw against their cost. Rank more sites.")
     scale, _ = axis_scale(ranking.score)
     figure, ax = new_figure(4.7)
     handles: list[Line2D | Patch] = []
