@@ -33,6 +33,7 @@ class Kind(StrEnum):
     SEARCH = "a search"
     VERIFICATION = "the report of a verification"
     COMPARISON = "a comparison of runs"
+    JUDGEMENTS = "judgements of scores"
     DATA = "data"
 
 
@@ -63,7 +64,8 @@ _BESIDE = ("requirements*.txt", "license*", "readme*", "notice*", "*_results.jso
 _TAKEN_NAMES = (*_WEIGHTS, *_MODEL, *_TOKENIZER, *_DATA, ADAPTER_CONFIG, "adapter_model*", "trainer_state.json")
 _GENERATIONS = "generations.jsonl"
 _RESULTS = ("config.json", "results.json", "evaluation.json", "ranking.json", "validation.json", "verify.json",
-            "comparison.json", "sweep.json", "table.json", "base.json", "search.json", "begun.json")  # fmt: skip
+            "comparison.json", "sweep.json", "table.json", "base.json", "search.json", "begun.json",
+            "judgements.json")  # fmt: skip
 _TRAINER = ("trainer_state.json", "training_args.bin")
 
 
@@ -209,8 +211,8 @@ def _held(folder: Path) -> Iterator[tuple[Kind, str]]:
             yield Kind.MODEL, name
         elif _matches(name, _DATA):
             yield Kind.DATA, name
-    if "sweep.json" in names:
-        yield Kind.SWEEP, "sweep.json"
+    if "sweep.json" in names or _is_site_table(folder / "table.json"):
+        yield Kind.SWEEP, "sweep.json" if "sweep.json" in names else "table.json"
     elif "begun.json" in names or "search.json" in names:
         yield Kind.SEARCH, "search.json" if "search.json" in names else "begun.json"
     elif "validation.json" in names or _has_stored_runs(folder):
@@ -221,6 +223,8 @@ def _held(folder: Path) -> Iterator[tuple[Kind, str]]:
         yield Kind.VERIFICATION, "verify.json"
     if "comparison.json" in names:
         yield Kind.COMPARISON, "comparison.json"
+    if "judgements.json" in names:
+        yield Kind.JUDGEMENTS, "judgements.json"
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -265,6 +269,11 @@ def _has_stored_runs(folder: Path) -> bool:
         Whether there is at least one.
     """
     return any(path.is_file() for path in (folder / "runs").glob("*.json"))
+
+
+def _is_site_table(path: Path) -> bool:
+    values = _json(path) if path.is_file() else None
+    return isinstance(values, dict) and {"schema_version", "runs"} <= set(values)
 
 
 def _adapter(config: Any) -> Kind:

@@ -1,4 +1,4 @@
-"""``steerscope compare``: compare finished runs, as a table, a figure and JSON."""
+"""``steerscope compare``: compare finished runs, as a table, a page and JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from steerscope.cli.options import RESULTS, JsonTarget, option
 
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.", metavar="DIR...")],
-    out: Annotated[Path, option("Folder for comparison.json and the figure.", RESULTS)] = Path("comparison"),
+    out: Annotated[Path, option("Folder for comparison.json and its page.", RESULTS)] = Path("comparison"),
     json: JsonTarget = None,
     overwrite: Annotated[bool, option("Write into a folder that is not empty.", RESULTS, "--overwrite")] = False,
 ) -> None:
@@ -24,13 +24,13 @@ def compare(
     from steerscope.installed import require
     from steerscope.reports.comparison.tables import print_comparison
 
-    require("report", "the figure of a comparison")
+    require("report", "the page of a comparison")
     check_folder(out, Kind.COMPARISON, overwrite=overwrite)
     check_json_target(json, "entries")
     found = compare_runs(folders)
-    from steerscope.reports.comparison.figures import write_comparison  # matplotlib is slow to load
+    from steerscope.reports.comparison.page import write_comparison  # matplotlib is slow to load
 
-    written = write_comparison(found, out)
+    page = write_comparison(found, out)
     if not give_json(json, found.to_json(), "entries"):
         print_comparison(found, file=sys.stdout)
-    print(f"figure: {written[1]}", file=sys.stderr)
+    print(f"report: {page}", file=sys.stderr)

@@ -1,14 +1,17 @@
-"""Checks of where results will be written, made before any long work starts."""
+"""Checks of where results will be written, made before any long work starts; pages beside results, at its end."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from steerscope.errors import InputError
 from steerscope.files import told
 from steerscope.folders import Kind, require_folder_for, require_json_file, write_result
+from steerscope.installed import require
 
 OVERWRITE = ", or add --overwrite to replace the report in it"
 RESUME = ", or add --resume to go on with what is in it"
@@ -72,6 +75,29 @@ def check_json_target(target: str | None, sign: str) -> None:
         if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
             raise InputError(f"--json {target!r} cannot be written; expected a file in an existing folder, or '-'.")
     require_json_file(path, sign)
+
+
+def page_beside(writer: str, result: Any, folder: Path) -> None:
+    """Write a result's page beside it, and say where; without the packages that draw, say what to install.
+
+    The result is saved already: a page that cannot be drawn takes nothing away from it.
+
+    Args:
+        writer: Name of a function of ``steerscope.reports``.
+        result: What the page is of.
+        folder: The result's folder.
+
+    Raises:
+        InputError: The folder cannot be written to.
+    """
+    try:
+        require("report", "a page of the result")
+    except InputError as error:
+        print(f"no page: {error}", file=sys.stderr)
+        return
+    from steerscope import reports  # matplotlib is slow to load
+
+    print(f"report: {getattr(reports, writer)(result, folder)}", file=sys.stderr)
 
 
 def give_json(target: str | None, text: str, sign: str) -> bool:

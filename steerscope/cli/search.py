@@ -59,7 +59,7 @@ def search(
     max_examples: Annotated[int, option("Most prompts that the ranking is made from.", DATA)] = 192,
     selection_examples: SelectionExamples = 256,
     test_examples: TestExamples = 512,
-    out: Annotated[Path, option("Folder for runs, search.json and adapter/.", RESULTS)] = Path("search"),
+    out: Annotated[Path, option("Folder for runs, search.json, its page and adapter/.", RESULTS)] = Path("search"),
     resume: Resume = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -69,7 +69,7 @@ def search(
     quiet: Quiet = False,
 ) -> None:
     """Rank the sites, train at the best ones in rounds, and keep the adapter of the one that learns most."""
-    from steerscope.cli.output import RESUME, check_folder
+    from steerscope.cli.output import RESUME, check_folder, page_beside
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.commands import search as search_model
     from steerscope.experiments.searching import SearchOptions
@@ -110,3 +110,4 @@ def search(
         result = search_model(model, source, options, out, progress=show, command=command_line())
     print(result, file=sys.stdout)
     print(f"adapter: {result.adapter}", file=sys.stderr)
+    page_beside("write_search", result, out)

@@ -64,7 +64,7 @@ def sweep(
     scores: Annotated[bool, option("Rank all sites at the end, and keep their scores in the table.", RESULTS)] = True,
     budget: Annotated[float | None, option("Minutes; what is finished then is kept, and usable.", TRAINING)] = None,
     pack_size: Annotated[int | None, option("Most runs trained together; without it, to fit.", RUNNING)] = None,
-    out: Annotated[Path, option("Folder for runs and table.json.", RESULTS)] = Path("sweep"),
+    out: Annotated[Path, option("Folder for runs, table.json and its page.", RESULTS)] = Path("sweep"),
     resume: Resume = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -74,7 +74,7 @@ def sweep(
     quiet: Quiet = False,
 ) -> None:
     """Train one edit at each of many sites, several at a time, and keep the outcomes as a table."""
-    from steerscope.cli.output import RESUME, check_folder
+    from steerscope.cli.output import RESUME, check_folder, page_beside
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.commands import sweep as sweep_model
     from steerscope.experiments.sweeping import SweepOptions
@@ -121,6 +121,7 @@ def sweep(
     print(
         f"{table.cost['runs']:.0f} runs, {speed / 1e9:,.0f} GFLOP/s in training; table: {out / TABLE}", file=sys.stderr
     )
+    page_beside("write_site_table", table, out)
 
 
 def _sites(text: str) -> int | str | tuple[str, ...]:

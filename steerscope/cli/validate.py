@@ -96,8 +96,10 @@ def validate(
     with stage_progress(quiet=quiet) as show:
         result = validate_model(model, source, options, out, progress=show, command=command_line())
     from steerscope.reports.ranking.folder import write_report  # matplotlib is slow to load
+    from steerscope.reports.validation.page import write_validation
 
-    page = write_report(Ranking.load(out / "ranking.json"), out)
+    write_report(Ranking.load(out / "ranking.json"), out / "ranking")
+    page = write_validation(result, out)
     print_validation(result, file=sys.stdout)
     print(f"report: {page}", file=sys.stderr)
 

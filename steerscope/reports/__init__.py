@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 from steerscope.lazy import door
 
 if TYPE_CHECKING:
-    from steerscope.reports.comparison.figures import plot_comparison, write_comparison
+    from steerscope.reports.agreement_figure import plot_agreements
+    from steerscope.reports.comparison.figures import plot_comparison
+    from steerscope.reports.comparison.page import write_comparison
     from steerscope.reports.comparison.tables import comparison_table, print_comparison
     from steerscope.reports.plain_figures import Panel, Picture, picture, plot_lines, plot_rows
     from steerscope.reports.ranking.figures import (
+        plot_gain_and_cost,
         plot_greedy_growth,
         plot_heat_map,
         plot_kinds_over_depth,
@@ -26,8 +29,13 @@ if TYPE_CHECKING:
     from steerscope.reports.ranking.folder import write_report
     from steerscope.reports.ranking.tables import greedy_table, kind_table, print_ranking, site_table
     from steerscope.reports.ranking.trained import plot_predicted_against_trained
+    from steerscope.reports.searching.figures import plot_contenders, plot_tested
+    from steerscope.reports.searching.page import write_search
     from steerscope.reports.site_tables.figures import plot_foreseen, plot_losses, plot_search
+    from steerscope.reports.site_tables.judgement_page import write_judgements
+    from steerscope.reports.site_tables.page import write_site_table
     from steerscope.reports.tables import TextTable, plain_table
+    from steerscope.reports.validation.page import write_validation
     from steerscope.reports.validation.tables import print_validation, score_table, trained_table
     from steerscope.reports.verification.figures import (
         plot_conditioning,
@@ -50,6 +58,7 @@ _HOMES = {
     "plot_ranking": "reports.ranking.figures",
     "plot_heat_map": "reports.ranking.figures",
     "plot_kinds_over_depth": "reports.ranking.figures",
+    "plot_gain_and_cost": "reports.ranking.figures",
     "plot_greedy_growth": "reports.ranking.figures",
     "plot_learning_curves": "reports.ranking.figures",
     "plot_other_scores": "reports.ranking.figures",
@@ -75,6 +84,11 @@ _HOMES = {
     "plot_losses": "reports.site_tables.figures",
     "plot_foreseen": "reports.site_tables.figures",
     "plot_search": "reports.site_tables.figures",
+    # Of a validation, and of scores judged by a table
+    "plot_agreements": "reports.agreement_figure",
+    # Of a search
+    "plot_tested": "reports.searching.figures",
+    "plot_contenders": "reports.searching.figures",
     # Of a comparison
     "plot_comparison": "reports.comparison.figures",
     "comparison_table": "reports.comparison.tables",
@@ -98,7 +112,11 @@ _HOMES = {
     # Folders
     "write_report": "reports.ranking.folder",
     "write_verification": "reports.verification.folder",
-    "write_comparison": "reports.comparison.figures",
+    "write_comparison": "reports.comparison.page",
+    "write_validation": "reports.validation.page",
+    "write_search": "reports.searching.page",
+    "write_site_table": "reports.site_tables.page",
+    "write_judgements": "reports.site_tables.judgement_page",
 }
 
 _DRAWN = {name for name, home in _HOMES.items() if name.startswith(("plot_", "write_")) or home.endswith("figures")}
@@ -114,11 +132,14 @@ __all__ = [
     "kind_table",
     "picture",
     "plain_table",
+    "plot_agreements",
     "plot_block_slopes",
     "plot_comparison",
     "plot_conditioning",
+    "plot_contenders",
     "plot_curves",
     "plot_foreseen",
+    "plot_gain_and_cost",
     "plot_greedy_growth",
     "plot_heat_map",
     "plot_kinds_over_depth",
@@ -138,6 +159,7 @@ __all__ = [
     "plot_slopes",
     "plot_stream_shares",
     "plot_strength",
+    "plot_tested",
     "plot_verdicts",
     "print_comparison",
     "print_ranking",
@@ -148,6 +170,10 @@ __all__ = [
     "site_table",
     "trained_table",
     "write_comparison",
+    "write_judgements",
     "write_report",
+    "write_search",
+    "write_site_table",
+    "write_validation",
     "write_verification",
 ]

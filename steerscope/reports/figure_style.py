@@ -20,14 +20,18 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from steerscope.reports.svg import finished_svg
 from steerscope.reports.vocabulary import clean
 
 WIDTH = 5.2
+# Not pure white: dark pages turn paper dark, and leave the white text in cells as it is (svg.py).
+PAPER = "#fffffe"
 INK = "#1d2430"
 MUTED = "#5b6472"
 GRID = "#d9dde3"
 NULL = "#8a1c1c"
 ACCENT = "#1f4e8c"
+PALE = "#e8eef6"
 
 # One look per line or group of a figure, in order: colour, marker, dash.
 LINE_LOOKS = (
@@ -63,8 +67,9 @@ _RC: dict[str, Any] = {
     "ytick.labelcolor": INK,
     "legend.frameon": False,
     "legend.fontsize": 9.5,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
+    "axes.facecolor": PAPER,
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
     "hatch.linewidth": 0.7,
     # Text as paths needs no font on the reader's side; the salt makes the ids of clip paths repeatable.
     "svg.fonttype": "path",
@@ -175,6 +180,8 @@ def finish_with_foot(figure: Figure, foot: str, title: str, handles: Sequence[Ar
 def figure_bytes(figure: Figure, kind: str) -> bytes:
     """Return a figure as ``svg`` or ``png`` (150 dpi), the same bytes for the same figure every time.
 
+    An SVG has a dark variant in it (:mod:`~steerscope.reports.svg`); a PNG is light.
+
     Args:
         figure: The figure.
         kind: ``svg`` or ``png``.
@@ -187,7 +194,7 @@ def figure_bytes(figure: Figure, kind: str) -> bytes:
     metadata: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     with _style():
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-    return buffer.getvalue()
+    return finished_svg(buffer.getvalue()) if kind == "svg" else buffer.getvalue()
 
 
 def draw_line(ax: Axes, x: Any, y: Any, look: tuple[str, str, str], label: str) -> Line2D:

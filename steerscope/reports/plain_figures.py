@@ -21,6 +21,7 @@ from steerscope.reports.figure_style import (
     INK,
     LINE_LOOKS,
     NULL,
+    PAPER,
     WIDTH,
     draw_line,
     figure_bytes,
@@ -188,7 +189,7 @@ def plot_rows(
         colour, marker, _ = LINE_LOOKS[place % len(LINE_LOOKS)]
         points = [(values[group], row) for row, values in enumerate(rows.values()) if group in values]
         shown = [max(abs(value), SMALLEST) if log else value for value, _ in points]
-        face = colour if place % 2 == 0 else "white"
+        face = colour if place % 2 == 0 else PAPER
         ax.plot(
             shown, [row for _, row in points], marker, color=colour, markerfacecolor=face, markersize=7, clip_on=False
         )

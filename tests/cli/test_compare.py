@@ -25,8 +25,8 @@ def test_table_figure_and_json(runs, tmp_path, capsys):
     assert "post-block" in printed.out
     assert "65.0%" in printed.out
     assert "majority 12.4%" in printed.out
-    assert str(out / "comparison.svg") in printed.err
-    assert sorted(path.name for path in out.iterdir()) == ["comparison.json", "comparison.png", "comparison.svg"]
+    assert str(out / "index.html") in printed.err
+    assert sorted(path.name for path in out.iterdir()) == ["comparison.json", "figures", "index.html"]
     saved = json.loads((out / "comparison.json").read_text())
     assert [entry["seeds"] for entry in saved["entries"]] == [[0, 1], [0]]
     assert run("compare", runs, "--out", out) == 2

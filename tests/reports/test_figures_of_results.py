@@ -42,15 +42,24 @@ ON_A_MODEL = (
 MADE_OF = {
     **dict.fromkeys(
         ("plot_ranking", "plot_heat_map", "plot_kinds_over_depth", "plot_greedy_growth", "plot_learning_curves",
-         "plot_other_scores"), ranking_cases.thirty_layers),
-    "plot_predicted_against_trained": validation,
+         "plot_other_scores", "plot_gain_and_cost"), ranking_cases.thirty_layers),
+    **dict.fromkeys(("plot_predicted_against_trained", "plot_agreements"), validation),
     **dict.fromkeys(("plot_verdicts", "plot_curves", "plot_margins", *ON_A_MODEL), on_model),
     "plot_comparison": comparison,
 }  # fmt: skip
 
 
 def test_every_figure_of_a_result_is_tried():
-    others = {"plot_lines", "plot_rows", "plot_losses", "plot_foreseen", "plot_search"}  # of numbers, of a site table
+    # Of numbers, of a site table, of a search (test_pages.py)
+    others = {
+        "plot_lines",
+        "plot_rows",
+        "plot_losses",
+        "plot_foreseen",
+        "plot_search",
+        "plot_tested",
+        "plot_contenders",
+    }
     assert {*MADE_OF, *others} == {name for name in reports.__all__ if name.startswith("plot_")}
 
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from steerscope.experiments.comparison.groups import Comparison, Entry
-from steerscope.files import written_aside
-from steerscope.folders import Kind, require_folder_for
 from steerscope.reports.figure_style import (
     INK,
     MUTED,
     NULL,
-    figure_bytes,
     figure_text,
     finish_with_foot,
     new_figure,
@@ -34,7 +30,7 @@ def plot_comparison(comparison: Comparison) -> Figure:
     Returns:
         The figure: accuracy in percent against trained parameters.
     """
-    names = list(dict.fromkeys(_name(entry) for entry in comparison.entries if entry.parameters))
+    names = list(dict.fromkeys(entry_name(entry) for entry in comparison.entries if entry.parameters))
     columns = 1 if max(map(len, names), default=0) > 22 else 2
     figure, axes = new_figure(3.4 + 0.2 * (len(names) + 2) / columns)
     handles: dict[str, Line2D] = {}
@@ -43,7 +39,7 @@ def plot_comparison(comparison: Comparison) -> Figure:
             axes.axhline(100 * entry.accuracy, color=MUTED, linestyle=":", linewidth=1.4)
             handles["0"] = Line2D([], [], color=MUTED, linestyle=":", label="nothing trained")
             continue
-        colour, marker, _ = LINE_LOOKS[names.index(_name(entry)) % len(LINE_LOOKS)]
+        colour, marker, _ = LINE_LOOKS[names.index(entry_name(entry)) % len(LINE_LOOKS)]
         x = entry.parameters * _beside(entry, comparison.entries)
         ends = [[100 * max(entry.accuracy - entry.low, 0)], [100 * max(entry.high - entry.accuracy, 0)]]
         axes.errorbar([x], [100 * entry.accuracy], yerr=ends, color=colour, marker=marker, capsize=3, zorder=3)
@@ -51,8 +47,8 @@ def plot_comparison(comparison: Comparison) -> Figure:
             seeds = [100 * value for value in entry.accuracies]
             axes.plot([x * 1.05] * len(seeds), seeds, linestyle="", marker=".", color=INK, markersize=4, zorder=4)
             handles["seed"] = Line2D([], [], color=INK, marker=".", linestyle="", markersize=4, label="one seed")
-        handles[_name(entry)] = Line2D(
-            [], [], color=colour, marker=marker, linestyle="", label=figure_text(_name(entry), 44)
+        handles[entry_name(entry)] = Line2D(
+            [], [], color=colour, marker=marker, linestyle="", label=figure_text(entry_name(entry), 44)
         )
     if "seed" in handles:
         handles["seed"] = handles.pop("seed")  # last among the marks
@@ -72,34 +68,13 @@ def plot_comparison(comparison: Comparison) -> Figure:
     return figure
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write ``comparison.json``, ``comparison.svg`` and ``comparison.png``; the same bytes for the same runs.
-
-    Args:
-        comparison: The comparison.
-        folder: Where the files go; made if missing, earlier ones of the same names are replaced.
-
-    Returns:
-        The three files.
-
-    Raises:
-        InputError: The folder holds something else than a comparison, or cannot be written to.
-    """
-    require_folder_for(folder, Kind.COMPARISON)
-    figure = plot_comparison(comparison)
-    with written_aside(folder, "the comparison", last=("comparison.json",)) as aside:
-        (aside / "comparison.json").write_text(comparison.to_json(), encoding="utf-8")
-        for kind in ("svg", "png"):
-            (aside / f"comparison.{kind}").write_bytes(figure_bytes(figure, kind))
-    return [folder / f"comparison.{kind}" for kind in ("json", "svg", "png")]
-
-
 def _beside(entry: Entry, entries: Sequence[Entry]) -> float:
     """Return a factor near 1 that keeps configurations of one size from hiding each other."""
     same = [one for one in entries if one.parameters == entry.parameters]
     return float(1.09 ** (2 * same.index(entry) - (len(same) - 1)))
 
 
-def _name(entry: Entry) -> str:
+def entry_name(entry: Entry) -> str:
+    """Return a configuration in a few words: method, site, settings."""
     site = "" if entry.site_words in ("-", entry.method) else f" {entry.site_words}"
     return " ".join((f"{entry.method}{site}", *entry.setting_words))

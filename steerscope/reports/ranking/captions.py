@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from steerscope.analysis.results import Ranking
+from steerscope.experiments.site_tables.table import SiteTable
 from steerscope.reports.page_folder import PageFigure
 from steerscope.reports.ranking import figures
 from steerscope.reports.ranking.candidates import (
@@ -18,25 +19,43 @@ from steerscope.reports.ranking.candidates import (
     prompts_learned_from,
     sites_of_family,
 )
+from steerscope.reports.ranking.cost import choices, pareto_line
+from steerscope.reports.ranking.foreseen import foreseen_entry
+from steerscope.reports.ranking.heat_map import heat_map_spots
 from steerscope.reports.ranking.text import set_sentence
-from steerscope.reports.ranking.trained import plot_predicted_against_trained, trained_points
+from steerscope.reports.ranking.trained import plot_predicted_against_trained, predicted_spots, trained_points
 from steerscope.reports.ranking.verdict import standings_sentence
 from steerscope.reports.vocabulary import clean, count, format_score, ordered_kinds, score_words
 
 FIGURE_STEMS = (
+    "foreseen",
     "predicted_against_trained",
     "heat_map",
     "ranking",
     "other_scores",
     "kinds_over_depth",
+    "gain_and_cost",
     "greedy_growth",
     "learning_curves",
 )
 
 
-def figure_entries(ranking: Ranking) -> list[PageFigure[Ranking]]:
-    """Return the figures this ranking has the data for, in the order of the page."""
-    return list(_entries(ranking)) if ranking.sites else []
+def figure_entries(ranking: Ranking, table: SiteTable | None = None) -> list[PageFigure[Ranking]]:
+    """Return the figures this ranking has the data for, in the order of the page.
+
+    Args:
+        ranking: The ranking.
+        table: Trained outcomes of its model and task.
+
+    Returns:
+        The figures, none without sites.
+
+    Raises:
+        InputError: The table is of another model or task, or has sites that were not ranked.
+    """
+    if not ranking.sites:
+        return []
+    return [*([] if table is None else [foreseen_entry(ranking, table)]), *_entries(ranking)]
 
 
 def _entries(ranking: Ranking) -> Iterator[PageFigure[Ranking]]:
@@ -60,6 +79,7 @@ def _entries(ranking: Ranking) -> Iterator[PageFigure[Ranking]]:
             "Each mark is a site that an edit was trained at; lines reach over the training seeds. If the score "
             "foresees training, marks fall from the upper left to the lower right. Dashed: references, trained on the "
             "same prompts.",
+            spots=predicted_spots,
         )
     yield PageFigure(
         "heat_map",
@@ -71,6 +91,8 @@ def _entries(ranking: Ranking) -> Iterator[PageFigure[Ranking]]:
         "Each cell is an edit at one site; layers grow upwards, kinds go in the order in which a block computes them. "
         "Lighter is better. Framed: equal to the best within the margin. Crossed: undetermined, because the prompts "
         "cannot say whether it is equal or worse. Hatched: the model has no such site.",
+        spots=heat_map_spots,
+        is_wide=True,
     )
     shown = rows[:20]
     yield PageFigure(
@@ -109,9 +131,24 @@ def _entries(ranking: Ranking) -> Iterator[PageFigure[Ranking]]:
             "kinds_over_depth",
             "Kinds over depth",
             figures.plot_kinds_over_depth,
-            f"Lines of the {label} over the layers, one for each of {', '.join(map(clean, kinds))}. "
-            f"The highest point is {clean(top)}.",
-            "The heat map as lines: where in depth each kind does best, and how far apart the kinds are.",
+            f"One panel for each of {', '.join(map(clean, kinds))}: lines of the {label} over the layers, of linear "
+            f"edits and of vectors, with bands for their intervals. The highest linear point is {clean(top)}.",
+            "The heat map as lines on one scale: where in depth each kind does best, and where a vector, which costs a "
+            "fraction, does as well as a linear edit. Bands are 95% intervals of each candidate by itself.",
+        )
+    line = pareto_line(choices(ranking))
+    if len(choices(ranking)) > 1:
+        yield PageFigure(
+            "gain_and_cost",
+            "What more parameters buy",
+            figures.plot_gain_and_cost,
+            f"The {label} of {count(len(choices(ranking)), 'choice')} against trained parameters. The line of what "
+            f"nothing cheaper beats goes from {line[0].name} ({format_score(line[0].score, name)}, "
+            f"{count(line[0].n_params, 'parameter')}) to {line[-1].name} ({format_score(line[-1].score, name)}, "
+            f"{count(line[-1].n_params, 'parameter')}).",
+            "Up and to the left is better. The line steps up where more parameters score more; its steps are numbered. "
+            "Steps within the shaded margin buy nothing that these prompts can tell. A linear edit's parameters "
+            "are counted at the chosen rank, which is no part of the score.",
         )
     if ranking.greedy:
         grown = ranking.set_score

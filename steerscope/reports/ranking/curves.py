@@ -1,4 +1,4 @@
-"""The figures with lines: kinds over depth, growth of the greedy set, share against prompts."""
+"""The figures with lines: growth of the greedy set, share against prompts."""
 
 from __future__ import annotations
 
@@ -6,68 +6,17 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from steerscope.analysis.results import LearningCurve, Ranking
 from steerscope.errors import InputError
-from steerscope.reports.figure_style import INK, figure_text, look, new_figure, styled
-from steerscope.reports.ranking.candidates import main_family, num_layers, sites_of_family
-from steerscope.reports.ranking.figure_parts import finish, null_line, score_label
+from steerscope.reports.figure_style import INK, PAPER, figure_text, look, new_figure, styled
+from steerscope.reports.ranking.candidates import main_family
+from steerscope.reports.ranking.figure_parts import finish, finish_columns, null_line, score_label, short_number
 from steerscope.reports.vocabulary import axis_scale, ordered_kinds
 
 # More lines than this cannot be told apart, whatever their markers.
 _MOST_CURVES = 8
-
-
-def _short(number: float, _position: int | None = None) -> str:
-    """Write a parameter count in four characters or so: ``512``, ``9.2k``, ``1.4M``.
-
-    Returns:
-        The label of a tick.
-    """
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"
-
-
-@styled
-def plot_kinds_over_depth(ranking: Ranking) -> Figure:
-    """Draw the score of every kind against the layer, for the main family.
-
-    Args:
-        ranking: The ranking to draw.
-
-    Returns:
-        A figure with one line per kind, each with its own marker, dash and colour, and a line at zero.
-
-    Raises:
-        InputError: The ranking has no sites.
-    """
-    family = main_family(ranking)
-    sites = sites_of_family(ranking, family)
-    if not sites:
-        raise InputError("the ranking has no sites to draw over depth. Rank a model first.")
-    scale, _ = axis_scale(ranking.score)
-    kinds = ordered_kinds(site.kind for site in sites)
-    figure, ax = new_figure(4.9)
-    many = num_layers(ranking) > 40
-    for kind in kinds:
-        points = sorted((site.layer, scale * site.score) for site in sites if site.kind == kind)
-        colour, marker, line = look(kind)
-        ax.plot(
-            [layer for layer, _ in points],
-            [score for _, score in points],
-            color=colour, marker=marker, linestyle=line, markersize=5, linewidth=1.5,
-            markevery=5 if many and len(points) > 1 else 1, label=figure_text(kind, 20),
-        )  # fmt: skip
-    null_line(ax, ranking)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    ax.grid(axis="y")
-    ax.set_xlabel("layer")
-    ax.set_ylabel(score_label(ranking, short=True))
-    finish(figure, ranking, f"Kinds over depth, {figure_text(family, 16)} edits", ax.get_lines()[: len(kinds)])
-    return figure
 
 
 @styled
@@ -115,7 +64,7 @@ def plot_greedy_growth(ranking: Ranking) -> Figure:
         point: dict[str, Any] = {
             "color": colour,
             "marker": marker,
-            "markerfacecolor": "white",
+            "markerfacecolor": PAPER,
             "markersize": 7,
             "linestyle": "",
         }
@@ -126,17 +75,14 @@ def plot_greedy_growth(ranking: Ranking) -> Figure:
     if max(numbers) < 30 * min(numbers):
         # Powers of ten alone would leave a short axis with one label or none.
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter(_short))
+    ax.xaxis.set_major_formatter(FuncFormatter(short_number))
     ax.xaxis.set_minor_formatter(NullFormatter())
     null_line(ax, ranking)
     ax.margins(x=0.1, y=0.1)
     ax.grid(axis="y")
     ax.set_xlabel("trained parameters (log scale)")
     ax.set_ylabel(score_label(ranking, short=True))
-    # Legends fill column by column: blanks keep the steps in the first and the kinds in the second.
-    rows = max(len(added), len(whole))
-    blanks = [[Line2D([], [], linestyle="", label=" ")] * (rows - len(column)) for column in (added, whole)]
-    finish(figure, ranking, "Growing the best set, site by site", [*added, *blanks[0], *whole, *blanks[1]], 2)
+    finish_columns(figure, ranking, "Growing the best set, site by site", added, whole)
     return figure
 
 
@@ -167,7 +113,7 @@ def plot_learning_curves(ranking: Ranking) -> Figure:
             curve.n_prompts,
             [scale * share for share in curve.share],
             color=colour, marker=marker, linestyle=line, linewidth=1.6, markersize=6,
-            markerfacecolor=colour if nth == 0 else "white", label=_curve_name(curve, main_family(ranking)),
+            markerfacecolor=colour if nth == 0 else PAPER, label=_curve_name(curve, main_family(ranking)),
         )  # fmt: skip
     null_line(ax, ranking)
     numbers = sorted({number for curve in curves for number in curve.n_prompts})

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from steerscope.analysis.results import Ranking
 from steerscope.reports.figure_style import NULL, figure_text, finish_with_foot
@@ -47,6 +48,40 @@ def finish(figure: Figure, ranking: Ranking, title: str, handles: Sequence[Artis
     task = figure_text(ranking.task, 28)
     foot = f"{model} | {task} | {count(ranking.n_examples, 'prompt')} | seed {ranking.seed}"
     finish_with_foot(figure, foot, title, handles, columns)
+
+
+def finish_columns(
+    figure: Figure, ranking: Ranking, title: str, left: Sequence[Artist], right: Sequence[Artist]
+) -> None:
+    """Finish a figure with a legend of two columns that mean different things.
+
+    Args:
+        figure: The figure, its axes drawn.
+        ranking: What it is of.
+        title: A few words.
+        left: Entries of the first column.
+        right: Entries of the second.
+    """
+    # Legends fill column by column: blanks keep each entry in its own.
+    rows = max(len(left), len(right))
+    blanks = [[Line2D([], [], linestyle="", label=" ")] * (rows - len(column)) for column in (left, right)]
+    finish(figure, ranking, title, [*left, *blanks[0], *right, *blanks[1]], 2)
+
+
+def short_number(number: float, _position: int | None = None) -> str:
+    """Write a parameter count in four characters or so: ``512``, ``9.2k``, ``1.4M``.
+
+    Args:
+        number: How many.
+        _position: Of the tick, which matplotlib gives too.
+
+    Returns:
+        The label of a tick.
+    """
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
 
 
 def is_far_from_zero(low: float, high: float) -> bool:

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.standing import Standing
 from steerscope.errors import InputError
-from steerscope.reports.figure_style import ACCENT, MUTED, NULL, figure_text, new_figure, styled
+from steerscope.reports.figure_style import ACCENT, MUTED, NULL, PALE, PAPER, figure_text, new_figure, styled
 from steerscope.reports.ranking.candidates import (
     Candidate,
     agreements,
@@ -23,12 +23,15 @@ from steerscope.reports.ranking.candidates import (
     sites_of_family,
     standing,
 )
-from steerscope.reports.ranking.curves import plot_greedy_growth, plot_kinds_over_depth, plot_learning_curves
+from steerscope.reports.ranking.cost import plot_gain_and_cost
+from steerscope.reports.ranking.curves import plot_greedy_growth, plot_learning_curves
+from steerscope.reports.ranking.depth import plot_kinds_over_depth
 from steerscope.reports.ranking.figure_parts import finish, is_far_from_zero, score_label
 from steerscope.reports.ranking.heat_map import plot_heat_map
 from steerscope.reports.vocabulary import axis_scale, score_words
 
 __all__ = [
+    "plot_gain_and_cost",
     "plot_greedy_growth",
     "plot_heat_map",
     "plot_kinds_over_depth",
@@ -81,13 +84,13 @@ def plot_ranking(ranking: Ranking, limit: int = 20) -> Figure:
     ax.set_ylim(len(rows) - 0.4, -0.6)
     shapes: list[Artist] = [
         Line2D([], [], marker="o", color=ACCENT, markersize=7, linestyle="", label="equal to the best"),
-        Line2D([], [], marker="s", color=ACCENT, markerfacecolor="white", linestyle="", label="undetermined"),
-        Line2D([], [], marker="d", color=MUTED, markerfacecolor="white", linestyle="", label="worse"),
+        Line2D([], [], marker="s", color=ACCENT, markerfacecolor=PAPER, linestyle="", label="undetermined"),
+        Line2D([], [], marker="d", color=MUTED, markerfacecolor=PAPER, linestyle="", label="worse"),
     ]
     if ranking.equal_margin is not None:
         best = scale * rows[0].site.score
-        ax.axvspan(best - scale * ranking.equal_margin, best, color="#e8eef6", zorder=0)
-        shapes.append(Patch(color="#e8eef6", label="margin"))
+        ax.axvspan(best - scale * ranking.equal_margin, best, color=PALE, zorder=0)
+        shapes.append(Patch(color=PALE, label="margin"))
     if not is_far_from_zero(scale * rows[-1].site.ci_low, scale * rows[0].site.ci_high):
         ax.axvline(0, color=NULL, linewidth=1.2, linestyle="--")
         no_update = "no update" if score_words(ranking.score).is_share else "0"
@@ -107,7 +110,7 @@ def _row_shape(ranking: Ranking, row: Candidate) -> tuple[str, str, float]:
     found = standing(ranking, row.site)
     if found is Standing.EQUAL:
         return "o", ACCENT, 7
-    return ("s", "white", 6) if found is Standing.UNDETERMINED else ("d", "white", 7)
+    return ("s", PAPER, 6) if found is Standing.UNDETERMINED else ("d", PAPER, 7)
 
 
 def _row_label(row: Candidate, name_family: bool) -> str:

@@ -15,15 +15,26 @@ from matplotlib.patches import Patch, Rectangle
 from steerscope.analysis.results import Ranking, SiteScore
 from steerscope.analysis.scoring.standing import Standing
 from steerscope.errors import InputError
-from steerscope.reports.figure_style import INK, figure_text, new_figure, styled
+from steerscope.reports.figure_style import INK, PAPER, figure_text, new_figure, styled
+from steerscope.reports.page_folder import Spot, spot_at
 from steerscope.reports.ranking.candidates import num_layers, sites_of_family, standing
 from steerscope.reports.ranking.figure_parts import finish
-from steerscope.reports.vocabulary import axis_scale, ordered_kinds, score_words
+from steerscope.reports.vocabulary import (
+    axis_scale,
+    clean,
+    format_difference,
+    format_interval,
+    format_score,
+    ordered_kinds,
+    score_words,
+)
 
 # Deeper maps have cells too low for a number; marks take over.
 _MOST_NUMBERED_LAYERS = 48
 # Families in the order in which they stand side by side; others follow.
 _ORDER = ("linear", "vector")
+# Lighter cells stay light on dark pages, and so these stay dark.
+_CROSSES = "#59626f"
 _ABSENT: dict[str, Any] = {"facecolor": "#f1f2f4", "edgecolor": "#b9c0ca"}
 
 
@@ -42,8 +53,7 @@ def plot_heat_map(ranking: Ranking, family: str | None = None) -> Figure:
     Raises:
         InputError: The ranking has no site of that family.
     """
-    there = list(dict.fromkeys(site.family for site in ranking.sites))
-    families = [family] if family else [name for name in _ORDER if name in there] or there[:1]
+    there, families = {site.family for site in ranking.sites}, _families(ranking, family)
     if not families or families[0] not in there:
         raise InputError(f"the ranking has no sites of family {family!r} to map. Rank that family first.")
     layers = num_layers(ranking)
@@ -68,7 +78,7 @@ def plot_heat_map(ranking: Ranking, family: str | None = None) -> Figure:
         for site, value in below[name]:
             values[site.layer, kinds.index(site.kind)] = value
         mesh = ax.pcolormesh(
-            np.ma.masked_invalid(values), cmap="cividis_r", norm=norm, edgecolors="white", linewidth=0.8, zorder=2
+            np.ma.masked_invalid(values), cmap="cividis_r", norm=norm, edgecolors=PAPER, linewidth=0.8, zorder=2
         )
         ax.add_patch(Rectangle((0, 0), len(kinds), layers, hatch="////", zorder=1, **_ABSENT))
         _mark_cells(ax, ranking, below[name], norm, kinds, 9 if len(families) == 1 else 7.5)
@@ -91,10 +101,41 @@ def plot_heat_map(ranking: Ranking, family: str | None = None) -> Figure:
     return figure
 
 
+def heat_map_spots(ranking: Ranking, figure: Figure) -> list[Spot]:
+    """Return what every cell of the map says.
+
+    Args:
+        ranking: The ranking.
+        figure: What :func:`plot_heat_map` drew of it, saved once.
+
+    Returns:
+        A spot per site and family: score, interval, difference to the best, standing.
+    """
+    found, best = [], ranking.sites[0].score
+    for ax, family in zip(figure.axes, _families(ranking, None), strict=False):
+        sites = sites_of_family(ranking, family)
+        kinds = ordered_kinds(site.kind for site in sites)
+        for site in sorted(sites, key=lambda site: (site.layer, kinds.index(site.kind))):
+            column = kinds.index(site.kind)
+            interval = format_interval(site.ci_low, site.ci_high, ranking.score)
+            words = f"{site.name} ({clean(family, 16)}): {format_score(site.score, ranking.score)} ({interval})"
+            if site is not ranking.sites[0]:
+                words += f", {format_difference(best - site.score, ranking.score)} below the best"
+            words += f", {standing(ranking, site).value}; {site.n_params:,} parameters"
+            found.append(spot_at(ax, (column, site.layer), (column + 1, site.layer + 1), words))
+    return found
+
+
+def _families(ranking: Ranking, family: str | None) -> list[str]:
+    """Return the families that have a map, from left to right."""
+    there = list(dict.fromkeys(site.family for site in ranking.sites))
+    return [family] if family else [name for name in _ORDER if name in there] or there[:1]
+
+
 def _cell_marks(numbered: bool) -> list[Artist]:
     """Return the legend: frames where cells carry numbers, marks where they are too low for that."""
     absent = Patch(hatch="////", label="no such site", **_ABSENT)
-    noise = Patch(facecolor="white", edgecolor="#5b6472", hatch="xxx", label="undetermined")
+    noise = Patch(facecolor="white", edgecolor=_CROSSES, hatch="xxx", label="undetermined")
     if numbered:
         return [Patch(facecolor="none", edgecolor=INK, linewidth=1.6, label="equal to the best"), noise, absent]
     return [Line2D([], [], color=INK, marker=".", markersize=9, linestyle="", label="equal to the best"), noise, absent]
@@ -129,7 +170,7 @@ def _mark_cells(
             # Lines, not dots: a hatch of circles alone is a quarter of a megabyte of SVG.
             ax.add_patch(
                 Rectangle(
-                    (column, site.layer), 1, 1, facecolor="white", edgecolor="#5b6472", alpha=0.55, hatch="xxx",
+                    (column, site.layer), 1, 1, facecolor="white", edgecolor=_CROSSES, alpha=0.55, hatch="xxx",
                     linewidth=0, zorder=3,
                 )
             )  # fmt: skip

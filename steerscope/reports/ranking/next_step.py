@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 
 from steerscope.analysis.results import Ranking
-from steerscope.experiments.tasks import task_names
-from steerscope.experiments.tasks.chat import CHAT
 from steerscope.reports.ranking.candidates import Candidate
 from steerscope.reports.ranking.verdict import Verdict, recommends
+from steerscope.reports.typed import METHODS, subject_words, train_line
 from steerscope.reports.vocabulary import clean
 from steerscope.site_kinds import Role, SiteKind
-
-_METHODS = {"linear": "post-block", "vector": "vector"}
-# Options of the command that ranked which say what the model and the data are.
-_KEPT = ("--task", "--data", "--data-dir", "--revision")
 
 
 @dataclass(frozen=True)
@@ -37,7 +31,7 @@ def next_step(ranking: Ranking) -> NextStep | None:
     """Return what to type next; ``None`` without sites."""
     if not ranking.sites:
         return None
-    subject = _subject(ranking)
+    subject = subject_words(ranking.settings.get("command"), ranking.model.get("name"), ranking.task)
     search = f"steerscope search {subject} --budget 30 --out search"
     if not recommends(ranking):
         return NextStep("", "", search, "")
@@ -48,38 +42,8 @@ def next_step(ranking: Ranking) -> NextStep | None:
     has_rank = family == "linear" and isinstance(rank, int)
     options = f'family="{clean(family, 24)}"' + (f", rank={rank}" if has_rank else "")
     config = f'SteeringConfig(sites=("{clean(site, 40)}",), {options})'
-    train = ""
-    if family in _METHODS:
-        how = f"--method {_METHODS[family]} --site {shlex.quote(clean(site, 40))}" + (
-            f" --rank {rank}" if has_rank else ""
-        )
-        train = f"steerscope train {subject} {how} --out run"
+    train = train_line(subject, site, family, rank if has_rank else None)
     return NextStep(config, train, search, merge_sentence(ranking, chosen))
-
-
-def _subject(ranking: Ranking) -> str:
-    """Return model and data as the command line names them."""
-    try:
-        typed = shlex.split(clean(ranking.settings.get("command") or ""))
-    except ValueError:  # what a stranger's file holds need be no command
-        typed = []
-    kept: dict[str, str] = {}
-    for option in _KEPT:
-        for i, word in enumerate(typed):
-            name, is_joined, value = word.partition("=")
-            if name == option and (is_joined or i + 1 < len(typed)):
-                kept[option] = value if is_joined else typed[i + 1]
-    is_chat = "--chat-template" in typed
-    if not kept.keys() & {"--task", "--data"}:
-        task = clean(ranking.task, 80)
-        is_chat |= task.endswith(CHAT)
-        task = task.removesuffix(CHAT)
-        kept |= {"--task": task} if task in task_names() else {"--data": "FILE.jsonl"}
-    words = [clean(ranking.model.get("name") or "MODEL", 200)]
-    words += [word for option in _KEPT if option in kept for word in (option, kept[option])]
-    words += ["--chat-template"] if is_chat else []
-    words += ["--trust-remote-code"] if "--trust-remote-code" in typed else []
-    return shlex.join(words)
 
 
 def merge_sentence(ranking: Ranking, row: Candidate) -> str:
@@ -112,7 +76,7 @@ def why_not_merged(kind: str, family: str, layout: str) -> str | None:
     Returns:
         A reason, an empty string, or ``None``.
     """
-    if kind not in set(SiteKind) or family not in _METHODS:
+    if kind not in set(SiteKind) or family not in METHODS:
         return None
     facts = SiteKind(kind).facts
     if facts.read_by is not None:

@@ -13,6 +13,7 @@ from steerscope.analysis.results import Ranking
 from steerscope.errors import InputError
 from steerscope.experiments.validation.result import Validation
 from steerscope.reports.figure_style import GRID, MUTED, figure_text, finish_with_foot, look, new_figure, styled
+from steerscope.reports.page_folder import Spot, spot_at
 from steerscope.reports.ranking.figure_parts import finish
 from steerscope.reports.tables import TextTable
 from steerscope.reports.vocabulary import clean, count, ordered_kinds, score_words
@@ -77,6 +78,30 @@ def _meaning(attainable: float) -> str:
     if attainable <= 0:
         return "training itself has no order here that could be foreseen, so the correlations say little"
     return "what a perfect score would have"
+
+
+def predicted_spots(result: Ranking | Validation, figure: Figure) -> list[Spot]:
+    """Return what every mark says.
+
+    Args:
+        result: What was drawn.
+        figure: What :func:`plot_predicted_against_trained` drew of it, saved once.
+
+    Returns:
+        A spot per site.
+    """
+    evidence = result.evidence or {} if isinstance(result, Ranking) else result.evidence()
+    ax = figure.axes[0]
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    half, high = 0.02 * (right - left), 0.025 * (top - bottom)
+    return [
+        spot_at(
+            ax, (point.score - half, point.loss - high), (point.score + half, point.loss + high),
+            f"{clean(point.site)}: loss {point.loss:.3f} ({point.low:.3f} to {point.high:.3f} over seeds), score "
+            f"{point.score:.3g}",
+        )
+        for point in sorted(_points(evidence), key=lambda point: point.score)
+    ]  # fmt: skip
 
 
 @styled

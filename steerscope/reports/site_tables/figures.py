@@ -24,6 +24,7 @@ from steerscope.reports.figure_style import (
     new_figure,
     styled,
 )
+from steerscope.reports.page_folder import Spot, spot_at
 from steerscope.reports.vocabulary import ordered_kinds, score_words
 
 
@@ -55,6 +56,29 @@ def plot_losses(table: SiteTable) -> Figure:
     ax.grid(axis="y", color=GRID)
     finish_with_foot(figure, _foot(table), "What training at each site came to", handles, 3)
     return figure
+
+
+def loss_spots(table: SiteTable, figure: Figure) -> list[Spot]:
+    """Return what every point of :func:`plot_losses` says.
+
+    Args:
+        table: The table.
+        figure: What was drawn of it, saved once.
+
+    Returns:
+        A spot per site.
+    """
+    ax, common = figure.axes[0], common_outcomes(table)
+    low, high = ax.get_ylim()
+    losses = finite_losses(common.losses)
+    return [
+        spot_at(
+            ax, (layer - 0.3, own.mean() - 0.02 * (high - low)), (layer + 0.3, own.mean() + 0.02 * (high - low)),
+            f"{one.site}: loss {own.mean():.3f} ({own.min():.3f} to {own.max():.3f} over seeds), accuracy "
+            f"{one.accuracy:.1%}, rate {one.learning_rate:.3g}",
+        )
+        for one, layer, own in zip(common.outcomes, common.layers, losses, strict=True)
+    ]  # fmt: skip
 
 
 @styled

@@ -22,6 +22,7 @@ from steerscope.reports.figure_style import (
     LINE_LOOKS,
     MUTED,
     NULL,
+    PAPER,
     WIDTH,
     figure_text,
     log_scale,
@@ -38,7 +39,7 @@ from steerscope.reports.vocabulary import count, ordered_kinds
 VERDICT_LOOKS = {
     "holds": ("H", "#dbe6f4", INK),
     "holds with correction": ("C", "#7fa6d6", INK),
-    "not applicable": ("N", "#ffffff", MUTED),
+    "not applicable": ("N", PAPER, MUTED),
     "fails": ("F", "#5c1010", "white"),
 }
 
@@ -56,9 +57,7 @@ def plot_verdicts(found: Verification) -> Figure:
     for index, one in enumerate(found.propositions):
         row, column = divmod(index, columns)
         letter, fill, ink = VERDICT_LOOKS[one.verdict]
-        ax.fill(
-            [column, column + 1, column + 1, column], [row, row, row + 1, row + 1], facecolor=fill, edgecolor="white"
-        )
+        ax.fill([column, column + 1, column + 1, column], [row, row, row + 1, row + 1], facecolor=fill, edgecolor=PAPER)
         if one.verdict == "not applicable":
             ax.fill(
                 [column + 0.02, column + 0.98, column + 0.98, column + 0.02],
@@ -134,10 +133,8 @@ def plot_radius(found: Verification) -> Figure:
             if one["at"] == "logits":
                 colour, marker, _ = LINE_LOOKS[place]
                 end = max(layer for layer, _ in layers) + 1.5
-                ax.plot(end, one["radius"], marker, color=colour, markerfacecolor="white", markersize=8)
-    handles.append(
-        Line2D([], [], marker="o", color=MUTED, markerfacecolor="white", linestyle="", label="hollow: logits")
-    )
+                ax.plot(end, one["radius"], marker, color=colour, markerfacecolor=PAPER, markersize=8)
+    handles.append(Line2D([], [], marker="o", color=MUTED, markerfacecolor=PAPER, linestyle="", label="hollow: logits"))
     size = found.finetune.get("relative_size")
     if size:
         ax.axhline(size, color=NULL, linestyle="--", linewidth=1.2)
@@ -253,7 +250,7 @@ def plot_residual_map(found: Verification) -> Figure:
         for one in entries:
             if one["layer"] == layer and one["linear"] is not None:
                 values[sites.index(one["site"]), weights.index(one["weight"])] = 100 * one["linear"]
-        ax.pcolormesh(np.ma.masked_invalid(values), cmap="cividis", vmin=0, vmax=100, edgecolors="white", linewidth=0.8)
+        ax.pcolormesh(np.ma.masked_invalid(values), cmap="cividis", vmin=0, vmax=100, edgecolors=PAPER, linewidth=0.8)
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
                 ink = "white" if value < 55 else "black"

@@ -1,64 +1,73 @@
-"""The page of a verification: one self-contained HTML file with the figures inside, and the folder around it."""
+"""The page of a verification, and the folder around it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from steerscope.experiments.verification.results import Verification
+from steerscope.experiments.verification.results import PropositionResult, Verification
 from steerscope.folders import Kind, require_folder_for
-from steerscope.reports.page_folder import PageFigure, render, table_values, write_page_folder
+from steerscope.reports import page as pages
+from steerscope.reports.page import Fact, Fold, Page, Part, Section, settings_fold
+from steerscope.reports.page_folder import Drawn, write_page_folder
 from steerscope.reports.verification.figures import FIGURE_STEMS, figure_entries
-from steerscope.reports.verification.tables import full_rows, headline, measurement_tables, proposition_table
-from steerscope.reports.vocabulary import clean
-
-_TEMPLATE = Path(__file__).parent / "verify.html.jinja"
+from steerscope.reports.verification.tables import details_table, headline, measurement_tables, proposition_table
+from steerscope.reports.vocabulary import clean, listing
 
 
-def render_page(found: Verification, figures: list[tuple[PageFigure[Verification], bytes]]) -> str:
+def render_page(found: Verification, drawn: Sequence[Drawn[Verification]]) -> str:
     """Return the page as HTML.
 
     Args:
         found: The verification.
-        figures: The figures with their SVG content.
+        drawn: The figures.
 
     Returns:
         One file that needs no other.
     """
-    return render(
-        _TEMPLATE,
-        figures,
-        subject=clean(found.subject, 80),
-        seed=found.seed,
-        headline=headline(found),
-        failed=found.failed,
-        counts=[(verdict, number) for verdict, number in found.counts().items()],
-        warnings=found.warnings,
-        propositions=table_values(proposition_table(found)),
-        details=full_rows(found),
-        tables=[table_values(table) for table in measurement_tables(found)],
-        pairs=_pairs(found),
+    failed = found.failed
+    said = f"{listing(failed, 12)} {'fail' if len(failed) > 1 else 'fails'}" if failed else "Nothing fails"
+    first = (Part(table=proposition_table(found)),)
+    sections = [Section(one.entry.heading, one.entry.stem, first if i == 0 else ()) for i, one in enumerate(drawn)]
+    numbers = tuple(Fold(table.title, (Part(table=table),)) for table in measurement_tables(found))
+    sections.append(Section("The numbers behind the figures", folds=numbers))
+    sections.append(Section("Every proposition in full", folds=tuple(map(_in_full, found.propositions))))
+    finetune = {key: value for key, value in found.finetune.items() if key != "losses"}
+    if losses := found.finetune.get("losses"):
+        finetune["losses"] = ", ".join(f"{loss:.2f}" for loss in losses)
+    groups = {
+        "Model": found.model or {},
+        "Fine-tuning": finetune,
+        "Settings": {key: value for key, value in found.settings.items() if key != "command"},
+        "Versions": found.versions,
+        "Seconds": {key: round(value, 1) for key, value in found.timing.items()},
+    }
+    page = Page(
+        title=f"The theory tried on {clean(found.subject, 80)}",
+        about=(clean(found.subject, 80), f"seed {found.seed}"),
+        headline=said,
+        is_sure=not failed,
+        lead=(headline(found),),
+        facts=tuple(Fact(verdict, str(number)) for verdict, number in found.counts().items()),
+        warnings=tuple(map(clean, found.warnings)),
+        sections=tuple(sections),
+        method=settings_fold(groups),
         command=clean(found.settings.get("command", "")),
+        file="verify.json",
     )
+    return pages.render(page, drawn)
 
 
-def _pairs(found: Verification) -> list[tuple[str, str]]:
-    """Return what was run, as named values."""
-    identity = {key: value for key, value in (found.model or {}).items() if value is not None}
-    groups: list[tuple[str, dict[str, Any]]] = [
-        ("model", identity),
-        ("fine-tuning", {k: v for k, v in found.finetune.items() if k != "losses"}),
-        ("setting", {k: v for k, v in found.settings.items() if k != "command"}),
-        ("version", found.versions),
-        ("seconds", {k: round(v, 1) for k, v in found.timing.items()}),
-    ]
-    rows = [
-        (f"{group}: {clean(key).replace('_', ' ')}", clean(value))
-        for group, many in groups
-        for key, value in many.items()
-    ]
-    losses = [f"{loss:.2f}" for loss in found.finetune.get("losses", ())]
-    return rows + ([("fine-tuning: losses", ", ".join(losses))] if losses else [])
+def _in_full(one: PropositionResult) -> Fold:
+    notes = [*([one.vacuous] if one.vacuous else []), *one.notes]
+    pairs = [("source", one.source), ("needs", one.assumptions)]
+    pairs += [("public statement", one.published)] if one.published else []
+    pairs += [("limits", one.limit)] if one.limit else []
+    pairs += [("note", note) for note in notes]
+    table = details_table(one)
+    told = tuple((name, clean(text)) for name, text in pairs)
+    shown = Part(sentences=(clean(one.claim),), pairs=told, table=table if table.rows else None)
+    return Fold(f"{one.name} {clean(one.title)}: {one.verdict}", (shown,))
 
 
 def write_verification(found: Verification, folder: str | Path) -> Path:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from steerscope.experiments.verification.results import Verification
-from steerscope.reports.figure_style import NULL, log_scale, new_figure, styled
+from steerscope.reports.figure_style import NULL, PALE, log_scale, new_figure, styled
 from steerscope.reports.verification.figure_parts import finish, line, measured
 
 BAND = (1.95, 2.05)
@@ -61,13 +61,13 @@ def plot_block_slopes(found: Verification) -> Figure:
     """
     figure, ax = new_figure(3.3)
     entries = measured(found, "block_slopes")
-    ax.axhspan(*BAND, color="#e8edf4", zorder=0)
+    ax.axhspan(*BAND, color=PALE, zorder=0)
     handles: list[Any] = []
     for place, name in enumerate(dict.fromkeys(one["update"] for one in entries)):
         mine = [one for one in entries if one["update"] == name]
         layers = [int(one["at"].split(".")[0]) for one in mine]
         handles.append(line(ax, layers, [one["slope"] for one in mine], place, name))
-    handles.append(Patch(facecolor="#e8edf4", label="2.00 +- 0.05"))
+    handles.append(Patch(facecolor=PALE, label="2.00 +- 0.05"))
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, BAND[0] - 0.02), max(high, BAND[1] + 0.02))
     ax.set_xlabel("block")

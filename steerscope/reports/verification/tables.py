@@ -56,27 +56,15 @@ def proposition_table(found: Verification) -> TextTable:
     )
 
 
-def full_rows(found: Verification) -> list[dict[str, Any]]:
-    """Return everything about every proposition, for the page."""
-    return [
-        {
-            "name": one.name,
-            "title": one.title,
-            "verdict": one.verdict,
-            "claim": one.claim,
-            "assumptions": one.assumptions,
-            "source": one.source,
-            "published": one.published,
-            "limit": one.limit,
-            "notes": [*([one.vacuous] if one.vacuous else []), *one.notes],
-            "rows": [
-                (role, _named(entry), number(entry.value), entry.expected, "inside" if entry.inside else "outside")
-                for role, entries in _roles(one)
-                for entry in entries
-            ],
-        }
-        for one in found.propositions
-    ]
+def details_table(one: PropositionResult) -> TextTable:
+    """Return every measurement of a proposition: in which role, what was expected, and whether it is."""
+    rows = tuple(
+        (role, clean(_named(entry)), number(entry.value), entry.expected, "inside" if entry.inside else "outside")
+        for role, entries in _roles(one)
+        for entry in entries
+    )
+    columns = ("role", "quantity", "measured", "expected", "is")
+    return TextTable(f"Measurements of {one.name}", columns, frozenset({"measured"}), rows)
 
 
 def _named(entry: Measured) -> str:

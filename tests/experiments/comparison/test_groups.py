@@ -9,7 +9,8 @@ from steerscope import InputError
 from steerscope.experiments.comparison import compare
 from steerscope.experiments.comparison.groups import Comparison
 from steerscope.experiments.evaluation import wilson_interval
-from steerscope.reports.comparison.figures import plot_comparison, write_comparison
+from steerscope.reports.comparison.figures import plot_comparison
+from steerscope.reports.comparison.page import write_comparison
 from steerscope.reports.comparison.tables import comparison_table, duration, print_comparison
 from tests.experiments.training.cases import MODEL, evaluation, finished
 
@@ -132,9 +133,11 @@ def test_figure_draws_what_the_table_says(runs):
 
 
 def test_files(runs, tmp_path):
-    written = write_comparison(compare([runs]), tmp_path / "out")
-    assert [path.name for path in written] == ["comparison.json", "comparison.svg", "comparison.png"]
+    page = write_comparison(compare([runs]), tmp_path / "out")
+    written = sorted(path for path in page.parent.rglob("*") if path.is_file())
+    assert [path.name for path in written] == ["comparison.json", "comparison.png", "comparison.svg", "index.html"]
     saved = json.loads(written[0].read_text())
     assert saved["entries"][0]["accuracies"] == [0.6, 0.7, 0.62]
     before = [path.read_bytes() for path in written]
-    assert before == [path.read_bytes() for path in write_comparison(compare([runs]), tmp_path / "out")]
+    write_comparison(compare([runs]), tmp_path / "out")
+    assert before == [path.read_bytes() for path in written]
