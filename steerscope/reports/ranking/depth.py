@@ -124,7 +124,7 @@ def _legend(ranking: Ranking, families: Sequence[str], low: float, high: float) 
     for family, (colour, marker, dash) in zip(families, _LOOKS, strict=False):
         label = f"{figure_text(family, 16)} edits"
         shown.append(Line2D([], [], color=colour, marker=marker, markersize=4, label=label))
-        shown[-1].set_linestyle(dash)
+        shown[-1].set_linestyle(dash)  # type: ignore[arg-type]
     others: list[Artist] = [Patch(color=ACCENT, alpha=0.18, linewidth=0, label="95% interval")]
     if ranking.equal_margin is not None:
         others.append(Patch(color=PALE, label="within the margin"))
