@@ -195,18 +195,18 @@ def test_figures_of_scores_are_those_of_the_tables(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     page = (ROOT / "docs" / "site_tables.md").read_text(encoding="utf-8")
     lines = json.loads(EVIDENCE.read_text(encoding="utf-8"))
-    assert len({(one["model"], one["task"]) for one in lines}) == 3  # "three tables may judge scores"
+    tables = {(one["model"], one["task"]): one["n_sites"] for one in lines}
+    assert len(tables) == 3  # as both pages say; a fourth needs a column
     rows = [line for line in text.splitlines() if re.search(r"-?0\.\d\d \[-?0\.\d\d, -?0\.\d\d\]", line)]
     named = [found for line in rows for found in re.findall(r"-?0\.\d\d \[-?0\.\d\d, -?0\.\d\d\]", line)]
     told = [one for one in lines if one["score"] in ("learnable_share", "predicted_loss")]
-    assert len(set(named)) == len(told) == 6
+    assert len(set(named)) == len(told) == 2 * len(tables)
     for one in told:
         kept = [f"`{one['score']}` | {own} |" for own in named if own.startswith(f"{one['spearman']:.2f} ")]
         assert any(row in page for row in kept)
         assert f"{one['attainable']:.2f}" in text
-        assert one["n_sites"] in (49, 98)
-        assert str(one["n_sites"]) in text
-    depths = {f"{-one['spearman']:.2f}" for one in lines if one["score"] == "last_layer"}  # the other way round
+        assert re.search(rf"\b{one['n_sites']}\b", text)
+    depths = {f"{-one['spearman']:.2f}" for one in lines if one["score"] == "last_layer"}  # depth, the other way round
     assert all(depth in text for depth in depths)
 
 
