@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from steerscope.experiments.validation.result import Validation
     from steerscope.experiments.verification.results import Verification
     from steerscope.experiments.verification.run import VerifyOptions
-    from steerscope.models.blocks import BlockDescription
+    from steerscope.models.description import BlockDescription
     from steerscope.models.hooks import edited, reading
     from steerscope.models.load import LoadedModel, load_model, wrap_model
     from steerscope.models.precision import true_float64
@@ -59,7 +59,7 @@ _HOMES = {
     "LoadedModel": "models.load",
     "find_sites": "models.site_map",
     "check_sites": "models.selfcheck",
-    "BlockDescription": "models.blocks",
+    "BlockDescription": "models.description",
     "Site": "sites",
     "SiteKind": "site_kinds",
     "parse_site": "sites",

@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "steerscope"
 # Functions that may lack the section, by room (a folder of the package): the commands, whose docstrings are their help
 # texts and whose options describe themselves.
-WITHOUT_ARGS = {"cli": 10}
+WITHOUT_ARGS = {"cli": 11}
 WITHOUT_RETURNS = {"cli": 1}
 NOTHING = {"None", "NoReturn", "Iterator[None]", "Generator[None]"}
 

@@ -293,7 +293,7 @@ def read(name: str) -> str:
 
 def test_versions_agree():
     settings = tomllib.loads(read("pyproject.toml"))
-    assert settings["project"]["dynamic"] == ["version"]
+    assert set(settings["project"]["dynamic"]) == {"version", "readme"}
     assert settings["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "steerscope.__version__"}
     citation = re.search(r"^version: (\S+)$", read("CITATION.cff"), re.MULTILINE)
     newest = re.search(r"^## (\d\S*)", read("CHANGELOG.md"), re.MULTILINE)  # below what is unreleased

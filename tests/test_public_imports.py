@@ -43,7 +43,7 @@ def test_only_public_names(path):
 def test_there_is_something_to_read():
     read = {path.name for path in PAGES if any("steerscope" in code for code in code_of(path))}
     assert {"README.md", "scores.md", "sites.md", "steering.md"} <= read
-    assert sum(path.suffix == ".ipynb" and path.name in read for path in PAGES) == 7
+    assert sum(path.suffix == ".ipynb" and path.name in read for path in PAGES) == 8
 
 
 def test_what_the_guide_names_is_there():

@@ -229,6 +229,10 @@ def _warnings(loaded: LoadedModel, stability: Stability) -> list[str]:
     out = []
     if loaded.identity.quantised:
         out.append(f"Weights: {loaded.identity.quantised}.")
+    if left_out := loaded.site_map.left_out():
+        out.append(
+            f"Fine-tuning here is that of the linear maps that every token goes through, without {', '.join(left_out)}."
+        )
     if not stability.can_tell:
         out.append(
             f"Rankings from two disjoint halves of the prompts agree at {stability.spearman:.2f} only "

@@ -16,6 +16,7 @@ import typer
 
 from steerscope.cli.compare import compare
 from steerscope.cli.evaluate import evaluate
+from steerscope.cli.export import export
 from steerscope.cli.rank import rank
 from steerscope.cli.score_sites import score_sites
 from steerscope.cli.search import search
@@ -50,6 +51,7 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str, str], ...] = (
     (evaluate, _FIRST, "steerscope evaluate MODEL --data my.jsonl --adapter run"),
     (search, _FIRST, "steerscope search MODEL --data my.jsonl --budget 30 --out search"),
     (compare, _FIRST, "steerscope compare runs --out comparison"),
+    (export, _FIRST, "steerscope export run --to lora --out lora"),
     (validate, _PROOF, "steerscope validate MODEL --task listops --sites 12 --out validation"),
     (sweep, _PROOF, "steerscope sweep MODEL --task listops --sites 48 --budget 60 --out sweep"),
     (score_sites, _PROOF, "steerscope score-sites sweep/table.json --score predicted_loss"),

@@ -1,7 +1,8 @@
 """Load a causal language model, find its sites, read and edit them."""
 
 from steerscope.models.attention import forward_differentiable_attention
-from steerscope.models.blocks import Block, BlockDescription
+from steerscope.models.blocks import Block
+from steerscope.models.description import BlockDescription
 from steerscope.models.hooks import edited, reading, tapping
 from steerscope.models.load import LoadedModel, ModelIdentity, load_model, wrap_model
 from steerscope.models.precision import true_float64

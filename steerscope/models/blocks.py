@@ -1,94 +1,17 @@
-"""What a transformer block is made of, as data: a description by attribute paths, and its bound modules.
-
-A layout file (``layouts/``) holds one :class:`BlockDescription` per family. Users describe a new block with
-the same dataclass; the self-check on load says whether the description is true.
-"""
+"""A transformer block with its parts bound to modules, and its layout's equations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn, cast
 
 from torch import Tensor, nn
 
 from steerscope.errors import UnsupportedModelError
+from steerscope.models.description import BlockDescription
 from steerscope.models.wrappers import acting_layer
 from steerscope.site_kinds import Branch, Maps, SiteKind
-
-
-@dataclass(frozen=True)
-class BlockDescription:
-    """Where the parts of one family's block are, as attribute paths inside the block.
-
-    Attributes:
-        layout: Name of the layout, for people.
-        attn: The attention module.
-        attn_reads: The linear maps that read the attention's input (q, k, v or one fused map).
-        attn_write: The output projection: its input is ``attn_heads``.
-        mlp_in: The module whose input is ``mlp_in`` (the MLP, or its first map where there is no MLP module).
-        mlp_reads: The linear maps that read ``mlp_in``: ``(gate, up)``, one fused gate-and-up, or ``(first,)``.
-        mlp_write: The down projection: its input is ``mlp_hidden``.
-        activation: The activation function's attribute.
-        gated: Whether the hidden layer is ``phi(gate) * up`` (then a fused map holds gate first).
-        attn_norm: Norm on what attention reads, or ``None``.
-        mlp_norm: Norm on what the MLP reads, or ``None``. The same path as ``attn_norm`` where one norm
-            feeds both.
-        attn_post_norm: Norm on what attention writes, or ``None``.
-        mlp_post_norm: Norm on what the MLP writes, or ``None``.
-        parallel: Whether attention and MLP read the same stream ``h``.
-        layers: Path from the decoder to the list of blocks.
-    """
-
-    layout: str
-    attn: str
-    attn_reads: tuple[str, ...]
-    attn_write: str
-    mlp_in: str
-    mlp_reads: tuple[str, ...]
-    mlp_write: str
-    activation: str
-    gated: bool
-    attn_norm: str | None = None
-    mlp_norm: str | None = None
-    attn_post_norm: str | None = None
-    mlp_post_norm: str | None = None
-    parallel: bool = False
-    layers: str = "layers"
-
-    @property
-    def kinds(self) -> tuple[SiteKind, ...]:
-        """The kinds of site such a block has."""
-        return tuple(k for k in SiteKind if not (self.parallel and k.facts.is_sequential_only))
-
-    def equations(self) -> dict[SiteKind, str]:
-        """Return the equation that defines every kind of site in this layout."""
-        n1 = "n1 h" if self.attn_norm else "h"
-        attn = f"A({n1})"
-        attn_out = f"p1 {attn}" if self.attn_post_norm else attn
-        stream = "h" if self.parallel else "resid_mid"
-        shared = self.parallel and self.mlp_norm == self.attn_norm
-        mlp_in = f"{'n1' if shared else 'n2'} {stream}" if self.mlp_norm else stream
-        hidden = "phi(W_gate mlp_in) * W_up mlp_in" if self.gated else "phi(W_in mlp_in)"
-        down = "W_down mlp_hidden"
-        lines = {
-            SiteKind.RESID_PRE: "h",
-            SiteKind.ATTN_HEADS: f"heads of {attn}, before the output projection",
-            SiteKind.ATTN_OUT: attn_out,
-            SiteKind.RESID_MID: "h + attn_out",
-            SiteKind.MLP_IN: mlp_in + (", as the MLP alone receives it" if shared else ""),
-            SiteKind.MLP_HIDDEN: hidden,
-            SiteKind.MLP_OUT: f"p2 ({down})" if self.mlp_post_norm else down,
-            SiteKind.RESID_POST: "h + attn_out + mlp_out" if self.parallel else "resid_mid + mlp_out",
-        }
-        return {kind: lines[kind] for kind in self.kinds}
-
-    def describe(self) -> str:
-        """Return the layout's sites with equation and meaning, one line each."""
-        rows = [f"layout: {self.layout}"]
-        rows += [
-            f"  {kind.value:<11} = {equation:<52} {kind.facts.meaning}" for kind, equation in self.equations().items()
-        ]
-        return "\n".join(rows)
 
 
 def module_at(root: nn.Module, path: str) -> nn.Module:
@@ -117,6 +40,14 @@ def module_at(root: nn.Module, path: str) -> nn.Module:
     return found
 
 
+# Activations that a block may call as functions of torch, without an attribute of its own.
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "torch.nn.functional.silu": nn.functional.silu,
+    "torch.nn.functional.gelu": nn.functional.gelu,
+    "torch.nn.functional.relu": nn.functional.relu,
+}
+
+
 @dataclass(frozen=True)
 class Block:
     """One block with its parts bound. ``description`` says what they mean; ``index`` counts from 0."""
@@ -125,15 +56,22 @@ class Block:
     description: BlockDescription
     module: nn.Module
     attn: nn.Module
-    attn_write: nn.Module
     mlp_in: nn.Module
-    mlp_write: nn.Module
     attn_norm: nn.Module | None
     mlp_norm: nn.Module | None
     attn_post_norm: nn.Module | None
     mlp_post_norm: nn.Module | None
     attn_reads: tuple[nn.Module, ...]
-    mlp_reads: tuple[nn.Module, ...]
+    attn_scale: float
+    mlp_scale: float
+    # What an MLP or an attention that is one map lacks; the properties of the same names refuse it.
+    attn_write_or_none: nn.Module | None
+    mlp_write_or_none: nn.Module | None
+    mlp_reads_or_none: tuple[nn.Module, ...]
+    attn_map: nn.Module | None
+    mlp_map: nn.Module | None
+    attn_inner: tuple[nn.Module, ...]
+    mlp_inner: tuple[nn.Module, ...]
     activation: Callable[[Tensor], Tensor] = field(repr=False)
 
     @classmethod
@@ -151,35 +89,86 @@ class Block:
         Raises:
             UnsupportedModelError: A path of the description leads nowhere.
         """
-        owner, _, name = description.activation.rpartition(".")
-        activation = getattr(module_at(module, owner) if owner else module, name, None)
-        if not callable(activation):
-            raise UnsupportedModelError(
-                f"{type(module).__name__} has no activation function at {description.activation!r}. "
-                "Correct the BlockDescription."
-            )
+        description = description.of_layer(index)
 
         def optional(path: str | None) -> nn.Module | None:
             return None if path is None else module_at(module, path)
 
+        def several(paths: tuple[str, ...]) -> tuple[nn.Module, ...]:
+            return tuple(module_at(module, path) for path in paths)
+
+        for branch, write, whole in (
+            ("attn", description.attn_write, description.attn_map),
+            ("mlp", description.mlp_write, description.mlp_map),
+        ):
+            if (write is None) is (whole is None):
+                raise UnsupportedModelError(
+                    f"the BlockDescription gives {branch}_write={write!r} and {branch}_map={whole!r}; expected one of "
+                    "the two: the linear map that writes, or the module whose output is written."
+                )
         return cls(
             index=index,
             description=description,
             module=module,
             attn=module_at(module, description.attn),
-            attn_write=module_at(module, description.attn_write),
             mlp_in=module_at(module, description.mlp_in),
-            mlp_write=module_at(module, description.mlp_write),
             attn_norm=optional(description.attn_norm),
             mlp_norm=optional(description.mlp_norm),
             attn_post_norm=optional(description.attn_post_norm),
             mlp_post_norm=optional(description.mlp_post_norm),
-            attn_reads=tuple(module_at(module, path) for path in description.attn_reads),
-            mlp_reads=tuple(module_at(module, path) for path in description.mlp_reads),
-            activation=activation,
+            attn_reads=several(description.attn_reads),
+            attn_scale=_number_at(module, description.attn_scale),
+            mlp_scale=_number_at(module, description.mlp_scale),
+            attn_write_or_none=optional(description.attn_write),
+            mlp_write_or_none=optional(description.mlp_write),
+            mlp_reads_or_none=several(description.mlp_reads),
+            attn_map=optional(description.attn_map),
+            mlp_map=optional(description.mlp_map),
+            attn_inner=several(description.attn_inner),
+            mlp_inner=several(description.mlp_inner),
+            activation=_activation_at(module, description.activation),
         )
 
     # --- its parts by the words of the table of site kinds ---
+
+    @property
+    def attn_write(self) -> nn.Module:
+        """The attention's output projection.
+
+        Raises:
+            UnsupportedModelError: The attention is one map.
+        """
+        return self.attn_write_or_none or self._refuse(Branch.ATTENTION)
+
+    @property
+    def mlp_write(self) -> nn.Module:
+        """The MLP's down projection.
+
+        Raises:
+            UnsupportedModelError: The MLP is one map.
+        """
+        return self.mlp_write_or_none or self._refuse(Branch.MLP)
+
+    @property
+    def mlp_reads(self) -> tuple[nn.Module, ...]:
+        """The linear maps that read the MLP's input.
+
+        Raises:
+            UnsupportedModelError: The MLP is one map.
+        """
+        return self.mlp_reads_or_none or self._refuse(Branch.MLP)
+
+    def _refuse(self, branch: Branch) -> NoReturn:
+        what = "MLP" if branch is Branch.MLP else "attention"
+        raise UnsupportedModelError(
+            f"this needs the linear maps of the {what} of block {self.index}, which is one map here (layout "
+            f"'{self.description.layout}'): there is no single map to read, change or merge into. Take sites and "
+            "methods that edit activations there."
+        )
+
+    def scale(self, branch: Branch) -> float:
+        """Return the number that what a branch writes is multiplied by."""
+        return self.attn_scale if branch is Branch.ATTENTION else self.mlp_scale
 
     def maps(self, branch: Branch, maps: Maps) -> tuple[nn.Module, ...]:
         """Return the linear maps that read a branch's input, or the one that writes its output.
@@ -191,6 +180,9 @@ class Block:
         Returns:
             One module where the maps are fused (GPT-2's ``c_attn``), else one for each map; always one for the map that
             writes.
+
+        Raises:
+            UnsupportedModelError: The branch is one map.
         """
         if branch is Branch.ATTENTION:
             return self.attn_reads if maps is Maps.READS else (self.attn_write,)
@@ -215,19 +207,37 @@ class Block:
         return self.attn_post_norm if branch is Branch.ATTENTION else self.mlp_post_norm
 
     def writer(self, branch: Branch) -> nn.Module:
-        """Return the module whose output a branch adds to the stream: the norm on it where there is one."""
-        return self.post_norm(branch) or self.maps(branch, Maps.WRITE)[0]
+        """Return the module whose output a branch adds to the stream: the norm on it where there is one.
+
+        The block multiplies that output by :meth:`scale`.
+        """
+        return self.post_norm(branch) or self.whole(branch) or self.maps(branch, Maps.WRITE)[0]
+
+    def whole(self, branch: Branch) -> nn.Module | None:
+        """Return the module whose output a branch that is one map writes, ``None`` for other branches."""
+        return self.attn_map if branch is Branch.ATTENTION else self.mlp_map
 
     def linear_maps(self) -> dict[str, nn.Module]:
         """Return the block's linear maps by path inside the block (seven in a Llama block)."""
-        paths = (
-            *self.description.attn_reads,
-            self.description.attn_write,
-            *self.description.mlp_reads,
-            self.description.mlp_write,
-        )
-        modules = (*self.attn_reads, self.attn_write, *self.mlp_reads, self.mlp_write)
-        return dict(zip(paths, modules, strict=True))
+        return {path: module for _, maps in self.groups() for path, module in maps.items()}
+
+    def groups(self) -> list[tuple[str, dict[str, nn.Module]]]:
+        """Return the block's linear maps by path, grouped by what they read: those of one group share it."""
+        told = self.description
+
+        def named(paths: Sequence[str | None], modules: Sequence[nn.Module | None]) -> dict[str, nn.Module]:
+            pairs = zip(paths, modules, strict=True)
+            return {path: module for path, module in pairs if path is not None and module is not None}
+
+        found = [
+            ("attn_in", named(told.attn_reads, self.attn_reads)),
+            ("attn_heads", named((told.attn_write,), (self.attn_write_or_none,))),
+            ("mlp_in", named(told.mlp_reads, self.mlp_reads_or_none)),
+            ("mlp_hidden", named((told.mlp_write,), (self.mlp_write_or_none,))),
+        ]
+        inner = named((*told.attn_inner, *told.mlp_inner), (*self.attn_inner, *self.mlp_inner))
+        found += [(path, {path: module}) for path, module in inner.items()]
+        return [(group, maps) for group, maps in found if maps]
 
     # --- the layout's equations, recomputed from the parts (what the self-check compares with) ---
 
@@ -266,13 +276,58 @@ class Block:
 
     def mlp_output(self, mlp_hidden: Tensor) -> Tensor:
         """``mlp_out`` from ``mlp_hidden``."""
-        written = self.mlp_write(mlp_hidden)
-        return written if self.mlp_post_norm is None else self.mlp_post_norm(written)
+        return self.added(Branch.MLP, self.mlp_write(mlp_hidden))
 
     def attn_output(self, heads: Tensor) -> Tensor:
         """``attn_out`` from ``attn_heads``."""
-        written = self.attn_write(heads)
-        return written if self.attn_post_norm is None else self.attn_post_norm(written)
+        return self.added(Branch.ATTENTION, self.attn_write(heads))
+
+    def added(self, branch: Branch, written: Tensor) -> Tensor:
+        """Return what a branch adds to the stream.
+
+        Args:
+            branch: Attention or MLP.
+            written: What its last map writes, ``batch token d_model``.
+
+        Returns:
+            That after the norm on it and times the block's multiplier, where there are such.
+        """
+        norm, scale = self.post_norm(branch), self.scale(branch)
+        normed = written if norm is None else norm(written)
+        return normed if scale == 1.0 else normed * scale
+
+
+def _activation_at(module: nn.Module, path: str | None) -> Callable[[Tensor], Tensor]:
+    if path is None:
+
+        def none(z: Tensor) -> Tensor:
+            raise UnsupportedModelError(
+                "this needs the activation of an MLP that is one map here. Take sites that edit activations there."
+            )
+
+        return none
+    if path in FUNCTIONS:
+        return FUNCTIONS[path]
+    owner, _, name = path.rpartition(".")
+    activation = getattr(module_at(module, owner) if owner else module, name, None)
+    if not callable(activation):
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has no activation function at {path!r}. Correct the BlockDescription."
+        )
+    return cast(Callable[[Tensor], Tensor], activation)
+
+
+def _number_at(module: nn.Module, scale: float | str) -> float:
+    if not isinstance(scale, str):
+        return float(scale)
+    owner, _, name = scale.rpartition(".")
+    found = getattr(module_at(module, owner) if owner else module, name, None)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not found:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has no number but zero at {scale!r}, which the BlockDescription calls a "
+            f"multiplier (there is {found!r}). Correct the BlockDescription."
+        )
+    return float(found)
 
 
 def width_of(block: Block, kind: SiteKind, d_model: int) -> int:
@@ -319,11 +374,11 @@ def as_token_axes(tensor: Tensor, batch: int, token: int) -> Tensor:
     """View a tensor whose tokens were flattened (OPT's MLP) as ``batch token channel``.
 
     Args:
-        tensor: ``batch token channel``, or ``batch*token channel``.
+        tensor: ``batch token channel``, or ``batch*token channel``, or with axes of size 1 between.
         batch: Number of sequences.
         token: Tokens per sequence, padding included.
 
     Returns:
         A view ``batch token channel``; the tensor itself if it has three axes already.
     """
-    return tensor.view(batch, token, tensor.shape[-1]) if tensor.dim() == 2 else tensor
+    return tensor if tensor.dim() == 3 else tensor.view(batch, token, tensor.shape[-1])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from steerscope.errors import InputError, UnsupportedModelError
 from steerscope.models.addends import Edit, checked
 from steerscope.models.blocks import Block, as_token_axes
+from steerscope.models.calls import Call, stream_of
 from steerscope.models.contexts import Entry, acts_here, hooks_bound_here
 from steerscope.models.readings import Key, Readings
 from steerscope.models.site_map import SiteMap
@@ -34,6 +35,24 @@ def _first(value: Any) -> Tensor:
     if not isinstance(found, Tensor):
         raise UnsupportedModelError(f"expected a tensor from the block, got {type(found).__name__}.")
     return found
+
+
+def _scaled(tap: Tap, scale: float, read: Callable[[Tensor], Tensor]) -> Tap:
+    """Return a tap of a module's output that the block multiplies afterwards: it sees what is added to the stream.
+
+    Args:
+        tap: Called with what is added to the stream.
+        scale: The block's multiplier.
+        read: From what is added, what the site reads.
+    """
+
+    def of_output(value: Tensor, _: Tensor) -> Tensor | None:
+        added = value * scale
+        replaced = tap(added, read(added))
+        # A difference, so that an edit of zero leaves every bit.
+        return None if replaced is None else value + (replaced - added) / scale
+
+    return of_output
 
 
 class _Stream(threading.local):
@@ -57,7 +76,7 @@ class _Stream(threading.local):
         # Without kwargs: torch calls a hook so when another thread removes it while this one is about to call it.
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
             if kwargs is not None and self.is_wanted():
-                self.h = args[0] if args else kwargs["hidden_states"]
+                self.h = stream_of(args, kwargs)
 
         for module in (block.module, block.attn_norm or block.attn):
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
@@ -75,26 +94,37 @@ class _Stream(threading.local):
         stack.callback(block.module.register_forward_hook(hook).remove)
 
 
+def _of_copy(tap: Tap) -> Tap:
+    """Return a tap that gets a copy: the block goes on to add to the tensor itself."""
+    return lambda value, read: tap(value.clone(), read.clone())
+
+
 def _at_input(module: nn.Module, stream: _Stream, tap: Tap) -> Any:
     """Tap a module's first input."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         if kwargs is None or not stream.is_wanted():
             return None
-        name = None if args else next(iter(kwargs))
-        value = args[0] if name is None else kwargs[name]
+        call = Call(args, kwargs)
+        value = call.first
+        assert value is not None
         seen = as_token_axes(value, *stream.h.shape[:2])
         replaced = tap(seen, seen)
         if replaced is None:
             return None
-        replaced = replaced.reshape(value.shape)
-        return ((replaced, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: replaced})
+        call = call.with_first(replaced.reshape(value.shape))
+        return call.args, call.kwargs
 
     return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _at_output(module: nn.Module, stream: _Stream, tap: Tap, add_stream: bool = False) -> Any:
-    """Tap a module's output; with ``add_stream`` what is read there is ``h + output``."""
+def _at_output(module: nn.Module, stream: _Stream, tap: Tap, add_stream: bool = False, scale: float = 1.0) -> Any:
+    """Tap a module's output; with ``add_stream`` what is read there is ``h + output``.
+
+    With ``scale``, the tap sees the output times that, which is what the block adds to the stream.
+    """
+    if scale != 1.0:
+        tap = _scaled(tap, scale, lambda added: stream.h + added if add_stream else added)
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not stream.is_wanted():
@@ -121,7 +151,10 @@ def _attach(block: Block, kind: SiteKind, stream: _Stream, tap: Tap) -> Any:
         return _at_input(block.reader(*facts.read_by), stream, tap)
     # The stream inside a block (resid_mid: m = h + attn_out) has no module of its own. Adding where attention writes
     # reaches the MLP *and* the skip; a hook on the norm before the MLP would reach the MLP alone.
-    return _at_output(block.writer(facts.written_by[-1]), stream, tap, add_stream=facts.role is Role.STREAM)
+    branch = facts.written_by[-1]
+    if block.description.copied:
+        tap = _of_copy(tap)
+    return _at_output(block.writer(branch), stream, tap, facts.role is Role.STREAM, block.scale(branch))
 
 
 @contextmanager
@@ -167,10 +200,11 @@ def _require_bound(site_map: SiteMap, layers: set[int]) -> None:
         now = Block.bind(block.module, block.description, block.index)
         for name, part in vars(block).items():
             found = getattr(now, name)
-            parts = zip(part, found, strict=True) if name in ("attn_reads", "mlp_reads") else [(part, found)]
+            parts = zip(part, found, strict=True) if isinstance(part, tuple) else [(part, found)]
             if any(isinstance(old, nn.Module) and old is not new for old, new in parts):
+                told = name.removesuffix("_or_none")
                 raise InputError(
-                    f"'{name}' of block {layer} was replaced after this site map was made (a LoRA put on later does "
+                    f"'{told}' of block {layer} was replaced after this site map was made (a LoRA put on later does "
                     "so), so what is read and edited there would miss it. Call find_sites(model) again."
                 )
 

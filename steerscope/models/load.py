@@ -15,7 +15,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from steerscope.errors import InputError, did_you_mean
 from steerscope.files import told
 from steerscope.models.attention import keep_softcapping
-from steerscope.models.blocks import BlockDescription
 from steerscope.models.bundled import (
     BUNDLED_NAME,
     QUANTISED_NOTE,
@@ -26,7 +25,8 @@ from steerscope.models.bundled import (
     setup_of,
     sha256_of,
 )
-from steerscope.models.layouts import description_for
+from steerscope.models.description import BlockDescription
+from steerscope.models.layouts import known_description
 from steerscope.models.lengths import context_of
 from steerscope.models.load_errors import not_loaded, refuse_quantised
 from steerscope.models.offloaded import require_weights_in_memory
@@ -174,7 +174,7 @@ def load_model(
         raise not_loaded(name, source, error) from error
     # Family and quantisation are known from the configuration: refuse before gigabytes of weights are read.
     refuse_quantised(name, config)
-    chosen = description or description_for(getattr(config, "text_config", config))
+    chosen = description or known_description(config.get_text_config(decoder=True))
     place = source if source.exists() else name
     try:
         # Weights the files lack would be filled in at random, with no more than a warning: they are asked for.

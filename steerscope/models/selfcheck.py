@@ -9,7 +9,6 @@ the MLP's branch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +17,11 @@ from steerscope.errors import UnsupportedModelError
 from steerscope.finite import require_finite
 from steerscope.models.blocks import Block, linear_weight
 from steerscope.models.hooks import Edit, edited, reading
+from steerscope.models.recorded import Calls, recorded_calls
 from steerscope.models.site_map import SiteMap
-from steerscope.models.wrappers import vocab_size
-from steerscope.site_kinds import Place
+from steerscope.models.upper_blocks import entering_block
+from steerscope.models.wrappers import random_tokens, vocab_size
+from steerscope.site_kinds import Branch, Place
 from steerscope.sites import Site, SiteKind
 
 
@@ -39,9 +40,8 @@ def check_sites(model: nn.Module, site_map: SiteMap, num_tokens: int = 6) -> Non
 
     Cost: about ten forward passes over ``2 x num_tokens`` tokens.
     """
-    device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, vocab_size(model), (2, num_tokens), generator=generator).to(device)
+    ids = random_tokens(model, generator, num_tokens)
 
     def run() -> Tensor:
         return model(input_ids=ids, use_cache=False).logits
@@ -49,17 +49,23 @@ def check_sites(model: nn.Module, site_map: SiteMap, num_tokens: int = 6) -> Non
     plain = run()
     # A model may rule out tokens with minus infinity; nothing else is a logit.
     require_finite("a logit of this model, of six random tokens,", plain.masked_fill(plain == -torch.inf, 0.0))
+    _check_causal(model, ids, plain)
     zero: dict[Site, Edit] = dict.fromkeys(site_map.sites(), torch.zeros_like)
     with edited(model, site_map, zero):
         if not torch.equal(run(), plain):
             raise UnsupportedModelError("self-check: zero edits at all sites changed the logits.")
 
-    clean = _run_and_read(run, site_map)
+    with recorded_calls(site_map.blocks) as calls:
+        clean = _run_and_read(run, site_map)
     for block in site_map.blocks:
-        _check_reads(block, {kind: clean[block.index, kind] for kind in site_map.description.kinds})
+        _check_reads(block, {kind: clean[block.index, kind] for kind in site_map.description.kinds}, calls[block.index])
         _check_maps(block)
 
     middle = len(site_map.blocks) // 2
+    with entering_block(site_map, middle, clean[middle, SiteKind.RESID_PRE]):
+        behind = run()
+    found, expected = (logits.masked_fill(logits == -torch.inf, 0.0) for logits in (behind, plain))
+    _compare(found, expected, f"the model from block {middle} on does not follow from the stream that enters it")
     for kind in site_map.description.kinds:
         layer = 0 if kind.facts.is_first_block_only else middle
         edit = _random_edit(clean[layer, kind], generator)
@@ -71,6 +77,22 @@ def check_sites(model: nn.Module, site_map: SiteMap, num_tokens: int = 6) -> Non
                     "Load the model with [[dtype='float32']], or correct the BlockDescription."
                 )
         _check_writes(model, site_map, kind, run, clean, generator)
+
+
+def _check_causal(model: nn.Module, ids: Tensor, plain: Tensor) -> None:
+    """Require that the logits of a token do not depend on later tokens."""
+    other = ids.clone()
+    other[:, -1] = (ids[:, -1] + 1) % vocab_size(model)
+    earlier = model(input_ids=other, use_cache=False).logits[:, :-1]
+    known = torch.isfinite(earlier) & torch.isfinite(plain[:, :-1])
+    zero = torch.zeros((), dtype=plain.dtype, device=plain.device)
+    found, expected = (torch.where(known, value, zero) for value in (earlier, plain[:, :-1]))
+    scale = expected.float().pow(2).mean().sqrt().clamp_min(1e-30)
+    if float((found - expected).float().abs().max() / scale) > 200 * torch.finfo(plain.dtype).eps:
+        raise UnsupportedModelError(
+            "self-check: another last token changed the logits of the tokens before it, so this is no causal language "
+            "model. Load a decoder; for BERT-like models set is_decoder=True in the configuration."
+        )
 
 
 def _run_and_read(run: Callable[[], Tensor], site_map: SiteMap) -> dict[tuple[int, SiteKind], Tensor]:
@@ -94,29 +116,37 @@ def _check_maps(block: Block) -> None:
     """Require that the described linear maps are all of the block's, each once: K_FT sums over them."""
     described = [id(linear_weight(module)) for module in block.linear_maps().values()]
     present = {
-        id(parameter): name
+        id(parameter): name.replace("base_layer.", "")
         for name, parameter in block.module.named_parameters()
-        if parameter.dim() == 2 and "lora_" not in name
+        if parameter.dim() > 1 and "lora_" not in name
     }
-    missing = [name for key, name in present.items() if key not in described]
+    missing = [name for key, name in present.items() if key not in described and name not in block.description.left_out]
     if missing or len(set(described)) != len(described):
         what = f"leaves out {missing}" if missing else "names a linear map twice"
         raise UnsupportedModelError(
             f"self-check: the description of block {block.index} {what}. List every linear map of the block once, "
-            "in attn_reads, attn_write, mlp_reads or mlp_write of the BlockDescription."
+            "in attn_reads, attn_write, mlp_reads or mlp_write of the BlockDescription, and in left_out what is no "
+            "linear map of every token."
         )
 
 
-def _check_reads(block: Block, read: dict[SiteKind, Tensor]) -> None:
+def _check_reads(block: Block, read: dict[SiteKind, Tensor], calls: Calls) -> None:
     """Compare every tensor read with the layout's equation, from the tensors before it."""
     h, attn_out = read[SiteKind.RESID_PRE], read[SiteKind.ATTN_OUT]
+    mlp_in, hidden = read[SiteKind.MLP_IN], read.get(SiteKind.MLP_HIDDEN)
+    normed = h if block.attn_norm is None else block.attn_norm(h)
     expected = {
-        SiteKind.ATTN_OUT: block.attn_output(read[SiteKind.ATTN_HEADS]),
+        SiteKind.ATTN_OUT: block.attn_output(read[SiteKind.ATTN_HEADS])
+        if SiteKind.ATTN_HEADS in read
+        else block.added(Branch.ATTENTION, calls.again(block, Branch.ATTENTION, normed)),
         SiteKind.MLP_IN: block.mlp_input(h, attn_out),
-        SiteKind.MLP_HIDDEN: block.hidden(read[SiteKind.MLP_IN]),
-        SiteKind.MLP_OUT: block.mlp_output(read[SiteKind.MLP_HIDDEN]),
+        SiteKind.MLP_OUT: block.added(Branch.MLP, calls.again(block, Branch.MLP, mlp_in))
+        if hidden is None
+        else block.mlp_output(hidden),
         SiteKind.RESID_POST: h + attn_out + read[SiteKind.MLP_OUT],
     }
+    if hidden is not None:
+        expected[SiteKind.MLP_HIDDEN] = block.hidden(mlp_in)
     if SiteKind.RESID_MID in read:
         expected[SiteKind.RESID_MID] = block.stream_mid(h, attn_out)
     for kind, value in expected.items():
@@ -134,24 +164,15 @@ def _check_writes(
     """Edit one kind at all layers in one pass and recompute every block's output from what entered it."""
     sites = site_map.sites((kind,))
     deltas = {site: _random_edit(clean[site.layer, kind], generator) for site in sites}
-    calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    handles = [
-        block.attn.register_forward_pre_hook(_recorder(calls, block.index), with_kwargs=True)
-        for block in site_map.blocks
-    ]
-    try:
-        with edited(model, site_map, deltas):
-            read = _run_and_read(run, site_map)  # entered inside the edits, so it sees edited values
-    finally:
-        for handle in handles:
-            handle.remove()
+    with recorded_calls(site_map.blocks) as calls, edited(model, site_map, deltas):
+        read = _run_and_read(run, site_map)  # entered inside the edits, so it sees edited values
     for site in sites:
         block = site_map.blocks[site.layer]
         entered = read[site.layer, SiteKind.RESID_PRE]
         delta = deltas[site](entered)
-        attn_call = calls[block.index]
-        expected = _block_output(block, kind, entered, delta, attn_call)
-        unedited = _block_output(block, None, entered, delta, attn_call)
+        called = calls[block.index]
+        expected = _block_output(block, kind, entered, delta, called)
+        unedited = _block_output(block, None, entered, delta, called)
         after = read[site.layer, SiteKind.RESID_POST]
         _compare(after, expected, f"an edit of '{site}' does not move the block as its equation says")
         if kind.facts.place is not Place.ENTERS and torch.equal(after, unedited):
@@ -161,42 +182,32 @@ def _check_writes(
             )
 
 
-def _recorder(calls: dict[int, Any], index: int) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls[index] = (args, kwargs)
-
-    return hook
-
-
 def _block_output(
     block: Block,
     kind: SiteKind | None,
     h: Tensor,
     delta: Tensor,
-    attn_call: tuple[tuple[Any, ...], dict[str, Any]],
+    calls: Calls,
 ) -> Tensor:
     """Evaluate the layout's equation with ``delta`` added at ``kind`` (nowhere when ``None``)."""
 
     def plus(value: Tensor, at: SiteKind) -> Tensor:
         return value + delta if at is kind else value
 
-    heads: list[Tensor] = []
-    args, kwargs = attn_call
+    # Attention, and an MLP that is one map, run as recorded, with the input recomputed from the stream.
     normed = h if block.attn_norm is None else block.attn_norm(h)
-    # The attention runs as recorded, with the input recomputed from the stream.
-    handle = block.attn_write.register_forward_pre_hook(lambda _, inputs: heads.append(inputs[0]))
-    try:
-        if args:
-            block.attn(normed, *args[1:], **kwargs)
-        else:
-            block.attn(**{**kwargs, "hidden_states": normed})
-    finally:
-        handle.remove()
-    attn_out = plus(block.attn_output(plus(heads[0], SiteKind.ATTN_HEADS)), SiteKind.ATTN_OUT)
-    attn_out = plus(attn_out, SiteKind.RESID_MID)
+    heads = calls.again(block, Branch.ATTENTION, normed)
+    if block.whole(Branch.ATTENTION) is None:
+        attn_out = block.attn_output(plus(heads, SiteKind.ATTN_HEADS))
+    else:
+        attn_out = block.added(Branch.ATTENTION, heads)
+    attn_out = plus(plus(attn_out, SiteKind.ATTN_OUT), SiteKind.RESID_MID)
     mlp_in = plus(block.mlp_input(h, attn_out), SiteKind.MLP_IN)
-    hidden = plus(block.hidden(mlp_in), SiteKind.MLP_HIDDEN)
-    mlp_out = plus(block.mlp_output(hidden), SiteKind.MLP_OUT)
+    if block.whole(Branch.MLP) is None:
+        mlp_out = block.mlp_output(plus(block.hidden(mlp_in), SiteKind.MLP_HIDDEN))
+    else:
+        mlp_out = block.added(Branch.MLP, calls.again(block, Branch.MLP, mlp_in))
+    mlp_out = plus(mlp_out, SiteKind.MLP_OUT)
     return plus(h + attn_out + mlp_out, SiteKind.RESID_POST)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from steerscope.errors import InputError, UnsupportedModelError, did_you_mean
-from steerscope.models.blocks import Block, BlockDescription, linear_shape, module_at, width_of
-from steerscope.models.layouts import description_for
+from steerscope.models.blocks import Block, linear_shape, module_at, width_of
+from steerscope.models.description import BlockDescription
+from steerscope.models.layouts import known_description
+from steerscope.models.recognition import recognised
 from steerscope.models.wrappers import decoder_of
 from steerscope.sites import Site, SiteKind, one_or_several, parse_kind, parse_site
 
@@ -60,6 +63,11 @@ class SiteMap:
                 f"site '{found}' names layer {found.layer}; this model has layers 0 to {len(self.blocks) - 1}."
             )
         self._require_kind(found.kind)
+        if found.head is not None and not self.n_heads:
+            raise InputError(
+                f"site '{found}' names a head; the outputs of heads cannot be told apart in this model. Take "
+                f"'{found.layer}.{found.kind}'."
+            )
         if found.head is not None and found.head >= self.n_heads:
             raise InputError(f"site '{found}' names head {found.head}; this model has heads 0 to {self.n_heads - 1}.")
         return found
@@ -80,6 +88,35 @@ class SiteMap:
         """Return every block's linear maps by ``(layer, path inside the block)``."""
         return {(b.index, path): module for b in self.blocks for path, module in b.linear_maps().items()}
 
+    def left_out(self) -> tuple[str, ...]:
+        """Return the names of weights of two axes or more, inside blocks, that are in none of the linear maps."""
+        return tuple(sorted({name for block in self.blocks for name in block.description.left_out}))
+
+    def require_plain_blocks(self, what: str) -> None:
+        """Refuse blocks whose parts formulas of the theory cannot be written down for.
+
+        Args:
+            what: What needs them, for the message.
+
+        Raises:
+            UnsupportedModelError: A branch is one map or is multiplied by a number, or weights are in no linear map.
+        """
+        for block in self.blocks:
+            told = block.description
+            if told.attn_write is None or told.mlp_write is None:
+                why = "a branch of it is one map"
+            elif (block.attn_scale, block.mlp_scale) != (1.0, 1.0):
+                why = "its branches are multiplied by numbers"
+            elif told.attn_inner or told.left_out:
+                why = f"it has weights besides its usual maps ({', '.join((*told.attn_inner, *told.left_out)[:3])})"
+            else:
+                continue
+            raise UnsupportedModelError(
+                f"{what} needs blocks of attention and an MLP that add to the stream as they are; of block "
+                f"{block.index} (layout '{told.layout}'), {why}. Use another model for this; ranking, editing and "
+                "training work."
+            )
+
     def describe(self) -> str:
         """Return the layout's sites with equations, and the model's size."""
         return f"{self.description.describe()}\n  {len(self.blocks)} layers, d_model {self.d_model}"
@@ -87,7 +124,8 @@ class SiteMap:
     def _require_kind(self, kind: SiteKind) -> None:
         if kind not in self.description.kinds:
             has = ", ".join(self.description.kinds)
-            why = " (attention and MLP read the same stream)" if self.description.parallel else ""
+            reason = self.description.why_not(kind)
+            why = f" ({reason})" if reason else ""
             raise InputError(f"a block of layout '{self.description.layout}' has no site '{kind}'{why}. It has: {has}.")
 
 
@@ -96,25 +134,49 @@ def find_sites(model: nn.Module, description: BlockDescription | None = None) ->
 
     Args:
         model: A transformers causal language model, plain or wrapped by PEFT.
-        description: How its blocks are built; by default looked up by the model's family.
+        description: How its blocks are built; by default looked up by the model's family, or recognised by what they
+            compute.
 
     Returns:
         The model's blocks with their modules, and the sites they have.
 
     Raises:
-        UnsupportedModelError: The family is unknown, or the description's paths lead nowhere.
+        UnsupportedModelError: The description's paths lead nowhere, or the blocks of an unknown family have no equation
+            that steerscope knows.
     """
     decoder = decoder_of(model)
     config = getattr(decoder, "config", None)
     if config is None:
         raise UnsupportedModelError(f"{type(decoder).__name__} has no config; expected a transformers model.")
-    chosen = description or description_for(config)
+    chosen = description or known_description(config) or recognised(model)
     stack = module_at(decoder, chosen.layers)
     blocks = tuple(Block.bind(module, chosen, index) for index, module in enumerate(stack.children()))
     if not blocks:
         raise UnsupportedModelError(f"{type(decoder).__name__}.{chosen.layers} holds no blocks.")
-    d_model = linear_shape(blocks[0].attn_write)[0]
-    return SiteMap(chosen, blocks, d_model, n_heads=int(config.num_attention_heads))
+    return SiteMap(chosen, blocks, _width(blocks[0], config), _heads(blocks, config))
+
+
+def _width(block: Block, config: Any) -> int:
+    """Return the width of the residual stream."""
+    write = block.attn_write_or_none or block.mlp_write_or_none
+    return int(_text(config).hidden_size) if write is None else linear_shape(write)[0]
+
+
+def _heads(blocks: tuple[Block, ...], config: Any) -> int:
+    """Return the number of heads in what every block's output projection reads, 0 where there are none to tell."""
+    try:
+        heads = _text(config).num_attention_heads
+    except AttributeError:  # also where configurations tell it per layer alone
+        return 0
+    if not isinstance(heads, int) or any(block.attn_write_or_none is None for block in blocks):
+        return 0
+    return heads if all(linear_shape(block.attn_write)[1] % heads == 0 for block in blocks) else 0
+
+
+def _text(config: Any) -> Any:
+    """Return the part of a configuration that is about the language model."""
+    inner = getattr(config, "get_text_config", None)
+    return config if inner is None else inner(decoder=True)
 
 
 def unknown_name(value: str, valid: list[str], what: str) -> InputError:

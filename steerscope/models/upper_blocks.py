@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.models.blocks import Block
+from steerscope.models.calls import Call, as_given_back, stream_of
 from steerscope.models.site_map import SiteMap
 
 
@@ -28,11 +29,12 @@ def entering_block(site_map: SiteMap, layer: int, stream: Tensor) -> Iterator[No
     skipped = [block.module for block in site_map.blocks[:layer]]
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return ((stream, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": stream})
+        call = Call(args, kwargs).with_first(stream)
+        return call.args, call.kwargs
 
     handle = site_map.blocks[layer].module.register_forward_pre_hook(hook, with_kwargs=True)
     for module in skipped:
-        module.forward = pass_through
+        module.forward = passing_through(module)
     try:
         yield
     finally:
@@ -53,7 +55,8 @@ def mlp_at(block: Block, row: Tensor, token: Tensor) -> Iterator[None]:
         row: ``selected``: which sequences of the batch.
         token: ``selected``: the token in each of them.
     """
-    if block.mlp_write is block.mlp_in or block.mlp_write not in set(block.mlp_in.modules()):
+    write = block.mlp_write_or_none  # one map of experts looks at all tokens at once
+    if write is None or write is block.mlp_in or write not in set(block.mlp_in.modules()):
         yield
         return
     shapes: list[torch.Size] = []
@@ -78,18 +81,20 @@ def mlp_at(block: Block, row: Tensor, token: Tensor) -> Iterator[None]:
             handle.remove()
 
 
-def pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Stand in for a block's ``forward`` where the block is to do nothing.
+def passing_through(block: nn.Module) -> Callable[..., Any]:
+    """Return what stands in for a block's ``forward`` where the block is to do nothing.
 
     Args:
-        hidden_states: The residual stream entering the block, ``batch token d_model``.
-        args: Taken as a block takes them, and ignored.
-        kwargs: Likewise.
+        block: The block, as its site map was checked: it says in which form the stream is given back.
 
     Returns:
-        ``hidden_states`` itself.
+        A function of what the block takes, which gives back the stream that enters.
     """
-    return hidden_states
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return as_given_back(block, stream_of(args, kwargs))
+
+    return forward
 
 
 @contextmanager
@@ -104,7 +109,7 @@ def above_blocks(site_map: SiteMap, stream: Tensor) -> Iterator[None]:
     """
     last = site_map.blocks[-1]
     with entering_block(site_map, last.index, stream):
-        last.module.forward = pass_through
+        last.module.forward = passing_through(last.module)
         try:
             yield
         finally:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from steerscope.errors import InputError, UnsupportedModelError
 
@@ -54,7 +55,14 @@ def decoder_of(model: nn.Module) -> nn.Module:
     """
     inner = language_model(model)
     get_decoder = getattr(inner, "get_decoder", None)
-    decoder = get_decoder() if callable(get_decoder) else getattr(inner, "base_model", None)
+    decoder = get_decoder() if callable(get_decoder) else None
+    if not isinstance(decoder, nn.Module) or isinstance(decoder, nn.Linear):  # a few families call their head "decoder"
+        decoder = getattr(inner, "base_model", None)
+    # The language model inside one of images may bring a head of its own.
+    while isinstance(getattr(decoder, "lm_head", None), nn.Module) and isinstance(
+        below := getattr(decoder, "model", None), nn.Module
+    ):
+        decoder = below
     if not isinstance(decoder, nn.Module):
         raise UnsupportedModelError(
             f"expected a causal language model of transformers, got {type(model).__name__}. "
@@ -67,6 +75,36 @@ def vocab_size(model: nn.Module) -> int:
     """Return the number of token embeddings of a model."""
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
     return int(embeddings.weight.shape[0])
+
+
+def run_on_random_tokens(model: nn.Module, num_tokens: int = 6) -> Tensor:
+    """Run a model on two sequences of seeded random tokens, for what hooks see of it.
+
+    Args:
+        model: A causal language model.
+        num_tokens: Length of each sequence.
+
+    Returns:
+        The tokens, ``2 x num_tokens``.
+    """
+    ids = random_tokens(model, torch.Generator().manual_seed(0), num_tokens)
+    model(input_ids=ids, use_cache=False)
+    return ids
+
+
+def random_tokens(model: nn.Module, generator: torch.Generator, num_tokens: int = 6) -> Tensor:
+    """Return two sequences of random tokens, on the model's device.
+
+    Args:
+        model: A model with token embeddings.
+        generator: Draws them.
+        num_tokens: Length of each sequence.
+
+    Returns:
+        Token ids, ``2 x num_tokens``.
+    """
+    ids = torch.randint(0, vocab_size(model), (2, num_tokens), generator=generator)
+    return ids.to(next(model.parameters()).device)
 
 
 def is_peft(model: nn.Module) -> bool:

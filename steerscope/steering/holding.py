@@ -31,10 +31,12 @@ class Holder:
     Attributes:
         maps: The maps that hold an edit, each of them its own part.
         reads: Whether they read the site; else the one map writes it.
+        scale: The number that the block multiplies what it writes by.
     """
 
     maps: tuple[nn.Module, ...]
     reads: bool
+    scale: float = 1.0
 
 
 def held_by(site: Site, site_map: SiteMap, *, has_matrix: bool) -> Holder:
@@ -72,7 +74,7 @@ def held_by(site: Site, site_map: SiteMap, *, has_matrix: bool) -> Holder:
             f"the edit at '{site}' is added behind a norm (layout '{block.description.layout}'), which has no bias and "
             "rescales what the weights before it write; they cannot hold it. Keep it as an adapter."
         )
-    return Holder(block.maps(branch, Maps.WRITE), reads=False)
+    return Holder(block.maps(branch, Maps.WRITE), reads=False, scale=block.scale(branch))
 
 
 def why_not_everywhere(positions: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from steerscope.errors import InputError
-from steerscope.models.blocks import BlockDescription
+from steerscope.models.description import BlockDescription
 from steerscope.models.load import LoadedModel
 from steerscope.models.site_map import SiteMap, find_sites
 from steerscope.models.wrappers import is_peft

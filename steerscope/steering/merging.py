@@ -9,7 +9,7 @@ Not merged: nonlinear edits; edits of some tokens alone, since weights act on al
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -135,6 +135,9 @@ def _step(steering: SteeringModel, site: Site) -> Step:
         if part is not None:
             advice = "Its training diverged, or its file is damaged: train it again."
             require_finite(f"the edit at '{site}'", part, advice=advice)
+    if edit.vector is not None and held.scale != 1:
+        # What is added to the stream is a multiple of what the map writes; M of the multiple is the multiple of M.
+        edit = replace(edit, vector=edit.vector / held.scale)
     return Step(site, edit, held)
 
 

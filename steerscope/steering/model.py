@@ -16,8 +16,8 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from steerscope.errors import InputError
 from steerscope.folders import as_folder
-from steerscope.models.blocks import BlockDescription
 from steerscope.models.compat import checkpoint_activations
+from steerscope.models.description import BlockDescription
 from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.site_map import SiteMap, find_sites

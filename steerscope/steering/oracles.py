@@ -33,7 +33,7 @@ from steerscope.equivalence.oracles import (
 )
 from steerscope.errors import InputError, did_you_mean
 from steerscope.finite import require_finite
-from steerscope.models.blocks import BlockDescription
+from steerscope.models.description import BlockDescription
 from steerscope.models.hooks import Edit, edited, reading
 from steerscope.models.site_map import find_sites
 from steerscope.models.wrappers import is_peft

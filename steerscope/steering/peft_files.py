@@ -64,7 +64,10 @@ _WHOLE_MODEL = (
 def instead_of_adapter(folder: Path) -> str:
     """Say what a folder without ``adapter_config.json`` is, and what to give; empty if nothing is known."""
     if (folder / "trainer_state.json").is_file():
-        return " It looks like a checkpoint of a Trainer: resume from it, then call save_pretrained()."
+        return (
+            " It looks like a checkpoint of a Trainer: load it with SteeringModel.from_pretrained(), or resume from it "
+            "if it does not say what it holds, then call save_pretrained()."
+        )
     within = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_NAME}"))
     if within:
         have = "subfolders {} have one each" if len(within) > 1 else "subfolder {} has one"

@@ -43,6 +43,8 @@ def test_a_run_is_evaluated_again_to_the_same_accuracy(place, tmp_path, capsys, 
     found = read_results(out)
     assert found.line == printed.out.strip()
     assert ("changed weights take up to" in printed.err) == (method == "sft")
+    if method == "post-block":
+        assert "| Task | listops |" in (out / "adapter" / "README.md").read_text()
     if method == "lora":
         assert json.loads((out / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
             place / "model"

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import steerscope
 from steerscope.models import wrap_model
-from steerscope.steering import steered_by
 from tests.byte_models import byte_model, byte_tokenizer
 
 PAGE = Path(__file__).parents[2] / "docs" / "steering.md"
@@ -27,7 +26,6 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
         "adapter_model.safetensors",
         "README.md",
     }
-    steered_by(loaded.model).unload()  # the page loads the model anew
     exec(compile(vectors, str(PAGE), "exec"), {})
     said = capsys.readouterr().out
     assert "mean of 3 positives and 3 negatives" in said

@@ -166,7 +166,7 @@ def test_a_model_with_several_comes_back_untouched():
 
 def test_the_adapter_that_acts_is_trained_and_counted():
     model = two()
-    names = set(model.state_dict())
+    names = set(model.state_dict()) - {"adapter_config"}
     assert names == {f"edits.{site}.{part}" for site in ("0-resid_post", "1-mlp_hidden") for part in ("D", "U", "b")}
     kept = {name: value.clone() for name, value in model.adapter("other").tensors().items()}
     count = model.get_nb_trainable_parameters()[0]
@@ -176,7 +176,7 @@ def test_the_adapter_that_acts_is_trained_and_counted():
     assert all(torch.equal(value, kept[name]) for name, value in model.adapter("other").tensors().items())
     model.set_adapter("other")
     assert model.get_nb_trainable_parameters()[0] != count
-    assert set(model.state_dict()) != names
+    assert not names <= set(model.state_dict())
 
 
 def test_all_follow_the_model(tmp_path):

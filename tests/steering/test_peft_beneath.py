@@ -111,7 +111,7 @@ def test_an_adapter_for_inference_stays_frozen_and_comes_back(tmp_path):
     model = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "lora")
     steering = randomise(get_steering_model(model, EDITS).eval())
     assert all(name.startswith("edits.") for name in trained(steering))
-    assert all(name.startswith("edits.") for name in steering.state_dict())
+    assert all(name.startswith("edits.") for name in set(steering.state_dict()) - {"adapter_config"})
     steering.save_pretrained(tmp_path / "both")
     assert torch.equal(logits(SteeringModel.from_pretrained(tiny_model("llama"), tmp_path / "both")), logits(steering))
     assert not trained(steering.unload())

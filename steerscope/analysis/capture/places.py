@@ -159,7 +159,8 @@ class PlaceWatch:
 def maps_at(block: Block, kind: SiteKind) -> tuple[nn.Module, ...]:
     """Return the linear maps at a kind of site: those that read it alone, else the one whose output it is or ends with.
 
-    What enters the first block is read by that block's attention.
+    What enters the first block is read by that block's attention. At a branch that is one map, these are all linear
+    maps of that branch.
 
     Args:
         block: A block of the model.
@@ -169,11 +170,16 @@ def maps_at(block: Block, kind: SiteKind) -> tuple[nn.Module, ...]:
         One linear map or several that share their input.
     """
     facts = kind.facts
-    if facts.read_by is not None:
-        return block.maps(*facts.read_by)
-    if facts.written_by:
-        return block.maps(facts.written_by[-1], Maps.WRITE)
-    return block.maps(Branch.ATTENTION, Maps.READS)
+    branch = facts.read_by[0] if facts.read_by else (*facts.written_by, Branch.ATTENTION)[len(facts.written_by) - 1]
+    if block.whole(branch) is not None:
+        found = (*block.attn_reads, *block.attn_inner) if branch is Branch.ATTENTION else block.mlp_inner
+    elif facts.read_by is not None:
+        found = block.maps(*facts.read_by)
+    elif facts.written_by:
+        found = block.maps(branch, Maps.WRITE)
+    else:
+        found = block.maps(Branch.ATTENTION, Maps.READS)
+    return found or tuple(block.linear_maps().values())
 
 
 def linear_cka(first: Tensor, second: Tensor) -> float:

@@ -21,9 +21,6 @@ from steerscope.models.load import LoadedModel
 from steerscope.site_kinds import kinds_adding_at, stream_behind
 from steerscope.sites import Site
 
-# Linear maps of a block by what they read: those of one group share it.
-GROUPS = ("attn_in", "attn_heads", "mlp_in", "mlp_hidden")
-
 
 class Recorder:
     """The hooks of one capture pass and the features they fill."""
@@ -73,7 +70,8 @@ class Recorder:
         if not self.several:
             self.examples = batch.example
         if not self.plan.exact:
-            names = [(block.index, group) for block in self.loaded.site_map.blocks for group in GROUPS]
+            # Linear maps of a block by what they read: those of one group share it.
+            names = [(block.index, group) for block in self.loaded.site_map.blocks for group, _ in block.groups()]
             shape = (*batch.ids.shape, len(names), self.plan.weight_size)
             self.all_reads, self.all_grads = torch.zeros(2, *shape, dtype=self.dtype, device=batch.ids.device)
             self.weight_reads = dict(zip(names, self.all_reads.unbind(2), strict=True))
@@ -138,15 +136,13 @@ class Recorder:
         def start_graph(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             # The weights are frozen: the graph begins at the embeddings.
             self.source = output.detach().requires_grad_(True)
-            return self.source
+            return self.source.clone()  # no leaf of the graph: some models scale it in place
 
         stack.callback(embeddings.register_forward_hook(start_graph).remove)
         for block in site_map.blocks:
-            readers = (block.attn_reads, (block.attn_write,), block.mlp_reads, (block.mlp_write,))
-            paths = {module: path for path, module in block.linear_maps().items()}
-            for group, modules in zip(GROUPS, readers, strict=True):
-                for module in modules:
-                    hook = self._weight_hook(block.index, group, paths[module], reads=module is modules[0])
+            for group, maps in block.groups():
+                for place, (path, module) in enumerate(maps.items()):
+                    hook = self._weight_hook(block.index, group, path, reads=place == 0)
                     stack.callback(module.register_forward_hook(hook).remove)
         stack.enter_context(
             tapping(
@@ -204,6 +200,8 @@ class Recorder:
         """
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            if not output.requires_grad:
+                return output  # a map that only chooses (which tokens attention looks at) has no derivative
             if reads:
                 read = as_token_axes(args[0].detach(), *self.mask.shape[:2])
                 projected = self._project(read, (layer, group), self.plan.weight_size) * self.mask

@@ -21,6 +21,7 @@ from steerscope.analysis.scoring.converged import loss_decrease
 from steerscope.analysis.scoring.kernels import Rows
 from steerscope.analysis.scoring.problem import Problem
 from steerscope.analysis.scoring.spectrum import RIDGES
+from steerscope.models.calls import stream_of
 from steerscope.models.hooks import edited, tapping
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
@@ -177,7 +178,11 @@ class Stepper:
     def _graph(self) -> Iterator[None]:
         """Begin the graph at the embeddings: weights are frozen."""
         embeddings = self.loaded.model.get_input_embeddings()  # type: ignore[operator]
-        hook = embeddings.register_forward_hook(lambda module, args, output: output.detach().requires_grad_(True))
+
+        def start_graph(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            return output.detach().requires_grad_(True).clone()  # no leaf of the graph: some models scale it in place
+
+        hook = embeddings.register_forward_hook(start_graph)
         try:
             yield
         finally:
@@ -193,7 +198,7 @@ class Stepper:
         seen: list[Tensor] = []
 
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.append(args[0] if args else kwargs["hidden_states"])
+            seen.append(stream_of(args, kwargs))
 
         handles = [
             block.module.register_forward_pre_hook(keep, with_kwargs=True) for block in self.loaded.site_map.blocks

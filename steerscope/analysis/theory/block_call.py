@@ -13,6 +13,7 @@ from torch.func import functional_call, jvp
 from steerscope.analysis.theory.common import Update, weight_names
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.blocks import Block
+from steerscope.models.calls import stream_of
 from steerscope.models.hooks import reading
 from steerscope.models.load import LoadedModel
 from steerscope.models.site_map import SiteMap
@@ -52,7 +53,7 @@ class BlockCall:
         """
         # What enters is the output of the block below, which does not run here.
         args, kwargs = self.arguments
-        entering = {SiteKind.RESID_PRE: args[0] if args else kwargs["hidden_states"]}
+        entering = {SiteKind.RESID_PRE: stream_of(args, kwargs)}
         sites = {kind: Site(layer, kind) for kind in site_map.description.kinds if kind not in entering}
         with torch.no_grad(), reading(site_map, sites.values()) as found:
             self.run({})

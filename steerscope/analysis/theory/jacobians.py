@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.equivalence.closed_forms import activation_slope
-from steerscope.errors import InputError
+from steerscope.errors import InputError, UnsupportedModelError
 from steerscope.models.blocks import Block, linear_shape
 from steerscope.site_kinds import kinds_adding_at
 from steerscope.sites import SiteKind
@@ -94,6 +94,7 @@ def write_jacobian(block: Block, kind: SiteKind, tensors: dict[SiteKind, Tensor]
 
     Cost: a dense matrix per token; memory ``tokens x d_model x width``.
     """
+    _require_unscaled(block)
     match kind:
         case SiteKind.RESID_PRE:
             raise InputError(
@@ -157,6 +158,7 @@ def shared_maps(block: Block, tensors: dict[SiteKind, Tensor]) -> Iterator[Share
 
     Cost: as :func:`write_jacobian` for one site; memory of one site and a chunk.
     """
+    _require_unscaled(block)
     parallel = block.description.parallel
     down, write = (effective_weight(module).detach() for module in (block.mlp_write, block.attn_write))
     mlp_post = _post(block.mlp_post_norm, lambda: block.mlp_write(tensors[SiteKind.MLP_HIDDEN]))
@@ -190,6 +192,14 @@ def shared_maps(block: Block, tensors: dict[SiteKind, Tensor]) -> Iterator[Share
         assert post is not None
         maps[chunk] = torch.bmm(maps[chunk], post)
     yield SharedMaps(maps, {SiteKind.ATTN_HEADS: write})
+
+
+def _require_unscaled(block: Block) -> None:
+    if (block.attn_scale, block.mlp_scale) != (1.0, 1.0):
+        raise UnsupportedModelError(
+            f"what the branches of block {block.index} write is multiplied by numbers before it is added; these "
+            "matrices are for blocks that add it as it is. Use another model for them."
+        )
 
 
 def _post(norm: nn.Module | None, reads: object) -> Tensor | None:

@@ -61,8 +61,8 @@ EXACT = 1e-12
 # The rank of a difference of weights: singular values beyond it are rounding.
 RANK_GAP = 1e-10
 RANK = 2
-# Gains below this are not divided by.
-SMALLEST_GAIN = 1e-3
+# Gains below this are not divided by; small ones cancel without loss of digits.
+SMALLEST_GAIN = 1e-9
 # Steered blocks: the uppermost ones, so that few matrices of a large model are rewritten.
 STEERED = 4
 
@@ -264,7 +264,7 @@ def _rewritten_reads(subject: Subject, norm: nn.Module | None, reads: Sequence[n
 
 
 def _can_rewrite_reads(block: Block, width: int) -> bool:
-    """Whether no LayerNorm, and no gain near zero, stands before the block's read maps."""
+    """Whether no LayerNorm, and no gain of zero, stands before the block's read maps."""
     norms = _read_norms(block)
     if any(isinstance(norm, nn.LayerNorm) for norm in norms):
         return False
@@ -358,7 +358,7 @@ def _check(subject: Subject) -> Evidence:
         name = "the model, read and write maps rewritten, norms dividing by the size of G k"
         claim.append(Measurement(name, rewritten, high=EXACT))
     else:
-        notes.append("read maps not rewritten: LayerNorm, or a gain near zero, stands before them")
+        notes.append("read maps not rewritten: LayerNorm, or a gain of zero, stands before them")
     if len(layers) > 1:
         weight = output_first(block.mlp_write)
         change = write_map(weight, gauges[-2]) - weight

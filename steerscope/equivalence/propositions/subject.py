@@ -159,9 +159,13 @@ def subject_of(
 
     Returns:
         The subject with the model's sites.
+
+    Raises:
+        UnsupportedModelError: Its blocks have parts that the propositions do not speak of.
     """
     model.eval().requires_grad_(False)
     site_map = find_sites(model)
+    site_map.require_plain_blocks("a proposition")
     if input_ids is None:
         size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
         input_ids = torch.randint(3, size, (2, 7), generator=torch.Generator().manual_seed(seed))

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from steerscope.analysis.capture.outputs import selected_positions
 from steerscope.experiments.engine.rows import padded, run
 from steerscope.experiments.tasks.supervised import SupervisedSequence
+from steerscope.models.calls import stream_of
 from steerscope.models.lengths import batches_within, switch_length
 from steerscope.models.site_map import SiteMap
-from steerscope.models.upper_blocks import entering_block, pass_through
+from steerscope.models.upper_blocks import entering_block, passing_through
 
 # Most tokens of a batch in which streams are computed.
 TOKENS = 4096
@@ -94,12 +95,12 @@ def _stopping_at(site_map: SiteMap, layer: int, seen: list[Tensor]) -> Iterator[
     """Keep what enters a block, and compute nothing from there on."""
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(args[0] if args else kwargs["hidden_states"])
+        seen.append(stream_of(args, kwargs))
 
     above = [block.module for block in site_map.blocks[layer:]]
     handle = above[0].register_forward_pre_hook(keep, with_kwargs=True)
     for module in above:
-        module.forward = pass_through
+        module.forward = passing_through(module)
     try:
         yield
     finally:

@@ -130,12 +130,13 @@ class _Work:
         sweep.deadline = math.inf
         sweep.test([best])
         before = recalibrate(loaded, self.data.rows(options.seed), self.data.held_out("test"))
-        self._save_adapter(sweep, best)
+        tested = self._tested(sweep, best, [run for run in finished if run[0].name == best[0].name])
+        self._save_adapter(sweep, best, tested)
         result = SearchResult(
             model=loaded.identity.as_dict(),
             task=self.splits.name,
             options=options.as_dict(),
-            best=self._tested(sweep, best, [run for run in finished if run[0].name == best[0].name]),
+            best=tested,
             before={
                 "loss": before.before.loss,
                 "accuracy": before.before.accuracy,
@@ -314,7 +315,7 @@ class _Work:
             )
         return tuple(found)
 
-    def _save_adapter(self, sweep: StagedSweep, best: Run) -> None:
+    def _save_adapter(self, sweep: StagedSweep, best: Run, tested: Tested) -> None:
         """Write the chosen edit as an adapter, and take it off the model again."""
         one, _, seed = best
         assert one.config is not None
@@ -322,7 +323,9 @@ class _Work:
         try:
             _fill(model.steering_tensors(), sweep.tensors_of(best))
             model.mark_ready()
-            model.save_pretrained(self.folder / ADAPTER)
+            known = {"Task": self.splits.name, "Test accuracy": tested.accuracy, "Test loss (nats)": tested.loss}
+            measured = {name: value for name, value in known.items() if value is not None}
+            model.save_pretrained(self.folder / ADAPTER, measured=measured)
         finally:
             model.unload()
 

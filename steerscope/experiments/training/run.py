@@ -95,7 +95,7 @@ class Run:
             try:
                 trainee.require_finite(choice.learning_rate)
                 numbers, speed = trainee.parameters, done.tokens_per_second
-                self._save(trainee)
+                self._save(trainee, config.task)
                 found, generations = self._test(form, trainee.model)
             finally:  # also of an interruption: a model in memory belongs to its user
                 trainee.restore()
@@ -299,12 +299,12 @@ class Run:
             trainee.restore()
             raise
 
-    def _save(self, trainee: Trainee) -> None:
+    def _save(self, trainee: Trainee, task: str) -> None:
         """Write the adapter; one that was begun before an interruption is written anew."""
         place = self.path / ADAPTER
         shutil.rmtree(place, ignore_errors=True)
         with told(f"write the adapter to {str(place)!r}"):
-            trainee.save(place)
+            trainee.save(place, {"Task": task, "Training examples": len(self.parts.train), "Seed": self.options.seed})
 
     def _test(self, form: TaskForm, model: torch.nn.Module) -> tuple[Evaluation, list[Any]]:
         return evaluate(

@@ -65,10 +65,17 @@ class Trainee:
         trained, total = self.model.get_nb_trainable_parameters()
         return int(trained), int(total)
 
-    def save(self, folder: Path) -> None:
-        """Write the adapter or the changed weights."""
+    def save(self, folder: Path, known: Mapping[str, object]) -> None:
+        """Write the adapter or the changed weights.
+
+        Args:
+            folder: Where.
+            known: What a model card says beside what the adapter itself tells.
+        """
         if self.write is not None:
             self.write(folder)
+        elif isinstance(self.model, SteeringModel):
+            self.model.save_pretrained(folder, measured=known)
         else:
             self.model.save_pretrained(str(folder))
 

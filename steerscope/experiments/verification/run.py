@@ -156,6 +156,7 @@ def verify_model(
     watch = Stopwatch(progress)
     watch.stage("load")
     exact = load("float64")
+    exact.site_map.require_plain_blocks("verify")
     task = get_task("listops")
     encoded = encode_for(exact, task.split("validation", options.pool, options.seed))
     rows = rows_of_one_length(encoded, options.rows)

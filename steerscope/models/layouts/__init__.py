@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 
-from steerscope.errors import UnsupportedModelError, did_you_mean
-from steerscope.models.blocks import BlockDescription
+from steerscope.errors import UnsupportedModelError
+from steerscope.models.description import BlockDescription
 from steerscope.models.layouts import parallel, plain, sandwich, sequential
 
 FAMILIES: dict[str, BlockDescription] = {
@@ -16,21 +16,13 @@ FAMILIES: dict[str, BlockDescription] = {
 }
 
 
-def description_for(config: PretrainedConfig) -> BlockDescription:
-    """Return the block description of a configuration's family.
+def known_description(config: PretrainedConfig) -> BlockDescription | None:
+    """Return the block description of a configuration's family, ``None`` where it is to be recognised by its blocks.
 
     Raises:
-        UnsupportedModelError: The family is unknown, or this member of it has another layout (OPT-350m
-            normalises after attention); the message says what is supported and how to describe a block.
+        UnsupportedModelError: This member of a known family has another layout (OPT-350m normalises after attention).
     """
     family = config.model_type
-    if family not in FAMILIES:
-        raise UnsupportedModelError(
-            f"model family {family!r} is not supported.{did_you_mean(family, list(FAMILIES))} Supported: "
-            f"{', '.join(sorted(FAMILIES))}. For a block of one of these shapes under another name, use "
-            "load_model(..., description=steerscope.BlockDescription(...)) in Python with the attribute paths of its "
-            "parts; the self-check on load says whether it is true. Mixtures of experts are not supported yet."
-        )
     if family == "gpt_neox" and not config.use_parallel_residual:
         return parallel.NEOX_SEQUENTIAL
     if family == "opt" and not config.do_layer_norm_before:
@@ -40,4 +32,4 @@ def description_for(config: PretrainedConfig) -> BlockDescription:
         )
     if family == "gpt2" and config.add_cross_attention:
         raise UnsupportedModelError("GPT-2 with cross-attention is not supported; use a decoder-only model.")
-    return FAMILIES[family]
+    return FAMILIES.get(family)

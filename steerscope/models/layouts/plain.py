@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steerscope.models.blocks import BlockDescription
+from steerscope.models.description import BlockDescription
 
 GPT2 = BlockDescription(
     layout="sequential LayerNorm, plain MLP",

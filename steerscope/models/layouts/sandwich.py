@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from steerscope.models.blocks import BlockDescription
+from steerscope.models.description import BlockDescription
 from steerscope.models.layouts.sequential import LLAMA
 
 GEMMA = replace(

@@ -18,6 +18,8 @@ from tests.equivalence.propositions.mutations import MUTATIONS, Mutation
 
 # Not formulas: they find or measure something, and say nothing that could be wrong of the theory alone.
 NO_FORMULA = {"final_norm"}
+# Propositions about whole data sets: their formulas are made wrong on smaller blocks, beside their other tests.
+ON_OWN_BLOCKS = {43, 44, 45, 46}
 
 
 @cache
@@ -57,7 +59,8 @@ def test_a_wrong_formula_changes_a_verdict(mutation: Mutation, monkeypatch: pyte
 
 def formulas() -> Iterator[str]:
     """Yield the public functions of the theory's modules: all but checks."""
-    for module in (closed_forms, oracles, divergence, subspaces, *catalogue._FILES):
+    here = [file for file in catalogue._FILES if {p.number for p in file.PROPOSITIONS} - ON_OWN_BLOCKS]
+    for module in (closed_forms, oracles, divergence, subspaces, *here):
         for name, value in vars(module).items():
             own = inspect.isfunction(value) and value.__module__ == module.__name__
             if own and not name.startswith(("_", "check")):
@@ -70,4 +73,4 @@ def test_every_formula_is_made_wrong_once():
 
 
 def test_every_proposition_has_a_mutation():
-    assert {mutation.number for mutation in MUTATIONS} == {one.number for one in propositions()}
+    assert {mutation.number for mutation in MUTATIONS} == {one.number for one in propositions()} - ON_OWN_BLOCKS

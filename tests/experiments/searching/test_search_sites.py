@@ -51,6 +51,7 @@ def test_the_best_finished_run_is_chosen_and_its_adapter_is_the_one_that_was_tes
     whole_runs = [one for one in edits if one["config"]["method"] != "0.resid_post+1.resid_post"]
     lowest = min(whole_runs, key=lambda one: one["selection_loss"])["config"]
     assert (result.best.name, result.best.learning_rate) == (lowest["method"], lowest["learning_rate"])
+    assert "| Test accuracy | " in (folder / "adapter" / "README.md").read_text()
     # Against a pass of our own with the saved adapter.
     task = splits_of_task(get_task("listops"))
     with torch.no_grad():

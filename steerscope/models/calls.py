@@ -1,0 +1,113 @@
+"""How a module was called: its first tensor, and the same call again with another one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+
+def first_tensor(value: object) -> Tensor | None:
+    """Return a tensor, or the first one in a tuple or in the output of a model; ``None`` where there is none."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        return next((one for one in value if isinstance(one, Tensor)), None)
+    return None
+
+
+# What blocks give back beside the stream, without tensors; None for one that gives the stream alone.
+_BESIDE: WeakKeyDictionary[nn.Module, tuple[Any, ...] | None] = WeakKeyDictionary()
+
+
+def remember_output(module: nn.Module, args: object, output: object) -> None:
+    """Note in which form a block gives back the stream: a forward hook.
+
+    Args:
+        module: The block.
+        args: What it was called with.
+        output: What it gave.
+    """
+    beside = (
+        tuple(None if isinstance(one, Tensor) else one for one in output[1:]) if isinstance(output, tuple) else None
+    )
+    _BESIDE[module] = beside
+
+
+def as_given_back(module: nn.Module, stream: Tensor) -> Any:
+    """Return the stream in the form in which a block gives it back: alone, or first in a tuple (Falcon).
+
+    Args:
+        module: The block; one that no check ran is taken to give the stream alone.
+        stream: ``batch token d_model``.
+
+    Returns:
+        The stream, or a tuple that begins with it.
+    """
+    beside = _BESIDE.get(module)
+    return stream if beside is None else (stream, *beside)
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call of a module, whose first tensor is the activation that it works on."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def _place(self) -> int | str | None:
+        """Where the first tensor is: a number for an argument by place, else a name."""
+        if self.args:
+            return 0 if isinstance(self.args[0], Tensor) else None
+        if isinstance(self.kwargs.get("hidden_states"), Tensor):
+            return "hidden_states"
+        return next((name for name, value in self.kwargs.items() if isinstance(value, Tensor)), None)
+
+    @property
+    def first(self) -> Tensor | None:
+        """The tensor that the module works on, or ``None``."""
+        place = self._place
+        if place is None:
+            return None
+        return self.args[place] if isinstance(place, int) else self.kwargs[place]
+
+    def with_first(self, value: Tensor) -> Call:
+        """Return the call with another first tensor."""
+        place = self._place
+        if isinstance(place, str):
+            return Call(self.args, {**self.kwargs, place: value})
+        return Call((value, *self.args[1:]), self.kwargs)
+
+    def again(self, module: nn.Module, value: Tensor) -> Any:
+        """Call a module as it was called, on another tensor.
+
+        Args:
+            module: The module.
+            value: What it gets in place of the first tensor.
+
+        Returns:
+            Its output.
+        """
+        call = self.with_first(value)
+        return module(*call.args, **call.kwargs)
+
+
+def stream_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the stream among the arguments of a block.
+
+    Args:
+        args: Those by place.
+        kwargs: Those by name.
+
+    Returns:
+        The first tensor, ``batch token d_model``.
+    """
+    found = Call(args, kwargs).first
+    assert found is not None
+    return found
