@@ -13,7 +13,7 @@ from tests.reports.pages import assert_sound
 
 __all__ = ["data", "folder"]  # fixtures
 
-SIZES = ["--steps", "4", "--batch-size", "4", "--selection-examples", "16", "--test-examples", "16", "--rank", "2"]
+SIZES = ["--steps", "10", "--batch-size", "4", "--selection-examples", "16", "--test-examples", "16", "--rank", "2"]
 COMMANDS = {
     "search": (["--candidates", "2", "--max-examples", "24", "--no-sets", "--no-references", *SIZES],
                "search.json", SearchResult, "test examples right"),
