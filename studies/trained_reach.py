@@ -168,35 +168,53 @@ def shifts_and_reads(
     return {name: torch.cat(parts) for name, parts in shifts.items()}, {n: torch.cat(p) for n, p in reads.items()}
 
 
-def left_over(read: Tensor, shift: Tensor, fitted: Tensor, rank: int | None = None) -> float:
-    """Return the part of a shift's variance that the best linear map from a tensor leaves, on tokens it has not seen.
+class Reader:
+    """The best linear maps from one tensor to many shifts: what is decomposed once serves all shifts, ridges and ranks.
 
     Args:
-        read: ``(token p)``.
-        shift: ``(token q)``.
-        fitted: Which tokens the map is fitted on ``(token)``, true or false; the ridge is the best of some on a fifth
-            of them, left out for that.
-        rank: Most rank of the map; None for any.
-
-    Returns:
-        A share: 0 where the map makes the whole shift; above 1 where it is worse than the mean.
+        read: What an edit reads ``(token p)``.
+        fitted: Which tokens maps are fitted on ``(token)``, true or false; a fifth of them, left out for that, chooses
+            the ridge.
     """
-    x, y = read[fitted].double(), shift[fitted].double()
-    keep = torch.arange(len(x)) % 5 != 0
-    chosen = min(RIDGES, key=lambda ridge: _left(_map(x[keep], y[keep], ridge, rank), x[~keep], y[~keep]))
-    return _left(_map(x, y, chosen, rank), read[~fitted].double(), shift[~fitted].double())
 
+    def __init__(self, read: Tensor, fitted: Tensor) -> None:
+        places = torch.nonzero(fitted)[:, 0]
+        kept = torch.arange(len(places)) % 5 != 0
+        self._parts = ((places[kept], places[~kept]), (places, torch.nonzero(~fitted)[:, 0]))
+        self._x = read.double()
+        self._decomposed = [self._decompose(places) for places, _ in self._parts]
 
-def _map(x: Tensor, y: Tensor, ridge: float, rank: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the ridge regression of ``y`` on ``x``: means of both, and the map."""
-    mean_x, mean_y = x.mean(0), y.mean(0)
-    x, y = x - mean_x, y - mean_y
-    gram = x.T @ x
-    gram.diagonal().add_(ridge * gram.diagonal().mean())
-    found = torch.linalg.solve(gram, x.T @ y)
-    if rank is not None:
-        found = reduced_map(x, found, rank)
-    return mean_x, mean_y, found
+    def left_over(self, shift: Tensor, rank: int | None = None) -> float:
+        """Return the part of a shift's variance that the best map leaves, on tokens it has not seen.
+
+        Args:
+            shift: ``(token q)``.
+            rank: Most rank of the map; None for any.
+
+        Returns:
+            A share: 0 where the map makes the whole shift; above 1 where it is worse than the mean.
+        """
+        chosen = min(RIDGES, key=lambda ridge: self._left(0, shift, ridge, rank))
+        return self._left(1, shift, chosen, rank)
+
+    def _decompose(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the mean, the centred tokens, and eigenvalues and eigenvectors of their second moments."""
+        mean = self._x[places].mean(0)
+        centred = self._x[places] - mean
+        values, vectors = torch.linalg.eigh(centred.T @ centred)
+        return mean, centred, values, vectors
+
+    def _left(self, part: int, shift: Tensor, ridge: float, rank: int | None) -> float:
+        (fitted, tested), (mean, centred, values, vectors) = self._parts[part], self._decomposed[part]
+        y = shift[fitted].double()
+        mean_y = y.mean(0)
+        cross = vectors.T @ (centred.T @ (y - mean_y))
+        found = vectors @ (cross / (values + ridge * values.mean())[:, None])
+        if rank is not None:
+            found = reduced_map(centred, found, rank)
+        target = shift[tested].double()
+        error = target - mean_y - (self._x[tested] - mean) @ found
+        return float(error.square().sum() / (target - target.mean(0)).square().sum())
 
 
 def reduced_map(x: Tensor, found: Tensor, rank: int) -> Tensor:
@@ -210,12 +228,6 @@ def reduced_map(x: Tensor, found: Tensor, rank: int) -> Tensor:
     fitted = x @ found
     directions = torch.linalg.eigh(fitted.T @ fitted).eigenvectors[:, -rank:]
     return found @ directions @ directions.T
-
-
-def _left(model: tuple[Tensor, Tensor, Tensor], x: Tensor, y: Tensor) -> float:
-    mean_x, mean_y, found = model
-    error = (y - mean_y) - (x - mean_x) @ found
-    return float(error.square().sum() / (y - y.mean(0)).square().sum())
 
 
 def texts_of(loaded: LoadedModel, path: Path, length: int, count: int) -> Tensor:
@@ -270,6 +282,7 @@ def measure(loaded: LoadedModel, update: Mapping[str, Tensor], layer: int, ids: 
     stream = reads["block"].norm(dim=-1)
     usual = stream <= OUTLIER * stream.median()
     fitted = (torch.arange(len(ids)) % 2 == 0)[:, None].expand_as(usual)[usual]
+    readers = {name: Reader(read[usual], fitted) for name, read in reads.items()}
     rows = []
     for matrix, shift in shifts.items():
         own = shift[usual]
@@ -278,7 +291,9 @@ def measure(loaded: LoadedModel, update: Mapping[str, Tensor], layer: int, ids: 
         size = float((own.square().sum() / reads["block"][usual].square().sum()).sqrt())
         row: dict[str, Any] = {"matrix": matrix, "size": size, "tokens": int(usual.sum())}
         for rank, suffix in ((None, ""), (RANK, f"_rank_{RANK}")):
-            row |= {name + suffix: left_over(read[usual], own, fitted, rank) for name, read in reads.items()}
+            # Of single matrices the full map alone: reducing its rank for each ridge costs more than all the rest.
+            if rank is None or matrix == ALL:
+                row |= {name + suffix: reader.left_over(own, rank) for name, reader in readers.items()}
         rows.append(row)
     return rows
 

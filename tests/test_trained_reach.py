@@ -9,7 +9,7 @@ from steerscope.equivalence.oracles import reduced_rank_map
 from steerscope.errors import InputError
 from steerscope.models.hooks import reading
 from steerscope.models.load import wrap_model
-from studies.trained_reach import ALL, left_over, reduced_map, run, shifts_and_reads, texts_of, trained_update
+from studies.trained_reach import ALL, Reader, reduced_map, run, shifts_and_reads, texts_of, trained_update
 from tests.byte_models import byte_model, byte_tokenizer
 
 
@@ -22,10 +22,10 @@ def test_a_map_that_makes_the_shift_leaves_nothing_and_noise_leaves_everything()
     torch.manual_seed(0)
     x, noise = torch.randn(800, 12), torch.randn(800, 5)
     fitted = torch.arange(800) % 2 == 0
-    assert left_over(x, x @ torch.randn(12, 5) + 3.0, fitted) < 1e-8
-    assert left_over(x, noise, fitted) > 0.98
+    assert Reader(x, fitted).left_over(x @ torch.randn(12, 5) + 3.0) < 1e-8
+    assert Reader(x, fitted).left_over(noise) > 0.98
     made = x @ torch.randn(12, 5)
-    assert left_over(x, made + noise * made.std() / noise.std(), fitted) == pytest.approx(0.5, abs=0.06)
+    assert Reader(x, fitted).left_over(made + noise * made.std() / noise.std()) == pytest.approx(0.5, abs=0.06)
 
 
 def test_a_cut_map_is_the_best_of_its_rank():
