@@ -34,7 +34,7 @@ SHOWN = {
     "bare": (ranking_cases.bare, ["rank"]),
     "verification": (
         lambda: Verification.load(RESULTS / "verify-random.json"),
-        ["42 propositions", "P1", "more lines"],
+        ["46 propositions", "P1", "more lines"],
     ),
     "comparison": (comparison, ["accuracy on", "post-block", "majority"]),
     "run": (lambda: cases.results(cases.config()), ["test accuracy 61.0%", "post-block at 0.resid_post", "1,000 of"]),

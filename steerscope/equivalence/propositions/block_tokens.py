@@ -30,6 +30,8 @@ from steerscope.sites import Site, SiteKind
 LENGTH = 12
 COUNT = 40
 TOKENS_PER_CHANNEL = 4
+# Of a share, in float64 least squares over thousands of tokens.
+ROUNDING = 1e-9
 # A few tokens have streams tens of times longer than the others'; they alone would decide every sum over tokens.
 OUTLIER = 4.0
 # The first token sees nothing but itself.
@@ -294,9 +296,10 @@ def z_score(found: tuple[float, float], expected: float) -> float:
         expected: The formula's value.
 
     Returns:
-        A signed number without unit.
+        A signed number without unit. Where an edit reads as many directions as there are different tokens, nothing is
+        left in any draw: the standard error is taken to be :data:`ROUNDING` at least.
     """
-    return (found[0] - expected) / max(found[1], 1e-300)
+    return (found[0] - expected) / max(found[1], ROUNDING)
 
 
 def token_counts(blocks: Sequence[BlockTokens]) -> tuple[str, ...]:
