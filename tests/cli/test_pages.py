@@ -39,7 +39,6 @@ def test_a_page_beside_the_result(folder, data, tmp_path, capsys, monkeypatch, n
     html = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert_sound(html, name)
     assert said in html
-    assert f"steerscope {name}" in html
     # Runs, and an adapter, stay where they were.
     kept = {path for path in before if path.parent.name in ("runs", "adapter")}
     assert kept

@@ -207,7 +207,7 @@ def test_a_verification_of_a_model(place):
 
 def test_propositions():
     every = propositions()
-    assert [one.name for one in every] == [f"P{number}" for number in range(1, 43)]
+    assert [one.name for one in every] == [f"P{number}" for number in range(1, 47)]
     assert [one.number for one in propositions("p23,P7")] == [7, 23]
 
 

@@ -267,7 +267,7 @@ def test_registry(tmp_path):
     assert len(get_task("listops").split("validation", 3, seed=0)) == 3
 
 
-@pytest.mark.parametrize("name", ["listop", "ListOps"])
+@pytest.mark.parametrize("name", ["listop", "lissstops"])
 def test_unknown_task_suggests(name):
     with pytest.raises(InputError) as caught:
         get_task(name)

@@ -17,7 +17,7 @@ import transformers
 from gguf import GGUFWriter
 from safetensors.torch import load_file
 
-from steerscope import InputError, UnsupportedModelError, load_model, wrap_model
+from steerscope import InputError, load_model, wrap_model
 from steerscope.models.bundled import CONVERSION, QUANTISED_NOTE, bundled_file, converted_gguf, incomplete
 from tests.tiny import tiny_config, tiny_model, tiny_tokenizer
 
@@ -165,8 +165,8 @@ def test_code_of_a_model_is_refused_unless_asked_for(tmp_path, case):
 @pytest.mark.parametrize("case", CODE_CASES)
 def test_code_of_a_model_runs_when_asked_for(tmp_path, case):
     folder = with_code(tmp_path / "model", *CODE_CASES[case])
-    # A configuration of their own is a family of its own, which has no layout here.
-    refused = pytest.raises(UnsupportedModelError, match="model family 'theirs' is not supported")
+    # A configuration of their own is a family of its own, and this one comes without a model.
+    refused = pytest.raises(InputError, match=r"cannot load the model .*TheirConfig")
     with refused if case == "configuration" else nullcontext():
         load_model(folder, trust_remote_code=True)
     assert (folder / "marker").exists()

@@ -72,7 +72,7 @@ def test_a_figure_of_a_result(name):
 
 @pytest.mark.parametrize("name", ON_A_MODEL)
 def test_what_was_not_measured_is_not_drawn(name):
-    with pytest.raises(InputError, match=r"random llama blocks has no measurement '\w+'; it has none\. Verify a model"):
+    with pytest.raises(InputError, match=r"no measurement '\w+'; it has none\. Verify a model"):
         getattr(reports, name)(on_blocks())
 
 
@@ -117,7 +117,7 @@ def test_what_the_rows_are():
     )
     assert every.records()[0]["mean_loss"] == every.sites[0].mean_loss
     found = on_model().records()
-    assert [row["name"] for row in found] == [f"P{number}" for number in range(1, 43)]
+    assert [row["name"] for row in found] == [f"P{number}" for number in range(1, 47)]
     assert all(row["measured"] is not None for row in found if row["verdict"] == "holds")
     entries = comparison()
     assert [row["accuracy"] for row in entries.records()] == [entry.accuracy for entry in entries.entries]

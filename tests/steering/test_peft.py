@@ -76,7 +76,8 @@ def test_saved_and_loaded_together(tmp_path, family):
     assert any(name.startswith("edits.") for name in trained)
     assert not any("base_layer" in name or "embed" in name for name in trained)
     steering.save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "lora"}
+    names = {"adapter_config.json", "adapter_model.safetensors", "lora", "README.md"}
+    assert {path.name for path in tmp_path.iterdir()} == names
     assert json.loads((tmp_path / "adapter_config.json").read_text())["lora"] == "default"
     with torch.no_grad():
         expected = steering(**BATCH).logits

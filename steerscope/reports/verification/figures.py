@@ -82,6 +82,10 @@ def plot_verdicts(found: Verification) -> Figure:
     return figure
 
 
+# Points of one curve in a small panel.
+MOST_POINTS = 48
+
+
 @styled
 def plot_curves(found: Verification) -> Figure:
     """Draw the curves that checks of propositions recorded, one small panel per curve.
@@ -100,6 +104,8 @@ def plot_curves(found: Verification) -> Figure:
         ax.set_visible(False)
     for ax, (proposition, name, data) in zip(panels, curves, strict=False):
         pairs = [(x, y) for x, y in zip(data["x"], data["y"], strict=True) if x is not None and y is not None]
+        if len(pairs) > MOST_POINTS:  # a spectrum has one per direction: more than a small panel shows
+            pairs = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, MOST_POINTS).round().astype(int))]
         x, y = np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
         line(ax, x, y, 0, name)
         if len(x) and (x > 0).all() and x.max() > 9.9 * x.min():

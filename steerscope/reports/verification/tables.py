@@ -56,15 +56,28 @@ def proposition_table(found: Verification) -> TextTable:
     )
 
 
+# Measurements of a proposition in one role that a page has room for.
+MOST = 16
+
+
 def details_table(one: PropositionResult) -> TextTable:
-    """Return every measurement of a proposition: in which role, what was expected, and whether it is."""
-    rows = tuple(
-        (role, clean(_named(entry)), number(entry.value), entry.expected, "inside" if entry.inside else "outside")
-        for role, entries in _roles(one)
-        for entry in entries
-    )
+    """Return the measurements of a proposition: in which role, what was expected, and whether it is.
+
+    Of a role with very many, those that are against the proposition come first, and the last are left to the file.
+    """
+    rows: list[tuple[str, ...]] = []
+    left = 0
+    for role, entries in _roles(one):
+        wanted = entries is one.claims  # a claim's lie inside, a control's outside
+        order = sorted(entries, key=lambda entry, wanted=wanted: entry.inside == wanted)  # type: ignore[misc]
+        left += max(len(order) - MOST, 0)
+        rows += [
+            (role, clean(_named(entry)), number(entry.value), entry.expected, "inside" if entry.inside else "outside")
+            for entry in order[:MOST]
+        ]
     columns = ("role", "quantity", "measured", "expected", "is")
-    return TextTable(f"Measurements of {one.name}", columns, frozenset({"measured"}), rows)
+    note = f"{left:,} more are in verify.json." if left else ""
+    return TextTable(f"Measurements of {one.name}", columns, frozenset({"measured"}), tuple(rows), note)
 
 
 def _named(entry: Measured) -> str:

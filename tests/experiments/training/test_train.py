@@ -237,7 +237,7 @@ def test_a_run_does_not_go_on_at_another_rate(place, tmp_path, monkeypatch):
     changed["training"]["learning_rate"] = 0.5
     (tmp_path / "0" / "results.json").write_text(json.dumps(changed))
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_save", lambda self, trainee: 1 / 0)
+        patch.setattr(Run, "_save", lambda self, *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(options(place, seed=1, **search), task, tmp_path / "1")
     other = options(place, seed=1, learning_rate_of=str(tmp_path / "0"), **search)
