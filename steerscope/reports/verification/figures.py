@@ -83,7 +83,7 @@ def plot_verdicts(found: Verification) -> Figure:
 
 
 # Points of one curve in a small panel.
-MOST_POINTS = 48
+MOST_POINTS = 24
 
 
 @styled
@@ -94,7 +94,7 @@ def plot_curves(found: Verification) -> Figure:
         The figure.
     """
     curves = [(one.name, name, data) for one in found.propositions for name, data in one.series.items()]
-    curves = [entry for entry in curves if len(entry[2]["x"]) > 1][:24]
+    curves = [entry for entry in curves if len(entry[2]["x"]) > 1][:15]
     if not curves:
         raise InputError("no proposition of this verification recorded a curve. Verify more of them.")
     rows = -(-len(curves) // 3)

@@ -57,7 +57,7 @@ def proposition_table(found: Verification) -> TextTable:
 
 
 # Measurements of a proposition in one role that a page has room for.
-MOST = 16
+MOST = 12
 
 
 def details_table(one: PropositionResult) -> TextTable:

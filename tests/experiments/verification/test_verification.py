@@ -189,7 +189,7 @@ def test_page(on_model, tmp_path):
 
 def test_page_of_a_failure(on_random, tmp_path):
     text = write_verification(on_random, tmp_path).read_text(encoding="utf-8")
-    assert "P7, P13 fail" in text
+    assert "P7 and P13 fail" in text
     assert {p.stem for p in (tmp_path / "figures").iterdir()} == {"verdicts", "curves"}
 
 
