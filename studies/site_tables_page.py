@@ -29,7 +29,7 @@ from steerscope.experiments.site_tables.judging import DEPTH, DEPTH_THEN_KIND, F
 from steerscope.experiments.site_tables.search_curves import SearchCurve, search_curves
 from steerscope.experiments.site_tables.table import SiteTable
 from steerscope.experiments.validation.result import Validation
-from steerscope.files import exit_code_of, write_page, write_text
+from steerscope.files import exit_code_of, json_of, write_page, write_text
 from steerscope.reports.site_tables.tables import (
     admission_table,
     attainable_sentence,
@@ -42,7 +42,7 @@ from steerscope.reports.site_tables.tables import (
 )
 from steerscope.reports.tables import TextTable
 from steerscope.reports.vocabulary import clean, count, score_words
-from studies.plan_3 import CANDIDATES, REPORTING, decide
+from studies.plan_3 import CANDIDATES, HIGHER, REPORTING, Decision, decide, earned_over
 
 COMMAND = "python -m studies.site_tables_page studies/site_tables docs/results docs/site_tables.md"
 # What is averaged over tables: against which baseline, and of J instead of Spearman or not.
@@ -52,6 +52,8 @@ COMPARED = (
     ("resid_post", "mlp_out"), ("resid_post", "attn_out"), ("mlp_out", "attn_out"), ("resid_post", "resid_mid"),
     ("mlp_out", "mlp_hidden"), ("attn_out", "attn_heads"),
 )  # fmt: skip
+# What studies/more_probes.py found.
+MORE_PROBES = Path(__file__).parent / "results" / "more_probes.json"
 # Costs, relative to training every site once, at which searches are compared.
 COSTS = (0.05, 0.1, 0.25)
 
@@ -227,9 +229,25 @@ def _decision(kept: dict[str, SiteTable], judged: dict[str, Judgement]) -> str:
         "## The default score\n\n"
         f"By the rule of [validation_plan_3.md](validation_plan_3.md), over {chosen_on} to choose on and {reported_on} "
         f'to report on ("there"): {found.reason} W is 2 x the share of pairs right - 1, J the mean of rho and W. The '
-        f"fixed baseline of reports is `{found.baseline}`.\n\n"
+        f"fixed baseline of reports is `{found.baseline}`.{_more_probes(kept, found)}\n\n"
     )
     return text + _markdown(TextTable("", columns, frozenset(columns[1:]), tuple(rows)))
+
+
+def _more_probes(kept: dict[str, SiteTable], found: Decision) -> str:
+    """Return what the plan's rule on the number of output directions comes to, where they were tried."""
+    tried = json_of(MORE_PROBES)
+    chosen = [stem for stem, table in kept.items() if table.name in found.chosen_on]
+    if not chosen or any(stem not in tried["scores"] for stem in chosen):
+        return ""
+    more = [judge(kept[stem], {DEFAULT_SCORE: tried["scores"][stem][DEFAULT_SCORE]}) for stem in chosen]
+    after, before = earned_over(more)[DEFAULT_SCORE].both, found.choosing[DEFAULT_SCORE].both
+    rule = "enough for the rule to make that the default" if after >= before + HIGHER else "too little to change that"
+    return (
+        f" With {tried['probes']} output directions per example instead of 4 (`python -m studies.more_probes`), as "
+        f"many as span the answers, `{DEFAULT_SCORE}` has a mean J of {after:+.2f} on the tables to choose on instead of "
+        f"{before:+.2f}: {rule}."
+    )
 
 
 def _margins(judged: dict[str, Judgement]) -> str:

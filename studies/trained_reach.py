@@ -26,15 +26,15 @@ import argparse
 import gzip
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steerscope import load_model
+from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import relative_size, weight_names
 from steerscope.equivalence.oracles import one_step_shift
 from steerscope.errors import InputError
@@ -104,27 +104,6 @@ def trained_update(
     return update, {"loss": judged.loss, "accuracy": judged.accuracy}
 
 
-@contextmanager
-def changed(model: nn.Module, update: Mapping[str, Tensor]) -> Iterator[None]:
-    """Add an update to a model's weights inside the context; after it they are bit for bit what they were.
-
-    Args:
-        model: The model.
-        update: Change per parameter name.
-    """
-    named = dict(model.named_parameters())
-    before = {name: named[name].detach().clone() for name in update}
-    try:
-        with torch.no_grad():
-            for name, change in update.items():
-                named[name].add_(change)
-        yield
-    finally:
-        with torch.no_grad():
-            for name, own in before.items():
-                named[name].copy_(own)
-
-
 @torch.no_grad()
 def shifts_and_reads(
     loaded: LoadedModel, update: Mapping[str, Tensor], layer: int, ids: Tensor
@@ -152,7 +131,7 @@ def shifts_and_reads(
             lambda _, args, kwargs, kept=entered: kept.append((args, dict(kwargs))), with_kwargs=True
         )
         try:
-            with changed(loaded.model, update):
+            with with_update(loaded, update):
                 loaded.model(input_ids=batch.to(loaded.device), use_cache=False)
         finally:
             handle.remove()
@@ -162,7 +141,7 @@ def shifts_and_reads(
             for name, kinds in READS.items():
                 reads.setdefault(name, []).append(torch.cat([found[sites[kind]] for kind in kinds], -1).clone())
         for name, part in {ALL: own, **{mine[name]: {name: change} for name, change in own.items()}}.items():
-            with changed(loaded.model, part):
+            with with_update(loaded, part):
                 new = _output(block(*args, **kwargs))
             shifts.setdefault(name, []).append(one_step_shift(new, old))
     return {name: torch.cat(parts) for name, parts in shifts.items()}, {n: torch.cat(p) for n, p in reads.items()}

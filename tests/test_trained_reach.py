@@ -40,8 +40,8 @@ def test_a_cut_map_is_the_best_of_its_rank():
 def test_the_shift_is_that_of_new_weights_on_the_trained_stream(loaded):
     """Against the model run as a whole: trained everywhere, and trained everywhere but in the block."""
     torch.manual_seed(0)
+    from steerscope.analysis.theory.changed import with_update
     from steerscope.analysis.theory.common import weight_names
-    from studies.trained_reach import changed
 
     named = dict(loaded.model.named_parameters())
     update = {name: 0.05 * torch.randn_like(named[name]) for name in weight_names(loaded).values()}
@@ -52,7 +52,7 @@ def test_the_shift_is_that_of_new_weights_on_the_trained_stream(loaded):
     mine = {name for (layer, _), name in weight_names(loaded).items() if layer == 1}
 
     def stream(part):
-        with changed(loaded.model, part), torch.no_grad(), reading(loaded, ["1.resid_post"]) as found:
+        with with_update(loaded, part), torch.no_grad(), reading(loaded, ["1.resid_post"]) as found:
             loaded.model(input_ids=ids)
         return found["1.resid_post"]
 

@@ -7,14 +7,14 @@ median over tokens, as for the radius of an update (P1 in docs/theory.md has the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from steerscope.analysis.data.examples import Example
+from steerscope.analysis.theory.changed import with_weights
 from steerscope.analysis.theory.common import Update, explained_per_token, weight_names
 from steerscope.analysis.theory.radius import THRESHOLD
 from steerscope.equivalence.shifts import LOGITS, first_order_shift, measured_shift
@@ -97,7 +97,7 @@ def first_order_steps(
     def compare(step: int, steps: int, loss: float) -> None:
         losses.append(loss)
         update = {name: named[name].detach() - weight for name, weight in base.items()}
-        with _set_to(named, base):
+        with with_weights(loaded, base):
             parts.append(_explained(loaded, update, ids, skip))
         sizes.append(_norm(update) / _norm(base))
         if parts[-1] < until:
@@ -125,18 +125,3 @@ def _explained(loaded: LoadedModel, update: Update, ids: Tensor, skip: int) -> f
 
 def _norm(tensors: Update) -> float:
     return sum(float(tensor.double().square().sum()) for tensor in tensors.values()) ** 0.5
-
-
-@contextmanager
-def _set_to(named: dict[str, torch.nn.Parameter], values: dict[str, Tensor]) -> Iterator[None]:
-    """Give parameters other values inside the context, and their own back after it, bit for bit."""
-    own = {name: named[name].detach().clone() for name in values}
-    try:
-        with torch.no_grad():
-            for name, value in values.items():
-                named[name].copy_(value)
-        yield
-    finally:
-        with torch.no_grad():
-            for name, value in own.items():
-                named[name].copy_(value)

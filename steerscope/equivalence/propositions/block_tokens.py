@@ -6,7 +6,7 @@ once; the block itself is then called by its own modules, on what entered it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
 
+from steerscope.equivalence.propositions.base import Evidence
 from steerscope.equivalence.propositions.parts import parameter_name
 from steerscope.equivalence.propositions.runs import output_mapped
 from steerscope.equivalence.propositions.subject import Subject
@@ -300,6 +301,27 @@ def z_score(found: tuple[float, float], expected: float) -> float:
         left in any draw: the standard error is taken to be :data:`ROUNDING` at least.
     """
     return (found[0] - expected) / max(found[1], ROUNDING)
+
+
+def over_data_sets(data: Sequence[BlockTokens], try_on: Callable[[BlockTokens], Evidence]) -> Evidence:
+    """Try a statement on every data set, and put together what came out.
+
+    Args:
+        data: The data sets.
+        try_on: The check on one; without a claim where the data set has too few tokens.
+
+    Returns:
+        All claims, controls, notes and curves; not applicable where no data set could be used.
+    """
+    parts = [try_on(one) for one in data]
+    if not any(part.claim for part in parts):
+        return Evidence(inapplicable="no data set has more tokens than an edit has channels to read")
+    return Evidence(
+        tuple(one for part in parts for one in part.claim),
+        tuple(one for part in parts for one in part.controls),
+        notes=(*token_counts(data), *(note for part in parts for note in part.notes)),
+        series={name: series for part in parts for name, series in part.series.items()},
+    )
 
 
 def token_counts(blocks: Sequence[BlockTokens]) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ shift is :math:`D_t \Delta W m_t` with a matrix per token: that is P45.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ from steerscope.equivalence.propositions.block_tokens import (
     BlockTokens,
     data_sets,
     mean_and_error,
-    token_counts,
+    over_data_sets,
     z_score,
 )
 from steerscope.equivalence.propositions.shared_edit import BIAS, OTHERS, PLAIN, Pair, SharedEdit
@@ -136,15 +137,7 @@ def _shifts(data: BlockTokens, changes: Iterable[Tensor]) -> Iterator[Tensor]:
 def _check_shared_edit(subject: Subject) -> Evidence:
     if subject.block.mlp_post_norm is not None:
         return Evidence(inapplicable="a norm follows what the MLP writes: token by token another matrix (P45)")
-    found = data_sets(subject)
-    parts = [_on_data(subject, data) for data in found]
-    if not any(part.claim for part in parts):
-        return Evidence(inapplicable="no data set has more tokens than an edit has channels to read")
-    return Evidence(
-        tuple(one for part in parts for one in part.claim),
-        tuple(one for part in parts for one in part.controls),
-        notes=(*token_counts(found), *(note for part in parts for note in part.notes)),
-    )
+    return over_data_sets(data_sets(subject), partial(_on_data, subject))
 
 
 def _on_data(subject: Subject, data: BlockTokens) -> Evidence:

@@ -33,6 +33,8 @@ as if there were :math:`tr K (K + l)^{-1}` free dimensions per output channel an
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -42,7 +44,7 @@ from steerscope.equivalence.propositions.block_tokens import (
     BlockTokens,
     data_sets,
     mean_and_error,
-    token_counts,
+    over_data_sets,
     z_score,
 )
 from steerscope.equivalence.propositions.p43_shared_edit import GROUP, SMALL, isotropic_design
@@ -112,16 +114,7 @@ def posterior_errors(reads: Tensor, shifts: Tensor, noise: Tensor, level: float)
 def _check_spectrum(subject: Subject) -> Evidence:
     if subject.block.mlp_post_norm is not None:
         return Evidence(inapplicable="a norm follows what the MLP writes: token by token another matrix (P45)")
-    found = data_sets(subject)
-    parts = [_on_data(subject, data) for data in found]
-    if not any(part.claim for part in parts):
-        return Evidence(inapplicable="no data set has more tokens than an edit has channels to read")
-    return Evidence(
-        tuple(one for part in parts for one in part.claim),
-        tuple(one for part in parts for one in part.controls),
-        notes=(*token_counts(found), *(note for part in parts for note in part.notes)),
-        series={name: series for part in parts for name, series in part.series.items()},
-    )
+    return over_data_sets(data_sets(subject), partial(_on_data, subject))
 
 
 def _on_data(subject: Subject, data: BlockTokens) -> Evidence:

@@ -29,6 +29,7 @@ model, measured shifts of Jacobian-vector products.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ from steerscope.equivalence.propositions.block_tokens import (
     BlockTokens,
     data_sets,
     mean_and_error,
-    token_counts,
+    over_data_sets,
     z_score,
 )
 from steerscope.equivalence.propositions.p43_shared_edit import GROUP, SMALL
@@ -134,14 +135,7 @@ def _crossing(data: BlockTokens, maps: dict[str, nn.Module], directions: Tensor)
 
 def _check_token_jacobians(subject: Subject) -> Evidence:
     found = tuple(data.halved() for data in data_sets(subject))
-    parts = [_on_data(subject, data) for data in found]
-    if not any(part.claim for part in parts):
-        return Evidence(inapplicable="no data set has more tokens than an edit has channels to read")
-    return Evidence(
-        tuple(one for part in parts for one in part.claim),
-        tuple(one for part in parts for one in part.controls),
-        notes=(*token_counts(found), *(note for part in parts for note in part.notes)),
-    )
+    return over_data_sets(found, partial(_on_data, subject))
 
 
 def _on_data(subject: Subject, data: BlockTokens) -> Evidence:

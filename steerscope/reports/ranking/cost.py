@@ -121,14 +121,15 @@ def plot_gain_and_cost(ranking: Ranking) -> Figure:
     )  # fmt: skip
     handles.append(Line2D([], [], color=INK, linewidth=1.4, label="nothing cheaper is better"))
     if recommends(ranking):
-        cheapest = Verdict(ranking).cheapest.site
+        recommended = Verdict(ranking).cheapest
+        cheapest = recommended.site
         ax.plot(
             cheapest.n_params, scale * cheapest.score, "o", color=INK, markerfacecolor="none", markersize=13,
             markeredgewidth=1.8, zorder=5,
         )  # fmt: skip
         handles.append(
             Line2D([], [], color=INK, marker="o", markerfacecolor="none", markersize=11, linestyle="",
-                   label="cheapest equal choice")
+                   label=f"cheapest equal choice: {figure_text(recommended.label, 24)}")
         )  # fmt: skip
     if ranking.equal_margin is not None:
         best = scale * ranking.sites[0].score
