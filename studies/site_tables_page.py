@@ -245,8 +245,8 @@ def _more_probes(kept: dict[str, SiteTable], found: Decision) -> str:
     rule = "enough for the rule to make that the default" if after >= before + HIGHER else "too little to change that"
     return (
         f" With {tried['probes']} output directions per example instead of 4 (`python -m studies.more_probes`), as "
-        f"many as span the answers, `{DEFAULT_SCORE}` has a mean J of {after:+.2f} on the tables to choose on instead of "
-        f"{before:+.2f}: {rule}."
+        f"many as span the answers, `{DEFAULT_SCORE}` has a mean J of {after:+.2f} on the tables to choose on instead "
+        f"of {before:+.2f}: {rule}."
     )
 
 
