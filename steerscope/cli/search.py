@@ -19,6 +19,7 @@ from steerscope.cli.options import (
     EditFamily,
     EditRank,
     EditScale,
+    JsonTarget,
     ModelName,
     OwnExamples,
     Quiet,
@@ -60,6 +61,7 @@ def search(
     selection_examples: SelectionExamples = 256,
     test_examples: TestExamples = 512,
     out: Annotated[Path, option("Folder for runs, search.json, its page and adapter/.", RESULTS)] = Path("search"),
+    json: JsonTarget = None,
     resume: Resume = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -69,7 +71,7 @@ def search(
     quiet: Quiet = False,
 ) -> None:
     """Rank the sites, train at the best ones in rounds, and keep the adapter of the one that learns most."""
-    from steerscope.cli.output import RESUME, check_folder, page_beside
+    from steerscope.cli.output import RESUME, check_folder, check_json_target, give_json, page_beside
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.commands import search as search_model
     from steerscope.experiments.searching import SearchOptions
@@ -96,6 +98,7 @@ def search(
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
+    check_json_target(json, "contenders")
     check_folder(out, Kind.SEARCH, overwrite=resume, advice=RESUME, also=(Kind.RANKING,))
     source = chosen_task(
         task,
@@ -108,6 +111,7 @@ def search(
     )
     with stage_progress(quiet=quiet) as show:
         result = search_model(model, source, options, out, progress=show, command=command_line())
-    print(result, file=sys.stdout)
+    if not give_json(json, result.to_json(), "contenders"):
+        print(result, file=sys.stdout)
     print(f"adapter: {result.adapter}", file=sys.stderr)
     page_beside("write_search", result, out)

@@ -19,6 +19,7 @@ from steerscope.cli.options import (
     EditFamily,
     EditRank,
     EditScale,
+    JsonTarget,
     ModelName,
     OwnExamples,
     Quiet,
@@ -65,6 +66,7 @@ def sweep(
     budget: Annotated[float | None, option("Minutes; what is finished then is kept, and usable.", TRAINING)] = None,
     pack_size: Annotated[int | None, option("Most runs trained together; without it, to fit.", RUNNING)] = None,
     out: Annotated[Path, option("Folder for runs, table.json and its page.", RESULTS)] = Path("sweep"),
+    json: JsonTarget = None,
     resume: Resume = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -74,7 +76,7 @@ def sweep(
     quiet: Quiet = False,
 ) -> None:
     """Train one edit at each of many sites, several at a time, and keep the outcomes as a table."""
-    from steerscope.cli.output import RESUME, check_folder, page_beside
+    from steerscope.cli.output import RESUME, check_folder, check_json_target, give_json, page_beside
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.commands import sweep as sweep_model
     from steerscope.experiments.sweeping import SweepOptions
@@ -104,6 +106,7 @@ def sweep(
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
+    check_json_target(json, "runs")
     check_folder(out, Kind.SWEEP, overwrite=resume, advice=RESUME, also=(Kind.RANKING,))
     source = chosen_task(
         task,
@@ -116,7 +119,8 @@ def sweep(
     )
     with stage_progress(quiet=quiet) as show:
         table = sweep_model(model, source, options, out, progress=show, command=command_line())
-    print(table, file=sys.stdout)
+    if not give_json(json, table.to_json(), "runs"):
+        print(table, file=sys.stdout)
     speed = table.cost["operations"] / max(table.cost["seconds"], 1e-9)
     print(
         f"{table.cost['runs']:.0f} runs, {speed / 1e9:,.0f} GFLOP/s in training; table: {out / TABLE}", file=sys.stderr

@@ -16,6 +16,7 @@ from steerscope.cli.options import (
     TRAINING,
     ChatTemplate,
     Device,
+    JsonTarget,
     ModelName,
     OwnExamples,
     Quiet,
@@ -47,6 +48,7 @@ def validate(
     test_examples: TestExamples = 256,
     references: Annotated[bool, option("Train LoRA, full fine-tuning and the greedy set too.", TRAINING)] = True,
     out: Annotated[Path, option("Folder for runs, validation.json and the report.", RESULTS)] = Path("validation"),
+    json: JsonTarget = None,
     resume: Resume = False,
     device: Device = "cpu",
     dtype: Annotated[str, option("float32 or float64.", MODEL)] = "float32",
@@ -57,7 +59,7 @@ def validate(
 ) -> None:
     """Train edits at sites spread over the model and compare the outcome with the ranking and plain baselines."""
     from steerscope.analysis.results import Ranking
-    from steerscope.cli.output import RESUME, check_folder
+    from steerscope.cli.output import RESUME, check_folder, check_json_target, give_json
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.commands import validate as validate_model
     from steerscope.experiments.validation.options import ValidateOptions
@@ -83,6 +85,7 @@ def validate(
     )
     options.check()
     require("report", "the report of a validation")
+    check_json_target(json, "agreements")
     check_folder(out, Kind.VALIDATION, overwrite=resume, advice=RESUME, also=(Kind.RANKING,))
     source = chosen_task(
         task,
@@ -100,7 +103,8 @@ def validate(
 
     write_report(Ranking.load(out / "ranking.json"), out / "ranking")
     page = write_validation(result, out)
-    print_validation(result, file=sys.stdout)
+    if not give_json(json, result.to_json(), "agreements"):
+        print_validation(result, file=sys.stdout)
     print(f"report: {page}", file=sys.stderr)
 
 

@@ -122,13 +122,17 @@ class SearchResult(Shown):
         said = f"It beat {beaten} others. The search took {total:.1f} minutes. The adapter is in {self.adapter}/."
         return [self.headline(), said, *([self.note] if self.note else []), "\n".join(lines), "\n".join(tested)]
 
+    def to_json(self) -> str:
+        """Return what ``search.json`` holds."""
+        return record_text(self)
+
     def save(self, path: str | Path) -> None:
         """Write ``search.json``.
 
         Raises:
             InputError: Something else is there, or it cannot be written.
         """
-        write_result(path, record_text(self), "contenders")
+        write_result(path, self.to_json(), "contenders")
 
     @classmethod
     def load(cls, path: str | Path) -> SearchResult:

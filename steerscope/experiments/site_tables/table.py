@@ -154,13 +154,17 @@ class SiteTable(Shown):
     note: str = ""
     schema_version: int = SCHEMA_VERSION
 
+    def to_json(self) -> str:
+        """Return the table as JSON text."""
+        return record_text(self)
+
     def save(self, path: str | Path) -> None:
         """Write the table as a JSON file.
 
         Raises:
             InputError: Something else is there, or it cannot be written.
         """
-        write_result(path, record_text(self), "runs")
+        write_result(path, self.to_json(), "runs")
 
     @classmethod
     def load(cls, path: str | Path) -> SiteTable:
