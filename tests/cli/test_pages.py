@@ -1,4 +1,4 @@
-"""``search`` and ``sweep`` print their JSON and write a page beside their results, or say what it needs; results never depend on it."""
+"""``search`` and ``sweep`` print JSON and write a page beside their results, or say what it needs."""
 
 from __future__ import annotations
 
