@@ -20,8 +20,7 @@ the same for every token only if :math:`I + U D` is a multiple of an orthogonal 
 (Gemma, OLMo-2) has its own say: there :math:`G_l^{-1}` has to follow that norm and is no edit of the write map.
 
 The net without norms has all its maps rewritten. In the subject's own net read maps are rewritten where RMSNorm, or no
-norm, stands before them; before LayerNorm, which also subtracts a mean that G moves, the norm is given :math:`G k`: a
-change of coordinates.
+norm, stands before them; before LayerNorm, which also subtracts a mean that G moves, the norm is given :math:`G k`.
 """
 
 from __future__ import annotations
