@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,7 +32,7 @@ def score_sites(
 ) -> None:
     """Compare scores of sites with the trained outcomes of site tables, without training anything."""
     from steerscope.cli.output import check_json_target, give_json
-    from steerscope.experiments.site_tables.judging import judge
+    from steerscope.experiments.site_tables.judging import Judgements, judge
     from steerscope.experiments.site_tables.table import SiteTable
     from steerscope.experiments.site_tables.user_scores import scores_of_file
     from steerscope.reports.site_tables.screen import across
@@ -43,8 +43,7 @@ def score_sites(
     loaded = [SiteTable.load(path) for path in tables]
     users = {name: scores_of_file(name) for name in score or () if name.endswith(".py")}
     found = [judge(table, _scores(table, score, users, model, device, quiet), seed=seed) for table in loaded]
-    text = _json(found)
-    if give_json(json, text, "judgements"):
+    if give_json(json, Judgements(tuple(found)).to_json(), "judgements"):
         return
     print("\n\n".join(map(str, found)), file=sys.stdout)
     if len(found) > 1:
@@ -89,11 +88,3 @@ def _scores(
             raise InputError(f"two scores are called {sorted(twice)[0]!r}; name one of the files otherwise.")
         chosen |= own
     return chosen
-
-
-def _json(found: list[Any]) -> str:
-    import json
-    from dataclasses import asdict
-
-    record = {"schema_version": 1, "judgements": [asdict(one) for one in found]}
-    return json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"

@@ -105,6 +105,14 @@ class Judgement(Record, Shown, what="judgement of scores", sign="admission", rep
     schema_version: int = field(default=SCHEMA_VERSION)
 
 
+@dataclass(frozen=True)
+class Judgements(Record, what="set of judgements", sign="judgements"):
+    """What one or several tables say of scores, as ``steerscope score-sites`` writes it."""
+
+    judgements: tuple[Judgement, ...]
+    schema_version: int = 1
+
+
 def judge(table: SiteTable, scores: Mapping[str, Mapping[str, float]] | None = None, *, seed: int = 0) -> Judgement:
     """Compare scores with what training at the table's sites came to.
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from steerscope.errors import InputError
-from steerscope.experiments.site_tables.judging import Judgement
+from steerscope.experiments.site_tables.judging import Judgement, Judgements
 from steerscope.folders import Kind, require_folder_for
-from steerscope.records import Record
 from steerscope.reports import page as pages
 from steerscope.reports.agreement_figure import agreement_alt, agreement_rows, agreement_spots, plot_agreements
 from steerscope.reports.page import Fact, Fold, Page, Part, Section
@@ -65,14 +63,6 @@ def judgement_folds(found: Judgement) -> tuple[Fold, ...]:
         Fold("May it judge scores? The rule", (Part(table=rule),)),
         Fold("Every number of every score", (Part(table=every),)),
     )
-
-
-@dataclass(frozen=True)
-class Judgements(Record, what="set of judgements", sign="judgements"):
-    """What one or several tables say of scores, as ``steerscope score-sites`` writes it."""
-
-    judgements: tuple[Judgement, ...]
-    schema_version: int = 1
 
 
 def _judgement_entries(found: Judgements) -> list[PageFigure[Judgements]]:
