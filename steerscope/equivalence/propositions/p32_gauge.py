@@ -43,10 +43,11 @@ from steerscope.equivalence.propositions.parts import (
     parameter_name,
     relative_error,
 )
-from steerscope.equivalence.propositions.runs import input_mapped, output_mapped, post, run_at, weights_changed
+from steerscope.equivalence.propositions.runs import input_mapped, output_mapped, post, run_at
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.equivalence.subspaces import rank_excess
 from steerscope.models.blocks import Block
+from steerscope.models.changed_weights import with_update
 from steerscope.models.hooks import Edit
 from steerscope.sites import Site
 
@@ -329,7 +330,7 @@ def _edited_logits(
                     update |= _rewritten(subject, write, gauge)
                 else:
                     stack.enter_context(output_mapped(norm_after, _divided(gauge)))
-        stack.enter_context(weights_changed(subject.model, update))
+        stack.enter_context(with_update(subject.model, update))
         back = gauges[-1]
         return run_at(subject, edits={post(layers[-1]): lambda k: k @ back.T - k}).logits
 

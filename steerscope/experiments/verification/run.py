@@ -11,7 +11,6 @@ from torch import Tensor
 
 from steerscope.analysis.data.encoding import encode_for
 from steerscope.analysis.stopwatch import StageProgress, Stopwatch
-from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import (
     Rows,
     of_layer,
@@ -39,6 +38,7 @@ from steerscope.experiments.verification.texts import ENGLISH, paragraphs, task_
 from steerscope.finite import require_finite
 from steerscope.installed import package_versions
 from steerscope.models.attention import forward_differentiable_attention
+from steerscope.models.changed_weights import with_update
 from steerscope.models.load import LoadedModel
 from steerscope.models.precision import true_float64
 from steerscope.option_types import options_or_default, plain_fields
