@@ -35,11 +35,11 @@ def score_sites(
     from steerscope.experiments.site_tables.judging import Judgements, judge
     from steerscope.experiments.site_tables.table import SiteTable
     from steerscope.experiments.site_tables.user_scores import scores_of_file
+    from steerscope.option_types import require_seed
     from steerscope.reports.site_tables.screen import across
 
     check_json_target(json, "judgements")
-    if not 0 <= seed < 2**31:
-        raise InputError(f"[[seed]] is {seed}; expected an integer from 0 to 2**31 - 1.")
+    require_seed(seed)
     loaded = [SiteTable.load(path) for path in tables]
     users = {name: scores_of_file(name) for name in score or () if name.endswith(".py")}
     found = [judge(table, _scores(table, score, users, model, device, quiet), seed=seed) for table in loaded]
