@@ -288,6 +288,12 @@ def run(
         layers: The blocks.
         texts: More texts to measure on, by name ``(text token)``.
         given: ``steps``, ``batch_size``, ``prompts``, ``rates`` by method, ``seed``.
+
+    Returns:
+        What ``trained_reach.json`` holds.
+
+    Raises:
+        InputError: No such layer.
     """
     blocks = len(loaded.site_map.blocks)
     if wrong := [layer for layer in layers if not 0 <= layer < blocks]:

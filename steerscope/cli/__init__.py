@@ -95,6 +95,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         0, or another number where the command failed, was interrupted, or lost its reader.
+
+    Raises:
+        OSError: One that says nothing a user could do something about.
+        SystemExit: Something called for the end of the process.
     """
     _open_closed_streams()
     output = sys.stdout

@@ -176,6 +176,9 @@ class JointConstraint:
         ``|d(x) - d(x - B A m)| / |d(x)|`` over the edited tokens of a batch: for linear edits the numerator is
         ``U D B A m / s``. Zero where the edit is zero.
 
+        Returns:
+            Parts from 0 up, by site.
+
         Cost: one forward pass.
         """
         steering = self.steering

@@ -69,7 +69,7 @@ class RankOptions:
 
         Raises:
             InputError: Unknown score or kind of extra, or a number out of range.
-        """
+        """  # noqa: DOC501  (a function makes the InputError)
         scores = ranking_scores(*ALWAYS, *EXTRA)
         if self.score not in scores:
             raise unknown_name(self.score, list(scores), "score")

@@ -69,6 +69,9 @@ def plot_curves(found: Verification) -> Figure:
 
     Returns:
         The figure.
+
+    Raises:
+        InputError: No curve was recorded.
     """
     curves = [(one.name, name, data) for one in found.propositions for name, data in one.series.items()]
     curves = [entry for entry in curves if len(entry[2]["x"]) > 1][:15]
