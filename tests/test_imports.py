@@ -199,7 +199,6 @@ CIRCLES = {
         ("checkpointing", "passes"): "a block run again belongs to the pass it was first run in",
         ("control_vectors", "model"): "SteeringModel.export_gguf; what is exported is a SteeringModel",
         ("lora_export", "model"): "SteeringModel.export_lora; what is exported is a SteeringModel",
-        ("loading", "model"): "SteeringModel.from_pretrained makes a SteeringModel of what loading reads",
         ("merging", "model"): "SteeringModel.merge_and_unload; what is merged is a SteeringModel",
     },
 }
