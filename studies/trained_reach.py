@@ -34,7 +34,6 @@ import torch
 from torch import Tensor
 
 from steerscope import load_model
-from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import relative_size, weight_names
 from steerscope.equivalence.oracles import one_step_shift
 from steerscope.errors import InputError
@@ -48,6 +47,7 @@ from steerscope.experiments.tasks import get_task
 from steerscope.experiments.training.trainee import lora
 from steerscope.files import exit_code_of, write_text
 from steerscope.installed import package_versions
+from steerscope.models.changed_weights import with_update
 from steerscope.models.hooks import reading
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
@@ -288,6 +288,12 @@ def run(
         layers: The blocks.
         texts: More texts to measure on, by name ``(text token)``.
         given: ``steps``, ``batch_size``, ``prompts``, ``rates`` by method, ``seed``.
+
+    Returns:
+        What ``trained_reach.json`` holds.
+
+    Raises:
+        InputError: No such layer.
     """
     blocks = len(loaded.site_map.blocks)
     if wrong := [layer for layer in layers if not 0 <= layer < blocks]:

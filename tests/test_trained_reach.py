@@ -40,8 +40,8 @@ def test_a_cut_map_is_the_best_of_its_rank():
 def test_the_shift_is_that_of_new_weights_on_the_trained_stream(loaded):
     """Against the model run as a whole: trained everywhere, and trained everywhere but in the block."""
     torch.manual_seed(0)
-    from steerscope.analysis.theory.changed import with_update
     from steerscope.analysis.theory.common import weight_names
+    from steerscope.models.changed_weights import with_update
 
     named = dict(loaded.model.named_parameters())
     update = {name: 0.05 * torch.randn_like(named[name]) for name in weight_names(loaded).values()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -34,23 +34,23 @@ def score_sites(
 ) -> None:
     """Compare scores of sites with the trained outcomes of site tables, without training anything."""
     from steerscope.cli.output import check_folder, check_json_target, give_json, page_beside
-    from steerscope.experiments.site_tables.judging import judge
+    from steerscope.experiments.site_tables.judging import Judgements, judge
     from steerscope.experiments.site_tables.table import SiteTable
     from steerscope.experiments.site_tables.user_scores import scores_of_file
     from steerscope.folders import Kind
     from steerscope.installed import require
+    from steerscope.option_types import require_seed
     from steerscope.reports.site_tables.screen import across
 
     check_json_target(json, "judgements")
     if out is not None:
         require("report", "a page of the judgements ([[out]])")
         check_folder(out, Kind.JUDGEMENTS, overwrite=overwrite)
-    if not 0 <= seed < 2**31:
-        raise InputError(f"[[seed]] is {seed}; expected an integer from 0 to 2**31 - 1.")
+    require_seed(seed)
     loaded = [SiteTable.load(path) for path in tables]
     users = {name: scores_of_file(name) for name in score or () if name.endswith(".py")}
     found = [judge(table, _scores(table, score, users, model, device, quiet), seed=seed) for table in loaded]
-    if not give_json(json, _json(found), "judgements"):
+    if not give_json(json, Judgements(tuple(found)).to_json(), "judgements"):
         print("\n\n".join(map(str, found)), file=sys.stdout)
         if len(found) > 1:
             print("\n" + across(found), file=sys.stdout)
@@ -96,11 +96,3 @@ def _scores(
             raise InputError(f"two scores are called {sorted(twice)[0]!r}; name one of the files otherwise.")
         chosen |= own
     return chosen
-
-
-def _json(found: list[Any]) -> str:
-    import json
-    from dataclasses import asdict
-
-    record = {"schema_version": 1, "judgements": [asdict(one) for one in found]}
-    return json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"

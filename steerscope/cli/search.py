@@ -6,43 +6,30 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+from steerscope.cli.bundles import Asked, Loading
 from steerscope.cli.options import (
     DATA,
-    DEFAULT_MODEL,
     RESULTS,
     RUNNING,
     SITES,
     TRAINING,
-    ChatTemplate,
-    Device,
-    Dtype,
     EditFamily,
     EditRank,
     EditScale,
     JsonTarget,
-    ModelName,
-    OwnExamples,
     Quiet,
     Resume,
-    Revision,
     SelectionExamples,
     StepBatch,
-    TaskFiles,
-    TaskName,
     TestExamples,
-    TrustRemoteCode,
-    chosen_task,
     command_line,
     option,
 )
 
 
 def search(
-    model: ModelName = DEFAULT_MODEL,
-    task: TaskName = None,
-    data: OwnExamples = None,
-    data_dir: TaskFiles = None,
-    chat_template: ChatTemplate = False,
+    asked: Asked,
+    *,
     budget: Annotated[
         float | None, option("Minutes of ranking and training; plain defaults take as long again.", TRAINING)
     ] = None,
@@ -63,10 +50,7 @@ def search(
     out: Annotated[Path, option("Folder for runs, search.json, its page and adapter/.", RESULTS)] = Path("search"),
     json: JsonTarget = None,
     resume: Resume = False,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    loading: Loading,
     seed: Annotated[int, option("Seed of the ranking and of training.", RUNNING)] = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -93,24 +77,13 @@ def search(
         num_selection=selection_examples,
         num_test=test_examples,
         seed=seed,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
+        **loading.as_dict(),
     )
     check_json_target(json, "contenders")
     check_folder(out, Kind.SEARCH, overwrite=resume, advice=RESUME, also=(Kind.RANKING,))
-    source = chosen_task(
-        task,
-        data,
-        data_dir,
-        chat_template=chat_template,
-        model=model,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
+    source = asked.chosen_task(loading)
     with stage_progress(quiet=quiet) as show:
-        result = search_model(model, source, options, out, progress=show, command=command_line())
+        result = search_model(asked.model, source, options, out, progress=show, command=command_line())
     if not give_json(json, result.to_json(), "contenders"):
         print(result, file=sys.stdout)
     print(f"adapter: {result.adapter}", file=sys.stderr)

@@ -210,6 +210,9 @@ def remove_biases(model: nn.Module, names: tuple[str, ...]) -> None:
 def read_changed(folder: Path) -> tuple[dict[str, Any], BaseIdentity]:
     """Read what a folder of changed weights says of itself.
 
+    Returns:
+        What the file says, and the model that it was trained on.
+
     Raises:
         InputError: It is of another version or was changed by hand.
     """

@@ -110,10 +110,8 @@ def formulas(edit: SharedEdit, hidden: Tensor) -> dict[str, float]:
 def _measured(
     edits: Mapping[str, SharedEdit], kinds: Sequence[str], shifts: Iterable[Tensor]
 ) -> dict[tuple[str, str], tuple[float, float]]:
-    """Return, by edit and kind, the share left over all shifts and its standard error.
-
-    Output channels of isotropic draws are independent draws themselves.
-    """
+    """Return, by edit and kind, the share left over all shifts and its standard error."""
+    # Output channels of isotropic draws are independent draws themselves.
     pairs: dict[tuple[str, str], list[Pair]] = {(name, kind): [] for name in edits for kind in kinds}
     for shift in shifts:
         for name, kind in pairs:
