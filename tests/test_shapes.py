@@ -1,4 +1,4 @@
-"""Shapes that docstrings promise, ``(batch token channel)``, hold when the functions run: names stand for one size each.
+"""Shapes that docstrings promise, ``(batch token channel)``, hold when functions run: a name stands for one size.
 
 The shapes are read from the docstrings themselves, so that neither can change without the other.
 """
