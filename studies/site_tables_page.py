@@ -19,7 +19,6 @@ import numpy as np
 from steerscope.analysis.evidence import EVIDENCE
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
 from steerscope.errors import InputError
-from steerscope.experiments.agreement.kinds_compared import kinds_compared
 from steerscope.experiments.agreement.layer_pairs import ERRORS, LEAST
 from steerscope.experiments.site_tables.across import margins_over, mean_of_drawn, mean_of_independent
 from steerscope.experiments.site_tables.admission import ATTAINABLE, BEST, INTERIOR, LONGER_SITES, ORDER_KEPT, Admission
@@ -42,6 +41,7 @@ from steerscope.reports.site_tables.tables import (
 )
 from steerscope.reports.tables import TextTable
 from steerscope.reports.vocabulary import clean, count, score_words
+from studies.kinds_compared import kinds_compared
 from studies.plan_3 import CANDIDATES, HIGHER, REPORTING, Decision, decide, earned_over
 
 COMMAND = "python -m studies.site_tables_page studies/site_tables docs/results docs/site_tables.md"

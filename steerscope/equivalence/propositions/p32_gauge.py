@@ -55,8 +55,7 @@ GROUP = "gauge"
 Weights = dict[str, Tensor]
 LOW_RANK = edit_form("low_rank")
 
-# Inverses of I + U D with condition numbers up to 1e3, through a few layers: rounding stays below; wrong forms are
-# off by 1e-2 and more.
+# Inverses of I + U D with condition numbers up to 1e3: rounding stays below; wrong forms are off by 1e-2 and more.
 EXACT = 1e-12
 # The rank of a difference of weights: singular values beyond it are rounding.
 RANK_GAP = 1e-10
