@@ -31,11 +31,9 @@ def conditional_second_moment(reads: Tensor, targets: Tensor, *, bias: bool = Fa
     Returns:
         ``(k, k)``.
     """
-    x, m = _moments_about(reads, bias), _moments_about(targets, bias)
-    # Channels of one size: what is left does not change, the inverse is better conditioned.
-    x = x / x.square().mean(0).sqrt().clamp_min(1e-300)
-    cross = x.T @ m / len(x)
-    return m.T @ m / len(m) - cross.T @ torch.linalg.pinv(x.T @ x / len(x), rtol=RANK_CUT, hermitian=True) @ cross
+    m = _moments_about(targets, bias)
+    cross, predicted = _cross_moments(reads, m, bias)
+    return m.T @ m / len(m) - cross.T @ predicted
 
 
 def unreachable_share(reads: Tensor, targets: Tensor, *, bias: bool = False) -> float:
@@ -48,9 +46,21 @@ def unreachable_share(reads: Tensor, targets: Tensor, *, bias: bool = False) -> 
 
     Returns:
         From 0 to 1. With a bias it is one minus R squared of m predicted from x. Source: P43.
+
+    Cost: second moments of x and of x with m; none of m, of which only the trace is needed.
     """
-    whole = _moments_about(targets, bias).square().sum() / len(targets)
-    return float(conditional_second_moment(reads, targets, bias=bias).trace() / whole)
+    m = _moments_about(targets, bias)
+    cross, predicted = _cross_moments(reads, m, bias)
+    return float(1 - (cross * predicted).sum() / (m.square().sum() / len(m)))
+
+
+def _cross_moments(reads: Tensor, m: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
+    """Return the second moment of x with m, and the same after the pseudoinverse of that of x: ``(p, k)`` both."""
+    x = _moments_about(reads, bias)
+    # Channels of one size: what is left does not change, the inverse is better conditioned.
+    x = x / x.square().mean(0).sqrt().clamp_min(1e-300)
+    cross = x.T @ m / len(x)
+    return cross, torch.linalg.pinv(x.T @ x / len(x), rtol=RANK_CUT, hermitian=True) @ cross
 
 
 def _moments_about(tensor: Tensor, bias: bool) -> Tensor:
