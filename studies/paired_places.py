@@ -185,8 +185,8 @@ def markdown(tables: Mapping[str, SiteTable], pairs: Sequence[tuple[str, str]] =
             near = "-" if every.neighbours is None else f"{every.neighbours:+.2f}"
             lines.append(
                 f"| {name} | `{one.first}` - `{one.second}` | {one.num_layers} x {every.seeds} | {_interval(one)} | "
-                f"{one.median:+.3f} | {one.first_better} : {one.second_better} | {every.p:.3g} | {every.p_threes:.3g} | "
-                f"{near} | {rest} |"
+                f"{one.median:+.3f} | {one.first_better} : {one.second_better} | {every.p:.3g} | {every.p_threes:.3g} "
+                f"| {near} | {rest} |"
             )
             if (one.first, one.second) == tuple(pairs[0]):
                 told = ", ".join(f"{at.layer}: {at.difference:+.3f} ± {at.error:.3f}" for at in every.layers)
