@@ -23,9 +23,7 @@ per line (plain or gzip), cut to equal lengths; halves share no text.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,6 @@ import torch
 from torch import Tensor
 
 from steerscope import load_model
-from steerscope.analysis.data.examples import Example
 from steerscope.analysis.theory.block_call import BlockCall, block_calls
 from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import relative_size, weight_names
@@ -46,8 +43,6 @@ from steerscope.experiments.engine.loop import train_pack
 from steerscope.experiments.engine.model_pack import ModelPack
 from steerscope.experiments.engine.spec import RunSpec, Schedule
 from steerscope.experiments.groundwork.split_data import SplitData
-from steerscope.experiments.groundwork.splits import DataSplits, splits_of_examples, splits_of_task
-from steerscope.experiments.tasks import get_task
 from steerscope.experiments.training.trainee import lora
 from steerscope.files import exit_code_of, write_text
 from steerscope.installed import package_versions
@@ -56,11 +51,12 @@ from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
 from steerscope.sites import SiteKind
 from steerscope.steering.weights import WeightModel
+from studies.texts import lines_of, prompts_of, splits_of, windows_of
 
 READS = ("block", "mlp", "attn", "both")
 RIDGES = tuple(10.0**power for power in range(-6, 1))
 RANK, ALL = 8, "all"
-BATCH, PROMPT_WORDS = 16, 3
+BATCH = 16
 # Tokens whose stream is this many times longer than the median one are left out: a few carry nearly all of its energy.
 OUTLIER = 4.0
 
@@ -221,61 +217,6 @@ def top_directions(fitted: Tensor, rank: int) -> Tensor:
         ``(q rank)``, orthonormal.
     """
     return torch.linalg.eigh(fitted.T @ fitted).eigenvectors[:, -rank:]
-
-
-def lines_of(path: Path) -> list[str]:
-    """Return the different lines of a text file, plain or gzip, that are not empty."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
-        return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-
-
-def windows_of(loaded: LoadedModel, texts: Sequence[str], name: str, length: int, count: int) -> Tensor:
-    """Return the first tokens of texts ``(text token)``; those that are shorter are left out.
-
-    Args:
-        loaded: Whose tokenizer.
-        texts: The texts.
-        name: Of where they are from, for the message.
-        length: Tokens of each.
-        count: Most texts.
-
-    Raises:
-        InputError: Fewer than 16 are long enough.
-    """
-    ids = [loaded.tokenizer(text).input_ids[:length] for text in texts]
-    whole = [one for one in ids if len(one) == length][:count]
-    if len(whole) < BATCH:
-        raise InputError(f"{name} has {len(whole)} texts of {length} tokens; expected {BATCH}. Give longer texts.")
-    return torch.tensor(whole)
-
-
-def splits_of(task: str) -> DataSplits:
-    """Return the splits of a task, or of a file of texts, of which everything after the third word is learned.
-
-    Args:
-        task: A task's name, or the path of a file with one text per line, cut into parts by content.
-    """
-    if not Path(task).is_file():
-        return splits_of_task(get_task(task))
-    parted = [line.split(" ", PROMPT_WORDS) for line in lines_of(Path(task))]
-    examples = [
-        Example(" ".join(words[:-1]), f" {words[-1]}") for words in parted if len(words) > PROMPT_WORDS and words[-1]
-    ]
-    return splits_of_examples(Path(task).name, examples)
-
-
-def prompts_of(loaded: LoadedModel, data: SplitData, count: int) -> Tensor:
-    """Return prompts of the task that have the most frequent length ``(text token)``, none twice.
-
-    Args:
-        loaded: Whose tokenizer.
-        data: The task.
-        count: Most prompts.
-    """
-    prompts = dict.fromkeys(one.prompt for one in data.splits.train(2 * count, 97))
-    ids = [loaded.tokenizer(prompt).input_ids for prompt in prompts]
-    length = Counter(map(len, ids)).most_common(1)[0][0]
-    return torch.tensor([one for one in ids if len(one) == length][:count])
 
 
 def measure(

@@ -9,16 +9,15 @@ from steerscope.equivalence.oracles import reduced_rank_map
 from steerscope.errors import InputError
 from steerscope.models.hooks import reading
 from steerscope.models.load import wrap_model
+from studies.texts import lines_of, windows_of
 from studies.trained_reach import (
     ALL,
     Reader,
-    lines_of,
     run,
     shifts_and_reads,
     top_directions,
     trained_calls,
     trained_update,
-    windows_of,
 )
 from tests.byte_models import byte_model, byte_tokenizer
 
