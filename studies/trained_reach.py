@@ -263,7 +263,14 @@ def run(
         task: What is learned: see :func:`splits_of`.
         layers: The blocks.
         texts: More texts to measure on, by name ``(text token)``.
-        given: ``steps``, ``batch_size``, ``prompts``, ``tokens``, ``rates`` by method, ``seeds``.
+        given: ``steps``, ``batch_size``, ``prompts``, ``tokens``, ``rates`` by method, ``seeds``; with ``path`` what is
+            there is written to this file after every training, and trainings that the file has are not repeated.
+
+    Returns:
+        What the file holds: trainings with what they came to, and rows of what is left per block and matrix.
+
+    Raises:
+        InputError: A block that the model does not have, or a file of other settings.
     """
     blocks = len(loaded.site_map.blocks)
     if wrong := [layer for layer in layers if not 0 <= layer < blocks]:
@@ -280,11 +287,20 @@ def run(
     domains = {name: own, **texts}
     found: dict[str, Any] = {
         "model": loaded.identity.as_dict(), "task": name, "steps": schedule.steps, "batch_size": schedule.batch_size,
-        "texts": {name: list(ids.shape) for name, ids in domains.items()}, "trained": [], "rows": [],
-        "versions": package_versions(),
+        "layers": list(layers), "texts": {name: list(ids.shape) for name, ids in domains.items()}, "trained": [],
+        "rows": [], "versions": package_versions(),
     }  # fmt: skip
+    path = given.get("path")
+    if path is not None and path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if odd := [key for key in found if key not in ("trained", "rows", "versions") and kept.get(key) != found[key]]:
+            raise InputError(f"{str(path)!r} is of another {odd[0]}. Name another file, or the same settings.")
+        found |= {"trained": kept["trained"], "rows": kept["rows"]}
+    done = {(one["method"], one["seed"], one["learning_rate"]) for one in found["trained"]}
     for method, rate in given["rates"].items():
         for seed in given["seeds"]:
+            if (method, seed, rate) in done:
+                continue
             update, outcome = trained_update(loaded, data, method, rate, seed)
             size = relative_size(loaded, update)
             found["trained"].append(
@@ -305,8 +321,8 @@ def run(
                     ]
                     parts = ", ".join(f"{name} {rows[0][name]:.1%}" for name in READS)
                     print(f"  block {layer}, {domain}: left of {rows[0]['matrix']}: {parts}", flush=True)
-            if "save" in given:
-                given["save"](found)
+            if path is not None:
+                write_text(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
     return found
 
 
@@ -328,9 +344,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
 
-    def save(found: Mapping[str, Any]) -> None:
-        write_text(asked.out, json.dumps(found, indent=1, allow_nan=False) + "\n")
-
     def work() -> None:
         loaded = load_model(asked.model)
         texts = {}
@@ -340,7 +353,8 @@ def main() -> int:
         rates = {"sft": asked.sft_rate, "lora": asked.lora_rate}
         run(
             loaded, asked.task, layers, texts, steps=asked.steps, batch_size=asked.batch_size, prompts=asked.prompts,
-            tokens=asked.tokens, seeds=seeds, rates={name: rate for name, rate in rates.items() if rate}, save=save,
+            tokens=asked.tokens, seeds=seeds, rates={name: rate for name, rate in rates.items() if rate},
+            path=asked.out,
         )  # fmt: skip
 
     return exit_code_of("study", work)

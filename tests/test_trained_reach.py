@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -118,9 +120,14 @@ def test_it_learns_lines_of_a_file_and_measures_on_those_it_has_not_seen(loaded,
     lines = tmp_path / "lines.txt"
     lines.write_text("\n".join(f"text number {i} is about the number {i}" for i in range(100)), encoding="utf-8")
     given = {"steps": 12, "batch_size": 4, "prompts": 40, "tokens": 20, "seeds": [0, 1], "rates": {"sft": 3e-3}}
-    kept = []
-    found = run(loaded, str(lines), [0], {}, save=lambda one: kept.append(len(one["rows"])), **given)
-    assert kept == [len(found["rows"]) // 2, len(found["rows"])]  # what is there is written after every training
+    path = tmp_path / "kept.json"
+    first = run(loaded, str(lines), [0], {}, path=path, **{**given, "seeds": [1]})
+    found = run(loaded, str(lines), [0], {}, path=path, **given)  # goes on where the first call stopped
+    assert found["trained"][0] == first["trained"][0]
+    assert json.loads(path.read_text()) == found
+    assert len(found["rows"]) == 2 * len(first["rows"])
+    with pytest.raises(InputError, match="is of another steps"):
+        run(loaded, str(lines), [0], {}, path=path, **{**given, "steps": 3})
     assert {row["texts"] for row in found["rows"]} == {"lines.txt"}
     assert all(one["per_token"] < one["per_token_before"] for one in found["trained"])
     assert {one["seed"] for one in found["trained"]} == {0, 1}
