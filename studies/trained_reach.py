@@ -28,7 +28,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from steerscope import load_model
@@ -326,6 +328,30 @@ def run(
     return found
 
 
+def summary(found: Mapping[str, Any]) -> str:
+    """Return what edits leave as a table: means over blocks and seeds, and post-MLP minus post-block with its interval.
+
+    Args:
+        found: What :func:`run` returns.
+    """
+    lines = [
+        f"| trained | texts | matrix | blocks x seeds | {' | '.join(READS)} | mlp - block |",
+        f"|{' --- |' * (5 + len(READS))}",
+    ]
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in found["rows"]:
+        groups.setdefault((row["method"], row["texts"], row["matrix"]), []).append(row)
+    for (method, texts, matrix), rows in groups.items():
+        layers = {row["layer"] for row in rows}
+        # Blocks are a sample of blocks like these; seeds of one block are not independent of each other.
+        gaps = [np.mean([row["mlp"] - row["block"] for row in rows if row["layer"] == layer]) for layer in layers]
+        half = float(stats.t.ppf(0.975, len(gaps) - 1) * stats.sem(gaps)) if len(gaps) > 1 else float("nan")
+        left = " | ".join(f"{np.mean([row[name] for row in rows]):.1%}" for name in READS)
+        gap = f"{100 * np.mean(gaps):+.1f} ± {100 * half:.1f} points"
+        lines.append(f"| {method} | {texts} | {matrix} | {len(layers)} x {len(rows) // len(layers)} | {left} | {gap} |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -351,11 +377,12 @@ def main() -> int:
             texts = {"text": windows_of(loaded, lines_of(asked.text), asked.text.name, asked.tokens, asked.texts)}
         layers, seeds = ([int(part) for part in text.split(",")] for text in (asked.layers, asked.seeds))
         rates = {"sft": asked.sft_rate, "lora": asked.lora_rate}
-        run(
+        found = run(
             loaded, asked.task, layers, texts, steps=asked.steps, batch_size=asked.batch_size, prompts=asked.prompts,
             tokens=asked.tokens, seeds=seeds, rates={name: rate for name, rate in rates.items() if rate},
             path=asked.out,
         )  # fmt: skip
+        print(summary(found))
 
     return exit_code_of("study", work)
 

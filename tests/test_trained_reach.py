@@ -17,6 +17,7 @@ from studies.trained_reach import (
     Reader,
     run,
     shifts_and_reads,
+    summary,
     top_directions,
     trained_calls,
     trained_update,
@@ -126,6 +127,10 @@ def test_it_learns_lines_of_a_file_and_measures_on_those_it_has_not_seen(loaded,
     assert found["trained"][0] == first["trained"][0]
     assert json.loads(path.read_text()) == found
     assert len(found["rows"]) == 2 * len(first["rows"])
+    told = summary(found).splitlines()
+    assert len(told) == 2 + len({row["matrix"] for row in found["rows"]})
+    own = [row for row in found["rows"] if row["matrix"] == ALL]
+    assert told[2].startswith(f"| sft | lines.txt | all | 1 x 2 | {sum(row['block'] for row in own) / 2:.1%} | ")
     with pytest.raises(InputError, match="is of another steps"):
         run(loaded, str(lines), [0], {}, path=path, **{**given, "steps": 3})
     assert {row["texts"] for row in found["rows"]} == {"lines.txt"}
