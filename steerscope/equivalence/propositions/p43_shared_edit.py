@@ -142,7 +142,7 @@ def _on_data(subject: Subject, data: BlockTokens) -> Evidence:
     hidden = data.rows(data.tensors[SiteKind.MLP_HIDDEN])
     out, into = subject.site_map.d_model, hidden.shape[1]
     small = out <= SMALL
-    edits = {name: SharedEdit(data.reads(name), data.fitted, hidden) for name in READS if data.identifies(name)}
+    edits = {name: data.edit(name) for name in READS if data.identifies(name)}
     expected = {name: formulas(edit, hidden) for name, edit in edits.items()}
     notes = [f"{data.name}, {name}: as many channels as tokens, any shift fits" for name in READS if name not in edits]
     if "h'" not in edits:
