@@ -28,8 +28,9 @@ from steerscope.models.bundled import (
 from steerscope.models.description import BlockDescription
 from steerscope.models.layouts import known_description
 from steerscope.models.lengths import context_of
-from steerscope.models.load_errors import not_loaded, refuse_quantised
+from steerscope.models.load_errors import not_loaded, quantisation_asked_for
 from steerscope.models.offloaded import require_weights_in_memory
+from steerscope.models.packed import compute_dtype, is_packed, is_packed_tensor, num_weights, quantisation_of
 from steerscope.models.selfcheck import check_sites
 from steerscope.models.site_map import SiteMap, find_sites
 from steerscope.models.weight_hashes import digest_of_parameters
@@ -146,8 +147,8 @@ def load_model(
         The model in evaluation mode with frozen weights, its tokenizer, sites and identity.
 
     Raises:
-        InputError: Unknown name, unreadable folder, missing, NaN or quantised weights, a device that is not there, too
-            little memory, a package that is missing, code that comes with the model and was not asked for.
+        InputError: Unknown name, unreadable folder, missing or NaN weights, a device that is not there, too little
+            memory, a package that is missing, code that comes with the model and was not asked for.
         UnsupportedModelError: No known layout, or the self-check failed.
     """
     if not isinstance(name_or_path, str | os.PathLike):
@@ -165,17 +166,19 @@ def load_model(
     chosen_device = _device(device)
     with told(f"read the model {name!r}"):
         source, quantised, digest = _locate(name)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    for_files: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if source.exists():
-        options["local_files_only"] = True
+        for_files["local_files_only"] = True
     try:
-        config = AutoConfig.from_pretrained(source if source.exists() else name, **options)
+        config = AutoConfig.from_pretrained(source if source.exists() else name, **for_files)
     except Exception as error:  # hub, network and parse errors have no common type
         raise not_loaded(name, source, error) from error
-    # Family and quantisation are known from the configuration: refuse before gigabytes of weights are read.
-    refuse_quantised(name, config)
+    method = quantisation_asked_for(config)
     chosen = description or known_description(config.get_text_config(decoder=True))
     place = source if source.exists() else name
+    options = dict(for_files)
+    if method is not None:
+        options["device_map"] = {"": chosen_device}  # quantised layers are made in place, and not moved
     try:
         # Weights the files lack would be filled in at random, with no more than a warning: they are asked for.
         with quiet_transformers():
@@ -188,11 +191,15 @@ def load_model(
                     f"the weights of {name!r} do not fill its configuration ({missing}); expected every tensor in its "
                     "shape. Copy or download the model again, or correct its config.json."
                 )
-            tokenizer = AutoTokenizer.from_pretrained(place, **options)
-            model.to(chosen_device)
+            tokenizer = AutoTokenizer.from_pretrained(place, **for_files)
+            if method is None:
+                model.to(chosen_device)
     except Exception as error:
-        raise not_loaded(name, source, error) from error
+        raise not_loaded(name, source, error, method) from error
     digest = digest or _digest_of_files(source) or digest_of_parameters(model)
+    setup = (setup_of(source) or getattr(config, "_commit_hash", None) or "") if quantised is None else ""
+    if method is not None and not any(is_packed(module) for module in model.modules()):
+        quantised = f"weights quantised by {method} made float again on loading"
     return wrap_model(
         model,
         tokenizer,
@@ -201,7 +208,7 @@ def load_model(
         sha256=digest,
         quantised=quantised,
         description=chosen,
-        setup=(setup_of(source) or getattr(config, "_commit_hash", None) or "") if quantised is None else "",
+        setup=setup,
     )
 
 
@@ -271,7 +278,7 @@ def wrap_model(
     require_weights_in_memory(model, "analysis")
     site_map = find_sites(model, description)
     for parameter_name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+        if not is_packed_tensor(parameter) and not bool(torch.isfinite(parameter).all()):
             raise InputError(
                 f"weight {parameter_name!r} of {name!r} holds NaN or infinite values; every number computed "
                 "from it would be worthless. Check the checkpoint or load it in float32."
@@ -281,17 +288,16 @@ def wrap_model(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     check_sites(model, site_map)
-    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     identity = ModelIdentity(
         name=name,
         revision=revision,
         sha256=sha256 or digest_of_parameters(model),
         layers=len(site_map.blocks),
-        quantised=quantised,
+        quantised=quantised or quantisation_of(site_map.linear_maps().values()),
         layout=site_map.description.layout,
         d_model=site_map.d_model,
-        n_params=sum(p.numel() for p in model.parameters()),
-        dtype=str(dtype).removeprefix("torch."),
+        n_params=num_weights(model),
+        dtype=str(compute_dtype(model)).removeprefix("torch."),
         setup=setup,
     )
     return LoadedModel(model, tokenizer, site_map, identity)

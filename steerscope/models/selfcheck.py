@@ -17,10 +17,11 @@ from steerscope.errors import UnsupportedModelError
 from steerscope.finite import require_finite
 from steerscope.models.blocks import Block, linear_weight
 from steerscope.models.hooks import Edit, edited, reading
+from steerscope.models.packed import is_packed, weights_besides
 from steerscope.models.recorded import Calls, recorded_calls
 from steerscope.models.site_map import SiteMap
 from steerscope.models.upper_blocks import entering_block
-from steerscope.models.wrappers import random_tokens, vocab_size
+from steerscope.models.wrappers import acting_layer, random_tokens, vocab_size
 from steerscope.site_kinds import Branch, Place
 from steerscope.sites import Site, SiteKind
 
@@ -114,13 +115,10 @@ def _random_edit(like: Tensor, generator: torch.Generator) -> Callable[[Tensor],
 
 def _check_maps(block: Block) -> None:
     """Require that the described linear maps are all of the block's, each once: K_FT sums over them."""
-    described = [id(linear_weight(module)) for module in block.linear_maps().values()]
-    present = {
-        id(parameter): name.replace("base_layer.", "")
-        for name, parameter in block.module.named_parameters()
-        if parameter.dim() > 1 and "lora_" not in name
-    }
-    missing = [name for key, name in present.items() if key not in described and name not in block.description.left_out]
+    maps = list(block.linear_maps().values())
+    # A packed map was found to be linear when its widths were measured.
+    described = [id(acting_layer(module) if is_packed(module) else linear_weight(module)) for module in maps]
+    missing = [name for name in weights_besides(block.module, maps) if name not in block.description.left_out]
     if missing or len(set(described)) != len(described):
         what = f"leaves out {missing}" if missing else "names a linear map twice"
         raise UnsupportedModelError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.models.offloaded import require_weights_in_memory
+from steerscope.models.packed import is_packed, stored
 from steerscope.models.wrappers import language_model, original_layer
 
 
@@ -18,7 +19,7 @@ def digest_of_parameters(model: nn.Module) -> str:
 
     Cost: reads every weight once, about a second per gigabyte.
     """
-    return _digest((name, parameter) for name, parameter in model.named_parameters())
+    return _digest(_whole(model))
 
 
 @torch.no_grad()
@@ -42,14 +43,17 @@ def fingerprint_of(model: nn.Module, without: frozenset[str] = frozenset()) -> s
     """
     require_weights_in_memory(model, "the fingerprint that an adapter is saved and loaded with")
     return _digest(
-        (f"{name}{tuple(weight.shape)}", weight.to(torch.bfloat16))
+        (f"{name}{tuple(weight.shape)}", weight.to(torch.bfloat16) if weight.is_floating_point() else weight)
         for name, weight in own_weights(model)
         if name not in without
     )
 
 
 def own_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights of the language model itself by the names they have without PEFT, in its own order."""
+    """Yield the weights of the language model itself by the names they have without PEFT, in its own order.
+
+    Of quantised layers, all that they keep: codes, scales and whatever else decides their outputs.
+    """
     seen: set[int] = set()
 
     def below(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
@@ -57,6 +61,9 @@ def own_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if own is None or id(own) in seen:
             return
         seen.add(id(own))
+        if _keeps_packed(own):
+            yield from ((prefix + name, value) for name, value in stored(own))
+            return
         for name, parameter in own._parameters.items():
             if parameter is not None and id(parameter) not in seen:
                 seen.add(id(parameter))
@@ -67,9 +74,24 @@ def own_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from below(language_model(model), "")
 
 
+def _keeps_packed(module: nn.Module) -> bool:
+    return not any(True for _ in module.children()) and is_packed(module)
+
+
+def _whole(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every parameter, and in their places what quantised layers keep."""
+    packed = {name: module for name, module in model.named_modules() if _keeps_packed(module)}
+    for path, module in packed.items():
+        yield from ((f"{path}.{name}", value) for name, value in stored(module))
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[0] not in packed:
+            yield name, parameter
+
+
 def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for label, tensor in tensors:
         digest.update(label.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        whole = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(whole.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from steerscope.errors import InputError
 from steerscope.models.blocks import is_transposed, linear_weight
+from steerscope.models.packed import is_packed, matrix_of
 from steerscope.models.site_map import SiteMap
 from steerscope.models.wrappers import acting_layer
 from steerscope.site_kinds import Maps, Role
@@ -142,6 +143,8 @@ def lacks_bias(module: nn.Module) -> bool:
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """Return the weight of a linear map as ``(out in)``, a view whatever way it is stored."""
+    """Return the weight of a linear map as ``(out in)``: a view, or what a packed one computes."""
+    if is_packed(module):
+        return matrix_of(module)
     weight = linear_weight(module)
     return weight.T if is_transposed(module) else weight

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from steerscope.errors import UnsupportedModelError
 from steerscope.models.description import BlockDescription
+from steerscope.models.packed import has_maps
 from steerscope.models.recognition.maps import all_but, linear_calls, mlp_inside
 from steerscope.models.recognition.trace import Trace, Traced, is_result, is_same, mixes_tokens, numbers_of
 
@@ -244,7 +245,7 @@ def _was_changed(one: Traced) -> bool:
 
 def _is_norm(module: nn.Module) -> bool:
     """Whether a module has no maps: what it learns, if anything, are numbers per channel."""
-    return all(parameter.dim() < 2 for parameter in module.parameters())
+    return not has_maps(module)
 
 
 def _layout(
