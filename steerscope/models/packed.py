@@ -221,8 +221,7 @@ def quantisation_of(maps: Iterable[nn.Module]) -> str | None:
         return None
     how = ", ".join(sorted({_how(layer) for layer in packed}))
     text = f"{len(packed)} of {len(every)} linear maps of the blocks are quantised ({how}) and used as they compute"
-    rounding = max(_MEASURED[layer].error for layer in packed if layer in _MEASURED)
-    if rounding > _ROUNDS_ACTIVATIONS:
+    if rounding := rounding_of(packed):
         text += f"; they round activations, too, so derivatives are true to about {rounding:.1g}"
     return text
 
@@ -231,6 +230,12 @@ def _how(layer: nn.Module) -> str:
     weight = getattr(layer, "weight", None)
     named = weight is not None and hasattr(type(weight), "__tensor_flatten__")
     return type(weight if named else layer).__name__
+
+
+def rounding_of(maps: Iterable[nn.Module]) -> float:
+    """Return how far packed maps are from linear ones, relative; 0 where none rounds what it reads."""
+    found = max((_MEASURED[layer].error for layer in map(acting_layer, maps) if layer in _MEASURED), default=0.0)
+    return found if found > _ROUNDS_ACTIVATIONS else 0.0
 
 
 def require_plain_weights(model: nn.Module, what: str) -> None:
