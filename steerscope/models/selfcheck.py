@@ -69,7 +69,9 @@ def check_sites(model: nn.Module, site_map: SiteMap, num_tokens: int = 6) -> Non
     with entering_block(site_map, middle, clean[middle, SiteKind.RESID_PRE]):
         behind = run()
     found, expected = (logits.masked_fill(logits == -torch.inf, 0.0) for logits in (behind, plain))
-    _compare(found, expected, f"the model from block {middle} on does not follow from the stream that enters it", allowed)
+    _compare(
+        found, expected, f"the model from block {middle} on does not follow from the stream that enters it", allowed
+    )
     for kind in site_map.description.kinds:
         layer = 0 if kind.facts.is_first_block_only else middle
         edit = _random_edit(clean[layer, kind], generator)

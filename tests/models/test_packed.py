@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from steerscope import RankOptions, SteeringConfig, SteeringModel, get_steering_model, rank_sites
+from steerscope import RankOptions, SteeringConfig, SteeringModel, get_steering_model, load_model, rank_sites
 from steerscope.analysis.data.examples import Example
 from steerscope.equivalence.shifts import first_order_shift
 from steerscope.errors import InputError, SteerscopeError, UnsupportedModelError
@@ -150,3 +150,14 @@ def test_a_layer_that_does_not_run_is_told(tmp_path):
     with pytest.raises(UnsupportedModelError, match=r"leaves out \['mlp.spare.codes'\]"):
         wrap_model(model, tiny_tokenizer())
     assert len(find_sites(model).linear_maps()) == 14
+
+
+def test_weights_made_float_again_on_loading_are_told(tmp_path):
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    # Without a GPU transformers makes such weights float.
+    told["quantization_config"] = {"quant_method": "fp8", "dequantize": True}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    assert load_model(tmp_path).identity.quantised == "weights quantised by fp8 made float again on loading"
