@@ -28,7 +28,7 @@ from steerscope.analysis.stopwatch import StageProgress, Stopwatch
 from steerscope.errors import InputError
 from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel, require_loaded
-from steerscope.models.offloaded import require_weights_in_memory
+from steerscope.models.offloaded import require_runs
 from steerscope.models.virtual_tokens import require_no_virtual_tokens
 from steerscope.models.wrappers import vocab_size
 from steerscope.option_types import options_or_default
@@ -57,8 +57,8 @@ def rank_sites(
 
     Raises:
         InputError: Too few or useless examples, a text longer than the context or with a token that the model does not
-            have, bad options, a model whose activations or derivatives are NaN or infinite, weights that are
-            offloaded, or virtual tokens of PEFT.
+            have, bad options, a model whose activations or derivatives are NaN or infinite, weights without
+            values, or virtual tokens of PEFT.
 
     Cost: one forward pass and a backward pass per probe (and one for the loss) over the examples, a quarter more
     for the projections, then a few seconds of linear algebra per hundred sites at the default size.
@@ -66,7 +66,7 @@ def rank_sites(
     require_loaded(loaded)
     options = options_or_default(options, RankOptions)
     options.check()
-    require_weights_in_memory(loaded.model, "a ranking")
+    require_runs(loaded.model)
     require_no_virtual_tokens(loaded.model, "a ranking reads tokens by their place in a row")
     watch = Stopwatch(progress)
     kept, warnings = check_examples(list(examples), minimum=MIN_EXAMPLES)

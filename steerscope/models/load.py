@@ -29,7 +29,7 @@ from steerscope.models.description import BlockDescription
 from steerscope.models.layouts import known_description
 from steerscope.models.lengths import context_of
 from steerscope.models.load_errors import not_loaded, quantisation_asked_for
-from steerscope.models.offloaded import require_weights_in_memory
+from steerscope.models.offloaded import device_of, require_runs
 from steerscope.models.packed import compute_dtype, is_packed, is_packed_tensor, num_weights, quantisation_of
 from steerscope.models.selfcheck import check_sites
 from steerscope.models.site_map import SiteMap, find_sites
@@ -103,7 +103,7 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         """Where the model's inputs go."""
-        return next(self.model.parameters()).device
+        return device_of(self.model)
 
     @property
     def max_length(self) -> int | None:
@@ -272,13 +272,16 @@ def wrap_model(
         The model with its tokenizer, sites and identity.
 
     Raises:
-        InputError: A weight is NaN or infinite, or offloaded; the message names it.
+        InputError: A weight is NaN or infinite, or has no values; the message names it.
         UnsupportedModelError: No known layout, or the self-check failed.
     """
-    require_weights_in_memory(model, "analysis")
+    require_runs(model)
     site_map = find_sites(model, description)
     for parameter_name, parameter in model.named_parameters():
-        if not is_packed_tensor(parameter) and not bool(torch.isfinite(parameter).all()):
+        # What is offloaded shows in the logits, which the self-check requires to be finite.
+        if parameter.is_meta or is_packed_tensor(parameter):
+            continue
+        if not bool(torch.isfinite(parameter).all()):
             raise InputError(
                 f"weight {parameter_name!r} of {name!r} holds NaN or infinite values; every number computed "
                 "from it would be worthless. Check the checkpoint or load it in float32."

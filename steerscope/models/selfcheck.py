@@ -18,6 +18,7 @@ from steerscope.errors import UnsupportedModelError
 from steerscope.finite import require_finite
 from steerscope.models.blocks import Block, linear_weight
 from steerscope.models.hooks import Edit, edited, reading
+from steerscope.models.offloaded import device_of
 from steerscope.models.packed import compute_dtype, is_packed, rounding_of, weights_besides
 from steerscope.models.recorded import Calls, recorded_calls
 from steerscope.models.site_map import SiteMap
@@ -61,7 +62,9 @@ def check_sites(model: nn.Module, site_map: SiteMap, num_tokens: int = 6) -> Non
     with recorded_calls(site_map.blocks) as calls:
         clean = _run_and_read(run, site_map)
     for block in site_map.blocks:
-        read = {kind: clean[block.index, kind] for kind in site_map.description.kinds}
+        # What enters a block may still be on the device of the block before.
+        home = device_of(block.module)
+        read = {kind: clean[block.index, kind].to(home) for kind in site_map.description.kinds}
         _check_reads(block, read, calls[block.index], allowed)
         _check_maps(block)
 
@@ -171,8 +174,8 @@ def _check_writes(
         read = _run_and_read(run, site_map)  # entered inside the edits, so it sees edited values
     for site in sites:
         block = site_map.blocks[site.layer]
-        entered = read[site.layer, SiteKind.RESID_PRE]
-        delta = deltas[site](entered)
+        entered = read[site.layer, SiteKind.RESID_PRE].to(device_of(block.module))
+        delta = deltas[site](entered).to(entered.device)
         called = calls[block.index]
         expected = _block_output(block, kind, entered, delta, called)
         unedited = _block_output(block, None, entered, delta, called)
@@ -256,6 +259,7 @@ class Tolerance:
 
 def _errors(found: Tensor, expected: Tensor) -> tuple[float, float]:
     """Return the largest difference of two tensors and its root mean square, relative to the larger tensor's."""
+    expected = expected.to(found.device)
     scale = torch.maximum(found.float().pow(2).mean().sqrt(), expected.float().pow(2).mean().sqrt()).clamp_min(1e-30)
     error = (found - expected.reshape(found.shape)).float() / scale
     return float(error.abs().max()), float(error.pow(2).mean().sqrt())

@@ -19,7 +19,7 @@ from steerscope.folders import as_folder
 from steerscope.models.compat import checkpoint_activations
 from steerscope.models.description import BlockDescription
 from steerscope.models.load import LoadedModel
-from steerscope.models.offloaded import require_weights_in_memory
+from steerscope.models.offloaded import require_runs
 from steerscope.models.site_map import SiteMap, find_sites
 from steerscope.models.virtual_tokens import require_no_tokens_around
 from steerscope.models.wrappers import decoder_of, is_peft, language_model, require_model, tuner_layers
@@ -69,7 +69,7 @@ class SteeringModel(NamedAdapters):
                 "this model is steered already, by an adapter that was not unloaded; call "
                 "steerscope.steering.steered_by(model).unload() first, or name all sites in one configuration."
             )
-        require_weights_in_memory(base_model, "steering")
+        require_runs(base_model)
         self._tuner_layers = tuner_layers(base_model)
         if self._tuner_layers and not is_peft(base_model):
             raise InputError(

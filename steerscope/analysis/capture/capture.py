@@ -82,7 +82,7 @@ def read_stats(
 
     def measure(site: Site) -> Tap:
         def tap(value: Tensor, read: Tensor) -> None:
-            read = read.to(real.dtype)
+            read = read.to(real)
             squares = real @ read.pow(2).flatten(0, 1)
             sums[site] = sums[site] + squares if site in sums else squares
             rows = torch.arange(len(read), device=read.device)[:, None]

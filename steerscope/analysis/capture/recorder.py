@@ -39,6 +39,7 @@ class Recorder:
         seed: int,
     ) -> None:
         self.loaded, self.plan, self.scales, self.probes = loaded, plan, scales, probes
+        self.home = loaded.device
         self.dtype = at_least_float32(compute_dtype(loaded.model))
         self.blocks = 1 if plan.exact else plan.blocks
         # A bfloat16 feature's rounding (1 in 500) is far below a sketch's own error; exact features keep all digits.
@@ -236,7 +237,7 @@ class Recorder:
         Returns:
             The projected channels ``(... rows * blocks)``, or all of them where the plan is exact.
         """
-        tensor = tensor.to(self.dtype)
+        tensor = tensor.to(self.home, self.dtype)  # layers may be on several devices
         if self.plan.exact:
             return tensor if scaled_for is None else tensor / self.scales[scaled_for].to(self.dtype)
         width = tensor.shape[-1]
