@@ -45,6 +45,8 @@ DTYPES = {
 
 # The device that is there, whichever it is.
 AUTO = "auto"
+# Layers over all devices, as transformers' device_map places them; what fits on none is offloaded.
+SPLIT = ("balanced", "balanced_low_0", "sequential")
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ def load_model(
 
     Args:
         name_or_path: ``"smollm2-135m"`` (bundled), a local folder, a ``.gguf`` file, or a Hugging Face name.
-        device: Where to put the model; ``"auto"`` for a GPU if there is one, else the CPU.
+        device: Where to put the model; ``"auto"`` for a GPU if there is one, else the CPU; ``"balanced"`` and
+            ``"sequential"`` for its layers over all GPUs and then the CPU, as transformers' ``device_map``.
         dtype: Data type of weights and computation; ``"bf16"`` and the like are understood.
         revision: Branch, tag or commit of a Hugging Face name.
         description: How the model's blocks are built, for a family steerscope does not know.
@@ -163,7 +166,7 @@ def load_model(
             "a Hugging Face name."
         )
     chosen_dtype = _dtype(dtype)
-    chosen_device = _device(device)
+    placed: Any = device if device in SPLIT else _device(device)
     with told(f"read the model {name!r}"):
         source, quantised, digest = _locate(name)
     for_files: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -177,8 +180,10 @@ def load_model(
     chosen = description or known_description(config.get_text_config(decoder=True))
     place = source if source.exists() else name
     options = dict(for_files)
-    if method is not None:
-        options["device_map"] = {"": chosen_device}  # quantised layers are made in place, and not moved
+    if placed in SPLIT:
+        options["device_map"] = placed
+    elif method is not None:
+        options["device_map"] = {"": placed}  # quantised layers are made in place, and not moved
     try:
         # Weights the files lack would be filled in at random, with no more than a warning: they are asked for.
         with quiet_transformers():
@@ -192,8 +197,8 @@ def load_model(
                     "shape. Copy or download the model again, or correct its config.json."
                 )
             tokenizer = AutoTokenizer.from_pretrained(place, **for_files)
-            if method is None:
-                model.to(chosen_device)
+            if "device_map" not in options:
+                model.to(placed)
     except Exception as error:
         raise not_loaded(name, source, error, method) from error
     digest = digest or _digest_of_files(source) or digest_of_parameters(model)

@@ -301,6 +301,11 @@ def stored(layer: nn.Module) -> Iterable[tuple[str, Tensor]]:
             yield name, torch.frombuffer(bytearray(repr(value).encode()), dtype=torch.uint8)
 
 
+def stored_bytes(value: Tensor) -> int:
+    """Return how many bytes a weight takes where it is kept; one that is offloaded as in memory."""
+    return sum(part.numel() * part.element_size() for _, part in _flat("", value))
+
+
 def _flat(name: str, value: Tensor) -> Iterable[tuple[str, Tensor]]:
     flatten = getattr(value, "__tensor_flatten__", None)
     if flatten is None:

@@ -20,6 +20,7 @@ from steerscope.models.compat import checkpoint_activations
 from steerscope.models.description import BlockDescription
 from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import require_runs
+from steerscope.models.packed import num_weights
 from steerscope.models.site_map import SiteMap, find_sites
 from steerscope.models.virtual_tokens import require_no_tokens_around
 from steerscope.models.wrappers import decoder_of, is_peft, language_model, require_model, tuner_layers
@@ -285,8 +286,7 @@ class SteeringModel(NamedAdapters):
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Return how many numbers are trained (a trained LoRA's included), and how many there are."""
-        sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
-        return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+        return sum(p.numel() for p in self.parameters() if p.requires_grad), num_weights(self)
 
     def print_trainable_parameters(self) -> None:
         """Print the same in one line."""

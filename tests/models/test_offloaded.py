@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from steerscope import RankOptions, SteeringConfig, SteeringModel, get_steering_model, rank_sites
+from steerscope import RankOptions, SteeringConfig, SteeringModel, get_steering_model, load_model, rank_sites
 from steerscope.analysis.data.examples import Example
 from steerscope.equivalence.shifts import first_order_shift
 from steerscope.errors import InputError
@@ -143,3 +143,11 @@ def test_a_model_that_was_dispatched_whole_is_taken():
     loaded = wrap_model(model, byte_tokenizer())
     steering = get_steering_model(loaded, SteeringConfig("0.resid_post", rank=2, positions="last"))
     assert steering.generate(input_ids=IDS, max_new_tokens=2, pad_token_id=2).shape[1] > 4
+
+
+def test_layers_are_placed_over_all_devices_on_loading(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    split, whole = load_model(tmp_path, device="balanced"), load_model(tmp_path)
+    assert split.device == whole.device
+    assert torch.equal(split.model(input_ids=IDS).logits, whole.model(input_ids=IDS).logits)
