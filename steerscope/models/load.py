@@ -31,6 +31,7 @@ from steerscope.models.lengths import context_of
 from steerscope.models.load_errors import not_loaded, quantisation_asked_for
 from steerscope.models.offloaded import device_of, require_runs
 from steerscope.models.packed import compute_dtype, is_packed, is_packed_tensor, num_weights, quantisation_of
+from steerscope.models.recognition.skeleton import refuse_from_configuration
 from steerscope.models.selfcheck import check_sites
 from steerscope.models.site_map import SiteMap, find_sites
 from steerscope.models.weight_hashes import digest_of_parameters
@@ -178,6 +179,8 @@ def load_model(
         raise not_loaded(name, source, error) from error
     method = quantisation_asked_for(config)
     chosen = description or known_description(config.get_text_config(decoder=True))
+    if chosen is None and method is None:
+        refuse_from_configuration(config, trust_remote_code=trust_remote_code)
     place = source if source.exists() else name
     options = dict(for_files)
     if placed in SPLIT:
