@@ -104,6 +104,11 @@ class Servability:
         """Whether whatever serves a LoRA serves the edit."""
         return not self.why_not and not self.needs_bias
 
+    @property
+    def word(self) -> str:
+        """``lora`` for what any server runs, ``lora_with_bias`` for PEFT alone, ``adapter`` for what no LoRA is."""
+        return "adapter" if self.why_not else "lora_with_bias" if self.needs_bias else "lora"
+
     def __str__(self) -> str:
         if self.why_not:
             return f"no LoRA: {self.why_not}"
@@ -135,6 +140,20 @@ def servable_as_lora(site: Site | str, site_map: SiteMap, config: SteeringConfig
         return Servability(str(error))
     turns_bias = family.has_matrix and not held.reads and not all(map(lacks_bias, held.maps))
     return Servability(needs_bias=turns_bias or family.adds_vector(config.bias))
+
+
+def served_as(config: SteeringConfig, site_map: SiteMap) -> str:
+    """Return what serves an adapter, as :attr:`Servability.word` says it of one site.
+
+    Args:
+        config: Which edits, and where.
+        site_map: The model's sites.
+
+    Returns:
+        The word for the site that asks for most.
+    """
+    found = {servable_as_lora(site, site_map, config).word for site in config.resolve(site_map)}
+    return next(word for word in ("adapter", "lora_with_bias", "lora") if word in found)
 
 
 def lacks_bias(module: nn.Module) -> bool:
