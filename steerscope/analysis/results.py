@@ -35,6 +35,9 @@ class SiteScore:
     ``difference`` is the best candidate's score minus this one's, ``[difference_low, difference_high]`` its paired 95%
     interval, and ``standing`` what follows (:class:`~steerscope.analysis.scoring.standing.Standing`): ``equal`` within
     the ranking's ``equal_margin``, ``worse`` or ``undetermined``. Files of before know none of the four (``None``).
+
+    ``served_as`` says whether programs that know LoRA alone can run the edit, a linear one without its bias: ``lora``
+    (vLLM, SGLang, PEFT), ``lora_with_bias`` (PEFT) or ``adapter`` (none); ``None`` in files of before.
     """
 
     layer: int
@@ -50,6 +53,7 @@ class SiteScore:
     difference_low: float | None = None
     difference_high: float | None = None
     standing: str | None = None
+    served_as: str | None = None
 
     @property
     def name(self) -> str:

@@ -64,7 +64,7 @@ ModelName = Annotated[
     str,
     typer.Argument(help="smollm2-135m, a folder, a .gguf file or a Hugging Face name (OWNER/NAME)."),
 ]
-Device = Annotated[str, option("cpu, cuda, cuda:1, mps; auto: a GPU if there is one.", MODEL)]
+Device = Annotated[str, option("cpu, cuda, cuda:1, mps; auto: a GPU if there is one; balanced: over all GPUs.", MODEL)]
 Dtype = Annotated[
     str,
     option("{values}; also fp32, bf16 and the like.", MODEL, values=("float32", "bfloat16", "float16", "float64")),

@@ -64,7 +64,7 @@ def rank(
     from steerscope.analysis.data.examples import check_examples
     from steerscope.analysis.ranking import rank_sites
     from steerscope.analysis.scoring.options import MIN_EXAMPLES, RankOptions
-    from steerscope.cli.output import check_folder, check_json_target, give_json
+    from steerscope.cli.output import check_folder, check_json_target, give_json, say
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.tasks import FileTask, at_most
     from steerscope.folders import Kind
@@ -108,7 +108,7 @@ def rank(
         show("load", 0, 1)
         loaded = load_model(asked.model, **loading.as_dict())
         show("load", 1, 1)
-        ranking = rank_sites(loaded, examples, options, task=source.name, progress=show)
+        ranking = rank_sites(loaded, examples, options, task=source.name, progress=show, say=None if quiet else say)
     ranking = replace(ranking, settings=ranking.settings | {"command": command_line()})
     if isinstance(source, FileTask):
         # Those about the file count its lines; those about the training part count the part's.

@@ -26,7 +26,6 @@ from steerscope.cli.options import (
     option,
     show_warnings,
 )
-from steerscope.cli.words import as_typed
 from steerscope.errors import InputError
 
 
@@ -105,7 +104,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train on a task's train part, save what was trained, and measure accuracy on its test part."""
-    from steerscope.cli.output import RESUME, check_folder, check_json_target, give_json
+    from steerscope.cli.output import RESUME, check_folder, check_json_target, give_json, say
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.commands import train as train_model
     from steerscope.experiments.training.options import TrainOptions
@@ -153,7 +152,7 @@ def train(
     try:
         with stage_progress(quiet=quiet) as show:
             found = train_model(
-                asked.model, source, options, folder, resume=resume, progress=show, say=_say, command=command
+                asked.model, source, options, folder, resume=resume, progress=show, say=say, command=command
             )
     except KeyboardInterrupt:
         if (folder / "config.json").exists():
@@ -162,10 +161,6 @@ def train(
     print(f"results: {folder}", file=sys.stderr)
     if not give_json(json, found.to_json(), "test_accuracy"):
         typer.echo(found.line)
-
-
-def _say(sentence: str) -> None:
-    print(f"  {as_typed(sentence)}.", file=sys.stderr, flush=True)
 
 
 def _sites(named: list[str] | None, ranking_file: Path | None, which: str, method: str) -> tuple[str, ...]:
@@ -191,10 +186,12 @@ def _sites(named: list[str] | None, ranking_file: Path | None, which: str, metho
         raise InputError(f"method {method!r} edits no site; leave out [[sites_from]].")
     ranking = Ranking.load(ranking_file / "ranking.json" if ranking_file.is_dir() else ranking_file)
     sites = ranking.steering_config(which, family=family).sites
+    from steerscope.cli.output import say
+
     model = ranking.model.get("name")
     if not ranking.stability.can_tell:
-        _say("the prompts of this ranking could not tell sites apart, so it recommends none; take more of them")
-    _say(f"sites from the ranking of {model} on {ranking.task} by {ranking.score}: {', '.join(sites)}")
+        say("the prompts of this ranking could not tell sites apart, so it recommends none; take more of them")
+    say(f"sites from the ranking of {model} on {ranking.task} by {ranking.score}: {', '.join(sites)}")
     return tuple(sites)
 
 

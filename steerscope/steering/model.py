@@ -17,7 +17,8 @@ from steerscope.errors import InputError
 from steerscope.folders import as_folder
 from steerscope.models.description import BlockDescription
 from steerscope.models.load import LoadedModel
-from steerscope.models.offloaded import require_weights_in_memory
+from steerscope.models.offloaded import require_runs
+from steerscope.models.packed import num_weights
 from steerscope.models.site_map import SiteMap, find_sites
 from steerscope.models.wrappers import decoder_of, is_peft, language_model, require_model, tuner_layers
 from steerscope.sites import Site
@@ -65,7 +66,7 @@ class SteeringModel(SavedAdapters, SteeredRuns):
                 "this model is steered already, by an adapter that was not unloaded; call "
                 "steerscope.steering.steered_by(model).unload() first, or name all sites in one configuration."
             )
-        require_weights_in_memory(base_model, "steering")
+        require_runs(base_model)
         self._tuner_layers = tuner_layers(base_model)
         if self._tuner_layers and not is_peft(base_model):
             raise InputError(
@@ -117,8 +118,7 @@ class SteeringModel(SavedAdapters, SteeredRuns):
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Return how many numbers are trained (a trained LoRA's included), and how many there are."""
-        sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
-        return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+        return sum(p.numel() for p in self.parameters() if p.requires_grad), num_weights(self)
 
     def print_trainable_parameters(self) -> None:
         """Print the same in one line."""

@@ -154,7 +154,7 @@ class NamedAdapters(nn.Module):
                 added = current.strength * added
             if mask is not None:
                 added = torch.where(mask.to(added.device).unsqueeze(-1), added, 0)
-            return value + added.to(value.dtype)
+            return value + added.to(value)  # what it reads may be on another device than the block
 
         return tap
 

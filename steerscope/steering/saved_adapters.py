@@ -139,12 +139,16 @@ class SavedAdapters(NamedAdapters):
                 f"save_pretrained() got {given}, which would have no effect: an adapter is one safetensors file, made "
                 "of the model as it is. Leave it out."
             )
-        place = as_folder(folder)
-        chosen = [self.adapter(name) for name in (self._adapters if selected_adapters is None else selected_adapters)]
+        places = self._places(as_folder(folder), selected_adapters)
+        if is_main_process:
+            self._write(places, measured)
+
+    def _places(self, folder: Path, selected: Iterable[str] | None) -> dict[Path, Adapter]:
+        """Return where adapters are written: ``default`` into the folder itself, others into one of their name."""
+        chosen = [self.adapter(name) for name in (self._adapters if selected is None else selected)]
         if not chosen:
             raise InputError(f"selected_adapters names none; this model has {', '.join(self.adapter_names)}.")
-        if is_main_process:
-            self._write({place if one.name == DEFAULT else place / one.name: one for one in chosen}, measured)
+        return {folder if one.name == DEFAULT else folder / one.name: one for one in chosen}
 
     def _write(self, places: Mapping[Path, Adapter], measured: Mapping[str, object] | None = None) -> None:
         """Write adapters, each to its folder."""
@@ -173,16 +177,21 @@ class SavedAdapters(NamedAdapters):
         self,
         repo_id: str,
         *,
+        selected_adapters: Iterable[str] | None = None,
+        measured: Mapping[str, object] | None = None,
         commit_message: str | None = None,
         private: bool | None = None,
         token: str | bool | None = None,
         revision: str | None = None,
         create_pr: bool = False,
     ) -> str:
-        """Upload the adapter that acts, with the LoRA underneath if there is one, to the Hugging Face hub.
+        """Upload the adapters, with the LoRA underneath if there is one, to the Hugging Face hub.
 
         Args:
             repo_id: ``owner/name``; made if it does not exist.
+            selected_adapters: Names of those to upload; all unless said. As :meth:`save_pretrained` writes them:
+                ``default`` into the repository itself, others into folders of their names.
+            measured: What is known of them, for the model card.
             commit_message: Of the commit.
             private: Whether a new repository is private; the account's default if not said.
             token: Of the account; the one of ``hf auth login`` if not said.
@@ -195,8 +204,10 @@ class SavedAdapters(NamedAdapters):
         Raises:
             InputError: The hub cannot be reached or refuses, or the model has several LoRAs active underneath.
         """
+        names = None if selected_adapters is None else list(selected_adapters)
+        self._places(Path(), names)  # refuses names before anything is made on the hub
         return hub.push(
-            lambda place: self._write({place: self.adapter()}),
+            lambda place: self._write(self._places(place, names), measured),
             repo_id,
             commit_message=commit_message,
             private=private,
@@ -217,6 +228,7 @@ class SavedAdapters(NamedAdapters):
         check_weights: bool = True,
         description: BlockDescription | None = None,
         token: str | bool | None = None,
+        subfolder: str | None = None,
     ) -> Self:
         """Put a saved adapter on the model it was trained for.
 
@@ -230,6 +242,7 @@ class SavedAdapters(NamedAdapters):
             check_weights: Whether the base model's weights are compared with those the adapter was trained on.
             description: How the model's blocks are built, for a family steerscope does not know.
             token: Of the account, for a repository that is not public; the one of ``hf auth login`` if not said.
+            subfolder: Name of an adapter in a folder of its own there.
 
         Returns:
             The steered model, in evaluation mode unless ``is_trainable``.
@@ -237,7 +250,7 @@ class SavedAdapters(NamedAdapters):
         Raises:
             InputError: No adapter, a damaged or incomplete file, another model or another revision.
         """
-        place = hub.local_folder(folder, revision, token)
+        place = hub.local_folder(folder, revision, token, subfolder)
         return loading.load_onto(
             model,
             place,
@@ -257,6 +270,7 @@ class SavedAdapters(NamedAdapters):
         is_trainable: bool = False,
         check_weights: bool = True,
         token: str | bool | None = None,
+        subfolder: str | None = None,
     ) -> None:
         """Put a saved adapter beside those that are there; :meth:`set_adapter` makes it act.
 
@@ -267,12 +281,13 @@ class SavedAdapters(NamedAdapters):
             is_trainable: Whether it can be trained on; otherwise its parameters are frozen.
             check_weights: Whether the base model's weights are compared with those the adapter was trained on.
             token: Of the account, for a repository that is not public.
+            subfolder: Name of an adapter in a folder of its own there.
 
         Raises:
             InputError: The name is taken; no adapter, a damaged file, another model; or a LoRA underneath the model or
                 the adapter.
         """
         name = self._new_name(adapter_name)
-        place = hub.local_folder(folder, revision, token)
+        place = hub.local_folder(folder, revision, token, subfolder)
         found = loading.load_beside(self, place, name, is_trainable=is_trainable, check_weights=check_weights)
         self._put(found)

@@ -18,6 +18,7 @@ from steerscope.equivalence.tangents import combine, combine_blocks, random_proj
 from steerscope.models.blocks import as_token_axes
 from steerscope.models.hooks import tapping
 from steerscope.models.load import LoadedModel
+from steerscope.models.packed import compute_dtype
 from steerscope.site_kinds import kinds_adding_at, stream_behind
 from steerscope.sites import Site
 
@@ -38,7 +39,8 @@ class Recorder:
         seed: int,
     ) -> None:
         self.loaded, self.plan, self.scales, self.probes = loaded, plan, scales, probes
-        self.dtype = at_least_float32(next(p.dtype for p in loaded.model.parameters() if p.is_floating_point()))
+        self.home = loaded.device
+        self.dtype = at_least_float32(compute_dtype(loaded.model))
         self.blocks = 1 if plan.exact else plan.blocks
         # A bfloat16 feature's rounding (1 in 500) is far below a sketch's own error; exact features keep all digits.
         self.stored = self.dtype if plan.exact else torch.bfloat16
@@ -235,7 +237,7 @@ class Recorder:
         Returns:
             The projected channels ``(... rows * blocks)``, or all of them where the plan is exact.
         """
-        tensor = tensor.to(self.dtype)
+        tensor = tensor.to(self.home, self.dtype)  # layers may be on several devices
         if self.plan.exact:
             return tensor if scaled_for is None else tensor / self.scales[scaled_for].to(self.dtype)
         width = tensor.shape[-1]

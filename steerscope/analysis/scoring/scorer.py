@@ -35,6 +35,14 @@ from steerscope.analysis.scoring.standing import MARGIN, standing_of
 from steerscope.finite import require_finite
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site, SiteKind
+from steerscope.steering.config import SteeringConfig
+from steerscope.steering.holding import served_as
+
+# What a candidate stands for; a bias of a linear edit would be a vector's part.
+_EDITS = {
+    "linear": lambda site: SteeringConfig((site,), family="linear", bias=False),
+    "vector": lambda site: SteeringConfig((site,), family="vector"),
+}
 
 
 class Scorer:
@@ -215,6 +223,7 @@ class Scorer:
                     difference_low=difference[1],
                     difference_high=difference[2],
                     standing=standing_of(difference[1], difference[2], margin).value,
+                    served_as=served_as(_EDITS[family](str(site)), self.loaded.site_map),
                 )
             )
         return tuple(out)

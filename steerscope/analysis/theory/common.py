@@ -15,6 +15,8 @@ from steerscope.finite import require_finite
 from steerscope.models.blocks import linear_weight
 from steerscope.models.hooks import reading
 from steerscope.models.load import LoadedModel
+from steerscope.models.offloaded import require_weights_in_memory
+from steerscope.models.packed import require_plain_weights
 from steerscope.models.wrappers import decoder_of
 from steerscope.sites import Site, SiteKind
 
@@ -73,6 +75,8 @@ def rows_of_one_length(encoded: Encoded, count: int, device: torch.device | str 
 
 def weight_names(loaded: LoadedModel) -> dict[tuple[int, str], str]:
     """Return the parameter name of every linear map of the blocks, by ``(layer, path inside the block)``."""
+    require_weights_in_memory(loaded.model, "this quantity of the weights")
+    require_plain_weights(loaded.model, "this quantity of the weights")
     names = {id(parameter): name for name, parameter in loaded.model.named_parameters()}
     return {key: names[id(linear_weight(module))] for key, module in loaded.site_map.linear_maps().items()}
 

@@ -26,6 +26,7 @@ from steerscope.folders import ADAPTER_WEIGHTS
 from steerscope.installed import package_versions
 from steerscope.models.bundled import sha256_of
 from steerscope.models.load import LoadedModel
+from steerscope.models.packed import num_weights
 from steerscope.option_types import plain_fields, require_least
 
 
@@ -111,7 +112,7 @@ def evaluate_model(
     else:
         on = attached(loaded, adapter) if keeps else nullcontext(with_adapter(loaded, adapter))
     with on as model:
-        total = sum(parameter.numel() for parameter in model.parameters())
+        total = num_weights(model)
         show("load", 1, 1)
         folder = None
         if out is not None and options.split == "test":

@@ -47,6 +47,8 @@ class Tested:
         accuracy: Test accuracy.
         n_params: Numbers that are trained.
         seconds: Training, all its rates.
+        served_as: Of an edit, what programs that know LoRA alone serve, as in a ranking; None for other methods and in
+            files of before.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Tested:
     accuracy: float
     n_params: int
     seconds: float
+    served_as: str | None = None
 
 
 @dataclass(frozen=True, repr=False)
