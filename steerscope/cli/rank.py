@@ -60,8 +60,8 @@ def rank(
     probes: Annotated[
         int | None,
         option(
-            "Output directions per example, one backward pass each. Unless given, as many as span the outputs: one fewer "
-            "than there are choices, at most 12; 4 without choices.",
+            "Output directions per example, one backward pass each. Unless given, as many as span the outputs: one "
+            "fewer than there are choices, at most 12; 4 without choices.",
             SITES,
         ),
     ] = None,

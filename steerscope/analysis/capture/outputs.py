@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from steerscope.analysis.data.encoding import Batch, Encoded, OutputMode
 
-
 MOST_PROBES = 12
 """At most so many probes are taken unless a number is asked for: time grows with them, of scores with their square."""
 PROBES_OF_TEXT = 4

@@ -23,7 +23,8 @@ class RankOptions:
         seed: Seed of splits, probes and sketches.
         max_examples: At most so many examples, chosen by content.
         num_probes: Output directions per example; one backward pass each, and one for the loss where they do not span
-            the outputs. ``None``: as many as span them, one fewer than there are choices, at most 12; 4 without choices.
+            the outputs. ``None``: as many as span them, one fewer than there are choices, at most 12; 4 without
+            choices.
         rank: Rank of the low-rank edit that parameter counts are for.
         num_training: Examples that training will see (steps times batch size), for ``learned_at_n``.
         ridge: Ridge of the kernel regression, in units of the kernel's mean diagonal.
