@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from steerscope.analysis.capture.features import Features
+from steerscope.analysis.capture.rounded import Rounded
 from steerscope.equivalence.kernels import gram, widened
 from steerscope.finite import require_finite
 
@@ -66,7 +67,7 @@ class Kernel:
     @classmethod
     def of(
         cls,
-        feature_sets: Iterable[Tensor],
+        feature_sets: Iterable[Tensor | Rounded],
         features: Features,
         rows: Rows,
         *,
@@ -92,13 +93,15 @@ class Kernel:
         for one in feature_sets:
             k = features.valid.shape[1]
             # Rows are picked before they are widened: a float copy of all features would be made in vain.
-            probes = widened(one[rows.example, rows.probe])
+            picked = one[rows.example, rows.probe]
             if features.spans:
-                loss = torch.einsum("np,npf->nf", features.residual.to(probes), widened(one[:, :k]))
+                wide = _widened(one[:, :k])
+                loss = torch.einsum("np,npf->nf", features.residual.to(wide), wide)
             else:
-                loss = widened(one[:, k])
-            between = probes @ loss.T if cross else probes.new_empty(len(probes), 0)
-            part = cls(gram(probes).cpu(), between.cpu(), gram(loss).cpu())
+                loss = _widened(one[:, k])
+            between = _widened(picked) @ loss.T if cross else loss.new_empty(len(rows.example), 0)
+            inner = picked.gram() if isinstance(picked, Rounded) else gram(picked)
+            part = cls(inner.cpu(), between.cpu(), gram(loss).cpu())
             total = part if total is None else total + part
         assert total is not None
         # Sums of squares: a number that is not finite, anywhere in the features, shows there.
@@ -113,3 +116,12 @@ class Kernel:
     def scale(self) -> float:
         """The mean of the diagonal over rows."""
         return float(self.probe.diagonal().mean())
+
+    @property
+    def unit(self) -> float:
+        """What a kernel is divided by to have unit scale: 1 for one of zero, which stays zero."""
+        return self.scale or 1.0
+
+
+def _widened(feature: Tensor | Rounded) -> Tensor:
+    return feature.widened() if isinstance(feature, Rounded) else widened(feature)
