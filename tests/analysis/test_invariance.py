@@ -14,7 +14,7 @@ from torch import Tensor
 from steerscope.analysis.capture.capture import capture
 from steerscope.analysis.capture.features import Features, SketchPlan
 from steerscope.analysis.capture.outputs import make_probes
-from steerscope.analysis.capture.rounded import Rounded
+from steerscope.analysis.capture.rounded import wide_feature
 from steerscope.analysis.data.encoding import Encoded, OutputMode, batches, encode
 from steerscope.analysis.data.examples import Example
 from steerscope.analysis.ranking import rank_sites
@@ -84,7 +84,7 @@ def plain(family: str, mode: OutputMode, exact: bool) -> Features:
 def tensors(features: Features) -> dict[str, Tensor]:
     """Return everything recorded per example, by name."""
     found = {f"{name} {site}": value for name in ("linear", "vector") for site, value in vars(features)[name].items()}
-    found = {name: value.widened() if isinstance(value, Rounded) else value for name, value in found.items()}
+    found = {name: wide_feature(value) for name, value in found.items()}
     found |= {f"weights {i}": value for i, value in enumerate(features.weights)}
     found |= {name: getattr(features, name) for name in PROBABILITIES}
     return found
@@ -141,7 +141,7 @@ def test_order_of_examples_changes_no_feature(family, mode):
 def test_batches_and_padding_change_sketches_by_rounding(mode):
     found = capture_of(loaded("llama"), encoded_of(mode), exact=False, batch_size=16, padding_side="left")
     check_same(found, plain("llama", mode, False), SKETCHED_FEATURES)
-    assert {value.numbers.dtype for value in found.linear.values()} == {torch.int8}
+    assert {value.dtype for value in found.linear.values()} == {torch.int8}
 
 
 def test_control_other_examples_are_told_apart():

@@ -7,11 +7,10 @@ import math
 import pytest
 import torch
 
-from steerscope.analysis.capture.rounded import Rounded
+from steerscope.analysis.capture.rounded import blocks_of, gram_of, rounded, wide_feature
 from steerscope.equivalence import products
+from steerscope.equivalence.kernels import gram
 from steerscope.equivalence.products import integer_products, rough_factor, rough_product
-
-CPU = torch.device("cpu")
 
 
 def features(seed: int = 0) -> torch.Tensor:
@@ -20,21 +19,12 @@ def features(seed: int = 0) -> torch.Tensor:
     return torch.randn(12, 2048, generator=generator) * scales
 
 
-def rounded(feature: torch.Tensor) -> Rounded:
-    room = Rounded.room(len(feature), 2, feature.shape[1], CPU)
-    order = torch.randperm(len(feature), generator=torch.Generator().manual_seed(1))
-    for slot in range(2):
-        room.put(order, slot, feature[order])
-    return room
-
-
 def test_rounding_moves_inner_products_by_less_than_a_thousandth():
     feature = features()
-    kept = rounded(feature)[torch.arange(12), 1]
-    lengths = feature.norm(dim=1)
-    found, expected = kept.gram() / lengths / lengths[:, None], (feature @ feature.T) / lengths / lengths[:, None]
+    kept, lengths = rounded(feature), feature.norm(dim=1)
+    found, expected = gram_of(kept) / lengths / lengths[:, None], (feature @ feature.T) / lengths / lengths[:, None]
     assert 0 < (found - expected).abs().max() < 1e-3
-    assert (kept.widened() - feature).abs().amax(1).le(feature.abs().amax(1) / 253).all()
+    assert (wide_feature(kept) - feature).abs().amax(1).le(feature.abs().amax(1) / 253).all()
 
 
 def test_zeros_stay_zero_and_what_is_not_finite_shows():
@@ -42,19 +32,22 @@ def test_zeros_stay_zero_and_what_is_not_finite_shows():
     feature[0] = 0
     feature[1, 5] = math.inf
     feature[2, 7] = math.nan
-    diagonal = rounded(feature)[torch.arange(3), 0].gram().diagonal()
+    diagonal = gram_of(rounded(feature)).diagonal()
     assert diagonal[0] == 0
     assert not diagonal[1:].isfinite().any()
 
 
 def test_parts_and_rows_are_those_of_the_feature():
-    kept, feature = rounded(features()), features()
-    half = kept.narrowed(slice(4, None), 8).widened()[:, 0]
-    assert torch.equal(half, kept.widened()[:, 0, 1024:])
-    assert torch.equal(Rounded.cat([kept[:5], kept[5:]]).widened(), kept.widened())
-    assert kept.numbers.shape == (12, 2, 2048)
-    assert torch.equal(kept[3, 0].widened(), kept.widened()[3, 0])
-    assert feature.shape == half.shape[:1] + (2048,)
+    kept, wide = rounded(features()), wide_feature(rounded(features()))
+    assert torch.equal(wide_feature(blocks_of(kept, slice(4, None), 8)), wide[:, 1024:])
+    assert torch.equal(wide_feature(torch.cat([kept[5:], kept[:5]])), torch.cat([wide[5:], wide[:5]]))
+    assert torch.equal(wide_feature(kept.reshape(3, 4, -1)[1, 2]), wide[6])
+
+
+def test_what_is_not_rounded_stays_as_it_is():
+    feature = features().double()
+    assert torch.equal(wide_feature(feature), feature)
+    assert torch.equal(gram_of(feature), gram(feature))
 
 
 @pytest.fixture(params=[False, True], ids=["float32", "bfloat16"])

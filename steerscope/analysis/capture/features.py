@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from steerscope.analysis.capture.places import PlaceStats
-from steerscope.analysis.capture.rounded import Rounded
 from steerscope.errors import InputError
 from steerscope.models.blocks import linear_shape
 from steerscope.models.load import LoadedModel
@@ -20,7 +19,8 @@ class Features:
     """What one capture pass recorded. ``row`` is the axis of examples, ``slot`` of probes and loss direction.
 
     Attributes:
-        linear: Per site ``row slot feature``: tangent features of the linear edit; whole numbers when sketched.
+        linear: Per site ``row slot feature``: tangent features of the linear edit; sketched, they are rounded to eight
+            bits (:func:`~steerscope.analysis.capture.rounded.rounded`), as those of ``vector`` are.
         vector: Per write point ``row slot feature``: those of the fixed vector.
         weights: ``row slot feature``: features of all linear maps of all blocks together (their inner
             products are K_FT); a list of one entry per map when exact.
@@ -38,8 +38,8 @@ class Features:
         places: Per site what is known of it without a derivative.
     """
 
-    linear: dict[Site, Tensor | Rounded]
-    vector: dict[Site, Tensor | Rounded]
+    linear: dict[Site, Tensor]
+    vector: dict[Site, Tensor]
     weights: list[Tensor]
     residual: Tensor
     curvature: Tensor

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from steerscope.analysis.capture.features import Features, SketchPlan
 from steerscope.analysis.capture.outputs import Probes
-from steerscope.analysis.capture.rounded import Rounded
+from steerscope.analysis.capture.rounded import rounded
 from steerscope.analysis.data.encoding import Batch, Encoded
 from steerscope.equivalence.products import rough_factor, rough_product
 from steerscope.equivalence.tangents import combine, combine_blocks, random_projection, split_blocks, vector_tangent
@@ -47,8 +47,8 @@ class Recorder:
         self.curvature = torch.zeros(self.rows, k, k, dtype=torch.float64)
         self.loss = torch.zeros(self.rows, dtype=torch.float64)
         self.correct = torch.zeros(self.rows, dtype=torch.float64)
-        self.linear: dict[Site, Tensor | Rounded] = {}
-        self.vector: dict[Site, Tensor | Rounded] = {}
+        self.linear: dict[Site, Tensor] = {}
+        self.vector: dict[Site, Tensor] = {}
         self.weights: dict[Any, Tensor] = {}
         # Per write point ``batch block token site q``: projected reads of the sites that write there.
         self.reads: dict[Site, Tensor] = {}
@@ -254,26 +254,18 @@ class Recorder:
             self._factors[key] = rough_factor(drawn, self.dtype)
         return rough_product(tensor, self._factors[key], self.dtype)
 
-    def _store(self, into: dict[Any, Any], key: Any, feature: Tensor, *, rounds: bool = True) -> None:
+    def _store(self, into: dict[Any, Tensor], key: Any, feature: Tensor, *, rounds: bool = True) -> None:
         """Put features in the rows of their examples, summed where an example has several sequences.
 
         With ``rounds``, sketches are rounded to eight bits: far below their own error. Exact features keep all digits.
         """
         if self.several:
             feature = feature.new_zeros(len(self.examples), feature.shape[1]).index_add_(0, self.local, feature)
-        rounds = rounds and not self.plan.exact
-        shape = (self.rows, self.slots, feature.shape[1])
+        feature = rounded(feature) if rounds and not self.plan.exact else feature.to(self.dtype)
         if key not in into:
             # Every row is written once, by its batch; memory that is not written yet takes no room.
-            into[key] = (
-                Rounded.room(*shape, feature.device)
-                if rounds
-                else torch.empty(shape, dtype=self.dtype, device=feature.device)
-            )
-        if rounds:
-            into[key].put(self.examples, self.slot, feature)
-        else:
-            into[key][self.examples, self.slot] = feature.to(self.dtype)
+            into[key] = feature.new_empty(self.rows, self.slots, feature.shape[1])
+        into[key][self.examples, self.slot] = feature
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from steerscope.analysis.capture.features import Features
-from steerscope.analysis.capture.rounded import Rounded
-from steerscope.equivalence.kernels import gram, widened
+from steerscope.analysis.capture.rounded import gram_of, wide_feature
+from steerscope.equivalence.kernels import gram
 from steerscope.finite import require_finite
 
 
@@ -67,7 +67,7 @@ class Kernel:
     @classmethod
     def of(
         cls,
-        feature_sets: Iterable[Tensor | Rounded],
+        feature_sets: Iterable[Tensor],
         features: Features,
         rows: Rows,
         *,
@@ -95,13 +95,12 @@ class Kernel:
             # Rows are picked before they are widened: a float copy of all features would be made in vain.
             picked = one[rows.example, rows.probe]
             if features.spans:
-                wide = _widened(one[:, :k])
+                wide = wide_feature(one[:, :k])
                 loss = torch.einsum("np,npf->nf", features.residual.to(wide), wide)
             else:
-                loss = _widened(one[:, k])
-            between = _widened(picked) @ loss.T if cross else loss.new_empty(len(rows.example), 0)
-            inner = picked.gram() if isinstance(picked, Rounded) else gram(picked)
-            part = cls(inner.cpu(), between.cpu(), gram(loss).cpu())
+                loss = wide_feature(one[:, k])
+            between = wide_feature(picked) @ loss.T if cross else loss.new_empty(len(rows.example), 0)
+            part = cls(gram_of(picked).cpu(), between.cpu(), gram(loss).cpu())
             total = part if total is None else total + part
         assert total is not None
         # Sums of squares: a number that is not finite, anywhere in the features, shows there.
@@ -121,7 +120,3 @@ class Kernel:
     def unit(self) -> float:
         """What a kernel is divided by to have unit scale: 1 for one of zero, which stays zero."""
         return self.scale or 1.0
-
-
-def _widened(feature: Tensor | Rounded) -> Tensor:
-    return feature.widened() if isinstance(feature, Rounded) else widened(feature)

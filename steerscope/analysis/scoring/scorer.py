@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steerscope.analysis.capture.features import Features, SketchPlan
 from steerscope.analysis.capture.outputs import Probes
-from steerscope.analysis.capture.rounded import Rounded
+from steerscope.analysis.capture.rounded import blocks_of
 from steerscope.analysis.data.encoding import Encoded
 from steerscope.analysis.results import KindScore, SiteScore
 from steerscope.analysis.scoring.converged import Converged
@@ -290,11 +290,10 @@ class Scorer:
         relative, shares = [], []
         for site in sample:
             feature = self.features.linear[site]
-            assert isinstance(feature, Rounded), "sketches are"
             half = (plan.blocks + 1) // 2
             first, second = (
                 Kernel.of([part], self.features, self.rows, cross=False, what=f"an edit of '{site}'").probe
-                for part in (feature.narrowed(blocks, plan.blocks) for blocks in (slice(half), slice(half, None)))
+                for part in (blocks_of(feature, blocks, plan.blocks) for blocks in (slice(half), slice(half, None)))
             )
             relative.append(float((first - second).norm() / (first + second).norm().clamp_min(1e-300)))
             shares.append([quick_share(kernel, self.problem) for kernel in (first, second)])
