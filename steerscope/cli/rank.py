@@ -44,7 +44,14 @@ def rank(
     kinds: Annotated[
         str | None, option("Kinds of site, comma-separated, of {values}; all unless given.", SITES, values=KINDS)
     ] = None,
-    probes: Annotated[int, option("Output directions per example, one backward pass each.", SITES)] = 4,
+    probes: Annotated[
+        int | None,
+        option(
+            "Output directions per example, one backward pass each. Unless given, as many as span the outputs: one "
+            "fewer than there are choices, at most 12; 4 without choices.",
+            SITES,
+        ),
+    ] = None,
     rank: Annotated[int, option("Rank of the linear edit that parameters are counted for.", SITES)] = 8,
     budget: Annotated[int | None, option("Most parameters in the greedy set.", SITES)] = None,
     max_sites: Annotated[int, option("Most sites in the greedy set.", SITES)] = 8,

@@ -22,7 +22,9 @@ class RankOptions:
         extra: Scores that cost more, by what they need (``spectrum``, ``step``); what ``score`` needs comes anyway.
         seed: Seed of splits, probes and sketches.
         max_examples: At most so many examples, chosen by content.
-        num_probes: Output directions per example; one backward pass each (and one for the loss).
+        num_probes: Output directions per example; one backward pass each, and one for the loss where they do not span
+            the outputs. ``None``: as many as span them, one fewer than there are choices, at most 12; 4 without
+            choices.
         rank: Rank of the low-rank edit that parameter counts are for.
         num_training: Examples that training will see (steps times batch size), for ``learned_at_n``.
         ridge: Ridge of the kernel regression, in units of the kernel's mean diagonal.
@@ -41,7 +43,7 @@ class RankOptions:
     extra: tuple[str, ...] = ()
     seed: int = 0
     max_examples: int = 192
-    num_probes: int = 4
+    num_probes: int | None = None
     rank: int = 8
     num_training: int = 1920
     ridge: float = 1.0
@@ -76,7 +78,9 @@ class RankOptions:
         for name in self.extra:
             if name not in EXTRA:
                 raise InputError(f"[[extra]] has {name!r}; expected {' or '.join(EXTRA)}, or nothing.")
-        least = {"num_probes": 1, "rank": 1, "num_training": 1, "num_groups": 2, "max_sites": 1, "batch_size": 1}
+        if self.num_probes is not None:
+            require_least(self, num_probes=1)
+        least = {"rank": 1, "num_training": 1, "num_groups": 2, "max_sites": 1, "batch_size": 1}
         require_least(self, **least, max_examples=MIN_EXAMPLES)
         require_seed(self.seed, bits=63)
         if not self.ridge > 0:
