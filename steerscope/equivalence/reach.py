@@ -103,7 +103,7 @@ class RidgeReads:
             ridges: Penalties.
 
         Yields:
-            ``(other, k)``, one per penalty.
+            ``(other, k)`` per penalty.
         """
         about = targets.mean(0)
         cross = self._vectors.T @ (self._x.T @ (targets - about)) / len(self._x)
