@@ -73,6 +73,9 @@ def exit_code_of(program: str, work: Callable[[], int | None]) -> int:
 
     Returns:
         What ``sys.exit`` takes.
+
+    Raises:
+        OSError: One that says nothing a user could do something about.
     """
     try:
         return work() or 0

@@ -154,7 +154,7 @@ def load_model(
         InputError: Unknown name, unreadable folder, missing or NaN weights, a device that is not there, too little
             memory, a package that is missing, code that comes with the model and was not asked for.
         UnsupportedModelError: No known layout, or the self-check failed.
-    """
+    """  # noqa: DOC501  (a function makes the InputError)
     if not isinstance(name_or_path, str | os.PathLike):
         raise InputError(
             f"the model is {name_or_path!r}, a {type(name_or_path).__name__}; expected a name or a path. Give "
@@ -235,7 +235,7 @@ def load_tokenizer(
 
     Raises:
         InputError: There is no such model, or it has no tokenizer.
-    """
+    """  # noqa: DOC501  (a function makes the InputError)
     name = str(name_or_path)
     with told(f"read the tokenizer of {name!r}"):
         source, _, _ = _locate(name)

@@ -48,7 +48,8 @@ _ROUNDS_ACTIVATIONS = 0.006
 def is_packed_tensor(tensor: Tensor) -> bool:
     """Whether a tensor holds no numbers that can be read and written as float: codes, or a class of its own.
 
-    Masks and positions (boolean, 64 bits) are no codes.
+    Returns:
+        False for masks and positions (boolean, 64 bits), which are no codes.
     """
     if tensor.is_floating_point():
         return tensor.dtype.itemsize < 2 or hasattr(type(tensor), "__tensor_flatten__")
@@ -172,8 +173,8 @@ def _why_not_linear(layer: nn.Module, given: Tensor) -> str:
     try:
         nothing, one, other, both = (layer(value) for value in (0 * first, first, second, first + second))
         alone = layer(first[:, :1]) if first.dim() > 2 else layer(first[:1])
-    except Exception as error:  # whatever a module raises that takes no such tensor
-        return f"it does not run on what it reads ({type(error).__name__})"
+    except Exception as raised:  # whatever a module raises that takes no such tensor
+        return f"it does not run on what it reads ({type(raised).__name__})"
     outputs = (nothing, one, other, both, alone)
     if not all(isinstance(value, Tensor) and value.is_floating_point() for value in outputs):
         return "it does not give back one tensor"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from steerscope.errors import InputError
 from steerscope.files import json_of, written_aside
 from steerscope.folders import WEIGHTS_FORMAT, Kind, require_folder_for
+from steerscope.installed import own_version
 from steerscope.models.blocks import linear_weight
 from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import require_weights_in_memory
@@ -139,7 +139,7 @@ class WeightModel(nn.Module):
         told = {
             "format": FORMAT,
             "format_version": VERSION,
-            "steerscope_version": metadata.version("steerscope"),
+            "steerscope_version": own_version(),
             "method": self.method,
             "base_model": self._identity.as_dict(),
             "added": list(self.added),
@@ -213,6 +213,9 @@ def remove_biases(model: nn.Module, names: tuple[str, ...]) -> None:
 
 def read_changed(folder: Path) -> tuple[dict[str, Any], BaseIdentity]:
     """Read what a folder of changed weights says of itself.
+
+    Returns:
+        What the file says, and the model that it was trained on.
 
     Raises:
         InputError: It is of another version or was changed by hand.

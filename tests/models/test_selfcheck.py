@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from steerscope.errors import UnsupportedModelError
 from steerscope.models import BlockDescription, edited, find_sites, hooks, reading
 from steerscope.models.layouts import FAMILIES as DESCRIPTIONS
-from steerscope.models.layouts.parallel import NEOX, NEOX_SEQUENTIAL
+from steerscope.models.layouts.gpt_neox_phi import NEOX, NEOX_SEQUENTIAL
 from steerscope.models.selfcheck import check_sites
 from steerscope.site_kinds import Branch
 from steerscope.sites import Site, SiteKind

@@ -262,13 +262,13 @@ def streams(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> dict[int
 
 
 def flat(tensor: Tensor, skip: int = 0) -> Tensor:
-    """Return ``token channel`` over all sequences, without the first ``skip`` positions of each.
+    """Return the tokens of all sequences one below the other, without the first ``skip`` positions of each.
 
     Args:
         tensor: Activations ``(batch token channel)``.
         skip: Positions left out at the start of each sequence.
 
     Returns:
-        A matrix ``(token channel)``.
+        A matrix ``(row channel)``, a row per token.
     """
     return tensor[:, skip:].reshape(-1, tensor.shape[-1])

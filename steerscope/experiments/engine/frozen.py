@@ -22,8 +22,8 @@ from steerscope.models.offloaded import device_of
 from steerscope.models.site_map import SiteMap
 from steerscope.models.upper_blocks import doing_nothing, entering_block
 
-# Most tokens of a batch in which streams are computed.
-TOKENS = 4096
+# Most tokens of a batch in which streams are computed: more only move memory on a CPU, and fill a GPU.
+TOKENS, GPU_TOKENS = 4096, 65536
 
 
 class FrozenStreams:
@@ -63,7 +63,8 @@ class FrozenStreams:
         """Return the streams entering block ``stop``, from the kept ones that enter block ``start``."""
         found: dict[tuple[int, ...], Tensor] = {}
         keys = sorted(keys, key=len)
-        size = max(1, TOKENS // len(keys[-1])) if keys else 1
+        tokens = GPU_TOKENS if next(self.model.parameters()).device.type == "cuda" else TOKENS
+        size = max(1, tokens // len(keys[-1])) if keys else 1
         for chosen in batches_within(range(len(keys)), lambda i: len(keys[i]), size, switch_length(self.model)):
             batch = [keys[i] for i in chosen]
             entered = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -195,24 +195,25 @@ class _Work:
         """Do everything; raises OutOfTime at the deadline."""
         options, sweep = self.options, self.sweep
         self._base()  # first: what Ctrl-C leaves is then written at once
-        seeds, floors = options.all_seeds, by_floor(self.candidates)
-        tuned = self._tuned()
+        seeds, tuned = options.all_seeds, self._tuned()
         tries = len(options.rates) or 3
         longer = min(options.longer, len(self.candidates))
         sweep.expect(len(tuned) * (tries - 1) + len(self.candidates) * len(seeds) + longer)
-        for floor in floors:
-            searched = [one for one in floor if one.name in tuned]
-            if searched:
-                self.choices |= sweep.choose(searched, seeds[0])
-                self._train(searched, seeds[:1])
-        for floor in floors:
-            others = [one for one in floor if one.name not in tuned]
-            if others:
-                self.choices |= {one.name: self._borrowed(one, tuned) for one in others}
-                self._train(others, seeds[:1])
-        for seed in seeds[1:]:
-            for floor in floors:
-                self._train(floor, (seed,))
+        for floor in self._floors(tuned.values(), tries):
+            self.choices |= sweep.choose(floor, seeds[0])
+            self._train(floor, seeds[:1])
+        others = [one for one in self.candidates if one.name not in tuned]
+        self.choices |= {one.name: self._borrowed(one, tuned) for one in others}
+        # As many seeds together as fit: a machine that has room for one floor's runs only trains seed after seed.
+        width = max(len(floor) for floor in by_floor(self.candidates))
+        at_once = max(1, min(len(seeds), sweep.pack_size // width))
+        for floor in self._floors(others, at_once):
+            self._train(floor, seeds[:at_once])
+        for floor in self._floors(tuned.values(), at_once):
+            self._train(floor, seeds[1:at_once])
+        for start in range(at_once, len(seeds), at_once):
+            for floor in self._floors(self.candidates, at_once):
+                self._train(floor, seeds[start : start + at_once])
         self._train_longer(spread(list(range(len(self.candidates))), longer) if longer else [])
 
     def table(self, command: str) -> SiteTable | None:
@@ -266,13 +267,28 @@ class _Work:
             self.deadline,
         )
 
+    def _floors(self, candidates: Iterable[Candidate], runs: int) -> list[list[Candidate]]:
+        """Return candidates that train together, lowest first: those that enter at one block.
+
+        On a GPU neighbouring blocks are put together until a pack is full: their runs begin at the lowest, which
+        computes more and waits less.
+        """
+        merged: list[list[Candidate]] = []
+        for floor in by_floor(list(candidates)):
+            fits = merged and (len(merged[-1]) + len(floor)) * runs <= self.sweep.pack_size
+            if fits and self.loaded.device.type == "cuda":
+                merged[-1].extend(floor)
+            else:
+                merged.append(floor)
+        return merged
+
     def _train(self, floor: Sequence[Candidate], seeds: Sequence[int]) -> None:
         runs = [(one, self.choices[one.name].learning_rate, seed) for one in floor for seed in seeds]
         self.sweep.train(runs)
         self.sweep.test(runs)
 
     def _train_longer(self, places: Sequence[int]) -> None:
-        for floor in by_floor([self.candidates[place] for place in places]):
+        for floor in self._floors([self.candidates[place] for place in places], 1):
             runs = [(one, self.choices[one.name].learning_rate, self.options.seed) for one in floor]
             self._longer.train(runs)
             self._longer.test(runs)

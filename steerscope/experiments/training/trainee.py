@@ -88,7 +88,7 @@ class Trainee:
         """Refuse what no number can come of.
 
         Raises:
-            InputError: A trained number is NaN or infinite.
+            NotFiniteError: A trained number is NaN or infinite.
         """
         if not self.is_finite:
             raise NotFiniteError(

@@ -116,7 +116,7 @@ def is_same(first: Tensor | None, second: Tensor | None) -> bool:
 def _place(tensor: Tensor) -> tuple[int, int]:
     """Return where a tensor is in memory: on the meta device, in which memory without addresses it would be."""
     if tensor.is_meta:
-        return tensor.untyped_storage()._cdata, tensor.storage_offset()
+        return tensor.untyped_storage()._cdata, int(tensor.storage_offset())
     return tensor.data_ptr(), 0
 
 
