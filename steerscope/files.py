@@ -25,6 +25,8 @@ _NUMBER = re.compile(r"os error (\d+)|\bOs \{ code: (\d+)")
 # torch says where in its archive it failed, and not why.
 _TORCH_WRITER = ("PytorchStreamWriter failed", "inline_container.cc", "iostream error", "unexpected pos")
 _SPACE = "Free some space, or name a place with more"
+# What file systems without hard links answer.
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _ADVICE = {
     errno.ENOSPC: _SPACE,
     errno.EDQUOT: _SPACE,
@@ -121,7 +123,7 @@ def read_text(path: Path, what: str) -> str:
     """
     with told(f"read {what} {str(path)!r}"):
         try:
-            return path.read_text(encoding="utf-8-sig")
+            return _fresh_text(path)
         except UnicodeDecodeError as error:
             raise InputError(
                 f"cannot read {what} {str(path)!r}: byte {error.start} is not UTF-8. Is it another file?"
@@ -154,7 +156,25 @@ def json_of(path: Path) -> Any:
         OSError: It cannot be read.
         ValueError: It is not UTF-8 or no JSON, holds NaN or infinity, or is nested too deeply.
     """
-    return parse_json(path.read_text(encoding="utf-8-sig"))
+    return parse_json(_fresh_text(path))
+
+
+def _fresh_text(path: Path) -> str:
+    """Return a file's text; one that another machine replaced while it was opened is opened again."""
+    for _ in range(9):
+        with _passing_stale():
+            return path.read_text(encoding="utf-8-sig")
+    return path.read_text(encoding="utf-8-sig")
+
+
+@contextmanager
+def _passing_stale() -> Iterator[None]:
+    """Go on after a file handle that a network file system calls stale."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
 
 
 def replace_file(path: Path, write_to: Callable[[Path], object]) -> None:
@@ -196,6 +216,38 @@ def write_text(path: Path, text: str) -> None:
         InputError: The file cannot be written.
     """
     replace_file(path, lambda aside: aside.write_text(text, encoding="utf-8", newline="\n"))
+
+
+def create_text(path: Path, text: str) -> bool:
+    """Write a text file as UTF-8 unless one is there, whole or not at all; of several processes one succeeds.
+
+    Args:
+        path: The file; its folder has to exist.
+        text: What it will hold.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    with told(f"write {str(path)!r}"):
+        aside = path.with_name(f".unfinished-{secrets.token_hex(6)}{path.suffix[:16]}")
+        try:
+            aside.write_text(text, encoding="utf-8", newline="\n")
+            try:
+                os.link(aside, path)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                if path.exists():
+                    return False
+                aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+    return True
 
 
 def write_page(path: Path, head: str, text: str) -> None:

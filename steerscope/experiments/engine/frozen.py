@@ -43,8 +43,8 @@ class FrozenStreams:
     Which rows share a batch depends on those that are asked for together (:meth:`begin`) and on nothing that was asked
     for before. So the bits are the same in every process, in whatever order packs are trained.
 
-    Memory: ``tokens x d_model`` numbers of the model's data type per group. Moving up a block runs the blocks in between
-    once, for the groups that are still asked for.
+    Memory: ``tokens x d_model`` numbers of the model's data type per group. Moving up a block runs the blocks in
+    between once, for the groups that are still asked for.
     """
 
     def __init__(self, model: nn.Module, site_map: SiteMap, pad: int) -> None:

@@ -14,11 +14,12 @@ import torch
 from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.options import RankOptions
 from steerscope.errors import InputError
+from steerscope.experiments.carrying.jobs import OutOfTime
 from steerscope.experiments.engine.candidate import Candidate, Run
 from steerscope.experiments.engine.rate_grid import EDIT_START, next_places, rate
+from steerscope.experiments.engine.run_records import seeded
 from steerscope.experiments.engine.staged import StagedSweep
 from steerscope.experiments.engine.store import RunStore
-from steerscope.experiments.engine.sweep import OutOfTime, seeded
 from steerscope.experiments.groundwork.candidates import num_params, weights_of
 from steerscope.experiments.groundwork.kept_ranking import kept_ranking
 from steerscope.experiments.groundwork.split_data import SplitData
