@@ -205,7 +205,7 @@ def sweep(
     """
     options = options_or_default(options, SweepOptions)
     work = _prepared(model, task, options, out, Kind.SWEEP, progress)
-    return sweep_sites(work.loaded, work.splits, options, out, progress=work.show, command=command)
+    return sweep_sites(work.loaded, work.splits, options, out, progress=work.show, command=command, load=work.load)
 
 
 def search(
@@ -247,6 +247,8 @@ class _Prepared:
     loaded: LoadedModel
     splits: DataSplits
     show: StageProgress
+    # How another machine loads it by its name; None for a model in memory.
+    load: Callable[[], LoadedModel] | None
 
 
 def _prepared(
@@ -262,11 +264,13 @@ def _prepared(
     splits = splits_of_task(_task(task))
     splits.selection(options.num_selection)
     splits.test(options.num_test)
+    load = None
     if loaded is None:
         show("load", 0, 1)
-        loaded = _load(model, options)
+        load = partial(_load, model, options)
+        loaded = load()
         show("load", 1, 1)
-    return _Prepared(loaded, splits, show)
+    return _Prepared(loaded, splits, show, load)
 
 
 def verify(

@@ -9,7 +9,7 @@ from numbers import Real
 from typing import Any
 
 from steerscope.errors import InputError
-from steerscope.experiments.carrying.shard import Shard, chosen_shard
+from steerscope.experiments.carrying.shard import AUTO, Shard, chosen_shard
 from steerscope.experiments.engine.spec import RunSpec, Schedule
 from steerscope.experiments.groundwork.carriers import CARRYING, ENGINES, LOCAL, check_carrying
 from steerscope.models.site_map import SiteMap
@@ -122,8 +122,8 @@ class SweepOptions:
 
     @property
     def chosen_shard(self) -> Shard | None:
-        """Which of several processes this one is, if it is."""
-        return chosen_shard(self.shard)
+        """Which of several processes this one is, if it is; of a Ray cluster only if it is told so, to be refused."""
+        return None if self.engine != LOCAL and self.shard == AUTO else chosen_shard(self.shard)
 
     @property
     def all_seeds(self) -> tuple[int, ...]:

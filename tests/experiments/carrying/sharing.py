@@ -2,9 +2,10 @@
 
     python -m tests.experiments.carrying.sharing FOLDER LOG SHARD:DIE_AT:BYTES[,...] ...
 
-Every pack whose training ends is a line of LOG. A process is killed in the training of its pack DIE_AT, counted from 1;
-with BYTES no file of it can be longer, as on a disk that fills up. Those that are joined by commas run at the same time. They are forked from one process that has imported
-everything and computed nothing. Exit codes, and what each said last, are printed as JSON.
+Every pack whose training ends is a line of LOG. A process is killed in the training of its pack DIE_AT, counted from
+1; with BYTES no file of it can be longer, as on a disk that fills up. Those that are joined by commas run at once.
+They are forked from one process that has imported everything and computed nothing. Exit codes, and what each said last,
+are printed as JSON.
 """
 
 from __future__ import annotations

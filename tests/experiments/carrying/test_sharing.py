@@ -31,16 +31,8 @@ def alone(loaded, tmp_path_factory) -> SiteTable:
 def test_one_is_killed_and_one_meets_a_full_disk(alone, tmp_path):
     """The others take their work over, at once where they see that a process of their machine is gone."""
     folder, log = tmp_path / "sweep", tmp_path / "log"
-    command = [
-        sys.executable,
-        "-m",
-        "tests.experiments.carrying.sharing",
-        folder,
-        log,
-        "1/3:3:0",
-        "2/3:0:1000",
-        "3/3:0:0",
-    ]
+    command = [sys.executable, "-m", "tests.experiments.carrying.sharing", folder, log]
+    command += ["1/4:3:0,2/4:0:1000", "3/4:0:0,4/4:0:0"]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     codes, said = json.loads(done.stdout.splitlines()[-1])

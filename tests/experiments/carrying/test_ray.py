@@ -1,0 +1,95 @@
+"""A sweep on a Ray cluster of two nodes on this machine: the table of one process, also when a node is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+
+import pytest
+
+pytest.importorskip("ray")
+
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from steerscope.errors import InputError
+from steerscope.experiments.engine import sweep as engine_sweep
+from steerscope.experiments.site_tables import SiteTable
+from tests.experiments.carrying.sharing import OPTIONS, numbers, swept, tiny
+
+# Ray leaves sockets and files to the garbage collector, and speaks of changes to come.
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.filterwarnings("ignore::ResourceWarning")]
+ON_RAY = dataclasses.replace(OPTIONS, engine="ray", num_cpus=1)
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def alone(loaded, tmp_path_factory) -> SiteTable:
+    torch.set_num_threads(1)
+    return swept(tmp_path_factory.mktemp("alone") / "sweep", loaded=loaded)
+
+
+@pytest.fixture
+def cluster():
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    found.second = found.add_node(num_cpus=1)
+    yield found
+    ray.shutdown()
+    found.shutdown()
+
+
+def on(cluster, **changes):
+    return dataclasses.replace(ON_RAY, address=cluster.address, **changes)
+
+
+def test_two_nodes_come_to_the_table_of_one_process(cluster, loaded, alone, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine_sweep, "train_pack", None)  # nothing is trained in this process
+    table = swept(tmp_path / "sweep", on(cluster), loaded)
+    assert len(table.runs) == 24
+    assert numbers(table) == numbers(alone)
+    again = swept(tmp_path / "sweep", OPTIONS, loaded)  # all is kept, by whatever is carried on with
+    assert numbers(again) == numbers(alone)
+
+
+def test_a_node_is_lost_half_way(cluster, loaded, alone, tmp_path):
+    seen, trained_on = 0, set()
+
+    def lose(stage, done, total):
+        nonlocal seen
+        seen = max(seen, done)
+        if done >= total // 2 and len(trained_on) == 0:
+            trained_on.add("lost")
+            cluster.remove_node(cluster.second, allow_graceful=False)
+
+    table = swept(tmp_path / "sweep", on(cluster), loaded, progress=lose)
+    assert trained_on == {"lost"}
+    assert numbers(table) == numbers(alone)
+
+
+def test_the_driver_is_stopped_and_goes_on(cluster, loaded, alone, tmp_path):
+    def stop(stage, done, total):
+        if done >= total // 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        swept(tmp_path / "sweep", on(cluster), loaded, progress=stop)
+    partial = SiteTable.load(tmp_path / "sweep" / "table.json")
+    assert 0 < len(partial.runs) < 24
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "sweep" / "runs").iterdir()}
+    assert numbers(swept(tmp_path / "sweep", on(cluster), loaded)) == numbers(alone)
+    assert (
+        kept.items() <= {path.name: path.stat().st_mtime_ns for path in (tmp_path / "sweep" / "runs").iterdir()}.items()
+    ), "what was finished is not done again"
+
+
+def test_what_a_cluster_cannot_do_is_said_in_a_sentence(cluster, loaded, tmp_path):
+    with pytest.raises(InputError, match=r"needs 1 CPUs and 2 GPUs, and the nodes .* have 1 CPUs and 0 GPUs"):
+        swept(tmp_path / "one", on(cluster, num_gpus=2), loaded)
+    with pytest.raises(InputError, match=r"address is '127.0.0.1:1', and there is no Ray cluster that answers"):
+        swept(tmp_path / "two", dataclasses.replace(ON_RAY, address="127.0.0.1:1"), loaded)
