@@ -27,6 +27,8 @@ LOOK = 1.0
 class RayActors:
     """A carrier on a Ray cluster; a context in which processes there have the model in memory.
 
+    A cluster that this process is connected to already is used, and left as it is.
+
     Attributes:
         make: Called in every process there; returns what does a job, from what :meth:`Job.sent` returned. Pickled.
         address: Of the cluster; None for one that is begun on this machine and ends with the context.
@@ -64,7 +66,15 @@ class RayActors:
                     "with 'ray start --head', or leave it out for one on this machine."
                 ) from error
             self._is_ours = True
-        self._made = ray.put(self.make)
+        try:
+            self._made = ray.put(self.make)
+        except Exception as error:  # whatever an object raises that cannot be pickled
+            self.__exit__()
+            why = " ".join(str(error.__cause__ or error).split())[:200]
+            raise InputError(
+                f"the model in memory or the task cannot be sent to other machines ({why}). Give the model by its "
+                "name, and examples as a file."
+            ) from error
         self._class = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_restarts=0)(_worker())
         if not self._places():
             has = [f"{node['Resources'].get('CPU', 0):g} CPUs and {node['Resources'].get('GPU', 0):g} GPUs"

@@ -16,6 +16,17 @@ from steerscope.models.load import LoadedModel
 
 
 @dataclass(frozen=True)
+class Sent:
+    """A model in memory that is sent itself, and not loaded by its name."""
+
+    loaded: LoadedModel
+
+    def __call__(self) -> LoadedModel:
+        """Return it."""
+        return self.loaded
+
+
+@dataclass(frozen=True)
 class Elsewhere:
     """What another machine needs, to be sent there once; calling it gives what does packs.
 

@@ -21,7 +21,7 @@ from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.engine.sweep import Sweep
 from steerscope.experiments.groundwork.carriers import carrier_of, kept_once, kept_pack_size
-from steerscope.experiments.groundwork.elsewhere import Elsewhere
+from steerscope.experiments.groundwork.elsewhere import Elsewhere, Sent
 from steerscope.experiments.groundwork.kept_ranking import kept_ranking
 from steerscope.experiments.groundwork.split_data import SplitData
 from steerscope.experiments.groundwork.splits import DataSplits, majority_rate
@@ -210,11 +210,17 @@ class _Work:
     @contextmanager
     def carrier(self, load: Callable[[], LoadedModel] | None) -> Iterator[Carrier]:
         """Give what carries packs, by the options."""
-        options, scales = self.options, dict(self.sweep.scales)
+        options = self.options
 
         def elsewhere(threads: int) -> Elsewhere:
-            make = (lambda: self.loaded) if load is None else load
-            return Elsewhere(make, self.splits, options.num_selection, options.num_test, scales, threads)
+            return Elsewhere(
+                load or Sent(self.loaded),
+                self.splits,
+                options.num_selection,
+                options.num_test,
+                dict(self.sweep.scales),
+                threads,
+            )
 
         device = str(self.loaded.device)
         with carrier_of(options, elsewhere, device, self.folder, options.chosen_shard, self.progress) as found:
