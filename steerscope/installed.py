@@ -29,11 +29,16 @@ EXTRAS = {
 _SHOWN = ("torch", "transformers", "peft", "numpy", "scipy")
 
 
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide a run's numbers, without loading them."""
+def own_version() -> str:
+    """Return steerscope's version, also where its source is on the path and not installed."""
     import steerscope  # here, because the public door is still being opened while this file is loaded
 
-    known = {"python": platform.python_version(), "steerscope": steerscope.__version__}
+    return steerscope.__version__
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide a run's numbers, without loading them."""
+    known = {"python": platform.python_version(), "steerscope": own_version()}
     return known | {name: _version(name) or "not installed" for name in _SHOWN}
 
 

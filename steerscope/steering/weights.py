@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from steerscope.errors import InputError
 from steerscope.files import json_of, written_aside
 from steerscope.folders import WEIGHTS_FORMAT, Kind, require_folder_for
+from steerscope.installed import own_version
 from steerscope.models.blocks import linear_weight
 from steerscope.models.load import LoadedModel
 from steerscope.steering.identity import BaseIdentity, identify, require_same
@@ -135,7 +135,7 @@ class WeightModel(nn.Module):
         told = {
             "format": FORMAT,
             "format_version": VERSION,
-            "steerscope_version": metadata.version("steerscope"),
+            "steerscope_version": own_version(),
             "method": self.method,
             "base_model": self._identity.as_dict(),
             "added": list(self.added),

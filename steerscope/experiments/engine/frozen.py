@@ -22,8 +22,8 @@ from steerscope.models.lengths import batches_within, switch_length
 from steerscope.models.site_map import SiteMap
 from steerscope.models.upper_blocks import entering_block, passing_through
 
-# Most tokens of a batch in which streams are computed.
-TOKENS = 4096
+# Most tokens of a batch in which streams are computed: more only move memory on a CPU, and fill a GPU.
+TOKENS, GPU_TOKENS = 4096, 65536
 
 
 @dataclass
@@ -83,7 +83,8 @@ class FrozenStreams:
 
     def _cut(self, keys: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
         order = sorted(keys, key=len)
-        size = max(1, TOKENS // len(order[-1])) if order else 1
+        tokens = GPU_TOKENS if next(self.model.parameters()).device.type == "cuda" else TOKENS
+        size = max(1, tokens // len(order[-1])) if order else 1
         cut = batches_within(range(len(order)), lambda i: len(order[i]), size, switch_length(self.model))
         return [[order[i] for i in chosen] for chosen in cut]
 

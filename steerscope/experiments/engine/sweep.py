@@ -203,7 +203,8 @@ class Sweep:
         Returns:
             Their records.
         """
-        yield [self.job("train", own) for own in self._packs(runs)]
+        if runs:
+            yield [self.job("train", own) for own in self._packs(runs)]
         found = [self.store.get(self._config(*run)) for run in runs]
         return [record for record in found if record is not None]
 
@@ -307,7 +308,8 @@ class Sweep:
 
     def testing(self, runs: Sequence[Run]) -> Stage:
         """Judge runs on the test examples, as a stage; see :meth:`test`."""
-        yield [self.job("test", own) for own in self._packs(runs)]
+        if runs:
+            yield [self.job("test", own) for own in self._packs(runs)]
 
     def _test(self, chosen: Sequence[Run]) -> None:
         pack = self._edits(chosen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -233,20 +233,24 @@ class _Work:
         tries = len(options.rates) or 3
         longer = min(options.longer, len(self.candidates))
         sweep.expect(len(tuned) * (tries - 1) + len(self.candidates) * len(seeds) + longer)
-        searched = by_floor(list(tuned.values()))
+        searched, floors = self._floors(tuned.values(), tries), by_floor(self.candidates)
         others = [one for one in self.candidates if one.name not in tuned]
-        places = spread(list(range(len(self.candidates))), longer) if longer else []
+        # As many seeds together as fit: a machine that has room for one floor's runs only trains seed after seed.
+        at_once = max(1, min(len(seeds), sweep.pack_size // max(len(floor) for floor in floors)))
         phases = [
             # First: what Ctrl-C leaves is then written at once.
             [FileJob(self.folder / BASE, self._base).stage()],
             [self._tuning(floor, searched[:at]) for at, floor in enumerate(searched)],
-            [self._borrowing(floor, tuned) for floor in by_floor(others)],
+            [self._borrowing(floor, tuned, seeds[:at_once]) for floor in self._floors(others, at_once)],
+            [self._training(floor, seeds[1:at_once]) for floor in self._floors(tuned.values(), at_once)],
         ]
-        for seed in seeds[1:]:
-            phases.append([self._training(floor, (seed,), sweep) for floor in by_floor(self.candidates)])
-        if places:
-            floors = by_floor([self.candidates[place] for place in places])
-            phases.append([self._training(floor, seeds[:1], longer=True) for floor in floors])
+        for start in range(at_once, len(seeds), at_once):
+            own = seeds[start : start + at_once]
+            phases.append([self._training(floor, own) for floor in self._floors(self.candidates, at_once)])
+        if longer:
+            places = spread(list(range(len(self.candidates))), longer)
+            own_floors = self._floors([self.candidates[place] for place in places], 1)
+            phases.append([self._training(floor, seeds[:1], longer=True) for floor in own_floors])
         return phases
 
     def _tuning(self, floor: Sequence[Candidate], below: Sequence[Sequence[Candidate]]) -> Stage:
@@ -257,13 +261,14 @@ class _Work:
         self.choices |= choices
         yield from self._training(floor, (self.options.seed,))
 
-    def _borrowing(self, floor: Sequence[Candidate], tuned: Mapping[str, Candidate]) -> Stage:
+    def _borrowing(self, floor: Sequence[Candidate], tuned: Mapping[str, Candidate], seeds: Sequence[int]) -> Stage:
         """Train and test with the rates of the nearest sites that have one."""
         yield from self._chosen([self._nearest(one, tuned) for one in floor])
         self.choices |= {one.name: self._borrowed(one, tuned) for one in floor}
-        yield from self._training(floor, (self.options.seed,))
+        yield from self._training(floor, seeds)
 
     def _chosen(self, candidates: Sequence[Candidate]) -> Stage:
+        """Wait until the rates of some candidates are known."""
         while any(one.name not in self.choices for one in candidates):
             yield ()
 
@@ -331,6 +336,21 @@ class _Work:
             options.rates,
             self.deadline,
         )
+
+    def _floors(self, candidates: Iterable[Candidate], runs: int) -> list[list[Candidate]]:
+        """Return candidates that train together, lowest first: those that enter at one block.
+
+        On a GPU neighbouring blocks are put together until a pack is full: their runs begin at the lowest, which
+        computes more and waits less.
+        """
+        merged: list[list[Candidate]] = []
+        for floor in by_floor(list(candidates)):
+            fits = merged and (len(merged[-1]) + len(floor)) * runs <= self.sweep.pack_size
+            if fits and self.loaded.device.type == "cuda":
+                merged[-1].extend(floor)
+            else:
+                merged.append(floor)
+        return merged
 
     @cached_property
     def _longer(self) -> Sweep:
