@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +42,7 @@ def rank_sites(
     *,
     task: str = "examples",
     progress: StageProgress | None = None,
+    capture_by: Callable[..., Features] = capture,
 ) -> Ranking:
     """Rank the sites of a model by what steering there can learn of fine-tuning's first-order update.
 
@@ -51,6 +52,7 @@ def rank_sites(
         options: See :class:`RankOptions`.
         task: Name of the task, for the report.
         progress: Called with stage, steps done and steps in all.
+        capture_by: Captures the features, as :func:`~steerscope.analysis.capture.capture.capture` does on this machine.
 
     Returns:
         The ranking, with intervals, baselines, kinds, greedy sets and stability.
@@ -83,7 +85,7 @@ def rank_sites(
     plan = _plan(loaded, encoded, probes, options)
 
     watch.stage("capture")
-    features = capture(
+    features = capture_by(
         loaded,
         encoded,
         probes,

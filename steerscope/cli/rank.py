@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ from steerscope.cli.options import (
     OwnExamples,
     Quiet,
     Revision,
+    Sharing,
     TaskFiles,
     TaskName,
     TrustRemoteCode,
@@ -74,6 +76,7 @@ def rank(
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     batch_size: Annotated[int, option("Sequences per batch; changes speed and memory only.", RUNNING)] = 16,
+    shard: Sharing = "auto",
     seed: Annotated[int, option("Seed of examples, halves, probes and sketches.", RUNNING)] = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -83,6 +86,8 @@ def rank(
     from steerscope.analysis.scoring.options import MIN_EXAMPLES, RankOptions
     from steerscope.cli.output import check_folder, check_json_target, give_json
     from steerscope.cli.progress import stage_progress
+    from steerscope.experiments.carrying.shard import AUTO, chosen_shard
+    from steerscope.experiments.groundwork.shared_ranking import SLICES, shared_ranking
     from steerscope.experiments.tasks import FileTask, at_most
     from steerscope.folders import Kind
     from steerscope.installed import require
@@ -110,9 +115,15 @@ def rank(
         if not names:
             raise InputError(f"[[kinds]] is {kinds!r}; expected names such as resid_post,mlp_out.")
         options = replace(options, kinds=tuple(parse_kind(name).value for name in names))
+    share = chosen_shard(shard)
+    if share is not None and out is None:
+        if shard != AUTO:
+            raise InputError("[[shard]] shares a ranking by its folder; add [[out]], a folder that all processes see.")
+        share = None
     if out is not None:
         require("report", "a report ([[out]])")
-        check_folder(out, Kind.RANKING, overwrite=overwrite)
+        begun = share is not None and (out / SLICES).is_dir()  # by another process
+        check_folder(out, Kind.RANKING, overwrite=overwrite or begun)
     check_json_target(json, "kernels")
     source = chosen_task(
         task,
@@ -133,7 +144,8 @@ def rank(
         show("load", 0, 1)
         loaded = load_model(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
         show("load", 1, 1)
-        ranking = rank_sites(loaded, examples, options, task=source.name, progress=show)
+        shared = rank_sites if share is None else partial(shared_ranking, folder=out, shard=share)
+        ranking = shared(loaded, examples, options, task=source.name, progress=show)
     ranking = replace(ranking, settings=ranking.settings | {"command": command_line()})
     if isinstance(source, FileTask):
         # Those about the file count its lines; those about the training part count the part's.

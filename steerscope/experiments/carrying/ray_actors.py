@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -22,6 +23,8 @@ from steerscope.installed import package_versions, require
 TRIES = 4
 # Seconds between two looks at the cluster and the clock.
 LOOK = 1.0
+# Seconds in which an address has to answer.
+PATIENCE = 10.0
 
 
 class RayActors:
@@ -56,10 +59,11 @@ class RayActors:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             here = {"include_dashboard": False} if self.address is None else {}
             try:
+                _require_answer(self.address)
                 ray.init(
                     address=self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **here
                 )  # fmt: skip
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 why = " ".join(str(error).split())[:200]
                 raise InputError(
                     f"[[address]] is {self.address!r}, and there is no Ray cluster that answers ({why}). Start one "
@@ -167,6 +171,17 @@ class RayActors:
                 needs = {"CPU": self.num_cpus, "GPU": self.num_gpus}
                 count += min((int(has.get(name, 0) / need + 1e-9) for name, need in needs.items() if need), default=1)
         return count
+
+
+def _require_answer(address: str | None) -> None:
+    """Try whether anything listens at HOST:PORT; Ray itself goes on trying for minutes.
+
+    Raises:
+        OSError: Nothing does.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
 
 
 def _worker() -> type:
