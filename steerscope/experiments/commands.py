@@ -237,7 +237,7 @@ def search(
     """
     options = options_or_default(options, SearchOptions)
     work = _prepared(model, task, options, out, Kind.SEARCH, progress)
-    return search_sites(work.loaded, work.splits, options, out, progress=work.show, command=command)
+    return search_sites(work.loaded, work.splits, options, out, progress=work.show, command=command, load=work.load)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,11 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
+from steerscope import SearchOptions, get_task
 from steerscope.errors import InputError
 from steerscope.experiments.engine import sweep as engine_sweep
+from steerscope.experiments.groundwork.splits import splits_of_task
+from steerscope.experiments.searching import search_sites
 from steerscope.experiments.site_tables import SiteTable
 from tests.experiments.carrying.sharing import OPTIONS, numbers, swept, tiny
 
@@ -50,6 +53,13 @@ def on(cluster, **changes):
     return dataclasses.replace(ON_RAY, address=cluster.address, **changes)
 
 
+def test_no_cluster_answers(loaded, tmp_path):
+    """The first test, because a process that is connected to a cluster uses that one."""
+    options = dataclasses.replace(ON_RAY, address="127.0.0.1:1")
+    with pytest.raises(InputError, match=r"address is '127.0.0.1:1', and there is no Ray cluster that answers"):
+        swept(tmp_path / "sweep", options, loaded)
+
+
 def test_two_nodes_come_to_the_table_of_one_process(cluster, loaded, alone, tmp_path, monkeypatch):
     monkeypatch.setattr(engine_sweep, "train_pack", None)  # nothing is trained in this process
     table = swept(tmp_path / "sweep", on(cluster), loaded)
@@ -57,6 +67,21 @@ def test_two_nodes_come_to_the_table_of_one_process(cluster, loaded, alone, tmp_
     assert numbers(table) == numbers(alone)
     again = swept(tmp_path / "sweep", OPTIONS, loaded)  # all is kept, by whatever is carried on with
     assert numbers(again) == numbers(alone)
+
+
+@pytest.mark.slow
+def test_a_search_comes_to_the_same(cluster, loaded, tmp_path):
+    """Runs that stop and go on beside others carry their state to whichever node goes on with them."""
+    splits = splits_of_task(get_task("listops"))
+    local = SearchOptions(
+        candidates=4, rank=2, steps=10, batch_size=4, references=False, num_ranking=24, num_selection=16, num_test=16
+    )  # fmt: skip
+    options = dataclasses.replace(local, engine="ray", num_cpus=1, address=cluster.address)
+    found = [search_sites(loaded, splits, own, tmp_path / own.engine) for own in (local, options)]
+    assert [dataclasses.replace(one.best, seconds=0) for one in found[:1]] == [
+        dataclasses.replace(one.best, seconds=0) for one in found[1:]
+    ]
+    assert found[0].contenders == found[1].contenders
 
 
 @pytest.mark.slow
