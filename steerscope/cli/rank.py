@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -144,8 +143,10 @@ def rank(
         show("load", 0, 1)
         loaded = load_model(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
         show("load", 1, 1)
-        shared = rank_sites if share is None else partial(shared_ranking, folder=out, shard=share)
-        ranking = shared(loaded, examples, options, task=source.name, progress=show)
+        if share is None or out is None:
+            ranking = rank_sites(loaded, examples, options, task=source.name, progress=show)
+        else:
+            ranking = shared_ranking(loaded, examples, options, out, share, task=source.name, progress=show)
     ranking = replace(ranking, settings=ranking.settings | {"command": command_line()})
     if isinstance(source, FileTask):
         # Those about the file count its lines; those about the training part count the part's.

@@ -224,12 +224,10 @@ def joined(slices: Sequence[Slice]) -> Features:
     def by_site(name: str) -> dict[Site, Tensor]:
         return {site: put([getattr(one.features, name)[site] for one in slices]) for site in getattr(first, name)}
 
-    return replace(
-        first,
-        **{name: put([getattr(one.features, name) for one in slices]) for name in _BY_ROW},
-        **{name: by_site(name) for name in _BY_SITE},
-        weights=[put([one.features.weights[at] for one in slices]) for at in range(len(first.weights))],
-    )
+    parts: dict[str, Any] = {name: put([getattr(one.features, name) for one in slices]) for name in _BY_ROW}
+    parts |= {name: by_site(name) for name in _BY_SITE}
+    parts["weights"] = [put([one.features.weights[at] for one in slices]) for at in range(len(first.weights))]
+    return replace(first, **parts)
 
 
 def _require_same(first: Features, other: Features) -> None:
