@@ -267,8 +267,10 @@ def _prepared(
     load = None
     if loaded is None:
         show("load", 0, 1)
-        load = partial(_load, model, options)
-        loaded = load()
+        # A process of a cluster sees the GPUs that it was given, and counts them from 0.
+        its_own = replace(options, device="cuda") if options.device.startswith("cuda") else options
+        load = partial(_load, model, its_own)
+        loaded = _load(model, options)
         show("load", 1, 1)
     return _Prepared(loaded, splits, show, load)
 

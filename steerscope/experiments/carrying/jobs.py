@@ -31,8 +31,11 @@ class Job(Protocol):
     def skip(self) -> None:
         """Called instead of :meth:`do` where it is done already, for the progress."""
 
+    def stays(self) -> bool:
+        """Say whether it has to be done by this process."""
+
     def sent(self) -> Any:
-        """Return what another machine needs to do it, or None where it has to be done here."""
+        """Return what another machine needs to do it."""
 
     def take(self, result: Any) -> None:
         """Keep what another machine sent back."""
@@ -71,8 +74,12 @@ class FileJob:
     def skip(self) -> None:
         """Nothing to count."""
 
+    def stays(self) -> bool:
+        """Return True: it is made where the model is."""
+        return True
+
     def sent(self) -> Any:
-        """Return None: it is made where the model is."""
+        """Never called."""
 
     def take(self, result: Any) -> None:
         """Never called."""

@@ -11,12 +11,13 @@ import logging
 import math
 import os
 import socket
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from steerscope.errors import InputError
-from steerscope.experiments.carrying.jobs import Job, Open, Stage, require_time
+from steerscope.experiments.carrying.jobs import Job, Open, OutOfTime, Stage
 from steerscope.installed import package_versions, require
 
 # How often a job is begun again on another process before the work is given up.
@@ -102,33 +103,31 @@ class RayActors:
         """Have all jobs done; see :meth:`~steerscope.experiments.carrying.jobs.Carrier.carry`."""
         work = Open(phases)
         while jobs := [job for own in work.jobs() for job in own]:
-            require_time(deadline)
-            in_progress = {job.name for _, job in self._running.values() if job is not None}
-            waiting = [job for job in jobs if job.name not in in_progress]
-            here = self._give(waiting)
-            if here is not None and not self._running:
-                here.do()
-                work.did(here)
+            if time.monotonic() <= deadline:
+                in_progress = {job.name for _, job in self._running.values() if job is not None}
+                waiting = [job for job in jobs if job.name not in in_progress]
+                self._give([job for job in waiting if not job.stays()])
+                here = next((job for job in waiting if job.stays()), None)
+                # It holds up the driver, and so comes when nothing is to be taken from others.
+                if here is not None and not self._running:
+                    here.do()
+                    work.did(here)
+            elif all(job is None for _, job in self._running.values()):
+                raise OutOfTime
             for ref in self._ended():
                 self._take(ref, work)
 
-    def _give(self, waiting: Iterable[Job]) -> Job | None:
-        """Give jobs to idle processes, and start more where there is room; return one that has to be done here."""
-        here, left = None, 0
-        for job in waiting:
-            if self._idle and (sent := job.sent()) is not None:
-                actor = self._idle.pop()
-                self._running[actor.do.remote(sent)] = actor, job
-            elif not self._idle:
-                left += 1
-            else:
-                here = here or job
+    def _give(self, waiting: Sequence[Job]) -> None:
+        """Give jobs to idle processes, and start more processes where there is room and need."""
+        left = list(waiting)
+        while left and self._idle:
+            actor, job = self._idle.pop(), left.pop(0)
+            self._running[actor.do.remote(job.sent())] = actor, job
         starting = sum(job is None for _, job in self._running.values())
         room = self._places() - len(self._running) - len(self._idle)
-        for _ in range(min(room, left - starting)):
+        for _ in range(min(room, len(left) - starting)):
             actor = self._class.remote()
             self._running[actor.start.remote(self._made, package_versions())] = actor, None
-        return here
 
     def _ended(self) -> list[Any]:
         if not self._running:

@@ -75,10 +75,12 @@ class PackJob:
         """Count it as done."""
         self.skipped()
 
-    def sent(self) -> tuple[Task, list[Kept]] | None:
-        """Return the task, with the records that it reads; None for one that trains weights of the model, done here."""
-        if any(one.build is not None for one, _, _ in self.task.runs):
-            return None
+    def stays(self) -> bool:
+        """Say whether it trains weights of this process's model."""
+        return any(one.build is not None for one, _, _ in self.task.runs)
+
+    def sent(self) -> tuple[Task, list[Kept]]:
+        """Return the task, with the records that it reads."""
         return self.task, [(config, self.store.get(config) or {}, self.store.weights(config)) for config in self.needs]
 
     def take(self, result: Sequence[Kept]) -> None:
