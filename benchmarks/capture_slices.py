@@ -3,8 +3,8 @@
     python benchmarks/capture_slices.py [--examples 96] [--probes 4] [--threads 1] [--json FILE]
 
 Every slice is a process of its own, one after the other, as if each had a machine: ``cpu`` is its processor time for
-the capture, ``peak_gb`` the process's largest memory, ``model_gb`` what it was before the capture, ``features_gb`` the
-size of the features on disk. What is put together is compared with the capture in one piece, by the kernels of the
+the capture, ``memory_gb`` how much its memory grew at most (Linux), ``features_gb`` the size of the features on disk.
+What is put together is compared with the capture in one piece, by the kernels of the
 weights and of every site.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -36,21 +35,27 @@ def measure(index: int, count: int, examples: int, probes: int, threads: int, pa
     loaded = load_model()
     encoded = encode_for(loaded, get_task("listops").split("train", examples, 0))
     chosen = make_probes(encoded, probes, vocab_size(loaded.model), 0, torch.float32)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew: loading has one of its own
+    before = memory("VmRSS")
     started, busy = time.perf_counter(), time.process_time()
     found = capture_slice(
         loaded, encoded, chosen, SketchPlan(exact=False), index=index, count=count, seed=0, batch_size=16
     )
     seconds = {"seconds": time.perf_counter() - started, "cpu": time.process_time() - busy}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak = memory("VmHWM")
     found.save(path)
     return {
         "examples": len(found.rows),
         **seconds,
-        "peak_gb": peak,
-        "model_gb": before,
+        "memory_gb": peak - before,
         "features_gb": path.stat().st_size / 1e9,
     }
+
+
+def memory(field: str) -> float:
+    """Return a field of this process's memory in GB: as it is (VmRSS), or at its largest (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e9
 
 
 def difference(whole: Path, parts: list[Path]) -> dict[str, Any]:

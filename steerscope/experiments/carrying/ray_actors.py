@@ -43,7 +43,7 @@ class RayActors:
     def __init__(
         self, make: Callable[[], Callable[[Any], Any]], *, address: str | None, num_cpus: float, num_gpus: float
     ) -> None:
-        require("ray", "[[engine=ray]]")
+        require("ray", "[[engine='ray']]")
         import ray
 
         self.ray, self.make, self.address = ray, make, address

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from steerscope.experiments.carrying.shard import Shard
 from steerscope.experiments.carrying.shards import Shards
 from steerscope.experiments.groundwork.elsewhere import Elsewhere
 from steerscope.files import create_text, json_of
+from steerscope.installed import require
 
 CLAIMS = "claims"
 LOCAL, RAY = "local", "ray"
@@ -49,7 +51,7 @@ def check_carrying(options: Carried) -> None:
     """Refuse what says nothing, or contradicts itself, about what carries the work.
 
     Raises:
-        InputError: An unknown engine, a bad number, or what is of Ray without Ray.
+        InputError: An unknown engine, a bad number, what is of Ray without asking for Ray, or Ray is not installed.
     """
     if options.engine not in ENGINES:
         raise InputError(f"[[engine]] is {options.engine!r}; expected one of {', '.join(ENGINES)}.")
@@ -58,8 +60,10 @@ def check_carrying(options: Carried) -> None:
             raise InputError(f"[[{name}]] is of a Ray cluster; add [[engine='ray']], or leave it out.")
     if options.num_cpus is not None and options.num_cpus < 1:
         raise InputError(f"[[num_cpus]] is {options.num_cpus}; expected at least 1, the CPUs of one process.")
-    if options.num_gpus is not None and not options.num_gpus >= 0:
+    if options.num_gpus is not None and not 0 <= options.num_gpus < math.inf:
         raise InputError(f"[[num_gpus]] is {options.num_gpus}; expected at least 0, the GPUs of one process.")
+    if options.engine == RAY:
+        require("ray", "[[engine='ray']]")
 
 
 @contextmanager
