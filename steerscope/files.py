@@ -25,8 +25,6 @@ _NUMBER = re.compile(r"os error (\d+)|\bOs \{ code: (\d+)")
 # torch says where in its archive it failed, and not why.
 _TORCH_WRITER = ("PytorchStreamWriter failed", "inline_container.cc", "iostream error", "unexpected pos")
 _SPACE = "Free some space, or name a place with more"
-# What file systems without hard links answer.
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _ADVICE = {
     errno.ENOSPC: _SPACE,
     errno.EDQUOT: _SPACE,
@@ -75,6 +73,9 @@ def exit_code_of(program: str, work: Callable[[], int | None]) -> int:
 
     Returns:
         What ``sys.exit`` takes.
+
+    Raises:
+        OSError: One that says nothing a user could do something about.
     """
     try:
         return work() or 0
@@ -216,38 +217,6 @@ def write_text(path: Path, text: str) -> None:
         InputError: The file cannot be written.
     """
     replace_file(path, lambda aside: aside.write_text(text, encoding="utf-8", newline="\n"))
-
-
-def create_text(path: Path, text: str) -> bool:
-    """Write a text file as UTF-8 unless one is there, whole or not at all; of several processes one succeeds.
-
-    Args:
-        path: The file; its folder has to exist.
-        text: What it will hold.
-
-    Returns:
-        Whether it was written.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
-    with told(f"write {str(path)!r}"):
-        aside = path.with_name(f".unfinished-{secrets.token_hex(6)}{path.suffix[:16]}")
-        try:
-            aside.write_text(text, encoding="utf-8", newline="\n")
-            try:
-                os.link(aside, path)
-            except FileExistsError:
-                return False
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                if path.exists():
-                    return False
-                aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
-    return True
 
 
 def write_page(path: Path, head: str, text: str) -> None:

@@ -206,6 +206,9 @@ def run(loaded: LoadedModel, task: str, reads: list[int], writes: list[int], out
 
     Returns:
         What ``read_write.json`` holds.
+
+    Raises:
+        InputError: No such blocks.
     """
     blocks = len(loaded.site_map.blocks)
     if wrong := [layer for layer in (*reads, *writes) if not 0 <= layer < blocks]:

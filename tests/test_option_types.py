@@ -27,7 +27,7 @@ from steerscope.steering import SteeringConfig
 CONFIG = SteeringConfig("resid_post")
 # A class, what it cannot do without, one of its whole numbers.
 CLASSES = [
-    (RankOptions, {}, "num_probes"),
+    (RankOptions, {}, "max_sites"),
     (TrainOptions, {"task": "listops", "method": "lora"}, "steps"),
     (EvaluateOptions, {}, "batch_size"),
     (ValidateOptions, {}, "seeds"),

@@ -98,7 +98,7 @@ def ridge_weights(kernel: Tensor, targets: Tensor, ridge: float) -> Tensor:
     """Return the dual weights ``train target`` of kernel ridge regression, where no rows are to be left out.
 
     Args:
-        kernel: ``train train``, unit scale.
+        kernel: ``train train``; what is above the diagonal is not read.
         targets: ``train target``.
         ridge: Added to the diagonal.
 
@@ -114,7 +114,9 @@ def ridge_weights(kernel: Tensor, targets: Tensor, ridge: float) -> Tensor:
 
 
 def _factor(kernel: Tensor, ridge: float) -> Tensor:
-    return torch.linalg.cholesky(kernel + ridge * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device))
+    penalised = kernel.clone()
+    penalised.diagonal().add_(ridge)
+    return torch.linalg.cholesky(penalised)
 
 
 def alignment(first: Tensor, second: Tensor) -> float:

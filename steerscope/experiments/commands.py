@@ -160,17 +160,8 @@ def validate(
     """
     options = options_or_default(options, ValidateOptions)
     options.check()
-    loaded = _in_memory(model, options)
-    place, show = Path(out), progress or _silent
-    require_folder_for(place, Kind.VALIDATION, also=(Kind.RANKING,))
-    splits = splits_of_task(_task(task))
-    splits.selection(options.num_selection)
-    splits.test(options.num_test)
-    if loaded is None:
-        show("load", 0, 1)
-        loaded = _load(model, options)
-        show("load", 1, 1)
-    ranking, result = validate_ranking(loaded, splits, options, place, progress=show, command=command)
+    work, place = _prepared(model, task, options, out, Kind.VALIDATION, progress), Path(out)
+    ranking, result = validate_ranking(work.loaded, work.splits, options, place, progress=work.show, command=command)
     ranking.save(place / "ranking.json")
     result.save(place / "validation.json")
     return result
@@ -254,7 +245,7 @@ class _Prepared:
 def _prepared(
     model: AnyModel,
     task: AnyTask,
-    options: SweepOptions | SearchOptions,
+    options: ValidateOptions | SweepOptions | SearchOptions,
     out: str | Path,
     kind: Kind,
     progress: StageProgress | None,
@@ -309,7 +300,7 @@ def verify(
             f"got the loaded model {model.identity.name!r}, which has one data type; expected a name, or a function "
             "that returns it in a data type: verify(lambda dtype: load_model(NAME, dtype=dtype))."
         )
-    load = model if callable(model) else partial(_in_dtype, model, options)
+    load = model if callable(model) else partial(_load, model, options)
     return verification.verify_model(load, chosen, options, progress)
 
 
@@ -350,21 +341,12 @@ def _in_memory(model: AnyModel, options: Any) -> LoadedModel | None:
     return model
 
 
-def _load(model: AnyModel, options: Any) -> LoadedModel:
+def _load(model: AnyModel, options: Any, dtype: str | None = None) -> LoadedModel:
+    """Load a model as the options say, or in another data type."""
     return models.load_model(
         str(model),
         device=options.device,
-        dtype=options.dtype,
-        revision=options.revision,
-        trust_remote_code=options.trust_remote_code,
-    )
-
-
-def _in_dtype(name: str | Path, options: VerifyOptions, dtype: str) -> LoadedModel:
-    return models.load_model(
-        str(name),
-        device=options.device,
-        dtype=dtype,
+        dtype=dtype or options.dtype,
         revision=options.revision,
         trust_remote_code=options.trust_remote_code,
     )

@@ -111,6 +111,9 @@ def hooks_bound_here() -> Iterator[Entry]:
 def acts_here(owner: Entry | None) -> bool:
     """Whether a hook acts in the running code: it is its own, everyone's (None), or backward runs a block again for it.
 
+    Returns:
+        Whether it acts.
+
     Raises:
         InputError: A thread of torch runs a block again, and hooks of several threads or tasks are set.
     """

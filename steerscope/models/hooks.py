@@ -122,6 +122,9 @@ def _at_output(module: nn.Module, stream: _Stream, tap: Tap, add_stream: bool = 
     """Tap a module's output; with ``add_stream`` what is read there is ``h + output``.
 
     With ``scale``, the tap sees the output times that, which is what the block adds to the stream.
+
+    Returns:
+        The handle of the hook.
     """
     if scale != 1.0:
         tap = _scaled(tap, scale, lambda added: stream.h + added if add_stream else added)
@@ -288,7 +291,7 @@ def reading(site_map: SiteMap | HasSites, sites: Iterable[Key] | Key) -> Iterato
         site_map: The model's sites, or a loaded or steered model, which knows them.
         sites: Which, by name or as :class:`Site`; one or several.
 
-    Returns:
+    Yields:
         A dictionary with the keys that were asked for; a site is found under its other names too. It is filled as
         the model runs; a second pass overwrites the first. Enter it inside :func:`edited` to read edited values.
 

@@ -118,6 +118,9 @@ def config_text(adapter: AdapterFile) -> str:
 def read(folder: Path) -> AdapterFile:
     """Read an adapter.
 
+    Returns:
+        Configuration, identity of the base model, and tensors.
+
     Raises:
         InputError: There is none, a file is damaged, incomplete or of another format, or it stands on a LoRA and PEFT
             is not installed.

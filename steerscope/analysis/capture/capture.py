@@ -27,6 +27,7 @@ from steerscope.analysis.data.encoding import Encoded, batches
 from steerscope.finite import require_finite
 from steerscope.models.hooks import Tap, tapping
 from steerscope.models.load import LoadedModel
+from steerscope.models.packed import compute_dtype
 from steerscope.models.tokens import pad_token
 from steerscope.sites import Site
 
@@ -81,7 +82,7 @@ def read_stats(
 
     def measure(site: Site) -> Tap:
         def tap(value: Tensor, read: Tensor) -> None:
-            read = read.to(real.dtype)
+            read = read.to(real)
             squares = real @ read.pow(2).flatten(0, 1)
             sums[site] = sums[site] + squares if site in sums else squares
             rows = torch.arange(len(read), device=read.device)[:, None]
@@ -89,7 +90,7 @@ def read_stats(
 
         return tap
 
-    dtype = at_least_float32(next(p.dtype for p in loaded.model.parameters() if p.is_floating_point()))
+    dtype = at_least_float32(compute_dtype(loaded.model))
     chosen = range(min(max_examples, encoded.num_examples))
     with (
         torch.no_grad(),

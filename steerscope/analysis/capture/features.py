@@ -19,7 +19,8 @@ class Features:
     """What one capture pass recorded. ``row`` is the axis of examples, ``slot`` of probes and loss direction.
 
     Attributes:
-        linear: Per site ``row slot feature``: tangent features of the linear edit.
+        linear: Per site ``row slot feature``: tangent features of the linear edit; sketched, they are rounded to eight
+            bits (:func:`~steerscope.analysis.capture.rounded.rounded`), as those of ``vector`` are.
         vector: Per write point ``row slot feature``: those of the fixed vector.
         weights: ``row slot feature``: features of all linear maps of all blocks together (their inner
             products are K_FT); a list of one entry per map when exact.
@@ -90,16 +91,17 @@ def feature_bytes(loaded: LoadedModel, rows: int, slots: int, plan: SketchPlan, 
         rows: Number of examples.
         slots: Output directions per example.
         plan: Whether features are exact or sketched, and how large sketches are.
-        itemsize: Bytes per number of an exact feature; sketches have a bound of their own.
+        itemsize: Bytes per number of an exact feature; a number of a sketch takes one.
 
     Returns:
         A number of bytes, proportional to ``rows * slots``.
     """
     site_map = loaded.site_map
-    numbers = 0
+    numbers = features = 0
     for site in site_map.sites():
         width = site_map.width(site)
         numbers += width * width if plan.exact else plan.blocks * plan.size**2
+        features += 1 + (site.write == site)  # one unit each
         if site.write == site:
             numbers += width if plan.exact else plan.blocks * plan.size
     if plan.exact:
@@ -107,4 +109,4 @@ def feature_bytes(loaded: LoadedModel, rows: int, slots: int, plan: SketchPlan, 
             d_out, d_in = linear_shape(module)
             numbers += d_out * d_in
         return numbers * rows * slots * itemsize
-    return (numbers * 2 + plan.weight_size**2 * 4) * rows * slots
+    return (numbers + features * 4 + plan.weight_size**2 * 4) * rows * slots

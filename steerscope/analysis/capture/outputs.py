@@ -3,7 +3,8 @@
 Outputs with choices are centred over the choices (adding one number to all changes no probability), so an
 example with C choices has C - 1 of them. Each *probe* is one direction in that space and costs one backward
 pass; ``num_probes`` below C - 1 takes seeded random directions, the same for every example with as many
-choices. Without choices a probe is a random projection of the supervised logits.
+choices. Without choices a probe is a random projection of the supervised logits. How many there are unless a number is
+asked for is :func:`probes_to_take`'s rule.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.analysis.data.encoding import Batch, Encoded, OutputMode
+
+MOST_PROBES = 12
+"""At most so many probes are taken unless a number is asked for: time grows with them, of scores with their square."""
+PROBES_OF_TEXT = 4
+"""So many are taken where examples have no choices: no number spans the logits of a vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,30 @@ class Probes:
         return torch.arange(self.num_probes)[None] < have[:, None]
 
 
-def make_probes(encoded: Encoded, num_probes: int, vocab: int, seed: int, dtype: torch.dtype) -> Probes:
+def probes_to_take(encoded: Encoded, num_probes: int | None) -> int:
+    """Return how many probes there are at most: what was asked for, or as many as span the outputs.
+
+    Args:
+        encoded: The examples.
+        num_probes: What was asked for; ``None``: one fewer than the most choices that an example has, at most
+            :data:`MOST_PROBES`; :data:`PROBES_OF_TEXT` without choices.
+
+    Returns:
+        A number of output directions per example.
+    """
+    if num_probes is not None:
+        return num_probes
+    if encoded.mode is OutputMode.COMPLETION:
+        return PROBES_OF_TEXT
+    return min(max(encoded.num_choices) - 1, MOST_PROBES)
+
+
+def make_probes(encoded: Encoded, num_probes: int | None, vocab: int, seed: int, dtype: torch.dtype) -> Probes:
     """Choose the probes for encoded examples.
 
     Args:
         encoded: The examples.
-        num_probes: At most so many per example.
+        num_probes: At most so many per example; ``None``: as :func:`probes_to_take` says.
         vocab: Number of logits.
         seed: Seed of the random directions.
         dtype: Data type of the directions.
@@ -89,6 +113,7 @@ def make_probes(encoded: Encoded, num_probes: int, vocab: int, seed: int, dtype:
     Returns:
         Contrasts of the choices, or random projections of the logits with a sign per supervised token.
     """
+    num_probes = probes_to_take(encoded, num_probes)
     generator = torch.Generator().manual_seed(seed)
     if encoded.mode is OutputMode.COMPLETION:
         projection = torch.randn(num_probes, vocab, generator=generator, dtype=torch.float64)

@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from steerscope.analysis.capture.features import Features, SketchPlan
 from steerscope.analysis.capture.outputs import Probes
+from steerscope.analysis.capture.rounded import rounded
 from steerscope.analysis.data.encoding import Batch, Encoded
+from steerscope.equivalence.products import rough_factor, rough_product
 from steerscope.equivalence.tangents import combine, combine_blocks, random_projection, split_blocks, vector_tangent
 from steerscope.models.blocks import as_token_axes
 from steerscope.models.hooks import tapping
 from steerscope.models.load import LoadedModel
+from steerscope.models.packed import compute_dtype
 from steerscope.site_kinds import kinds_adding_at, stream_behind
 from steerscope.sites import Site
 
@@ -38,10 +41,9 @@ class Recorder:
         seed: int,
     ) -> None:
         self.loaded, self.plan, self.scales, self.probes = loaded, plan, scales, probes
-        self.dtype = at_least_float32(next(p.dtype for p in loaded.model.parameters() if p.is_floating_point()))
+        self.home = loaded.device
+        self.dtype = at_least_float32(compute_dtype(loaded.model))
         self.blocks = 1 if plan.exact else plan.blocks
-        # A bfloat16 feature's rounding (1 in 500) is far below a sketch's own error; exact features keep all digits.
-        self.stored = self.dtype if plan.exact else torch.bfloat16
         self.rows, self.slots, k = encoded.num_examples, probes.num_backward, probes.num_probes
         self.residual = torch.zeros(self.rows, k, dtype=torch.float64)
         self.curvature = torch.zeros(self.rows, k, k, dtype=torch.float64)
@@ -57,7 +59,9 @@ class Recorder:
         self.weight_reads: dict[tuple[int, str], Tensor] = {}
         self.weight_grads: dict[tuple[int, str], Tensor] = {}
         self.seed = seed
+        # Projections per role and width, and the same as they are multiplied: scaled for a site, in few digits.
         self._drawn: dict[Any, Tensor] = {}
+        self._factors: dict[Any, Tensor] = {}
 
     # --- one batch ---
 
@@ -87,7 +91,7 @@ class Recorder:
         """Keep the sum over weight maps of the backward pass that ended."""
         if not self.plan.exact:
             summed = combine(self.all_grads.flatten(1, 2), self.all_reads.flatten(1, 2))
-            self._store(self.weights, "all", summed, self.dtype)
+            self._store(self.weights, "all", summed, rounds=False)
 
     def finish(self) -> None:
         """Let go of the batch's activations."""
@@ -235,29 +239,36 @@ class Recorder:
         Returns:
             The projected channels ``(... rows * blocks)``, or all of them where the plan is exact.
         """
-        tensor = tensor.to(self.dtype)
+        tensor = tensor.to(self.home)  # layers may be on several devices
         if self.plan.exact:
+            tensor = tensor.to(self.dtype)
             return tensor if scaled_for is None else tensor / self.scales[scaled_for].to(self.dtype)
         width = tensor.shape[-1]
         if (role, width) not in self._drawn:
             # Seeded by role, not by the order of use, so that no other choice moves a projection.
             seed = zlib.crc32(repr((self.seed, role, width)).encode())
             drawn = random_projection(rows, width, blocks=blocks, generator=torch.Generator().manual_seed(seed))
-            self._drawn[role, width] = drawn.T.contiguous().to(tensor)
-        key = (role, width) if scaled_for is None else (role, width, scaled_for)
-        if key not in self._drawn and scaled_for is not None:
-            self._drawn[key] = self._drawn[role, width] / self.scales[scaled_for].to(self.dtype)[:, None]
-        return tensor @ self._drawn[key]
+            self._drawn[role, width] = drawn.T.contiguous().to(tensor.device, self.dtype)
+        key = (role, width, scaled_for)
+        if key not in self._factors:
+            drawn = self._drawn[role, width]
+            if scaled_for is not None:
+                drawn = drawn / self.scales[scaled_for].to(self.dtype)[:, None]
+            self._factors[key] = rough_factor(drawn, self.dtype)
+        return rough_product(tensor, self._factors[key], self.dtype)
 
-    def _store(self, into: dict[Any, Tensor], key: Any, feature: Tensor, dtype: torch.dtype | None = None) -> None:
-        """Put features in the rows of their examples, summed where an example has several sequences."""
+    def _store(self, into: dict[Any, Tensor], key: Any, feature: Tensor, *, rounds: bool = True) -> None:
+        """Put features in the rows of their examples, summed where an example has several sequences.
+
+        With ``rounds``, sketches are rounded to eight bits: far below their own error. Exact features keep all digits.
+        """
         if self.several:
             feature = feature.new_zeros(len(self.examples), feature.shape[1]).index_add_(0, self.local, feature)
-        dtype = dtype or self.stored
+        feature = rounded(feature) if rounds and not self.plan.exact else feature.to(self.dtype)
         if key not in into:
             # Every row is written once, by its batch; memory that is not written yet takes no room.
-            into[key] = torch.empty(self.rows, self.slots, feature.shape[1], dtype=dtype, device=feature.device)
-        into[key][self.examples, self.slot] = feature.to(dtype)
+            into[key] = feature.new_empty(self.rows, self.slots, feature.shape[1])
+        into[key][self.examples, self.slot] = feature
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

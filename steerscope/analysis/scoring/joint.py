@@ -8,9 +8,9 @@ answers in its place, and the result says so.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from steerscope.analysis.scoring.kernels import Kernel
 from steerscope.analysis.scoring.problem import Direction, Problem
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE, Candidate, Needs, compute_score, get_score
 from steerscope.analysis.scoring.scores.learnable_share import quick_share, share_of
+from steerscope.analysis.scoring.triangles import Triangles
 from steerscope.finite import require_finite
 from steerscope.sites import Site
 
@@ -31,6 +32,8 @@ class LearnableShares:
     units: Mapping[Site, Tensor]
     problem: Problem
     of_sets: ClassVar[str] = DEFAULT_SCORE
+    # What a search adds each candidate to, and where it adds it up: room that is used again costs no new memory.
+    _search: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def of_set(self, members: Sequence[Site], *, quick: bool = False) -> Tensor:
         """Return the share of a set ``column``; ``quick``: the whole alone, entry 0, in the kernels' precision.
@@ -42,8 +45,25 @@ class LearnableShares:
         Returns:
             The share, 1 where everything is learnable: the whole sample, then one entry per left-out group.
         """
-        total = _sum(self.units[site] for site in members)
-        return torch.tensor([quick_share(total, self.problem)]) if quick else share_of(total, self.problem)
+        if quick:
+            return torch.tensor([quick_share(self._lower_sum(members), self.problem)])
+        return share_of(_sum(self.units[site] for site in members), self.problem)
+
+    def _lower_sum(self, members: Sequence[Site]) -> Tensor:
+        """Return the sum of kernels ``row row``, right in its lower triangle; the next call writes over it."""
+        if not isinstance(self.units, Triangles):
+            return _sum(self.units[site] for site in members)
+        *others, last = (self.units.kept[site] for site in members)
+        search = self._search
+        if "room" not in search:
+            search["room"] = last.empty()
+        if search.get("members") != members[:-1]:
+            search["members"], search["base"] = list(members[:-1]), None
+            for other in others:
+                search["base"] = search["base"] + other if search["base"] else other
+        last.put_lower(search["room"], search["base"])
+        room: Tensor = search["room"]
+        return room
 
 
 class JointScores:
@@ -63,7 +83,7 @@ class JointScores:
         self,
         score: str,
         like: Candidate,
-        units: dict[Site, Tensor],
+        units: Mapping[Site, Tensor],
         losses: dict[Site, Tensor],
         scales: dict[Site, float],
         lengths: dict[Site, float],
@@ -85,6 +105,10 @@ class JointScores:
         return self.score if asked.needs.is_of_kernels and not asked.is_baseline else DEFAULT_SCORE
 
     @cached_property
+    def _shares(self) -> LearnableShares:
+        return LearnableShares(self.units, self.like.problem)
+
+    @cached_property
     def _whole(self) -> Problem:
         """The problem without replicates: a search through sets needs none."""
         problem = self.like.problem
@@ -103,7 +127,7 @@ class JointScores:
         Cost: two factorisations of half the rows.
         """
         if self.of_sets == DEFAULT_SCORE:
-            return LearnableShares(self.units, self.like.problem).of_set(members, quick=quick)
+            return self._shares.of_set(members, quick=quick)
         problem = self._whole if quick else self.like.problem
         found = compute_score(self._candidate(members, problem), get_score(self.of_sets))
         require_finite(f"the score {self.of_sets!r} of a set of sites", found)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from steerscope.analysis.capture.features import Features
-from steerscope.equivalence.kernels import gram, widened
+from steerscope.analysis.capture.rounded import gram_of, wide_feature
+from steerscope.equivalence.kernels import gram
 from steerscope.finite import require_finite
 
 
@@ -92,13 +93,14 @@ class Kernel:
         for one in feature_sets:
             k = features.valid.shape[1]
             # Rows are picked before they are widened: a float copy of all features would be made in vain.
-            probes = widened(one[rows.example, rows.probe])
+            picked = one[rows.example, rows.probe]
             if features.spans:
-                loss = torch.einsum("np,npf->nf", features.residual.to(probes), widened(one[:, :k]))
+                wide = wide_feature(one[:, :k])
+                loss = torch.einsum("np,npf->nf", features.residual.to(wide), wide)
             else:
-                loss = widened(one[:, k])
-            between = probes @ loss.T if cross else probes.new_empty(len(probes), 0)
-            part = cls(gram(probes).cpu(), between.cpu(), gram(loss).cpu())
+                loss = wide_feature(one[:, k])
+            between = wide_feature(picked) @ loss.T if cross else loss.new_empty(len(rows.example), 0)
+            part = cls(gram_of(picked).cpu(), between.cpu(), gram(loss).cpu())
             total = part if total is None else total + part
         assert total is not None
         # Sums of squares: a number that is not finite, anywhere in the features, shows there.
@@ -113,3 +115,8 @@ class Kernel:
     def scale(self) -> float:
         """The mean of the diagonal over rows."""
         return float(self.probe.diagonal().mean())
+
+    @property
+    def unit(self) -> float:
+        """What a kernel is divided by to have unit scale: 1 for one of zero, which stays zero."""
+        return self.scale or 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from steerscope.analysis.capture.features import Features, SketchPlan
 from steerscope.analysis.capture.outputs import Probes
+from steerscope.analysis.capture.rounded import blocks_of
 from steerscope.analysis.data.encoding import Encoded
 from steerscope.analysis.results import KindScore, SiteScore
 from steerscope.analysis.scoring.converged import Converged
@@ -32,9 +34,18 @@ from steerscope.analysis.scoring.scores import (
 )
 from steerscope.analysis.scoring.scores.learnable_share import quick_share
 from steerscope.analysis.scoring.standing import MARGIN, standing_of
+from steerscope.analysis.scoring.triangles import Triangle, Triangles
 from steerscope.finite import require_finite
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site, SiteKind
+from steerscope.steering.config import SteeringConfig
+from steerscope.steering.holding import served_as
+
+# What a candidate stands for; a bias of a linear edit would be a vector's part.
+_EDITS = {
+    "linear": lambda site: SteeringConfig((site,), family="linear", bias=False),
+    "vector": lambda site: SteeringConfig((site,), family="vector"),
+}
 
 
 class Scorer:
@@ -51,15 +62,16 @@ class Scorer:
     ) -> None:
         self.loaded, self.features, self.rows, self.target = loaded, features, rows, target
         self.problem, self.options = problem, options
-        self.linear_kernels: dict[Site, Tensor] = {}
+        self.linear_kernels = Triangles()
         self._linear_scales: dict[Site, float] = {}
         self._linear_losses: dict[Site, Tensor] = {}
         self._linear_lengths: dict[Site, float] = {}
         # Sites that write at one point share their vector, whose kernel scores are computed once.
-        self._vectors: dict[Site, tuple[Candidate, dict[str, Tensor]]] = {}
+        self._vector_scores: dict[Site, dict[str, Tensor]] = {}
+        self._vector: tuple[Site, Candidate] | None = None
         self._scores: dict[tuple[Site, str], dict[str, Tensor]] = {}
-        self._kind_kernels: dict[tuple[SiteKind, str], Kernel] = {}
-        self._kind_lengths: dict[tuple[SiteKind, str], Tensor] = {}
+        # Per kind and family the sums over its sites of unit kernels, of those along the loss, and of squared lengths.
+        self._kind_kernels: dict[tuple[SiteKind, str], tuple[Triangle, Tensor, Triangle]] = {}
         self._kind_sites: dict[tuple[SiteKind, str], list[Site]] = {}
 
     def num_params(self, site: Site, family: str) -> int:
@@ -84,7 +96,10 @@ class Scorer:
 
     def add(self, site: Site) -> None:
         """Score one site, both families."""
-        vector, own = self._vector_at(site)
+        vector = self._vector_at(site)
+        if site.write not in self._vector_scores:
+            self._vector_scores[site.write] = compute_scores(vector, *self.options.needs)
+        own = self._vector_scores[site.write]
         kernel = Kernel.of(
             [self.features.linear.pop(site)], self.features, self.rows, cross=False, what=f"an edit of '{site}'"
         )
@@ -92,11 +107,10 @@ class Scorer:
         length = relative_length(kernel.probe, self.features.read_length[site], held)
         linear = self._candidate(kernel, length, "linear", site, vector)
         self._record(site, linear, compute_scores(linear, *self.options.needs))
-        unit = max(kernel.scale, 1e-300)
         self._linear_scales[site] = kernel.scale
-        self._linear_losses[site] = kernel.loss / unit
-        self._linear_lengths[site] = float(length.diagonal().mean())
-        self.linear_kernels[site] = (kernel.probe / unit).float()
+        self._linear_losses[site] = kernel.loss / kernel.unit
+        self._linear_lengths[site] = length
+        self.linear_kernels.kept[site] = Triangle(linear.unit_kernel, torch.float32)
         at_place = compute_scores(replace(vector, place=self._place(site)), Needs.PLACE)
         self._record(site, vector, own | at_place)
 
@@ -111,14 +125,14 @@ class Scorer:
             halves: Examples that steps are made from, and examples that they are judged on.
             progress: Called with the stage, batches done and batches in all.
         """
-        duals, units = {}, {}
-        for site, unit in self.linear_kernels.items():
-            units[site, "linear"] = unit, self._linear_scales[site]
-            vector = self._vectors[site.write][0]
-            units[site, "vector"] = vector.unit_kernel, vector.kernel.scale
-        for key, (unit, scale) in units.items():
-            if scale > 0:
-                duals[key] = dual_step(unit, scale, self.problem, self.rows, self.features.curvature)
+        duals = {}
+        for site in self.linear_kernels:
+            vector = self._vector_at(site)
+            for family in ("linear", "vector"):
+                scale = self._linear_scales[site] if family == "linear" else vector.kernel.scale
+                if scale > 0:
+                    unit = self.linear_kernels[site] if family == "linear" else vector.unit_kernel
+                    duals[site, family] = dual_step(unit, scale, self.problem, self.rows, self.features.curvature)
         options = self.options
         stepper = Stepper(
             self.loaded,
@@ -130,16 +144,17 @@ class Scorer:
             progress=progress,
         )
         steps = stepper.decreases(duals, halves)
+        like = self._vector_at(next(iter(self.linear_kernels)))
         nowhere = torch.zeros(len(LENGTHS), self.rows.num_examples, dtype=torch.float64)
-        for site, family in units:
+        for site, family in product(self.linear_kernels, ("linear", "vector")):
             step = steps.get((site, family), nowhere)
             require_finite(f"the loss with a step at '{site}' ({family})", step)
-            candidate = replace(self._vectors[site.write][0], family=family, step=step)
+            candidate = replace(like, family=family, step=step)
             self._scores[site, family] |= compute_scores(candidate, Needs.STEP)
 
-    def _vector_at(self, site: Site) -> tuple[Candidate, dict[str, Tensor]]:
-        """Return the vector at a site, and its scores but for those of the place."""
-        if site.write not in self._vectors:
+    def _vector_at(self, site: Site) -> Candidate:
+        """Return the vector at a site: the latest is kept, others are made again, for less than keeping them costs."""
+        if self._vector is None or self._vector[0] != site.write:
             kernel = Kernel.of(
                 [self.features.vector[site.write]],
                 self.features,
@@ -148,12 +163,11 @@ class Scorer:
                 what=f"a vector at '{site.write}'",
             )
             length = relative_length(kernel.probe, 1.0, self.features.held_length[site.write])
-            vector = self._candidate(kernel, length, "vector", None)
-            self._vectors[site.write] = vector, compute_scores(vector, *self.options.needs)
-        return self._vectors[site.write]
+            self._vector = site.write, self._candidate(kernel, length, "vector", None)
+        return self._vector[1]
 
     def _candidate(
-        self, kernel: Kernel, length: Tensor, family: str, site: Site | None, vector: Candidate | None = None
+        self, kernel: Kernel, length: Tensor | float, family: str, site: Site | None, vector: Candidate | None = None
     ) -> Candidate:
         return Candidate(
             family=family,
@@ -179,14 +193,16 @@ class Scorer:
         self._scores[site, family] = scores
         for name, values in scores.items():
             require_finite(f"the score {name!r} of '{site}' ({family})", values)
-        unit = max(kernel.scale, 1e-300)
-        scaled = Kernel(kernel.probe / unit, kernel.cross / unit, kernel.loss / unit)
+        assert isinstance(length, float), "a single site's length is a multiple of its kernel"
+        probe, loss = Triangle(candidate.unit_kernel), kernel.loss / kernel.unit
         key = (site.kind, family)
         if key in self._kind_kernels:
-            scaled = self._kind_kernels[key] + scaled
-            length = self._kind_lengths[key] + length
-        self._kind_lengths[key] = length
-        self._kind_kernels[key] = scaled
+            total_probe, total_loss, lengths = self._kind_kernels[key]
+            total_probe += probe  # in place, as the next two
+            total_loss += loss
+            lengths += probe * length
+        else:
+            self._kind_kernels[key] = probe, loss, probe * length
         self._kind_sites.setdefault(key, []).append(site)
 
     def site_scores(self) -> tuple[SiteScore, ...]:
@@ -215,6 +231,7 @@ class Scorer:
                     difference_low=difference[1],
                     difference_high=difference[2],
                     standing=standing_of(difference[1], difference[2], margin).value,
+                    served_as=served_as(_EDITS[family](str(site)), self.loaded.site_map),
                 )
             )
         return tuple(out)
@@ -229,7 +246,7 @@ class Scorer:
 
     def joint_scores(self) -> JointScores:
         """Return the ranking's score for sets of linear edits, and for other prompts."""
-        like = next(iter(self._vectors.values()))[0]
+        like = self._vector_at(next(iter(self.linear_kernels)))
         return JointScores(
             self.options.score,
             like,
@@ -237,7 +254,7 @@ class Scorer:
             self._linear_losses,
             self._linear_scales,
             self._linear_lengths,
-            lambda site: self._vectors[site.write][0],
+            self._vector_at,
         )
 
     @property
@@ -251,11 +268,13 @@ class Scorer:
         by = self.kind_score
         vectors: dict[SiteKind, Candidate] = {}
         out = []
-        for (kind, family), kernel in sorted(self._kind_kernels.items(), key=lambda item: item[0][1] != "vector"):
+        for kind, family in sorted(self._kind_kernels, key=lambda key: key[1] != "vector"):
+            probe, loss, lengths = self._kind_kernels[kind, family]
             sites = self._kind_sites[kind, family]
             # Each of n sites makes the n-th part of the regression's change; its edit is that much shorter. The
             # length of the whole is the root mean square over sites.
-            length = self._kind_lengths[kind, family] / len(sites) ** 3
+            length = lengths.whole() / len(sites) ** 3
+            kernel = Kernel(probe.whole(), loss.new_empty(len(self.rows.example), 0), loss)
             candidate = self._candidate(kernel, length, family, None, vectors.get(kind))
             if family == "vector":
                 vectors[kind] = candidate
@@ -282,10 +301,10 @@ class Scorer:
         relative, shares = [], []
         for site in sample:
             feature = self.features.linear[site]
-            parts = feature.unflatten(-1, (plan.blocks, -1)).chunk(2, dim=2)
+            half = (plan.blocks + 1) // 2
             first, second = (
-                Kernel.of([part.flatten(2)], self.features, self.rows, cross=False, what=f"an edit of '{site}'").probe
-                for part in parts
+                Kernel.of([part], self.features, self.rows, cross=False, what=f"an edit of '{site}'").probe
+                for part in (blocks_of(feature, blocks, plan.blocks) for blocks in (slice(half), slice(half, None)))
             )
             relative.append(float((first - second).norm() / (first + second).norm().clamp_min(1e-300)))
             shares.append([quick_share(kernel, self.problem) for kernel in (first, second)])

@@ -19,8 +19,9 @@ from steerscope.experiments.engine.rows import padded, run
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.models.calls import stream_of
 from steerscope.models.lengths import batches_within, switch_length
+from steerscope.models.offloaded import device_of
 from steerscope.models.site_map import SiteMap
-from steerscope.models.upper_blocks import entering_block, passing_through
+from steerscope.models.upper_blocks import doing_nothing, entering_block
 
 # Most tokens of a batch in which streams are computed: more only move memory on a CPU, and fill a GPU.
 TOKENS, GPU_TOKENS = 4096, 65536
@@ -98,7 +99,7 @@ class FrozenStreams:
         return [stream for _, stream in group.streams if stream is not None]
 
     def _run(self, keys: Sequence[tuple[int, ...]], start: int, stop: int, entered: Tensor | None) -> Tensor:
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         ids, mask = padded(keys, self.pad, device), padded([[1] * len(key) for key in keys], 0, device)
         nowhere = torch.zeros(1, dtype=torch.long, device=device)
         seen: list[Tensor] = []
@@ -121,14 +122,11 @@ def _stopping_at(site_map: SiteMap, layer: int, seen: list[Tensor]) -> Iterator[
 
     above = [block.module for block in site_map.blocks[layer:]]
     handle = above[0].register_forward_pre_hook(keep, with_kwargs=True)
-    for module in above:
-        module.forward = passing_through(module)
     try:
-        yield
+        with doing_nothing(above):
+            yield
     finally:
         handle.remove()
-        for module in above:
-            del module.forward
 
 
 @contextmanager

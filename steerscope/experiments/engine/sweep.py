@@ -166,6 +166,9 @@ class Sweep:
     ) -> Generator[Sequence[Job], None, dict[str, Choice]]:
         """Choose among the rates that were given.
 
+        Yields:
+            The packs of all of them.
+
         Returns:
             The choice of each candidate, by name; it is interior where neither end of the given rates won.
         """

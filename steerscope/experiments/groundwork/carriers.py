@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from steerscope.errors import InputError
 from steerscope.experiments.carrying.jobs import Carrier, InProcess
+from steerscope.experiments.carrying.once import kept_once
 from steerscope.experiments.carrying.ray_actors import RayActors
 from steerscope.experiments.carrying.shard import Shard
 from steerscope.experiments.carrying.shards import Shards
 from steerscope.experiments.groundwork.elsewhere import Elsewhere
-from steerscope.files import create_text, json_of
 from steerscope.installed import require
 
 CLAIMS = "claims"
@@ -97,21 +96,6 @@ def carrier_of(
         yield Shards(folder / CLAIMS, shard, progress)
     else:
         yield InProcess()
-
-
-def kept_once(path: Path, make: Callable[[], Any]) -> Any:
-    """Return what a JSON file holds; where it is missing, it is made: of several processes all get the same.
-
-    Args:
-        path: The file; its folder has to exist.
-        make: Computes what it holds.
-
-    Returns:
-        What the file holds.
-    """
-    if not path.exists():
-        create_text(path, json.dumps(make(), indent=1, allow_nan=False) + "\n")
-    return json_of(path)
 
 
 def kept_pack_size(path: Path, steps: int, told: int | None, fitting: Callable[[], int], shard: Shard | None) -> int:

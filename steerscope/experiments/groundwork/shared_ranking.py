@@ -20,9 +20,10 @@ from steerscope.analysis.scoring.options import RankOptions
 from steerscope.analysis.stopwatch import StageProgress
 from steerscope.errors import InputError
 from steerscope.experiments.carrying.jobs import FileJob, Stage
+from steerscope.experiments.carrying.once import create_text
 from steerscope.experiments.carrying.shard import Shard
 from steerscope.experiments.carrying.shards import Shards
-from steerscope.files import create_text, json_of, told
+from steerscope.files import json_of, told
 from steerscope.models.load import LoadedModel
 
 # In the folder that is shared: what is in progress, and is of no use when the ranking is there.
@@ -38,6 +39,7 @@ def shared_ranking(
     *,
     task: str = "examples",
     progress: StageProgress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Ranking:
     """Rank the sites of a model together with other processes that have the same folder, model, examples and options.
 
@@ -52,6 +54,7 @@ def shared_ranking(
         shard: Which process this is; there are as many slices as processes.
         task: Name of the task.
         progress: Called with stage, steps done and steps in all.
+        say: Called with a sentence on the memory that the whole will take, before the long work begins.
 
     Returns:
         The ranking, the same in all processes.
@@ -87,7 +90,7 @@ def shared_ranking(
             path.unlink(missing_ok=True)
 
     with suppress(_Captured):
-        rank(capture_by=only_captured)
+        rank(capture_by=only_captured, say=say)
     carrier.carry([[FileJob(result, scored).stage()]])
     return Ranking.load(result)
 

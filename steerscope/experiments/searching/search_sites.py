@@ -38,6 +38,7 @@ from steerscope.installed import is_installed, package_versions
 from steerscope.models.load import LoadedModel, require_loaded
 from steerscope.option_types import options_or_default
 from steerscope.sites import parse_site
+from steerscope.steering.holding import served_as
 from steerscope.steering.model import get_steering_model
 
 ADAPTER, RESULT, BEGUN = "adapter", "search.json", "begun.json"
@@ -312,6 +313,7 @@ class _Work:
             accuracy=float(tested["accuracy"]),
             n_params=num_params(self.loaded, run[0], self.options.counted_rank),
             seconds=sum(float((sweep.kept(other)[0] or {"seconds": 0.0})["seconds"]) for other in tried),
+            served_as=None if run[0].config is None else served_as(run[0].config, self.loaded.site_map),
         )
 
     def _contenders(self, sweep: StagedSweep, standings: Sequence[Standing], ranking: Ranking) -> tuple[Contender, ...]:

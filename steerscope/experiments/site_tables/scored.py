@@ -41,7 +41,8 @@ def with_scores(table: SiteTable, ranking: Ranking) -> SiteTable:
             "examples": ranking.n_examples,
             "seed": ranking.seed,
             "seconds": round(sum(ranking.timing.values()), 1),
-            "settings": {name: ranking.settings.get(name) for name in ("extra", "num_training", "num_probes")},
+            "settings": {name: ranking.settings.get(name) for name in ("extra", "num_training")}
+            | {"num_probes": ranking.outputs.get("n_probes")},
             "versions": ranking.versions,
         },
     )

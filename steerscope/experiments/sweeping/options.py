@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -13,13 +13,12 @@ from steerscope.experiments.carrying.shard import AUTO, Shard, chosen_shard
 from steerscope.experiments.engine.spec import RunSpec, Schedule
 from steerscope.experiments.groundwork.carriers import CARRYING, ENGINES, LOCAL, check_carrying
 from steerscope.models.site_map import SiteMap
-from steerscope.option_types import LOADING, plain_fields
+from steerscope.option_types import deciding, plain_fields, require_budget, require_least, require_seed
 from steerscope.sites import Site, SiteKind
 from steerscope.steering.config import DEFAULT_RANK, SCALES, SteeringConfig
 from steerscope.steering.families import FAMILIES
 
 ALL = "all"
-_NO_RESULT = ("scores", "budget", "pack_size", "shard", *CARRYING, *LOADING)
 
 
 @dataclass(frozen=True)
@@ -97,21 +96,13 @@ class SweepOptions:
             if not isinstance(rate, Real) or not 0 < rate < math.inf:
                 raise InputError(f"[[rates]] has {rate!r}; expected positive numbers, such as 1e-3.")
         object.__setattr__(self, "rates", tuple(float(RunSpec(edit, r).learning_rate) for r in rates))
-        least = {"seeds": 1, "steps": 4, "batch_size": 1, "longer": 0, "num_selection": 16, "num_test": 16}
-        for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                raise InputError(f"[[{name}]] is {getattr(self, name)}; expected at least {minimum}.")
-        for name in ("tune_layers", "pack_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"[[{name}]] is {value}; expected at least 1.")
+        least = {"seeds": 1, "steps": 4, "batch_size": 1, "longer": 0, "tune_layers": 1, "pack_size": 1}
+        require_least(self, **least, num_selection=16, num_test=16)
         check_carrying(self)
         if self.chosen_shard is not None and self.engine != LOCAL:
             raise InputError("[[shard]] and [[engine='ray']] exclude each other: Ray shares the work itself.")
-        if self.budget is not None and not self.budget > 0:
-            raise InputError(f"[[budget]] is {self.budget}; expected a number of minutes above 0.")
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"[[seed]] is {self.seed}; expected an integer from 0 to 2**31 - 1.")
+        require_budget(self.budget)
+        require_seed(self.seed)
         if isinstance(self.sites, int) and self.sites < 1:
             raise InputError(f"[[sites]] asks for {self.sites}; expected at least 1, names, or 'all'.")
 
@@ -141,10 +132,7 @@ class SweepOptions:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what decides results, as JSON-able values; the model's own record says how it was loaded."""
-        found = asdict(self)
-        for name in _NO_RESULT:
-            del found[name]
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+        return deciding(self, "scores", "budget", "pack_size", "shard", *CARRYING)
 
 
 def spread_sites(site_map: SiteMap, wanted: int | tuple[str, ...] | str) -> tuple[Site, ...]:

@@ -11,8 +11,9 @@ import torch
 
 from steerscope.analysis.provenance import model_key
 from steerscope.errors import InputError
+from steerscope.experiments.carrying.once import create_text
 from steerscope.experiments.groundwork.split_data import SplitData
-from steerscope.files import create_text, json_of, told
+from steerscope.files import json_of, told
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site
 from steerscope.steering.scales import measure_scales

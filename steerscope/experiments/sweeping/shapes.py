@@ -80,6 +80,9 @@ class Shape:
         """Return, by layer, the operations per token of a training step of an edit that enters there.
 
         As :func:`~steerscope.experiments.sweeping.cost.operations_per_token` counts them of a loaded model.
+
+        Returns:
+            One number per layer, largest for layer 0.
         """
         return [4.0 * self.per_block * (self.layers - layer) for layer in range(self.layers)]
 

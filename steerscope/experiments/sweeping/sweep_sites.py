@@ -6,13 +6,11 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from steerscope.analysis.results import Ranking
-from steerscope.analysis.scoring.options import RankOptions
 from steerscope.errors import InputError
 from steerscope.experiments.carrying.jobs import Carrier, FileJob, OutOfTime, Stage
 from steerscope.experiments.engine.candidate import Candidate, by_floor
@@ -22,7 +20,6 @@ from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.engine.sweep import Sweep
 from steerscope.experiments.groundwork.carriers import carrier_of, kept_once, kept_pack_size
 from steerscope.experiments.groundwork.elsewhere import Elsewhere, Sent
-from steerscope.experiments.groundwork.kept_ranking import kept_ranking
 from steerscope.experiments.groundwork.split_data import SplitData
 from steerscope.experiments.groundwork.splits import DataSplits, majority_rate
 from steerscope.experiments.site_tables.scored import with_scores
@@ -31,6 +28,7 @@ from steerscope.experiments.sweeping.cost import operations_per_token
 from steerscope.experiments.sweeping.options import SweepOptions, spread, spread_sites
 from steerscope.experiments.sweeping.preparing import begin_folder, fitting_pack, read_scales
 from steerscope.experiments.sweeping.recalibration import recalibrate
+from steerscope.experiments.sweeping.sweep_scores import sweep_ranking, with_scores_of
 from steerscope.experiments.sweeping.table_runs import records_of, run_of
 from steerscope.folders import Kind, require_folder_for
 from steerscope.installed import package_versions
@@ -104,10 +102,10 @@ def sweep_sites(
             table = work.table(command)
             if table is not None:
                 earlier = _kept_table(place)  # another process may have saved one since, with scores
-                table = table if earlier is None else _with_scores_of(earlier, table)
+                table = table if earlier is None else with_scores_of(earlier, table)
                 table.save(place / TABLE)
         if options.scores and table is not None:
-            rank = FileJob(place / RANKING, lambda: _ranking(loaded, splits, options, place, progress))
+            rank = FileJob(place / RANKING, lambda: sweep_ranking(loaded, splits, options, place / RANKING, progress))
             carrier.carry([[rank.stage()]])
     if table is None:
         raise InputError(
@@ -115,34 +113,13 @@ def sweep_sites(
             f"{str(place)!r}. Go on with it (--resume), with a larger [[budget]]."
         )
     if options.scores:
-        table = with_scores(table, _ranking(loaded, splits, options, place, progress))
+        table = with_scores(table, sweep_ranking(loaded, splits, options, place / RANKING, progress))
         table.save(place / TABLE)
     return table
 
 
 def _kept_table(place: Path) -> SiteTable | None:
     return SiteTable.load(place / TABLE) if (place / TABLE).exists() else None
-
-
-def _with_scores_of(earlier: SiteTable, table: SiteTable) -> SiteTable:
-    """Return a table with the scores that an earlier one of the same sweep had, if they cover its sites."""
-    trained = {str(one.site) for one in table.outcomes()}
-    if not all(trained <= set(own) for own in earlier.scores.values()):
-        return table
-    return replace(table, scores=earlier.scores, ranking=earlier.ranking)
-
-
-def _ranking(
-    loaded: LoadedModel, splits: DataSplits, options: SweepOptions, place: Path, progress: Progress | None
-) -> Ranking:
-    """Rank all sites with every score that is computed from kernels, from training examples.
-
-    Returns:
-        The ranking, read back from ``ranking.json`` where an earlier start of the sweep finished it.
-    """
-    seen = options.steps * options.batch_size
-    wanted = RankOptions(extra=("spectrum",), seed=options.seed, rank=options.counted_rank, num_training=seen)
-    return kept_ranking(loaded, splits, place / RANKING, wanted, progress)
 
 
 @dataclass

@@ -284,5 +284,6 @@ def certainty_sentences(ranking: Ranking) -> list[str]:
         kinds_sentence(ranking),
         negative_sentence(ranking),
         mean_sentence(ranking),
+        probe_sentence(ranking),
     ]
     return [sentence for sentence in sentences if sentence]

@@ -8,6 +8,8 @@ from torch import Tensor
 from steerscope.analysis.scoring.scores.candidate import Candidate
 from steerscope.analysis.scoring.scores.score import Unit, register_score
 
+_ROWS = 96
+
 
 @register_score(
     label="alignment",
@@ -24,8 +26,11 @@ def alignment(candidate: Candidate) -> Tensor:
     """
     by_row = candidate.included[candidate.rows.example].to(candidate.kernel.probe)
 
-    def over_rows(first: Tensor, second: Tensor) -> Tensor:
-        return torch.einsum("rc,rc->c", by_row.double(), ((first * second) @ by_row).double())
-
     ours, theirs = candidate.kernel.probe, candidate.target.probe
-    return over_rows(ours, theirs) / (over_rows(ours, ours) * over_rows(theirs, theirs)).sqrt().clamp_min(1e-300)
+    sums = torch.zeros(3, candidate.num_columns, dtype=torch.float64)
+    # A few rows at a time: products that stay in the cache.
+    for one, other, weights in zip(ours.split(_ROWS), theirs.split(_ROWS), by_row.split(_ROWS), strict=True):
+        for place, (first, second) in enumerate([(one, other), (one, one), (other, other)]):
+            sums[place] += torch.einsum("rc,rc->c", weights.double(), ((first * second) @ by_row).double())
+    between, own, target = sums
+    return between / (own * target).sqrt().clamp_min(1e-300)

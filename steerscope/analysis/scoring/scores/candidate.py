@@ -52,7 +52,8 @@ class Candidate:
         rows: What the kernels' rows are: (example, probe) pairs.
         curvature: ``example probe probe``: the softmax's Fisher matrices.
         squared_length: ``row row``: its quadratic form in a regression's dual weights is the square of the edit's
-            length over that of what it is added to (:func:`relative_length`).
+            length over that of what it is added to. A number stands for so many times the unit kernel
+            (:func:`relative_length`).
         seed: Seed of what is drawn.
         converged: Fine-tuning's converged update, for scores that need a spectrum.
         vector: The fixed vector at the same place, for those; None for a vector itself.
@@ -67,7 +68,7 @@ class Candidate:
     problem: Problem
     rows: Rows
     curvature: Tensor
-    squared_length: Tensor
+    squared_length: Tensor | float
     seed: int = 0
     converged: Converged | None = None
     vector: Candidate | None = None
@@ -82,7 +83,7 @@ class Candidate:
     @cached_property
     def unit_kernel(self) -> Tensor:
         """The kernel over rows ``row row``, divided by the mean of its diagonal."""
-        return self.kernel.probe / self.kernel.scale
+        return self.kernel.probe / self.kernel.unit
 
     @cached_property
     def predictions(self) -> tuple[tuple[Predictions, Direction], ...]:
@@ -104,6 +105,22 @@ class Candidate:
         for direction in self.problem.directions:
             found[self.rows.example[direction.train]] = direction.train_in
         return found
+
+    def squares_of_edit(self, weights: Tensor, way: Direction) -> Tensor:
+        """Return the squared relative lengths ``column`` of the edits that a regression made.
+
+        Args:
+            weights: Its dual weights ``(train column)``, of the ranking's ridge.
+            way: The direction of cross-fitting.
+
+        Returns:
+            The quadratic form of ``squared_length`` in them.
+        """
+        if isinstance(self.squared_length, Tensor):
+            form = self.squared_length[way.train, way.train]
+            return (weights * (form.double() @ weights)).sum(0)
+        kernel = self.unit_kernel[way.train, way.train]
+        return self.squared_length * (weights * (kernel @ weights.to(kernel)).double()).sum(0)
 
     def zeros(self) -> Tensor:
         """Return a score of zero ``column``."""
@@ -130,8 +147,8 @@ def is_zero(kernel: Tensor) -> bool:
     return float(kernel.diagonal().mean()) <= 0
 
 
-def relative_length(kernel: Tensor, read_length: float, held_length: float) -> Tensor:
-    """Return the ``squared_length`` of an edit whose kernel ``row row`` this is.
+def relative_length(kernel: Tensor, read_length: float, held_length: float) -> float:
+    """Return the ``squared_length`` of an edit whose kernel ``row row`` this is, in units of the unit kernel.
 
     With dual weights ``b`` of the kernel at unit scale, ``c`` that scale, the edit's matrix has the squared norm
     ``b^T K b / c^2``, and moves a token that reads ``x / s`` by at most that norm times ``|x / s|``.
@@ -142,9 +159,8 @@ def relative_length(kernel: Tensor, read_length: float, held_length: float) -> T
         held_length: Typical length of what the edit is added to.
 
     Returns:
-        A matrix ``(row row)`` that dual weights are multiplied with from both sides.
+        A number that the quadratic form of the unit kernel in dual weights is multiplied with; 0 for a kernel of zero.
     """
     if is_zero(kernel):
-        return torch.zeros_like(kernel)
-    scale = float(kernel.diagonal().mean())
-    return kernel / scale * (read_length / max(held_length, 1e-30)) ** 2 / scale
+        return 0.0
+    return (read_length / max(held_length, 1e-30)) ** 2 / float(kernel.diagonal().mean())

@@ -58,7 +58,7 @@ def quick_share(kernel: Tensor, problem: Problem, learn_from: tuple[int, Rows] |
     """Return the learnable share without replicates, in the kernel's own precision.
 
     Args:
-        kernel: ``row row``, any scale.
+        kernel: ``row row``, any scale; what is above the diagonal is not read.
         problem: The held-out problem.
         learn_from: ``(n, rows)``: fit on the first n prompts of each half only; the update to learn stays
             that of the whole half.
@@ -68,7 +68,8 @@ def quick_share(kernel: Tensor, problem: Problem, learn_from: tuple[int, Rows] |
     """
     if is_zero(kernel):
         return 0.0
-    unit = kernel / kernel.diagonal().mean()
+    # A ridge in units of the mean diagonal is a kernel divided by it: predictions are the same.
+    ridge = problem.ridge * float(kernel.diagonal().mean())
     error = size = 0.0
     for way in problem.directions:
         train, update = way.train, way.update[0][:, 0].to(kernel)
@@ -78,7 +79,8 @@ def quick_share(kernel: Tensor, problem: Problem, learn_from: tuple[int, Rows] |
             train = rows.of_examples(range(first, first + count))
             update = update[: train.stop - train.start]
         truth = way.update[1][:, 0].to(kernel)
-        weights = ridge_weights(unit[train, train], update[:, None], problem.ridge)[:, 0]
-        error += float((truth - unit[way.test, train] @ weights).pow(2).sum())
+        weights = ridge_weights(kernel[train, train], update[:, None], ridge)[:, 0]
+        across = kernel[way.test, train] if way.test.start >= train.stop else kernel[train, way.test].T
+        error += float((truth - across @ weights).pow(2).sum())
         size += float(truth.pow(2).sum())
     return 1 - error / max(size, 1e-300)

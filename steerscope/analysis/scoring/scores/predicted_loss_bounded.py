@@ -30,8 +30,7 @@ def predicted_loss_bounded(candidate: Candidate) -> Tensor:
     gain, count = candidate.zeros(), candidate.zeros()
     for found, way in candidate.predictions:
         straight, bent, judged = loss_terms(candidate, found, way)
-        weights, train = found.residual_weights, way.train
-        squares = (weights * (candidate.squared_length[train, train].double() @ weights)).sum(0)
+        squares = candidate.squares_of_edit(found.residual_weights, way)
         kept = (LONGEST_EDIT / squares.clamp_min(1e-300).sqrt()).clamp_max(1)
         gain, count = gain + kept * straight - kept**2 * bent / 2, count + judged
     return gain / count

@@ -1,0 +1,78 @@
+"""Matrix products of numbers that stand for others up to a sketch's error: in bfloat16 where a processor multiplies it.
+
+Processors with matrix units (GPUs, CPUs with AMX) multiply bfloat16 several times as fast as float32, and add up in
+float32. Rounding of the factors, 1 in 500 each and independent, averages out over the channels that a projection sums.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from steerscope.equivalence.kernels import gram
+
+
+@cache
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Say whether a device has units that multiply bfloat16 faster than float32.
+
+    Args:
+        device: Where the factors are.
+
+    Returns:
+        ``True`` for GPUs from NVIDIA's compute capability 8 on, and CPUs with AMX.
+    """
+    if device.type == "cuda":
+        return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+    # No public function tells; where the private ones are missing the answer is the safe one.
+    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return device.type == "cpu" and has_tiles is not None and bool(has_tiles())
+
+
+def rough_factor(factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a factor of :func:`rough_product` in the data type in which it is multiplied.
+
+    Args:
+        factor: Any tensor of floating point numbers.
+        dtype: What is to be computed in: float32 may be multiplied as bfloat16, float64 stays what it is.
+
+    Returns:
+        The factor itself where it has that data type already.
+    """
+    if dtype == torch.float32 and multiplies_bfloat16(factor.device):
+        return factor.to(torch.bfloat16)
+    return factor.to(dtype)
+
+
+def rough_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``left @ right`` in ``dtype``, its factors and the result rounded to bfloat16 where that is fast.
+
+    Args:
+        left: ``(... inner)``.
+        right: ``(inner out)``; :func:`rough_factor` of it, computed once, saves its conversion.
+        dtype: float32 or float64.
+
+    Returns:
+        ``(... out)``.
+    """
+    return (rough_factor(left, dtype) @ rough_factor(right, dtype)).to(dtype)
+
+
+def integer_products(rows: Tensor) -> Tensor:
+    """Return ``rows @ rows.T`` of whole numbers of eight bits, in float32.
+
+    Args:
+        rows: ``(row inner)``, ``int8``.
+
+    Returns:
+        ``(row row)``. Exact up to 2^24; the last step rounds larger sums.
+
+    Cost: a quarter of float32's on CPUs with AMX.
+    """
+    product = getattr(torch, "_int_mm", None)  # not public: where it is missing, float32 gives the same
+    if product is not None and rows.numel() and rows.device.type == "cpu" and multiplies_bfloat16(rows.device):
+        found: Tensor = product(rows, rows.T).float()
+        return found
+    return gram(rows.float())

@@ -1,0 +1,82 @@
+"""Kernels kept as triangles are the kernels, and a search in lower triangles finds what it found in whole ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from steerscope.analysis.scoring import greedy
+from steerscope.analysis.scoring.greedy import grow_set
+from steerscope.analysis.scoring.joint import LearnableShares
+from steerscope.analysis.scoring.triangles import PANEL, Triangle, Triangles
+from steerscope.sites import Site, SiteKind
+from tests.analysis.test_scores import case_of
+
+
+def kernel_of(size: int, seed: int = 0) -> torch.Tensor:
+    features = torch.randn(size, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return features @ features.T
+
+
+@pytest.mark.parametrize("size", [1, PANEL - 1, PANEL, 2 * PANEL + 3])
+def test_a_triangle_is_its_matrix(size):
+    one, other = kernel_of(size), kernel_of(size, 1)
+    first, second = Triangle(one), Triangle(other)
+    assert torch.equal(first.whole(), one)
+    assert torch.equal((first * 3.0).whole(), one * 3)
+    room = first.empty()
+    first.put_lower(room, second)
+    assert torch.equal(room.tril(), (one + other).tril())
+    first += second
+    assert torch.equal(first.whole(), one + other)
+    assert torch.equal(second.whole(), other)
+
+
+def test_a_triangle_keeps_half_and_no_view():
+    kernel = kernel_of(8 * PANEL)
+    panels = Triangle(kernel)._panels
+    assert sum(panel.untyped_storage().nbytes() for panel in panels) <= 0.6 * kernel.untyped_storage().nbytes()
+
+
+def test_sets_grow_alike_in_triangles():
+    case = case_of(num_examples=24)
+    whole, halves = {}, Triangles()
+    for layer in range(5):
+        kernel = kernel_of(len(case.rows.example), layer)
+        site = Site(layer, SiteKind.MLP_OUT)
+        whole[site] = kernel / kernel.diagonal().mean()
+        halves.kept[site] = Triangle(whole[site])
+    problem, costs = case.problem(), dict.fromkeys(whole, 1)
+    found, expected = (grow_set(k, problem, costs, max_sites=4, budget=None) for k in (halves, whole))
+    assert [(step.layer, step.score) for step in found] == [
+        (step.layer, pytest.approx(step.score, abs=1e-9)) for step in expected
+    ]
+    assert len(found) > 1
+
+
+def test_what_is_above_the_diagonal_of_a_search_is_not_read():
+    case = case_of(num_examples=150)
+    kept, sites = Triangles(), [Site(layer, SiteKind.MLP_OUT) for layer in range(3)]
+    for layer, site in enumerate(sites):
+        kept.kept[site] = Triangle(kernel_of(len(case.rows.example), layer))
+    shares = LearnableShares(kept, case.problem())
+    expected = float(shares.of_set(sites)[0])
+    for _ in range(2):
+        assert float(shares.of_set(sites, quick=True)[0]) == pytest.approx(expected, abs=1e-6)
+        shares._search["room"].fill_(float("nan"))
+
+
+def test_the_third_site_is_one_of_those_best_at_second_place(monkeypatch):
+    case = case_of(num_examples=24)
+    kernels = {}
+    for layer in range(6):
+        kernel = kernel_of(len(case.rows.example), layer)
+        kernels[Site(layer, SiteKind.MLP_OUT)] = kernel / kernel.diagonal().mean()
+    problem, costs = case.problem(), dict.fromkeys(kernels, 1)
+    alone = {site: float(LearnableShares(kernels, problem).of_set([site])[0]) for site in kernels}
+    first = max(alone, key=alone.get)
+    pairs = {s: float(LearnableShares(kernels, problem).of_set([first, s])[0]) for s in kernels if s != first}
+    best = sorted(pairs, key=pairs.get)[-2:]
+    monkeypatch.setattr(greedy, "TRIED", 2)
+    steps = grow_set(kernels, problem, costs, max_sites=6, budget=None)
+    assert {Site(step.layer, SiteKind.MLP_OUT) for step in steps} <= {first, *best}
