@@ -1,8 +1,8 @@
 """Sketched features as whole numbers of eight bits: half the memory of bfloat16, and exact inner products.
 
 Every feature has a unit of its own, the 127th part of its largest number. Rounding moves a kernel by less than a
-thousandth, where a sketch's own error is some percent: errors of thousands of numbers average out. The unit stands in the
-last four bytes, as a float32, so that features are plain tensors whose rows can be picked, saved and put together.
+thousandth, where a sketch's own error is some percent: errors of thousands of numbers average out. The unit stands in
+the last four bytes, as a float32, so that features are plain tensors whose rows can be picked, saved and put together.
 """
 
 from __future__ import annotations
