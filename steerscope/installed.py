@@ -22,17 +22,23 @@ EXTRAS = {
     "train": ("accelerate>=1.8", "peft>=0.19.1"),
     "data": ("datasets>=4",),
     "frames": ("pandas>=2.2",),
+    "ray": ("ray>=2.49",),
 }
 
 # What decides the numbers of a run, beside Python and steerscope.
 _SHOWN = ("torch", "transformers", "peft", "numpy", "scipy")
 
 
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide a run's numbers, without loading them."""
+def own_version() -> str:
+    """Return steerscope's version, also where its source is on the path and not installed."""
     import steerscope  # here, because the public door is still being opened while this file is loaded
 
-    known = {"python": platform.python_version(), "steerscope": steerscope.__version__}
+    return steerscope.__version__
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide a run's numbers, without loading them."""
+    known = {"python": platform.python_version(), "steerscope": own_version()}
     return known | {name: _version(name) or "not installed" for name in _SHOWN}
 
 

@@ -12,7 +12,7 @@ import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -50,6 +50,60 @@ def plain_fields(options: Any, **names: Iterable[str]) -> None:
             several = isinstance(plain, tuple)
             plain = tuple(same_name(one, valid) for one in plain) if several else same_name(plain, valid)
         object.__setattr__(options, name, plain)
+
+
+def require_least(options: Any, **least: int) -> None:
+    """Refuse numbers that are too small.
+
+    Args:
+        options: The options.
+        **least: The least value by name of the field; None in a field is no number.
+
+    Raises:
+        InputError: A number is below its least value.
+    """
+    for name, minimum in least.items():
+        value = getattr(options, name)
+        if value is not None and value < minimum:
+            raise InputError(f"[[{name}]] is {value}; expected at least {minimum}.")
+
+
+def require_seed(seed: int, bits: int = 31) -> None:
+    """Refuse a seed that generators do not take.
+
+    Args:
+        seed: The seed.
+        bits: Of the largest seed.
+
+    Raises:
+        InputError: It is negative or too large.
+    """
+    if not 0 <= seed < 2**bits:
+        raise InputError(f"[[seed]] is {seed}; expected an integer from 0 to 2**{bits} - 1.")
+
+
+def require_budget(minutes: float | None) -> None:
+    """Refuse a number of minutes in which nothing can be done; None is no limit.
+
+    Raises:
+        InputError: It is not above 0.
+    """
+    if minutes is not None and not minutes > 0:
+        raise InputError(f"[[budget]] is {minutes}; expected a number of minutes above 0.")
+
+
+def deciding(options: Any, *left_out: str) -> dict[str, Any]:
+    """Return what decides a result, as JSON-able values; the model's own record says how it was loaded.
+
+    Args:
+        options: The options.
+        *left_out: Further fields that decide nothing.
+
+    Returns:
+        Values by name of the field.
+    """
+    values = {name: value for name, value in asdict(options).items() if name not in (*LOADING, *left_out)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def dtype_name(value: Any) -> Any:

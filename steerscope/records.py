@@ -10,12 +10,13 @@ import dataclasses
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
 from steerscope.errors import InputError
 from steerscope.files import parse_json, read_text
+from steerscope.folders import write_result
 
 T = TypeVar("T")
 # Most wrong fields that a message names.
@@ -24,52 +25,72 @@ NAMED = 3
 SHOWN = 80
 
 
-def record_text(record: Any) -> str:
-    """Return a dataclass as JSON text; fields that hold their default are written too.
+class Record:
+    """A frozen dataclass that is kept as one JSON file, and says what it is called and known by.
 
-    Raises:
-        ValueError: A number in it is NaN or infinite.
+    ``class SiteTable(Record, what="site table", sign="runs")``: messages say "site table", and no other JSON file than
+    one with a field ``runs`` is ever replaced.
     """
-    return json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True, allow_nan=False)
 
+    _what = _sign = ""
 
-def read_record(path: str | Path, kind: type[T], what: str) -> T:
-    """Read a dataclass from a file that holds its :func:`record_text`.
+    def __init_subclass__(cls, what: str = "", sign: str = "", **others: Any) -> None:
+        super().__init_subclass__(**others)
+        cls._what, cls._sign = what or cls._what, sign or cls._sign
 
-    Args:
-        path: The file.
-        kind: The dataclass; a field ``schema_version`` with a default has to hold that value.
-        what: What the file is, for messages: "site table".
+    def to_json(self) -> str:
+        """Return what :meth:`save` writes: all fields, those with their default too.
 
-    Returns:
-        The record.
+        Raises:
+            ValueError: A number is NaN or infinite.
+        """
+        return json.dumps(dataclasses.asdict(cast(Any, self)), indent=1, sort_keys=True, allow_nan=False)
 
-    Raises:
-        InputError: No such file, not JSON, another schema version, or fields that are missing, unknown, or of a wrong
-            type.
-    """
-    return parse_record(read_text(Path(path), f"the {what}"), kind, what, str(path))
+    def save(self, path: str | Path) -> None:
+        """Write it as a JSON file, whole or not at all.
 
+        Raises:
+            InputError: Something else is there, or it cannot be written.
+        """
+        write_result(path, self.to_json().rstrip("\n"), self._sign)
 
-def parse_record(text: str, kind: type[T], what: str, where: str = "the text") -> T:
-    """Read a dataclass from its :func:`record_text`; see :func:`read_record`.
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Rebuild what :meth:`to_json` wrote.
 
-    Args:
-        text: The text.
-        kind: The dataclass.
-        what: What it should be.
-        where: What it is from.
+        Returns:
+            A result equal to the one that was written.
 
-    Returns:
-        An instance of ``kind``, every field checked.
-    """
-    article = "an" if what[0] in "aeiou" else "a"
-    problem = f"{where} is not {article} {what}"
-    try:
-        data = parse_json(text)
-    except ValueError as error:
-        raise InputError(f"{problem}: invalid JSON ({error}). Make it again.") from error
-    return record_of(data, kind, problem)
+        Raises:
+            InputError: The text is not JSON, of another schema version, or has fields that do not fit.
+        """
+        return cls._read(text, "the text")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a file that :meth:`save` wrote.
+
+        Returns:
+            A result equal to the one that was saved.
+
+        Raises:
+            InputError: The file cannot be read, or holds no such result.
+        """
+        return cls._read(read_text(Path(path), f"the {cls._what}"), str(path))
+
+    @classmethod
+    def _read(cls, text: str, where: str) -> Self:
+        problem = f"{where} is not {'an' if cls._what[0] in 'aeiou' else 'a'} {cls._what}"
+        try:
+            data = parse_json(text)
+        except ValueError as error:
+            raise InputError(f"{problem}: invalid JSON ({error}). Make it again.") from error
+        return cls._of(data, problem)
+
+    @classmethod
+    def _of(cls, data: Any, problem: str) -> Self:
+        """Return what JSON holds as a result; ``problem`` begins the message that says why it is none."""
+        return record_of(data, cls, problem)
 
 
 def record_of(data: Any, kind: type[T], problem: str) -> T:

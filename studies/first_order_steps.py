@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from steerscope import get_task, load_model
 from steerscope.analysis.data.encoding import encode_for
 from steerscope.analysis.theory.common import rows_of_one_length
-from steerscope.experiments.first_order_steps import first_order_steps
 from steerscope.installed import package_versions
+from studies.steps_explained import first_order_steps
 
 
 def main() -> None:

@@ -73,6 +73,9 @@ def decide(judged: Sequence[tuple[str, Judgement]]) -> Decision:
 
     Args:
         judged: Per table the name of its model, and what it says of scores.
+
+    Returns:
+        The decision, with its reason.
     """
     choose = [one for model, one in judged if one.admission.holds and model != REPORTING]
     report = [one for model, one in judged if one.admission.holds and model == REPORTING]

@@ -19,7 +19,6 @@ import numpy as np
 from steerscope.analysis.evidence import EVIDENCE
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
 from steerscope.errors import InputError
-from steerscope.experiments.agreement.kinds_compared import kinds_compared
 from steerscope.experiments.agreement.layer_pairs import ERRORS, LEAST
 from steerscope.experiments.site_tables.across import margins_over, mean_of_drawn, mean_of_independent
 from steerscope.experiments.site_tables.admission import ATTAINABLE, BEST, INTERIOR, LONGER_SITES, ORDER_KEPT, Admission
@@ -42,6 +41,7 @@ from steerscope.reports.site_tables.tables import (
 )
 from steerscope.reports.tables import TextTable
 from steerscope.reports.vocabulary import clean, count, score_words
+from studies.kinds_compared import kinds_compared
 from studies.plan_3 import CANDIDATES, HIGHER, REPORTING, Decision, decide, earned_over
 
 COMMAND = "python -m studies.site_tables_page studies/site_tables docs/results docs/site_tables.md"
@@ -54,6 +54,8 @@ COMPARED = (
 )  # fmt: skip
 # What studies/more_probes.py found.
 MORE_PROBES = Path(__file__).parent / "results" / "more_probes.json"
+# The plan's bars: part of the attainable correlation, pairs right, and sites below which "not met" says nothing.
+OF_ATTAINABLE, PAIRS_RIGHT, DECIDING = 0.9, 0.6, 96
 # Costs, relative to training every site once, at which searches are compared.
 COSTS = (0.05, 0.1, 0.25)
 
@@ -275,7 +277,26 @@ def _margins(judged: dict[str, Judgement]) -> str:
         f"{count(len(report), 'admitted table')}: with the interval over these tables, and with that over tasks and "
         f"models like these (Student's t over tables). The default score is `{DEFAULT_SCORE}`.\n\n"
     )
-    return title + text + _markdown(TextTable("", columns, frozenset(columns[1:]), tuple(rows)))
+    table = _markdown(TextTable("", columns, frozenset(columns[1:]), tuple(rows)))
+    return f"{title}{text}{table}\n{_bars(report)}"
+
+
+def _bars(report: Sequence[Judgement]) -> str:
+    """Say whether the default score reaches the bars of the plan, over the tables that report."""
+    scores = [one.scores[DEFAULT_SCORE] for one in report]
+    rho = float(np.mean([one.agreement.spearman for one in scores]))
+    part = rho / float(np.mean([one.attainable.spearman for one in report]))
+    right = float(np.mean([0.5 if one.pairs.share is None else one.pairs.share.value for one in scores]))
+    margin = mean_of_independent(margins_over(report, DEFAULT_SCORE, DEPTH_THEN_KIND, both=True))
+    bars = (
+        (part >= OF_ATTAINABLE, f"mean Spearman {rho:.2f}, {part:.2f} of the attainable; wanted {OF_ATTAINABLE}"),
+        (right >= PAIRS_RIGHT, f"{right:.0%} of the pairs of one layer right; wanted {PAIRS_RIGHT:.0%}"),
+        (margin.low > 0, f"J over depth, then kind: {signed(margin)}; wanted an interval above 0"),
+    )
+    sites = sum(one.num_sites for one in report)
+    said = "\n".join(f"- {'met' if holds else 'not met'}: {what}." for holds, what in bars)
+    doubt = "" if sites >= DECIDING else f" Tables of fewer than {DECIDING} sites in all, as here, cannot decide."
+    return f"The bars set beforehand for `{DEFAULT_SCORE}`, over {sites} sites:{doubt}\n\n{said}\n"
 
 
 def _validations(validations: dict[str, Validation]) -> str:

@@ -83,6 +83,9 @@ def _all_recalled(question: str, value: int) -> TaskExample:
     """``b=3 d=7 b=3 d=7``: every pair twice, the second time in the alphabet's order.
 
     One text asks as many questions as it has pairs. Asked one at a time, recall is hardly learned in minutes.
+
+    Returns:
+        The example.
     """
     pairs = question.split()[:-1]
     again = " ".join(sorted(pairs))
@@ -119,7 +122,7 @@ def train_small(
     dtype: str = "float32",
     seed: int = 0,
 ) -> dict[str, float]:
-    """Train a small model of ``family`` and save it; return its accuracy on 500 held-out examples of every task.
+    """Train a small model of ``family`` and save it.
 
     Args:
         family: One of :data:`FAMILIES`.
@@ -132,6 +135,9 @@ def train_small(
         width: Channels of the residual stream.
         dtype: Data type of the saved weights; accuracies are those of the weights as saved.
         seed: Seed of weights and examples.
+
+    Returns:
+        Its accuracy on 500 held-out examples, by task.
 
     Raises:
         InputError: The family or a task is unknown, or the folder holds something else than a model.

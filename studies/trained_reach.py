@@ -12,8 +12,8 @@ a full map and for one of rank 8, and for these tensors:
 - ``block``: the block's output, which a post-block edit reads;
 - ``mlp``: the MLP's output, which a post-MLP edit reads;
 - ``attn``: the attention's output, which an edit there reads;
-- ``both``: the stream between attention and MLP beside the MLP's output: every linear map of either of the first two is
-  one of these, so what this leaves, no edit of this kind reaches.
+- ``both``: ``[I', y]``, what of the block's output is not the MLP's beside what is: every linear map of either of the
+  first two is one of these, so what this leaves, neither reaches.
 
 Tensors are read with the old weights in the block, as an edit finds them. All edits write the same thing in the same
 place, so that differences are of reading alone. Texts are the task's prompts and, with ``--text``, a file with one text
@@ -23,43 +23,39 @@ per line (plain or gzip), cut to equal lengths; halves share no text.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from steerscope import load_model
-from steerscope.analysis.theory.changed import with_update
+from steerscope.analysis.theory.block_call import BlockCall, block_calls
 from steerscope.analysis.theory.common import relative_size, weight_names
 from steerscope.equivalence.oracles import one_step_shift
+from steerscope.equivalence.reach import RidgeReads
 from steerscope.errors import InputError
 from steerscope.experiments.engine.judge import judge_pack
 from steerscope.experiments.engine.loop import train_pack
 from steerscope.experiments.engine.model_pack import ModelPack
 from steerscope.experiments.engine.spec import RunSpec, Schedule
 from steerscope.experiments.groundwork.split_data import SplitData
-from steerscope.experiments.groundwork.splits import splits_of_task
-from steerscope.experiments.tasks import get_task
 from steerscope.experiments.training.trainee import lora
 from steerscope.files import exit_code_of, write_text
 from steerscope.installed import package_versions
-from steerscope.models.hooks import reading
+from steerscope.models.attention import forward_differentiable_attention
+from steerscope.models.changed_weights import with_update
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
-from steerscope.sites import Site, SiteKind
+from steerscope.sites import SiteKind
 from steerscope.steering.weights import WeightModel
+from studies.texts import lines_of, prompts_of, splits_of, windows_of
 
-READS = {
-    "block": (SiteKind.RESID_POST,),
-    "mlp": (SiteKind.MLP_OUT,),
-    "attn": (SiteKind.ATTN_OUT,),
-    "both": (SiteKind.RESID_MID, SiteKind.MLP_OUT),
-}
+READS = ("block", "mlp", "attn", "both")
 RIDGES = tuple(10.0**power for power in range(-6, 1))
 RANK, ALL = 8, "all"
 BATCH = 16
@@ -80,16 +76,17 @@ def trained_update(
         seed: Of examples and of LoRA's start.
 
     Returns:
-        Change per parameter name, and the test loss and accuracy that training came to.
+        Change per parameter name, and the test loss (nats per example, and per token learned) and accuracy before and
+        after, and how much the loss fell (mean over test examples and its standard error).
     """
     names, pad = set(weight_names(loaded).values()), pad_token(loaded.tokenizer, loaded.model)
     named = dict(loaded.model.named_parameters())
     before = {name: named[name].detach().clone() for name in names}
     model: Any = lora(loaded, RANK, seed) if method == "lora" else WeightModel(loaded, method)
     try:
-        pack = ModelPack(model.eval(), RunSpec(None, rate, seed), pad)
+        pack, held = ModelPack(model.eval(), RunSpec(None, rate, seed), pad), data.held_out("test")
+        (first,) = judge_pack(pack, held.sequences, held.choices)
         train_pack(pack, {seed: data.rows(seed)}, data.schedule)
-        held = data.held_out("test")
         (judged,) = judge_pack(pack, held.sequences, held.choices)
         if method == "lora":
             update = {
@@ -101,12 +98,43 @@ def trained_update(
             update = {name: named[name].detach() - before[name] for name in names}
     finally:
         _ = model.unload() if method == "lora" else model.restore()
-    return update, {"loss": judged.loss, "accuracy": judged.accuracy}
+    learned = sum(len(one.ids) - one.first_target for one in held.sequences)
+    gain = (first.losses - judged.losses).double()
+    return update, {
+        "loss_before": first.loss, "accuracy_before": first.accuracy, "loss": judged.loss, "accuracy": judged.accuracy,
+        "per_token_before": float(first.losses.sum()) / learned, "per_token": float(judged.losses.sum()) / learned,
+        "gain": float(gain.mean()), "gain_error": float(gain.std() / len(gain) ** 0.5),
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def trained_calls(
+    loaded: LoadedModel, update: Mapping[str, Tensor], layers: Sequence[int], ids: Tensor
+) -> dict[int, list[BlockCall]]:
+    """Return blocks, with their old weights, as the trained model calls them: one call per batch of texts.
+
+    Args:
+        loaded: The untrained model.
+        update: Change per parameter name.
+        layers: Which blocks.
+        ids: Token ids ``(text token)`` without padding.
+
+    Returns:
+        Calls by layer, in the order of the texts; use them inside ``forward_differentiable_attention``.
+
+    Cost: a pass of the model without the unembedding.
+    """
+    found: dict[int, list[BlockCall]] = {layer: [] for layer in layers}
+    with with_update(loaded, update):
+        for batch in ids.split(BATCH):
+            for layer, call in block_calls(loaded, batch.to(loaded.device), layers).items():
+                found[layer].append(call)
+    return found
 
 
 @torch.no_grad()
 def shifts_and_reads(
-    loaded: LoadedModel, update: Mapping[str, Tensor], layer: int, ids: Tensor
+    loaded: LoadedModel, update: Mapping[str, Tensor], layer: int, calls: Sequence[BlockCall]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return what new weights of a block add at its output on the trained model's stream, and what edits read there.
 
@@ -114,37 +142,26 @@ def shifts_and_reads(
         loaded: The untrained model.
         update: Change per parameter name.
         layer: The block.
-        ids: Token ids ``(text token)`` without padding.
+        calls: Of :func:`trained_calls`.
 
     Returns:
         Shifts ``(text token d_model)`` by matrix of the block and for all together, and tensors read, by name.
     """
-    block = loaded.site_map.blocks[layer].module
     mine = {name: path for (index, path), name in weight_names(loaded).items() if index == layer and name in update}
     own = {name: update[name] for name in mine}
-    sites = {kind: Site(layer, kind) for kinds in READS.values() for kind in kinds}
-    shifts: dict[str, list[Tensor]] = {}
-    reads: dict[str, list[Tensor]] = {}
-    for batch in ids.split(BATCH):
-        entered: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        handle = block.register_forward_pre_hook(
-            lambda _, args, kwargs, kept=entered: kept.append((args, dict(kwargs))), with_kwargs=True
-        )
-        try:
-            with with_update(loaded, update):
-                loaded.model(input_ids=batch.to(loaded.device), use_cache=False)
-        finally:
-            handle.remove()
-        args, kwargs = entered[0]
-        with reading(loaded, list(sites.values())) as found:
-            old = _output(block(*args, **kwargs))
-            for name, kinds in READS.items():
-                reads.setdefault(name, []).append(torch.cat([found[sites[kind]] for kind in kinds], -1).clone())
-        for name, part in {ALL: own, **{mine[name]: {name: change} for name, change in own.items()}}.items():
-            with with_update(loaded, part):
-                new = _output(block(*args, **kwargs))
-            shifts.setdefault(name, []).append(one_step_shift(new, old))
-    return {name: torch.cat(parts) for name, parts in shifts.items()}, {n: torch.cat(p) for n, p in reads.items()}
+    parts = {ALL: own, **{mine[name]: {name: change} for name, change in own.items()}}
+    shifts: dict[str, list[Tensor]] = {name: [] for name in parts}
+    reads: list[tuple[Tensor, ...]] = []
+    with forward_differentiable_attention(loaded.model):
+        for call in calls:
+            found = call.tensors(loaded.site_map, layer)
+            after, written = found[SiteKind.RESID_POST], found[SiteKind.MLP_OUT]
+            both = torch.cat((after - written, written), -1)
+            reads.append((after, written, found[SiteKind.ATTN_OUT], both))
+            for name, part in parts.items():
+                shifts[name].append(one_step_shift(call.output_with(part), after))
+    read = dict(zip(READS, map(torch.cat, zip(*reads, strict=True)), strict=True))
+    return {name: torch.cat(one) for name, one in shifts.items()}, read
 
 
 class Reader:
@@ -161,7 +178,7 @@ class Reader:
         kept = torch.arange(len(places)) % 5 != 0
         self._parts = ((places[kept], places[~kept]), (places, torch.nonzero(~fitted)[:, 0]))
         self._x = read.double()
-        self._decomposed = [self._decompose(places) for places, _ in self._parts]
+        self._reads = [RidgeReads(self._x[places]) for places, _ in self._parts]
 
     def left_over(self, shift: Tensor, rank: int | None = None) -> float:
         """Return the part of a shift's variance that the best map leaves, on tokens it has not seen.
@@ -173,94 +190,55 @@ class Reader:
         Returns:
             A share: 0 where the map makes the whole shift; above 1 where it is worse than the mean.
         """
-        chosen = min(RIDGES, key=lambda ridge: self._left(0, shift, ridge, rank))
-        return self._left(1, shift, chosen, rank)
+        tried = self._left(0, shift, RIDGES, rank)
+        (found,) = self._left(1, shift, [RIDGES[tried.index(min(tried))]], rank)
+        return found
 
-    def _decompose(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the mean, the centred tokens, and eigenvalues and eigenvectors of their second moments."""
-        mean = self._x[places].mean(0)
-        centred = self._x[places] - mean
-        values, vectors = torch.linalg.eigh(centred.T @ centred)
-        return mean, centred, values, vectors
-
-    def _left(self, part: int, shift: Tensor, ridge: float, rank: int | None) -> float:
-        (fitted, tested), (mean, centred, values, vectors) = self._parts[part], self._decomposed[part]
-        y = shift[fitted].double()
-        mean_y = y.mean(0)
-        cross = vectors.T @ (centred.T @ (y - mean_y))
-        found = vectors @ (cross / (values + ridge * values.mean())[:, None])
-        if rank is not None:
-            found = reduced_map(centred, found, rank)
-        target = shift[tested].double()
-        error = target - mean_y - (self._x[tested] - mean) @ found
-        return float(error.square().sum() / (target - target.mean(0)).square().sum())
+    def _left(self, part: int, shift: Tensor, ridges: Sequence[float], rank: int | None) -> list[float]:
+        fitted, tested = self._parts[part]
+        wanted, target = shift[fitted].double(), shift[tested].double()
+        mean, whole = wanted.mean(0), (target - target.mean(0)).square().sum()
+        places = tested if rank is None else torch.cat((fitted, tested))
+        found = []
+        for made in self._reads[part].predictions(wanted, self._x[places], ridges):
+            if rank is not None:
+                directions = top_directions(made[: len(fitted)] - mean, rank)
+                made = mean + (made[len(fitted) :] - mean) @ directions @ directions.T
+            found.append(float((target - made).square().sum() / whole))
+        return found
 
 
-def reduced_map(x: Tensor, found: Tensor, rank: int) -> Tensor:
-    """Return a map cut to the directions of its fitted values with the most energy, as P28 does.
+def top_directions(fitted: Tensor, rank: int) -> Tensor:
+    """Return the directions with most energy of a map's fitted values: projected on them it has that rank (P28).
 
     Args:
-        x: Centred data ``(token p)``.
-        found: A map ``(p q)``.
-        rank: Most rank.
+        fitted: What the map gives on the tokens it was fitted on, centred ``(token q)``.
+        rank: How many.
+
+    Returns:
+        ``(q rank)``, orthonormal.
     """
-    fitted = x @ found
-    directions = torch.linalg.eigh(fitted.T @ fitted).eigenvectors[:, -rank:]
-    return found @ directions @ directions.T
+    return torch.linalg.eigh(fitted.T @ fitted).eigenvectors[:, -rank:]
 
 
-def texts_of(loaded: LoadedModel, path: Path, length: int, count: int) -> Tensor:
-    """Return the first tokens of a file's lines ``(text token)``; lines that are shorter are left out.
-
-    Args:
-        loaded: Whose tokenizer.
-        path: Plain text or gzip, one text per line.
-        length: Tokens of each.
-        count: Most texts.
-
-    Raises:
-        InputError: Fewer than 16 lines are long enough.
-    """
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
-        ids = [loaded.tokenizer(line.strip()).input_ids[:length] for line in lines]
-    whole = [one for one in ids if len(one) == length][:count]
-    if len(whole) < BATCH:
-        raise InputError(
-            f"{str(path)!r} has {len(whole)} lines of {length} tokens or more; expected {BATCH}. Give longer texts."
-        )
-    return torch.tensor(whole)
-
-
-def prompts_of(loaded: LoadedModel, data: SplitData, count: int) -> Tensor:
-    """Return prompts of the task that have the most frequent length ``(text token)``, none twice.
-
-    Args:
-        loaded: Whose tokenizer.
-        data: The task.
-        count: Most prompts.
-    """
-    prompts = dict.fromkeys(one.prompt for one in data.splits.train(2 * count, 97))
-    ids = [loaded.tokenizer(prompt).input_ids for prompt in prompts]
-    length = Counter(map(len, ids)).most_common(1)[0][0]
-    return torch.tensor([one for one in ids if len(one) == length][:count])
-
-
-def measure(loaded: LoadedModel, update: Mapping[str, Tensor], layer: int, ids: Tensor) -> list[dict[str, Any]]:
+def measure(
+    loaded: LoadedModel, update: Mapping[str, Tensor], layer: int, calls: Sequence[BlockCall]
+) -> list[dict[str, Any]]:
     """Return what each tensor leaves of each matrix's shift in one block.
 
     Args:
         loaded: The model.
         update: Change per parameter name.
         layer: The block.
-        ids: Texts ``(text token)``; those of even number are fitted on.
+        calls: Of :func:`trained_calls`; maps are fitted on the texts of even number.
 
     Returns:
         One row per matrix.
     """
-    shifts, reads = shifts_and_reads(loaded, update, layer, ids)
+    shifts, reads = shifts_and_reads(loaded, update, layer, calls)
     stream = reads["block"].norm(dim=-1)
     usual = stream <= OUTLIER * stream.median()
-    fitted = (torch.arange(len(ids)) % 2 == 0)[:, None].expand_as(usual)[usual]
+    fitted = (torch.arange(len(stream)) % 2 == 0)[:, None].expand_as(usual)[usual]
     readers = {name: Reader(read[usual], fitted) for name, read in reads.items()}
     rows = []
     for matrix, shift in shifts.items():
@@ -284,75 +262,129 @@ def run(
 
     Args:
         loaded: The model.
-        task: What is learned.
+        task: What is learned: see :func:`splits_of`.
         layers: The blocks.
         texts: More texts to measure on, by name ``(text token)``.
-        given: ``steps``, ``batch_size``, ``prompts``, ``rates`` by method, ``seed``.
+        given: ``steps``, ``batch_size``, ``prompts``, ``tokens``, ``rates`` by method, ``seeds``; with ``path`` what is
+            there is written to this file after every training, and trainings that the file has are not repeated.
+
+    Returns:
+        What the file holds: trainings with what they came to, and rows of what is left per block and matrix.
+
+    Raises:
+        InputError: A block that the model does not have, or a file of other settings.
     """
     blocks = len(loaded.site_map.blocks)
     if wrong := [layer for layer in layers if not 0 <= layer < blocks]:
         raise InputError(f"the model has blocks 0 to {blocks - 1}; got {wrong[0]}. Name some of those.")
     schedule = Schedule(steps=given["steps"], batch_size=given["batch_size"])
-    data = SplitData(loaded, splits_of_task(get_task(task)), schedule, 16, 256)
-    data.check([given["seed"]])
-    domains = {task: prompts_of(loaded, data, given["prompts"]), **texts}
+    data = SplitData(loaded, splits_of(task), schedule, 16, 256)
+    data.check(given["seeds"])
+    name = data.splits.name
+    if Path(task).is_file():
+        held = [f"{one.prompt}{one.completion}" for one in data.examples("test")]
+        own = windows_of(loaded, held, name, given["tokens"], given["prompts"])
+    else:
+        own = prompts_of(loaded, data, given["prompts"])
+    domains = {name: own, **texts}
     found: dict[str, Any] = {
-        "model": loaded.identity.as_dict(), "task": task, "steps": schedule.steps, "batch_size": schedule.batch_size,
-        "seed": given["seed"], "texts": {name: list(ids.shape) for name, ids in domains.items()}, "trained": {},
+        "model": loaded.identity.as_dict(), "task": name, "steps": schedule.steps, "batch_size": schedule.batch_size,
+        "layers": list(layers), "texts": {name: list(ids.shape) for name, ids in domains.items()}, "trained": [],
         "rows": [], "versions": package_versions(),
     }  # fmt: skip
+    path = given.get("path")
+    if path is not None and path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if odd := [key for key in found if key not in ("trained", "rows", "versions") and kept.get(key) != found[key]]:
+            raise InputError(f"{str(path)!r} is of another {odd[0]}. Name another file, or the same settings.")
+        found |= {"trained": kept["trained"], "rows": kept["rows"]}
+    done = {(one["method"], one["seed"], one["learning_rate"]) for one in found["trained"]}
     for method, rate in given["rates"].items():
-        update, outcome = trained_update(loaded, data, method, rate, given["seed"])
-        size = relative_size(loaded, update)
-        found["trained"][method] = {"learning_rate": rate, "relative_size": size, **outcome}
-        print(
-            f"{method}: loss {outcome['loss']:.3f}, accuracy {outcome['accuracy']:.1%}, |dW|/|W| {size:.2e}", flush=True
-        )
-        for layer in layers:
+        for seed in given["seeds"]:
+            if (method, seed, rate) in done:
+                continue
+            update, outcome = trained_update(loaded, data, method, rate, seed)
+            size = relative_size(loaded, update)
+            found["trained"].append(
+                {"method": method, "seed": seed, "learning_rate": rate, "relative_size": size, **outcome}
+            )
+            print(
+                f"{method}, seed {seed}: loss {outcome['loss_before']:.3f} -> {outcome['loss']:.3f} "
+                f"(by {outcome['gain']:.3f} +- {outcome['gain_error']:.3f}), accuracy {outcome['accuracy_before']:.1%} "
+                f"-> {outcome['accuracy']:.1%}, |dW|/|W| {size:.2e}",
+                flush=True,
+            )
             for domain, ids in domains.items():
-                rows = measure(loaded, update, layer, ids)
-                found["rows"] += [{"method": method, "layer": layer, "texts": domain, **row} for row in rows]
-                whole = rows[0]
-                parts = ", ".join(f"{name} {whole[name]:.1%}" for name in READS)
-                print(f"  block {layer}, {domain}: left of {whole['matrix']}: {parts}", flush=True)
+                calls = trained_calls(loaded, update, layers, ids)
+                for layer in layers:
+                    rows = measure(loaded, update, layer, calls[layer])
+                    found["rows"] += [
+                        {"method": method, "seed": seed, "layer": layer, "texts": domain, **row} for row in rows
+                    ]
+                    parts = ", ".join(f"{name} {rows[0][name]:.1%}" for name in READS)
+                    print(f"  block {layer}, {domain}: left of {rows[0]['matrix']}: {parts}", flush=True)
+            if path is not None:
+                write_text(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
     return found
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """Return what edits leave as a table: means over blocks and seeds, and post-MLP minus post-block with its interval.
+
+    Args:
+        found: What :func:`run` returns.
+    """
+    lines = [
+        f"| trained | texts | matrix | blocks x seeds | {' | '.join(READS)} | mlp - block |",
+        f"|{' --- |' * (5 + len(READS))}",
+    ]
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in found["rows"]:
+        groups.setdefault((row["method"], row["texts"], row["matrix"]), []).append(row)
+    for (method, texts, matrix), rows in groups.items():
+        layers = {row["layer"] for row in rows}
+        # Blocks are a sample of blocks like these; seeds of one block are not independent of each other.
+        gaps = [np.mean([row["mlp"] - row["block"] for row in rows if row["layer"] == layer]) for layer in layers]
+        half = float(stats.t.ppf(0.975, len(gaps) - 1) * stats.sem(gaps)) if len(gaps) > 1 else float("nan")
+        left = " | ".join(f"{np.mean([row[name] for row in rows]):.1%}" for name in READS)
+        gap = f"{100 * np.mean(gaps):+.1f} ± {100 * half:.1f} points"
+        lines.append(f"| {method} | {texts} | {matrix} | {len(layers)} x {len(rows) // len(layers)} | {left} | {gap} |")
+    return "\n".join(lines)
 
 
 def main() -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--task", default="recall")
+    parser.add_argument("--task", default="recall", help="a task, or a file with one text per line to learn")
     parser.add_argument("--layers", default="2,6,10,14,18,22,26")
-    parser.add_argument("--text", type=Path, help="a file with one text per line")
+    parser.add_argument("--text", type=Path, help="a file with one text per line to measure on")
     parser.add_argument("--tokens", type=int, default=48, help="tokens of each text")
     parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--prompts", type=int, default=768)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--sft-rate", type=float, default=1e-4)
-    parser.add_argument("--lora-rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sft-rate", type=float, default=1e-4, help="0 to leave full fine-tuning out")
+    parser.add_argument("--lora-rate", type=float, default=1e-3, help="0 to leave LoRA out")
+    parser.add_argument("--seeds", default="0")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
 
     def work() -> None:
         loaded = load_model(asked.model)
-        texts = {} if asked.text is None else {"text": texts_of(loaded, asked.text, asked.tokens, asked.texts)}
+        texts = {}
+        if asked.text is not None:
+            texts = {"text": windows_of(loaded, lines_of(asked.text), asked.text.name, asked.tokens, asked.texts)}
+        layers, seeds = ([int(part) for part in text.split(",")] for text in (asked.layers, asked.seeds))
+        rates = {"sft": asked.sft_rate, "lora": asked.lora_rate}
         found = run(
-            loaded, asked.task, [int(part) for part in asked.layers.split(",")], texts, steps=asked.steps,
-            batch_size=asked.batch_size, prompts=asked.prompts, seed=asked.seed,
-            rates={"sft": asked.sft_rate, "lora": asked.lora_rate},
+            loaded, asked.task, layers, texts, steps=asked.steps, batch_size=asked.batch_size, prompts=asked.prompts,
+            tokens=asked.tokens, seeds=seeds, rates={name: rate for name, rate in rates.items() if rate},
+            path=asked.out,
         )  # fmt: skip
-        write_text(asked.out, json.dumps(found, indent=1, allow_nan=False) + "\n")
+        print(summary(found))
 
     return exit_code_of("study", work)
-
-
-def _output(value: Any) -> Tensor:
-    found = value[0] if isinstance(value, tuple) else value
-    assert isinstance(found, Tensor)
-    return found
 
 
 if __name__ == "__main__":

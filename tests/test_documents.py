@@ -197,7 +197,7 @@ def test_figures_of_scores_are_those_of_the_tables(name):
     lines = json.loads(EVIDENCE.read_text(encoding="utf-8"))
     tables = {(one["model"], one["task"]): one["n_sites"] for one in lines}
     assert len(tables) == 3  # as both pages say; a fourth needs a column
-    rows = [line for line in text.splitlines() if re.search(r"-?0\.\d\d \[-?0\.\d\d, -?0\.\d\d\]", line)]
+    rows = [line for line in text.splitlines() if line.startswith("|")]
     named = [found for line in rows for found in re.findall(r"-?0\.\d\d \[-?0\.\d\d, -?0\.\d\d\]", line)]
     told = [one for one in lines if one["score"] in ("learnable_share", "predicted_loss")]
     assert len(set(named)) == len(told) == 2 * len(tables)
@@ -206,6 +206,10 @@ def test_figures_of_scores_are_those_of_the_tables(name):
         assert any(row in page for row in kept)
         assert f"{one['attainable']:.2f}" in text
         assert re.search(rf"\b{one['n_sites']}\b", text)
+    shares = set(re.findall(r"\d+% \[\d+%, \d+%\]", text))
+    assert len(shares) >= 3
+    assert all(f"| {share} |" in page for share in shares)
+    assert all(margin in page for margin in re.findall(r"[+]0\.\d\d \[-?0\.\d\d, -?0\.\d\d\]", text))
     depths = {f"{-one['spearman']:.2f}" for one in lines if one["score"] == "last_layer"}  # depth, the other way round
     assert all(depth in text for depth in depths)
 

@@ -134,6 +134,28 @@ def test_a_right_import_is_not_found():
     assert violations(source, "steerscope.equivalence.shifts") == []
 
 
+# --- files are small ------------------------------------------------------------------------------------------
+
+MOST_LINES = 400
+# Files that may be longer, and why.
+LONGER: dict[str, str] = {}
+
+
+def longer_than(most: int, files: list[Path]) -> dict[str, int]:
+    lengths = {module_of(file): len(file.read_text(encoding="utf-8").splitlines()) for file in files}
+    return {name: length for name, length in lengths.items() if length > most}
+
+
+def test_no_file_is_long():
+    """A file of more lines holds more than one idea, and a second file is where a newcomer would look for the other."""
+    assert set(longer_than(MOST_LINES, [*FILES, PACKAGE / "__init__.py"])) == set(LONGER)
+
+
+def test_a_long_file_is_found():
+    longest = max(FILES, key=lambda file: len(file.read_text(encoding="utf-8").splitlines()))
+    assert list(longer_than(300, [longest])) == [module_of(longest)]
+
+
 # --- propositions are checks, not a library ------------------------------------------------------------------
 
 PROOFS = "steerscope.equivalence.propositions"
@@ -177,7 +199,6 @@ CIRCLES = {
         ("checkpointing", "passes"): "a block run again belongs to the pass it was first run in",
         ("control_vectors", "model"): "SteeringModel.export_gguf; what is exported is a SteeringModel",
         ("lora_export", "model"): "SteeringModel.export_lora; what is exported is a SteeringModel",
-        ("loading", "model"): "SteeringModel.from_pretrained makes a SteeringModel of what loading reads",
         ("merging", "model"): "SteeringModel.merge_and_unload; what is merged is a SteeringModel",
     },
 }

@@ -7,7 +7,7 @@ import json
 import pytest
 from peft import LoraConfig, get_peft_model
 
-from steerscope import InputError, __version__
+from steerscope import InputError, SteeringConfig, __version__, get_steering_model
 from steerscope.experiments.training.methods import METHODS
 from steerscope.installed import EXTRAS, is_installed, package_versions, require
 from tests.cli.runs import lines, one_sentence, run, save_model, write_jsonl
@@ -28,6 +28,8 @@ REFUSED = {
     "validate's LoRA": (["validate", "model"], ["accelerate and peft", "steerscope[train]", "--no-references"]),
     "evaluate a LoRA": (["evaluate", "model", "--adapter", "lora"], ["accelerate and peft", "steerscope[train]"]),
     "evaluate from the hub": (["evaluate", "model", "--task", "boolq"], ["datasets", "steerscope[data]", "--data-dir"]),
+    "sweep on a cluster": (["sweep", "model", "--engine", "ray"], ["--engine ray needs ray", "steerscope[ray]"]),
+    "search on a cluster": (["search", "model", "--engine", "ray"], ["--engine ray needs ray", "steerscope[ray]"]),
     "train from the hub": (["train", "model", "--task", "boolq", "--method", "none"], ["datasets", "[data]"]),
     **{
         f"train {name}": (["train", "model", "--method", name], ["accelerate and peft", "steerscope[train]"])
@@ -83,7 +85,7 @@ def test_version(capsys):
     assert second.endswith(f"Python {found['python']}")
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
+@pytest.mark.parametrize("extra", [name for name in EXTRAS if name != "ray" or is_installed("ray")])
 def test_nothing_is_said_of_an_extra_that_is_there(extra):
     assert require(extra, "it") is None
 
@@ -100,3 +102,16 @@ def test_a_package_that_is_too_old(tmp_path, monkeypatch):
 def test_a_package_that_an_importer_refuses():
     assert not is_installed("no_such_package")
     assert is_installed("steerscope")
+
+
+def test_an_adapter_is_saved_by_a_source_tree_that_is_not_installed(tmp_path, monkeypatch):
+    """The version in its file is the source's own; looking it up among installed packages failed there."""
+    from importlib import metadata
+
+    def nothing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", nothing)
+    model = get_steering_model(tiny_model("llama"), SteeringConfig(sites="1.resid_post"))
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["steerscope_version"] == __version__

@@ -110,7 +110,7 @@ def test_the_gpu_sweep_runs_on_a_cpu_with_a_small_model(tmp_path):
     byte_model(max_position_embeddings=128).save_pretrained(model)
     byte_tokenizer().save_pretrained(model)
     settings = {"DEVICE": "cpu", "DTYPE": "float32", "MODEL": str(model), "SITES": "7", "STEPS": "4", "BATCH": "4"}
-    settings |= {"SEEDS": "1", "LONGER": "1", "TEST": "16", "SELECTION": "16", "TASKS": "listops compare"}
+    settings |= {"SEEDS": "1", "LONGER": "1", "TEST": "16", "SELECTION": "16", "TASKS": "listops compare", "JOBS": "1"}
     environment = {**os.environ, **settings, "PYTHON": sys.executable}
     command = [str(ROOT / "studies" / "gpu_sweep.sh"), "3", str(tmp_path / "out")]
     for _ in range(2):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -9,11 +11,21 @@ from steerscope.equivalence.oracles import reduced_rank_map
 from steerscope.errors import InputError
 from steerscope.models.hooks import reading
 from steerscope.models.load import wrap_model
-from studies.trained_reach import ALL, Reader, reduced_map, run, shifts_and_reads, texts_of, trained_update
+from studies.texts import lines_of, windows_of
+from studies.trained_reach import (
+    ALL,
+    Reader,
+    run,
+    shifts_and_reads,
+    summary,
+    top_directions,
+    trained_calls,
+    trained_update,
+)
 from tests.byte_models import byte_model, byte_tokenizer
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2"])
+@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2", "gpt_neox"])
 def loaded(request):
     return wrap_model(byte_model(request.param), byte_tokenizer())
 
@@ -34,20 +46,26 @@ def test_a_cut_map_is_the_best_of_its_rank():
     y = torch.randn(100, 4, dtype=torch.float64)
     x, y = x - x.mean(0), y - y.mean(0)
     whole = torch.linalg.pinv(x) @ y
-    torch.testing.assert_close(reduced_map(x, whole, 2), reduced_rank_map(x, y, 2))
+    directions = top_directions(x @ whole, 2)
+    torch.testing.assert_close(whole @ directions @ directions.T, reduced_rank_map(x, y, 2))
+    fitted = torch.arange(100) % 2 == 0
+    reader = Reader(torch.cat((x, x)), torch.cat((~fitted, fitted)))  # tested on what it is fitted on
+    left = [reader.left_over(torch.cat((y, y)), rank) for rank in (1, 2, None)]
+    assert left == sorted(left, reverse=True)
+    assert left[0] > left[2] + 0.01
 
 
 def test_the_shift_is_that_of_new_weights_on_the_trained_stream(loaded):
     """Against the model run as a whole: trained everywhere, and trained everywhere but in the block."""
     torch.manual_seed(0)
-    from steerscope.analysis.theory.changed import with_update
     from steerscope.analysis.theory.common import weight_names
+    from steerscope.models.changed_weights import with_update
 
     named = dict(loaded.model.named_parameters())
     update = {name: 0.05 * torch.randn_like(named[name]) for name in weight_names(loaded).values()}
     before = {name: tensor.clone() for name, tensor in named.items()}
     ids = torch.randint(0, 200, (3, 7))
-    shifts, reads = shifts_and_reads(loaded, update, 1, ids)
+    shifts, reads = shifts_and_reads(loaded, update, 1, trained_calls(loaded, update, [0, 1], ids)[1])
     assert all(torch.equal(tensor, named[name]) for name, tensor in before.items())
     mine = {name for (layer, _), name in weight_names(loaded).items() if layer == 1}
 
@@ -83,16 +101,38 @@ def test_an_update_is_what_training_changed(loaded, method):
 
 
 def test_it_measures_every_matrix_on_every_text_and_refuses_wrong_layers(loaded, tmp_path):
-    given = {"steps": 2, "batch_size": 4, "prompts": 40, "seed": 0, "rates": {"lora": 1e-2}}
+    given = {"steps": 2, "batch_size": 4, "prompts": 40, "tokens": 20, "seeds": [0], "rates": {"lora": 1e-2}}
     with pytest.raises(InputError, match="blocks 0 to"):
         run(loaded, "compare", [99], {}, **given)
     lines = tmp_path / "lines.txt"
     lines.write_text("\n".join(f"text number {i} is about nothing" for i in range(40)), encoding="utf-8")
-    with pytest.raises(InputError, match="lines of 500 tokens"):
-        texts_of(loaded, lines, 500, 40)
-    found = run(loaded, "compare", [0], {"text": texts_of(loaded, lines, 20, 40)}, **given)
+    texts = lines_of(lines)
+    with pytest.raises(InputError, match=r"lines.txt has 0 texts of 500 tokens"):
+        windows_of(loaded, texts, "lines.txt", 500, 40)
+    found = run(loaded, "compare", [0], {"text": windows_of(loaded, texts, "lines.txt", 20, 40)}, **given)
     assert {row["texts"] for row in found["rows"]} == {"compare", "text"}
     maps = {path for layer, path in loaded.site_map.linear_maps() if layer == 0}
     assert {row["matrix"] for row in found["rows"]} == {ALL, *maps}
     # What contains another's reads leaves no more of what it was fitted on; held out it may, by a little.
     assert all(row["both"] < row["block"] + 0.2 for row in found["rows"])
+
+
+def test_it_learns_lines_of_a_file_and_measures_on_those_it_has_not_seen(loaded, tmp_path):
+    lines = tmp_path / "lines.txt"
+    lines.write_text("\n".join(f"text number {i} is about the number {i}" for i in range(100)), encoding="utf-8")
+    given = {"steps": 12, "batch_size": 4, "prompts": 40, "tokens": 20, "seeds": [0, 1], "rates": {"sft": 3e-3}}
+    path = tmp_path / "kept.json"
+    first = run(loaded, str(lines), [0], {}, path=path, **{**given, "seeds": [1]})
+    found = run(loaded, str(lines), [0], {}, path=path, **given)  # goes on where the first call stopped
+    assert found["trained"][0] == first["trained"][0]
+    assert json.loads(path.read_text()) == found
+    assert len(found["rows"]) == 2 * len(first["rows"])
+    told = summary(found).splitlines()
+    assert len(told) == 2 + len({row["matrix"] for row in found["rows"]})
+    own = [row for row in found["rows"] if row["matrix"] == ALL]
+    assert told[2].startswith(f"| sft | lines.txt | all | 1 x 2 | {sum(row['block'] for row in own) / 2:.1%} | ")
+    with pytest.raises(InputError, match="is of another steps"):
+        run(loaded, str(lines), [0], {}, path=path, **{**given, "steps": 3})
+    assert {row["texts"] for row in found["rows"]} == {"lines.txt"}
+    assert all(one["per_token"] < one["per_token_before"] for one in found["trained"])
+    assert {one["seed"] for one in found["trained"]} == {0, 1}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,8 +27,10 @@ from steerscope.analysis.scoring.stability import learning_curve, stability_of_h
 from steerscope.analysis.stopwatch import StageProgress, Stopwatch
 from steerscope.errors import InputError
 from steerscope.installed import package_versions
+from steerscope.models.blocks import linear_shape
 from steerscope.models.load import LoadedModel, require_loaded
-from steerscope.models.offloaded import require_weights_in_memory
+from steerscope.models.memory import Memory, memory_needed
+from steerscope.models.offloaded import require_runs
 from steerscope.models.virtual_tokens import require_no_virtual_tokens
 from steerscope.models.wrappers import vocab_size
 from steerscope.option_types import options_or_default
@@ -42,6 +44,8 @@ def rank_sites(
     *,
     task: str = "examples",
     progress: StageProgress | None = None,
+    say: Callable[[str], None] | None = None,
+    capture_by: Callable[..., Features] = capture,
 ) -> Ranking:
     """Rank the sites of a model by what steering there can learn of fine-tuning's first-order update.
 
@@ -51,14 +55,16 @@ def rank_sites(
         options: See :class:`RankOptions`.
         task: Name of the task, for the report.
         progress: Called with stage, steps done and steps in all.
+        say: Called with a sentence on the memory that it will take, before the long work begins.
+        capture_by: Captures the features, as :func:`~steerscope.analysis.capture.capture.capture` does on this machine.
 
     Returns:
         The ranking, with intervals, baselines, kinds, greedy sets and stability.
 
     Raises:
         InputError: Too few or useless examples, a text longer than the context or with a token that the model does not
-            have, bad options, a model whose activations or derivatives are NaN or infinite, weights that are
-            offloaded, or virtual tokens of PEFT.
+            have, bad options, a model whose activations or derivatives are NaN or infinite, weights without
+            values, or virtual tokens of PEFT.
 
     Cost: one forward pass and a backward pass per probe (and one for the loss) over the examples, a quarter more
     for the projections, then a few seconds of linear algebra per hundred sites at the default size.
@@ -66,7 +72,7 @@ def rank_sites(
     require_loaded(loaded)
     options = options_or_default(options, RankOptions)
     options.check()
-    require_weights_in_memory(loaded.model, "a ranking")
+    require_runs(loaded.model)
     require_no_virtual_tokens(loaded.model, "a ranking reads tokens by their place in a row")
     watch = Stopwatch(progress)
     kept, warnings = check_examples(list(examples), minimum=MIN_EXAMPLES)
@@ -81,9 +87,11 @@ def rank_sites(
     dtype = torch.float64 if loaded.identity.dtype == "float64" else torch.float32
     probes = make_probes(encoded, options.num_probes, vocab_size(loaded.model), options.seed, dtype)
     plan = _plan(loaded, encoded, probes, options)
+    if say is not None:
+        say(str(_memory(loaded, encoded, probes, plan, options)))
 
     watch.stage("capture")
-    features = capture(
+    features = capture_by(
         loaded,
         encoded,
         probes,
@@ -174,6 +182,21 @@ def _kinds(loaded: LoadedModel, options: RankOptions) -> tuple[SiteKind, ...]:
     if options.kinds is None:
         return loaded.site_map.description.kinds
     return loaded.site_map.resolve_kinds(options.kinds)
+
+
+def _memory(loaded: LoadedModel, encoded: Encoded, probes: Probes, plan: SketchPlan, options: RankOptions) -> Memory:
+    itemsize = 8 if loaded.identity.dtype == "float64" else 4
+    longest = max(encoded.sequences, key=lambda sequence: len(sequence.ids))
+    rows = min(options.batch_size, len(encoded.sequences))
+    tokens = rows * len(longest.ids)
+    predicted = max(1, len(longest.ids) - longest.first_target)
+    # What linear maps read, and of sketches the two sums over groups of maps, are held beside the graph.
+    groups = [maps for block in loaded.site_map.blocks for _, maps in block.groups()]
+    read = sum(linear_shape(next(iter(maps.values())))[1] for maps in groups)
+    held = tokens * (read if plan.exact else 2 * len(groups) * plan.weight_size) * itemsize
+    features = feature_bytes(loaded, encoded.num_examples, probes.num_backward, plan, itemsize)
+    found = memory_needed(loaded, tokens, rows * predicted, kept=features)
+    return replace(found, batch=found.batch + held)
 
 
 def _plan(loaded: LoadedModel, encoded: Encoded, probes: Probes, options: RankOptions) -> SketchPlan:

@@ -7,16 +7,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerscope.analysis.shown import Tabular
 from steerscope.errors import InputError
 from steerscope.finite import require_finite_record
-from steerscope.folders import write_result
-from steerscope.records import parse_record, read_record
+from steerscope.records import Record
 from steerscope.sites import parse_kind
 
 if TYPE_CHECKING:
@@ -38,6 +35,9 @@ class SiteScore:
     ``difference`` is the best candidate's score minus this one's, ``[difference_low, difference_high]`` its paired 95%
     interval, and ``standing`` what follows (:class:`~steerscope.analysis.scoring.standing.Standing`): ``equal`` within
     the ranking's ``equal_margin``, ``worse`` or ``undetermined``. Files of before know none of the four (``None``).
+
+    ``served_as`` says whether programs that know LoRA alone can run the edit, a linear one without its bias: ``lora``
+    (vLLM, SGLang, PEFT), ``lora_with_bias`` (PEFT) or ``adapter`` (none); ``None`` in files of before.
     """
 
     layer: int
@@ -53,6 +53,7 @@ class SiteScore:
     difference_low: float | None = None
     difference_high: float | None = None
     standing: str | None = None
+    served_as: str | None = None
 
     @property
     def name(self) -> str:
@@ -119,7 +120,7 @@ class Stability:
 
 
 @dataclass(frozen=True, repr=False)
-class Ranking(Tabular, report="ranking"):
+class Ranking(Record, Tabular, what="ranking", sign="kernels", report="ranking"):
     """Everything ``steerscope rank`` found, for one model and one set of prompts.
 
     Attributes:
@@ -279,39 +280,3 @@ class Ranking(Tabular, report="ranking"):
             }
             for rank, site in enumerate(self.sites, 1)
         ]
-
-    def to_json(self) -> str:
-        """Return the ranking as JSON text (the ``ranking.json`` contract, keys sorted, NaN refused)."""
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, allow_nan=False)
-
-    def save(self, path: str | Path) -> None:
-        """Write ``ranking.json`` to ``path``, whole or not at all.
-
-        Raises:
-            InputError: Something else is there, or it cannot be written.
-        """
-        write_result(path, self.to_json(), "kernels")
-
-    @classmethod
-    def from_json(cls, text: str) -> Ranking:
-        """Rebuild a ranking from :meth:`to_json`'s text.
-
-        Returns:
-            The ranking, equal to the one that was written.
-
-        Raises:
-            InputError: The text is not JSON, of another schema version, or has fields that do not fit.
-        """
-        return parse_record(text, cls, "ranking")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Ranking:
-        """Read a ranking that :meth:`save` wrote.
-
-        Returns:
-            The ranking, equal to the one that was saved.
-
-        Raises:
-            InputError: The file cannot be read, or is not a ranking.
-        """
-        return read_record(path, cls, "ranking")

@@ -25,7 +25,8 @@ class Shown:
 
     _report = ""
 
-    def __init_subclass__(cls, report: str = "") -> None:
+    def __init_subclass__(cls, report: str = "", **others: Any) -> None:
+        super().__init_subclass__(**others)
         cls._report = report or cls._report
 
     def headline(self) -> str:

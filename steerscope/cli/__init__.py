@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from steerscope.cli.bundles import flat
 from steerscope.cli.compare import compare
 from steerscope.cli.evaluate import evaluate
 from steerscope.cli.export import export
@@ -64,7 +65,7 @@ for _command, _panel, _example in _COMMANDS:
         rich_help_panel=_panel,
         epilog=f"Example: {_example}",
         context_settings=_HELP,
-    )(_command)
+    )(flat(_command))
 
 
 def _show_version(asked: bool) -> None:
@@ -94,6 +95,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         0, or another number where the command failed, was interrupted, or lost its reader.
+
+    Raises:
+        OSError: One that says nothing a user could do something about.
+        SystemExit: Something called for the end of the process.
     """
     _open_closed_streams()
     output = sys.stdout

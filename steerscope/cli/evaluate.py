@@ -8,37 +8,14 @@ from typing import Annotated
 
 import typer
 
-from steerscope.cli.options import (
-    DATA,
-    DEFAULT_MODEL,
-    MODEL,
-    RESULTS,
-    RUNNING,
-    ChatTemplate,
-    Device,
-    Dtype,
-    JsonTarget,
-    ModelName,
-    OwnExamples,
-    Quiet,
-    Revision,
-    TaskFiles,
-    TaskName,
-    TrustRemoteCode,
-    chosen_task,
-    command_line,
-    option,
-    show_warnings,
-)
+from steerscope.cli.bundles import Asked, Loading
+from steerscope.cli.options import DATA, MODEL, RESULTS, RUNNING, JsonTarget, Quiet, command_line, option, show_warnings
 from steerscope.cli.words import as_typed
 
 
 def evaluate(
-    model: ModelName = DEFAULT_MODEL,
-    task: TaskName = None,
-    data: OwnExamples = None,
-    data_dir: TaskFiles = None,
-    chat_template: ChatTemplate = False,
+    asked: Asked,
+    *,
     adapter: Annotated[Path | None, option("Folder of a saved adapter (steering or PEFT).", MODEL)] = None,
     split: Annotated[str, option("{values}.", DATA, values=("train", "validation", "test"))] = "test",
     max_examples: Annotated[int | None, option("Use so many questions; without it, all.", DATA)] = None,
@@ -47,10 +24,7 @@ def evaluate(
     max_new_tokens: Annotated[int | None, option("Longest generation; without it, the task's.", RUNNING)] = None,
     likelihoods: Annotated[bool, option("Also likelihoods of choices and the loss.", RESULTS)] = True,
     json: JsonTarget = None,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    loading: Loading,
     seed: Annotated[int, option("Which questions, when not all are used.", RUNNING)] = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -68,27 +42,18 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         likelihoods=likelihoods,
         seed=seed,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
+        **loading.as_dict(),
     )
     options.check()
     check_json_target(json, "majority_answer")
     if out is not None:
         check_folder(out, Kind.RUN, overwrite=False, advice="")
-    chosen = chosen_task(
-        task,
-        data,
-        data_dir,
-        chat_template=chat_template,
-        model=model,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
+    chosen = asked.chosen_task(loading)
     show_warnings(chosen)
     with stage_progress(quiet=quiet) as show:
-        found = evaluate_model(model, chosen, options, adapter=adapter, out=out, progress=show, command=command_line())
+        found = evaluate_model(
+            asked.model, chosen, options, adapter=adapter, out=out, progress=show, command=command_line()
+        )
     if not give_json(json, found.to_json(), "majority_answer"):
         typer.echo("\n".join(as_typed(text) for text in found.paragraphs()))
     if out is not None:

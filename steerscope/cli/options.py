@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from steerscope.errors import InputError
-from steerscope.experiments.tasks import FileTask, Task, chat_task, get_task, task_names
+from steerscope.experiments.tasks import FileTask, Task, task_names
 
 DEFAULT_MODEL, DEFAULT_TASK = "smollm2-135m", "listops"
 # Panels of the help, in the order of most commands.
@@ -65,7 +64,7 @@ ModelName = Annotated[
     str,
     typer.Argument(help="smollm2-135m, a folder, a .gguf file or a Hugging Face name (OWNER/NAME)."),
 ]
-Device = Annotated[str, option("cpu, cuda, cuda:1, mps; auto: a GPU if there is one.", MODEL)]
+Device = Annotated[str, option("cpu, cuda, cuda:1, mps; auto: a GPU if there is one; balanced: over all GPUs.", MODEL)]
 Dtype = Annotated[
     str,
     option("{values}; also fp32, bf16 and the like.", MODEL, values=("float32", "bfloat16", "float16", "float64")),
@@ -103,56 +102,27 @@ SelectionExamples = Annotated[int, option("Most held-out prompts that choose.", 
 TestExamples = Annotated[int, option("Most test prompts.", DATA)]
 StepBatch = Annotated[int, option("Examples per step.", TRAINING)]
 
+Sharing = Annotated[
+    str,
+    option(
+        "i/n: one of n processes with the same --out, which share the work; auto: as torchrun or Slurm says; none.",
+        RUNNING,
+    ),
+]
+Engine = Annotated[str, option("What carries the work, {values}.", RUNNING, values=("local", "ray"))]
+Address = Annotated[str | None, option("Of a Ray cluster (auto, HOST:PORT); without it, one of this machine.", RUNNING)]
+WorkerCpus = Annotated[int | None, option("CPUs and threads of one process on a Ray cluster.", RUNNING)]
+WorkerGpus = Annotated[float | None, option("GPUs of one process on a Ray cluster; may be a fraction.", RUNNING)]
+
 JsonTarget = Annotated[str | None, option("Write the result as JSON to this file; - prints it instead.", RESULTS)]
 Overwrite = Annotated[bool, option("Replace the report in a folder that is not empty.", RESULTS, "--overwrite")]
 Resume = Annotated[bool, option("Go on with the runs that the folder holds.", RESULTS, "--resume")]
 Quiet = Annotated[bool, option("No progress.", RUNNING, "--quiet", "-q")]
 
 
-def chosen_task(
-    task: str | None,
-    data: Path | None,
-    data_dir: Path | None,
-    *,
-    chat_template: bool,
-    model: str,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> Task:
-    """Return the task that ``--task``, ``--data`` and ``--data-dir`` name, asked through a chat template if wanted.
-
-    Args:
-        task: Name of a task.
-        data: The user's own examples.
-        data_dir: Folder with the files of the named task.
-        chat_template: Whether the tokenizer's chat template writes the prompts.
-        model: Whose tokenizer.
-        revision: Of the model.
-        trust_remote_code: Run code that comes with the tokenizer.
-
-    Returns:
-        The task; without any option, the default one.
-
-    Raises:
-        InputError: Two of them contradict each other, what they name cannot be used, or there is no chat template.
-    """
-    found = _named_task(task, data, data_dir)
-    if not chat_template:
-        return found
-    from steerscope.models.load import load_tokenizer
-
-    return chat_task(found, load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code))
-
-
-def _named_task(task: str | None, data: Path | None, data_dir: Path | None) -> Task:
-    if data is None:
-        return get_task(DEFAULT_TASK if task is None else task, data_dir)
-    for name, value in (("--task", task), ("--data-dir", data_dir)):
-        if value is not None:
-            raise InputError(
-                f"--data {str(data)!r} and {name} {str(value)!r} exclude each other. Leave one of them out."
-            )
-    return FileTask.read(data)
+def names_in(text: str) -> tuple[str, ...]:
+    """Return names that are separated by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def show_warnings(task: Task) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from steerscope.cli.words import as_typed
 from steerscope.errors import InputError
 from steerscope.files import told
 from steerscope.folders import Kind, require_folder_for, require_json_file, write_result
@@ -75,6 +76,11 @@ def check_json_target(target: str | None, sign: str) -> None:
         if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
             raise InputError(f"--json {target!r} cannot be written; expected a file in an existing folder, or '-'.")
     require_json_file(path, sign)
+
+
+def say(sentence: str) -> None:
+    """Print a sentence that a user should read, in the words of the command line, on the error stream."""
+    print(f"  {as_typed(sentence)}.", file=sys.stderr, flush=True)
 
 
 def page_beside(writer: str, result: Any, folder: Path) -> None:

@@ -7,40 +7,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+from steerscope.cli.bundles import Asked, Loading
 from steerscope.cli.options import (
     BASELINES,
     DATA,
-    DEFAULT_MODEL,
     KINDS,
     RESULTS,
     RUNNING,
     SCORES,
     SITES,
-    ChatTemplate,
-    Device,
-    Dtype,
     JsonTarget,
-    ModelName,
     Overwrite,
-    OwnExamples,
     Quiet,
-    Revision,
-    TaskFiles,
-    TaskName,
-    TrustRemoteCode,
-    chosen_task,
+    Sharing,
     command_line,
+    names_in,
     option,
 )
 from steerscope.errors import InputError
 
 
 def rank(
-    model: ModelName = DEFAULT_MODEL,
-    task: TaskName = None,
-    data: OwnExamples = None,
-    data_dir: TaskFiles = None,
-    chat_template: ChatTemplate = False,
+    asked: Asked,
+    *,
     max_examples: Annotated[int, option("Use at most so many training examples; at least 24.", DATA)] = 192,
     score: Annotated[
         str,
@@ -51,8 +40,7 @@ def rank(
         ),
     ] = "learnable_share",
     extra: Annotated[
-        str | None,
-        option("Scores that cost more, by what they need: {values}.", SITES, values=("spectrum", "step")),
+        str | None, option("Scores that cost more, by what they need: {values}.", SITES, values=("spectrum", "step"))
     ] = None,
     kinds: Annotated[
         str | None, option("Kinds of site, comma-separated, of {values}; all unless given.", SITES, values=KINDS)
@@ -73,14 +61,11 @@ def rank(
     json: JsonTarget = None,
     limit: Annotated[int, option("Candidates in the printed table.", RESULTS)] = 8,
     verbose: Annotated[
-        bool,
-        option("Print kinds, greedy set and how sure each part is, too.", RESULTS, "--verbose", "-v"),
+        bool, option("Print kinds, greedy set and how sure each part is, too.", RESULTS, "--verbose", "-v")
     ] = False,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    loading: Loading,
     batch_size: Annotated[int, option("Sequences per batch; changes speed and memory only.", RUNNING)] = 16,
+    shard: Sharing = "auto",
     seed: Annotated[int, option("Seed of examples, halves, probes and sketches.", RUNNING)] = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -88,8 +73,10 @@ def rank(
     from steerscope.analysis.data.examples import check_examples
     from steerscope.analysis.ranking import rank_sites
     from steerscope.analysis.scoring.options import MIN_EXAMPLES, RankOptions
-    from steerscope.cli.output import check_folder, check_json_target, give_json
+    from steerscope.cli.output import check_folder, check_json_target, give_json, say
     from steerscope.cli.progress import stage_progress
+    from steerscope.experiments.carrying.shard import AUTO, chosen_shard
+    from steerscope.experiments.groundwork.shared_ranking import SLICES, shared_ranking
     from steerscope.experiments.tasks import FileTask, at_most
     from steerscope.folders import Kind
     from steerscope.installed import require
@@ -100,7 +87,7 @@ def rank(
     # Everything that can be refused is refused here, before a model is loaded.
     options = RankOptions(
         score=score,
-        extra=tuple(name.strip() for name in (extra or "").split(",") if name.strip()),
+        extra=names_in(extra or ""),
         seed=seed,
         max_examples=max_examples,
         num_probes=probes,
@@ -113,23 +100,21 @@ def rank(
     if limit < 0:
         raise InputError(f"[[limit]] is {limit}; expected at least 0, the number of sites to print.")
     if kinds is not None:
-        names = [name for name in kinds.split(",") if name.strip()]
+        names = names_in(kinds)
         if not names:
             raise InputError(f"[[kinds]] is {kinds!r}; expected names such as resid_post,mlp_out.")
         options = replace(options, kinds=tuple(parse_kind(name).value for name in names))
+    share = chosen_shard(shard)
+    if share is not None and out is None:
+        if shard != AUTO:
+            raise InputError("[[shard]] shares a ranking by its folder; add [[out]], a folder that all processes see.")
+        share = None
     if out is not None:
         require("report", "a report ([[out]])")
-        check_folder(out, Kind.RANKING, overwrite=overwrite)
+        begun = share is not None and (out / SLICES).is_dir()  # by another process
+        check_folder(out, Kind.RANKING, overwrite=overwrite or begun)
     check_json_target(json, "kernels")
-    source = chosen_task(
-        task,
-        data,
-        data_dir,
-        chat_template=chat_template,
-        model=model,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
+    source = asked.chosen_task(loading)
     if isinstance(source, FileTask):
         source.require("a ranking", train=MIN_EXAMPLES)
     # Training examples: what chooses a site has not seen the test part.
@@ -138,9 +123,13 @@ def rank(
 
     with stage_progress(quiet=quiet) as show:
         show("load", 0, 1)
-        loaded = load_model(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+        loaded = load_model(asked.model, **loading.as_dict())
         show("load", 1, 1)
-        ranking = rank_sites(loaded, examples, options, task=source.name, progress=show)
+        told = None if quiet else say
+        if share is None or out is None:
+            ranking = rank_sites(loaded, examples, options, task=source.name, progress=show, say=told)
+        else:
+            ranking = shared_ranking(loaded, examples, options, out, share, task=source.name, progress=show, say=told)
     ranking = replace(ranking, settings=ranking.settings | {"command": command_line()})
     if isinstance(source, FileTask):
         # Those about the file count its lines; those about the training part count the part's.

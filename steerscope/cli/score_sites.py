@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from steerscope.cli.options import MODEL, RUNNING, SITES, Device, JsonTarget, Quiet, option
+from steerscope.cli.options import MODEL, RESULTS, RUNNING, SITES, Device, JsonTarget, Overwrite, Quiet, option
 from steerscope.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ def score_sites(
         list[str] | None,
         option("Name of a score in the tables, or FILE.py with score(site, table); may be repeated.", SITES),
     ] = None,
+    out: Annotated[Path | None, option("Folder for judgements.json, index.html and figures.", RESULTS)] = None,
+    overwrite: Overwrite = False,
     json: JsonTarget = None,
     model: Annotated[str | None, option("The tables' model, if it is not found under its name.", MODEL)] = None,
     device: Device = "cpu",
@@ -31,26 +33,31 @@ def score_sites(
     quiet: Quiet = False,
 ) -> None:
     """Compare scores of sites with the trained outcomes of site tables, without training anything."""
-    from steerscope.cli.output import check_json_target, give_json
-    from steerscope.experiments.site_tables.judging import judge
+    from steerscope.cli.output import check_folder, check_json_target, give_json, page_beside
+    from steerscope.experiments.site_tables.judging import Judgements, judge
     from steerscope.experiments.site_tables.table import SiteTable
     from steerscope.experiments.site_tables.user_scores import scores_of_file
+    from steerscope.folders import Kind
+    from steerscope.installed import require
+    from steerscope.option_types import require_seed
     from steerscope.reports.site_tables.screen import across
 
     check_json_target(json, "judgements")
-    if not 0 <= seed < 2**31:
-        raise InputError(f"[[seed]] is {seed}; expected an integer from 0 to 2**31 - 1.")
+    if out is not None:
+        require("report", "a page of the judgements ([[out]])")
+        check_folder(out, Kind.JUDGEMENTS, overwrite=overwrite)
+    require_seed(seed)
     loaded = [SiteTable.load(path) for path in tables]
     users = {name: scores_of_file(name) for name in score or () if name.endswith(".py")}
     found = [judge(table, _scores(table, score, users, model, device, quiet), seed=seed) for table in loaded]
-    text = _json(found)
-    if give_json(json, text, "judgements"):
-        return
-    print("\n\n".join(map(str, found)), file=sys.stdout)
-    if len(found) > 1:
-        print("\n" + across(found), file=sys.stdout)
-    if json is not None:
-        print(f"results: {json}", file=sys.stderr)
+    if not give_json(json, Judgements(tuple(found)).to_json(), "judgements"):
+        print("\n\n".join(map(str, found)), file=sys.stdout)
+        if len(found) > 1:
+            print("\n" + across(found), file=sys.stdout)
+        if json is not None:
+            print(f"results: {json}", file=sys.stderr)
+    if out is not None:
+        page_beside("write_judgements", found, out)
 
 
 def _scores(
@@ -89,11 +96,3 @@ def _scores(
             raise InputError(f"two scores are called {sorted(twice)[0]!r}; name one of the files otherwise.")
         chosen |= own
     return chosen
-
-
-def _json(found: list[Any]) -> str:
-    import json
-    from dataclasses import asdict
-
-    record = {"schema_version": 1, "judgements": [asdict(one) for one in found]}
-    return json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"

@@ -6,42 +6,30 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+from steerscope.cli.bundles import Asked, Cluster, Loading
 from steerscope.cli.options import (
     DATA,
-    DEFAULT_MODEL,
     RESULTS,
     RUNNING,
     SITES,
     TRAINING,
-    ChatTemplate,
-    Device,
-    Dtype,
     EditFamily,
     EditRank,
     EditScale,
-    ModelName,
-    OwnExamples,
+    JsonTarget,
     Quiet,
     Resume,
-    Revision,
     SelectionExamples,
     StepBatch,
-    TaskFiles,
-    TaskName,
     TestExamples,
-    TrustRemoteCode,
-    chosen_task,
     command_line,
     option,
 )
 
 
 def search(
-    model: ModelName = DEFAULT_MODEL,
-    task: TaskName = None,
-    data: OwnExamples = None,
-    data_dir: TaskFiles = None,
-    chat_template: ChatTemplate = False,
+    asked: Asked,
+    *,
     budget: Annotated[
         float | None, option("Minutes of ranking and training; plain defaults take as long again.", TRAINING)
     ] = None,
@@ -59,17 +47,16 @@ def search(
     max_examples: Annotated[int, option("Most prompts that the ranking is made from.", DATA)] = 192,
     selection_examples: SelectionExamples = 256,
     test_examples: TestExamples = 512,
+    cluster: Cluster,
     out: Annotated[Path, option("Folder for runs, search.json, its page and adapter/.", RESULTS)] = Path("search"),
+    json: JsonTarget = None,
     resume: Resume = False,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    loading: Loading,
     seed: Annotated[int, option("Seed of the ranking and of training.", RUNNING)] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Rank the sites, train at the best ones in rounds, and keep the adapter of the one that learns most."""
-    from steerscope.cli.output import RESUME, check_folder, page_beside
+    from steerscope.cli.output import RESUME, check_folder, check_json_target, give_json, page_beside
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.commands import search as search_model
     from steerscope.experiments.searching import SearchOptions
@@ -91,23 +78,15 @@ def search(
         num_selection=selection_examples,
         num_test=test_examples,
         seed=seed,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
+        **cluster.as_dict(),
+        **loading.as_dict(),
     )
+    check_json_target(json, "contenders")
     check_folder(out, Kind.SEARCH, overwrite=resume, advice=RESUME, also=(Kind.RANKING,))
-    source = chosen_task(
-        task,
-        data,
-        data_dir,
-        chat_template=chat_template,
-        model=model,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
+    source = asked.chosen_task(loading)
     with stage_progress(quiet=quiet) as show:
-        result = search_model(model, source, options, out, progress=show, command=command_line())
-    print(result, file=sys.stdout)
+        result = search_model(asked.model, source, options, out, progress=show, command=command_line())
+    if not give_json(json, result.to_json(), "contenders"):
+        print(result, file=sys.stdout)
     print(f"adapter: {result.adapter}", file=sys.stderr)
     page_beside("write_search", result, out)

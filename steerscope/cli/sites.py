@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from steerscope.cli.options import DEFAULT_MODEL, Device, Dtype, JsonTarget, ModelName, Revision, TrustRemoteCode
+from steerscope.cli.bundles import Loading
+from steerscope.cli.options import DEFAULT_MODEL, JsonTarget, ModelName
 
 if TYPE_CHECKING:
     from steerscope.models.load import LoadedModel
@@ -17,11 +18,9 @@ if TYPE_CHECKING:
 def sites(
     model: ModelName = DEFAULT_MODEL,
     site: Annotated[list[str] | None, typer.Argument(help="Show these sites only, for example 12.resid_post.")] = None,
+    *,
     json: JsonTarget = None,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    loading: Loading,
 ) -> None:
     """List a model's sites, each with the equation that defines it, after checking them on the model."""
     from steerscope.cli.output import check_json_target, give_json
@@ -30,7 +29,7 @@ def sites(
 
     check_json_target(json, "sites")
     wanted = [parse_site(name) for name in site or []]  # a typo is refused before the model is loaded
-    loaded = load_model(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+    loaded = load_model(model, **loading.as_dict())
     if json is not None:
         if not give_json(json, _record(loaded, wanted), "sites"):
             print(f"sites: {json}", file=sys.stderr)

@@ -6,42 +6,32 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+from steerscope.cli.bundles import Asked, Cluster, Loading
 from steerscope.cli.options import (
     DATA,
-    DEFAULT_MODEL,
     RESULTS,
     RUNNING,
     SITES,
     TRAINING,
-    ChatTemplate,
-    Device,
-    Dtype,
     EditFamily,
     EditRank,
     EditScale,
-    ModelName,
-    OwnExamples,
+    JsonTarget,
     Quiet,
     Resume,
-    Revision,
+    Sharing,
     StepBatch,
-    TaskFiles,
-    TaskName,
     TestExamples,
-    TrustRemoteCode,
-    chosen_task,
     command_line,
+    names_in,
     option,
 )
 from steerscope.errors import InputError
 
 
 def sweep(
-    model: ModelName = DEFAULT_MODEL,
-    task: TaskName = None,
-    data: OwnExamples = None,
-    data_dir: TaskFiles = None,
-    chat_template: ChatTemplate = False,
+    asked: Asked,
+    *,
     sites: Annotated[
         str, option("all; a number (all kinds of evenly spread layers); or names: 3.mlp_out,12.resid_post", SITES)
     ] = "48",
@@ -52,8 +42,7 @@ def sweep(
         str, option("Learning rates to choose among, 1e-3,3e-3,1e-2; without it, searched on a grid.", TRAINING)
     ] = "",
     tune_layers: Annotated[
-        int | None,
-        option("Choose rates at so many layers per kind; others take the nearest one.", TRAINING),
+        int | None, option("Choose rates at so many layers per kind; others take the nearest one.", TRAINING)
     ] = None,
     seeds: Annotated[int, option("Training seeds per site.", TRAINING)] = 3,
     steps: Annotated[int, option("Optimizer steps of every run.", TRAINING)] = 80,
@@ -64,17 +53,17 @@ def sweep(
     scores: Annotated[bool, option("Rank all sites at the end, and keep their scores in the table.", RESULTS)] = True,
     budget: Annotated[float | None, option("Minutes; what is finished then is kept, and usable.", TRAINING)] = None,
     pack_size: Annotated[int | None, option("Most runs trained together; without it, to fit.", RUNNING)] = None,
+    shard: Sharing = "auto",
+    cluster: Cluster,
     out: Annotated[Path, option("Folder for runs, table.json and its page.", RESULTS)] = Path("sweep"),
+    json: JsonTarget = None,
     resume: Resume = False,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    loading: Loading,
     seed: Annotated[int, option("The first training seed.", RUNNING)] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Train one edit at each of many sites, several at a time, and keep the outcomes as a table."""
-    from steerscope.cli.output import RESUME, check_folder, page_beside
+    from steerscope.cli.output import RESUME, check_folder, check_json_target, give_json, page_beside
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.commands import sweep as sweep_model
     from steerscope.experiments.sweeping import SweepOptions
@@ -98,25 +87,19 @@ def sweep(
         scores=scores,
         budget=budget,
         pack_size=pack_size,
+        shard=shard,
         seed=seed,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
+        **cluster.as_dict(),
+        **loading.as_dict(),
     )
-    check_folder(out, Kind.SWEEP, overwrite=resume, advice=RESUME, also=(Kind.RANKING,))
-    source = chosen_task(
-        task,
-        data,
-        data_dir,
-        chat_template=chat_template,
-        model=model,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
+    check_json_target(json, "runs")
+    shares = options.chosen_shard is not None  # another process may have begun
+    check_folder(out, Kind.SWEEP, overwrite=resume or shares, advice=RESUME, also=(Kind.RANKING,))
+    source = asked.chosen_task(loading)
     with stage_progress(quiet=quiet) as show:
-        table = sweep_model(model, source, options, out, progress=show, command=command_line())
-    print(table, file=sys.stdout)
+        table = sweep_model(asked.model, source, options, out, progress=show, command=command_line())
+    if not give_json(json, table.to_json(), "runs"):
+        print(table, file=sys.stdout)
     speed = table.cost["operations"] / max(table.cost["seconds"], 1e-9)
     print(
         f"{table.cost['runs']:.0f} runs, {speed / 1e9:,.0f} GFLOP/s in training; table: {out / TABLE}", file=sys.stderr
@@ -135,7 +118,7 @@ def _sites(text: str) -> int | str | tuple[str, ...]:
 
     if text.strip() == ALL or text.strip().isdecimal():
         return ALL if text.strip() == ALL else int(text)
-    return tuple(str(parse_site(name.strip())) for name in text.split(",") if name.strip())
+    return tuple(str(parse_site(name)) for name in names_in(text))
 
 
 def _rates(text: str) -> tuple[float, ...]:

@@ -3,50 +3,43 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from steerscope.cli.bundles import Asked, Loading
 from steerscope.cli.options import (
     DATA,
-    DEFAULT_MODEL,
     METHODS,
     MODEL,
     RESULTS,
     RUNNING,
     SITES,
     TRAINING,
-    ChatTemplate,
-    Device,
     JsonTarget,
-    ModelName,
-    OwnExamples,
     Quiet,
-    Revision,
     StepBatch,
-    TaskFiles,
-    TaskName,
-    TrustRemoteCode,
-    chosen_task,
     command_line,
+    names_in,
     option,
     show_warnings,
 )
-from steerscope.cli.words import as_typed
 from steerscope.errors import InputError
 
 
+@dataclass(frozen=True)
+class _Loading(Loading):
+    dtype: Annotated[str, option("Of the model: float32, bfloat16 or float64; adapters are float32.", MODEL)] = (
+        "float32"
+    )
+
+
 def train(
-    model: ModelName = DEFAULT_MODEL,
-    task: TaskName = None,
-    data: OwnExamples = None,
-    data_dir: TaskFiles = None,
-    chat_template: ChatTemplate = False,
-    method: Annotated[
-        str,
-        option("What is trained: {values}.", SITES, values=METHODS),
-    ] = "post-block",
+    asked: Asked,
+    *,
+    method: Annotated[str, option("What is trained: {values}.", SITES, values=METHODS)] = "post-block",
     site: Annotated[
         list[str] | None,
         option("Sites or kinds to edit, repeatable or comma-separated; without it all layers of the method's.", SITES),
@@ -88,8 +81,7 @@ def train(
         ),
     ] = None,
     learning_rate_of: Annotated[
-        Path | None,
-        option("Finished run that differs in the seed alone: take over what its auto found.", TRAINING),
+        Path | None, option("Finished run that differs in the seed alone: take over what its auto found.", TRAINING)
     ] = None,
     tries: Annotated[int, option("Most learning rates that auto tries.", TRAINING)] = 7,
     lr_steps: Annotated[int | None, option("Steps of auto's runs; without it as many as --steps.", TRAINING)] = None,
@@ -108,31 +100,18 @@ def train(
     keep_checkpoints: Annotated[
         bool, option("Keep checkpoints when the run is complete.", RESULTS, "--keep-checkpoints")
     ] = False,
-    device: Device = "cpu",
-    dtype: Annotated[str, option("Of the model: float32, bfloat16 or float64; adapters are float32.", MODEL)] = (
-        "float32"
-    ),
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    loading: _Loading,
     quiet: Quiet = False,
 ) -> None:
     """Train on a task's train part, save what was trained, and measure accuracy on its test part."""
-    from steerscope.cli.output import RESUME, check_folder, check_json_target, give_json
+    from steerscope.cli.output import RESUME, check_folder, check_json_target, give_json, say
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.commands import train as train_model
     from steerscope.experiments.training.options import TrainOptions
     from steerscope.folders import Kind
 
     # Everything that can be refused is refused here, before a model is loaded.
-    source = chosen_task(
-        task,
-        data,
-        data_dir,
-        chat_template=chat_template,
-        model=model,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
+    source = asked.chosen_task(loading)
     options = TrainOptions(
         method=method,
         sites=_sites(site, sites_from, sites_which, method),
@@ -145,10 +124,7 @@ def train(
         heads=heads,
         sparsity=sparsity,
         start=start,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
+        **loading.as_dict(),
         steps=steps,
         batch_size=batch_size,
         learning_rate=_learning_rate(learning_rate),
@@ -175,7 +151,9 @@ def train(
     command = command_line()
     try:
         with stage_progress(quiet=quiet) as show:
-            found = train_model(model, source, options, folder, resume=resume, progress=show, say=_say, command=command)
+            found = train_model(
+                asked.model, source, options, folder, resume=resume, progress=show, say=say, command=command
+            )
     except KeyboardInterrupt:
         if (folder / "config.json").exists():
             print(f"stopped; the same command with --resume goes on from what is in {folder}", file=sys.stderr)
@@ -185,17 +163,13 @@ def train(
         typer.echo(found.line)
 
 
-def _say(sentence: str) -> None:
-    print(f"  {as_typed(sentence)}.", file=sys.stderr, flush=True)
-
-
 def _sites(named: list[str] | None, ranking_file: Path | None, which: str, method: str) -> tuple[str, ...]:
     """Return the sites that ``--site`` names or that a ranking chooses.
 
     Raises:
         InputError: Both are given, or the ranking cannot be read or has no such site.
     """
-    names = tuple(name.strip() for names in named or () for name in names.split(",") if name.strip())
+    names = tuple(name for names in named or () for name in names_in(names))
     if named and not names:
         raise InputError("[[site]] names no site; expected names such as 3.mlp_out, or leave it out for all layers.")
     if ranking_file is None:
@@ -212,10 +186,12 @@ def _sites(named: list[str] | None, ranking_file: Path | None, which: str, metho
         raise InputError(f"method {method!r} edits no site; leave out [[sites_from]].")
     ranking = Ranking.load(ranking_file / "ranking.json" if ranking_file.is_dir() else ranking_file)
     sites = ranking.steering_config(which, family=family).sites
+    from steerscope.cli.output import say
+
     model = ranking.model.get("name")
     if not ranking.stability.can_tell:
-        _say("the prompts of this ranking could not tell sites apart, so it recommends none; take more of them")
-    _say(f"sites from the ranking of {model} on {ranking.task} by {ranking.score}: {', '.join(sites)}")
+        say("the prompts of this ranking could not tell sites apart, so it recommends none; take more of them")
+    say(f"sites from the ranking of {model} on {ranking.task} by {ranking.score}: {', '.join(sites)}")
     return tuple(sites)
 
 

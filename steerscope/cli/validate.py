@@ -3,41 +3,37 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from steerscope.cli.bundles import Asked, Loading
 from steerscope.cli.options import (
     DATA,
-    DEFAULT_MODEL,
     MODEL,
     RESULTS,
     RUNNING,
     SITES,
     TRAINING,
-    ChatTemplate,
-    Device,
-    ModelName,
-    OwnExamples,
+    JsonTarget,
     Quiet,
     Resume,
-    Revision,
     StepBatch,
-    TaskFiles,
-    TaskName,
     TestExamples,
-    TrustRemoteCode,
-    chosen_task,
     command_line,
+    names_in,
     option,
 )
 
 
+@dataclass(frozen=True)
+class _Loading(Loading):
+    dtype: Annotated[str, option("float32 or float64.", MODEL)] = "float32"
+
+
 def validate(
-    model: ModelName = DEFAULT_MODEL,
-    task: TaskName = None,
-    data: OwnExamples = None,
-    data_dir: TaskFiles = None,
-    chat_template: ChatTemplate = False,
+    asked: Asked,
+    *,
     sites: Annotated[str, option("How many sites, or names: 3.mlp_out,12.resid_post,...", SITES)] = "12",
     rank: Annotated[int, option("Rank of the linear edits and of LoRA.", SITES)] = 8,
     seeds: Annotated[int, option("Training seeds per site.", TRAINING)] = 2,
@@ -47,17 +43,15 @@ def validate(
     test_examples: TestExamples = 256,
     references: Annotated[bool, option("Train LoRA, full fine-tuning and the greedy set too.", TRAINING)] = True,
     out: Annotated[Path, option("Folder for runs, validation.json and the report.", RESULTS)] = Path("validation"),
+    json: JsonTarget = None,
     resume: Resume = False,
-    device: Device = "cpu",
-    dtype: Annotated[str, option("float32 or float64.", MODEL)] = "float32",
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    loading: _Loading,
     seed: Annotated[int, option("Seed of the ranking, the first run and the bootstrap.", RUNNING)] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Train edits at sites spread over the model and compare the outcome with the ranking and plain baselines."""
     from steerscope.analysis.results import Ranking
-    from steerscope.cli.output import RESUME, check_folder
+    from steerscope.cli.output import RESUME, check_folder, check_json_target, give_json
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.commands import validate as validate_model
     from steerscope.experiments.validation.options import ValidateOptions
@@ -76,31 +70,22 @@ def validate(
         num_test=test_examples,
         references=references,
         seed=seed,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
+        **loading.as_dict(),
     )
     options.check()
     require("report", "the report of a validation")
+    check_json_target(json, "agreements")
     check_folder(out, Kind.VALIDATION, overwrite=resume, advice=RESUME, also=(Kind.RANKING,))
-    source = chosen_task(
-        task,
-        data,
-        data_dir,
-        chat_template=chat_template,
-        model=model,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
+    source = asked.chosen_task(loading)
     with stage_progress(quiet=quiet) as show:
-        result = validate_model(model, source, options, out, progress=show, command=command_line())
+        result = validate_model(asked.model, source, options, out, progress=show, command=command_line())
     from steerscope.reports.ranking.folder import write_report  # matplotlib is slow to load
     from steerscope.reports.validation.page import write_validation
 
     write_report(Ranking.load(out / "ranking.json"), out / "ranking")
     page = write_validation(result, out)
-    print_validation(result, file=sys.stdout)
+    if not give_json(json, result.to_json(), "agreements"):
+        print_validation(result, file=sys.stdout)
     print(f"report: {page}", file=sys.stderr)
 
 
@@ -114,5 +99,4 @@ def _sites(text: str) -> int | tuple[str, ...]:
 
     if text.strip().isdecimal():
         return int(text)
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    return tuple(str(parse_site(name)) for name in names)
+    return tuple(str(parse_site(name)) for name in names_in(text))

@@ -21,6 +21,7 @@ from steerscope.cli.options import (
     Revision,
     TrustRemoteCode,
     command_line,
+    names_in,
     option,
 )
 from steerscope.errors import InputError
@@ -69,7 +70,7 @@ def verify(
     options.check()
     names = None
     if only is not None:
-        names = [name.strip() for name in only.split(",") if name.strip()]
+        names = names_in(only)
         if not names:
             raise InputError(f"[[only]] is {only!r}; expected names of propositions such as P7,P12.")
     catalogue.propositions(names)

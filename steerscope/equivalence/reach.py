@@ -9,6 +9,8 @@ many of their dimensions rise above noise (P44).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -29,11 +31,9 @@ def conditional_second_moment(reads: Tensor, targets: Tensor, *, bias: bool = Fa
     Returns:
         ``(k, k)``.
     """
-    x, m = _moments_about(reads, bias), _moments_about(targets, bias)
-    # Channels of one size: what is left does not change, the inverse is better conditioned.
-    x = x / x.square().mean(0).sqrt().clamp_min(1e-300)
-    cross = x.T @ m / len(x)
-    return m.T @ m / len(m) - cross.T @ torch.linalg.pinv(x.T @ x / len(x), rtol=RANK_CUT, hermitian=True) @ cross
+    m = _moments_about(targets, bias)
+    cross, predicted = _cross_moments(reads, m, bias)
+    return m.T @ m / len(m) - cross.T @ predicted
 
 
 def unreachable_share(reads: Tensor, targets: Tensor, *, bias: bool = False) -> float:
@@ -46,34 +46,72 @@ def unreachable_share(reads: Tensor, targets: Tensor, *, bias: bool = False) -> 
 
     Returns:
         From 0 to 1. With a bias it is one minus R squared of m predicted from x. Source: P43.
+
+    Cost: second moments of x and of x with m; none of m, of which only the trace is needed.
     """
-    whole = _moments_about(targets, bias).square().sum() / len(targets)
-    return float(conditional_second_moment(reads, targets, bias=bias).trace() / whole)
+    m = _moments_about(targets, bias)
+    cross, predicted = _cross_moments(reads, m, bias)
+    return float(1 - (cross * predicted).sum() / (m.square().sum() / len(m)))
+
+
+def _cross_moments(reads: Tensor, m: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
+    """Return the second moment of x with m, and the same after the pseudoinverse of that of x: ``(p, k)`` both."""
+    x = _moments_about(reads, bias)
+    # Channels of one size: what is left does not change, the inverse is better conditioned.
+    x = x / x.square().mean(0).sqrt().clamp_min(1e-300)
+    cross = x.T @ m / len(x)
+    return cross, torch.linalg.pinv(x.T @ x / len(x), rtol=RANK_CUT, hermitian=True) @ cross
 
 
 def _moments_about(tensor: Tensor, bias: bool) -> Tensor:
     return tensor - tensor.mean(0) if bias else tensor
 
 
-def ridge_prediction(reads: Tensor, targets: Tensor, others: Tensor, ridge: float) -> Tensor:
-    """Return the linear prediction, with a constant, of targets at other tokens.
+class RidgeReads:
+    """What is read on some tokens, decomposed once for linear predictions with any penalty and of any targets.
 
     Args:
         reads: x of the tokens fitted on, ``(token, p)``.
-        targets: Their targets, ``(token, k)``.
-        others: x of the tokens predicted for, ``(other, p)``.
-        ridge: Penalty, relative to the mean square of a channel about its mean; the constant is free.
-
-    Returns:
-        ``(other, k)``.
     """
-    mean, about = reads.mean(0), targets.mean(0)
-    x = reads - mean
-    scale = x.square().mean(0).sqrt().clamp_min(1e-300)
-    x = x / scale
-    square = x.T @ x / len(x) + ridge * torch.eye(x.shape[1], dtype=x.dtype)
-    weights = torch.linalg.pinv(square, rtol=RANK_CUT, hermitian=True) @ (x.T @ (targets - about) / len(x))
-    return (others - mean) / scale @ weights + about
+
+    def __init__(self, reads: Tensor) -> None:
+        self._mean = reads.mean(0)
+        x = reads - self._mean
+        self._scale = x.square().mean(0).sqrt().clamp_min(1e-300)
+        self._x = x / self._scale
+        self._values, self._vectors = torch.linalg.eigh(self._x.T @ self._x / len(x))
+
+    def prediction(self, targets: Tensor, others: Tensor, ridge: float) -> Tensor:
+        """Return the linear prediction, with a constant, of targets at other tokens.
+
+        Args:
+            targets: Of the tokens fitted on, ``(token, k)``.
+            others: x of the tokens predicted for, ``(other, p)``.
+            ridge: Penalty, relative to the mean square of a channel about its mean; the constant is free.
+
+        Returns:
+            ``(other, k)``.
+        """
+        return next(self.predictions(targets, others, [ridge]))
+
+    def predictions(self, targets: Tensor, others: Tensor, ridges: Iterable[float]) -> Iterator[Tensor]:
+        """Yield :meth:`prediction` for one penalty after another: what they share is computed once.
+
+        Args:
+            targets: Of the tokens fitted on, ``(token, k)``.
+            others: x of the tokens predicted for, ``(other, p)``.
+            ridges: Penalties.
+
+        Yields:
+            ``(other, k)`` per penalty.
+        """
+        about = targets.mean(0)
+        cross = self._vectors.T @ (self._x.T @ (targets - about)) / len(self._x)
+        turned = (others - self._mean) / self._scale @ self._vectors
+        for ridge in ridges:
+            values = self._values + ridge
+            kept = values > RANK_CUT * values[-1]
+            yield turned[:, kept] @ (cross[kept] / values[kept, None]) + about
 
 
 def held_out_share(reads: Tensor, targets: Tensor, others: Tensor, other_targets: Tensor, ridge: float = 0.0) -> float:
@@ -84,12 +122,12 @@ def held_out_share(reads: Tensor, targets: Tensor, others: Tensor, other_targets
         targets: m of those tokens, ``(token, k)``.
         others: x of the held-out tokens, ``(other, p)``.
         other_targets: m of the held-out tokens, ``(other, k)``.
-        ridge: Of :func:`ridge_prediction`.
+        ridge: Of :meth:`RidgeReads.prediction`.
 
     Returns:
         0 where everything is predicted, about 1 where nothing is; the mean of the fitted tokens is the reference.
     """
-    left = other_targets - ridge_prediction(reads, targets, others, ridge)
+    left = other_targets - RidgeReads(reads).prediction(targets, others, ridge)
     return float(left.square().sum() / (other_targets - targets.mean(0)).square().sum())
 
 
@@ -106,14 +144,26 @@ def canonical_variates(reads: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         ``(rank of m,)`` and ``(token, rank of m)`` with orthonormal columns.
     """
-    inner, outer = _basis(targets), _basis(reads)
+    return variates_between(orthonormal_basis(reads), orthonormal_basis(targets))
+
+
+def variates_between(outer: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
+    """Return :func:`canonical_variates` of channels that are given by bases of what they span over tokens.
+
+    Args:
+        outer: Of what is read, ``(token, rank of x)``.
+        inner: Of the targets, ``(token, rank of m)``.
+
+    Returns:
+        ``(rank of m,)`` and ``(token, rank of m)`` with orthonormal columns.
+    """
     turned = torch.linalg.svd(inner.T @ outer, full_matrices=True)
     correlations = inner.new_zeros(inner.shape[1])
     correlations[: len(turned.S)] = turned.S.clamp(max=1)
     return correlations, inner @ turned.U
 
 
-def _basis(matrix: Tensor) -> Tensor:
+def orthonormal_basis(matrix: Tensor) -> Tensor:
     """Return an orthonormal basis of the columns of a matrix (token channel), up to :data:`RANK_CUT`."""
     scaled = matrix / matrix.square().mean(0).sqrt().clamp_min(1e-300)
     values, vectors = torch.linalg.eigh(scaled.T @ scaled)
@@ -137,54 +187,61 @@ def reachable_share(shift: Tensor, correlations: Tensor, variates: Tensor) -> fl
     return float((correlations.square() * energy).sum() / shift.square().sum())
 
 
-def effective_dimension(reads: Tensor, level: float) -> float:
-    r"""Return :math:`tr K (K + l)^{-1}` of the token kernel :math:`K = X X^T`.
+def token_spectrum(reads: Tensor) -> Tensor:
+    """Return the eigenvalues of the token kernel ``X X^T`` that are not zero by their number, in falling order.
 
     Args:
         reads: What is read, ``(token, p)``.
+
+    Returns:
+        ``(min(token, p),)``.
+    """
+    return torch.linalg.svdvals(reads).square()
+
+
+def effective_dimension(spectrum: Tensor, level: float) -> float:
+    r"""Return :math:`tr K (K + l)^{-1}` of a token kernel K.
+
+    Args:
+        spectrum: Its eigenvalues (:func:`token_spectrum`).
         level: l, the variance of the noise over that of an entry of the update.
 
     Returns:
         Number of dimensions per output channel that rise above the noise; at ``l = 0`` the rank. Source: P44.
     """
-    values = torch.linalg.svdvals(reads).square()
-    return float((values / (values + level)).sum())
+    return float((spectrum / (spectrum + level)).sum())
 
 
-def unreachable_kernel_share(reads: Tensor, kernel: Tensor) -> float:
+def unreachable_kernel_share(basis: Tensor, kernel: Tensor) -> float:
     r"""Return :math:`tr (1 - P_x) k / tr k`: what edits that read x leave of isotropic updates with token kernel k.
 
     Args:
-        reads: x, ``(token, p)``.
+        basis: An orthonormal basis of what the channels of x span over tokens (:func:`orthonormal_basis`).
         kernel: :math:`k_{ts} = tr E[\delta_t \delta_s^T]` up to a factor, ``(token, token)``.
 
     Returns:
         From 0 to 1. Source: P45.
     """
-    basis = _basis(reads)
     return float(1 - (basis * (kernel @ basis)).sum() / kernel.trace())
 
 
-def held_out_kernel_share(reads: Tensor, others: Tensor, kernel: Tensor, ridge: float = 0.0) -> float:
+def held_out_kernel_share(weights: Tensor, kernel: Tensor) -> float:
     """Return the share of held-out shifts that edits fitted on other tokens leave, on average over updates.
 
     Args:
-        reads: x of the tokens fitted on, ``(token, p)``.
-        others: x of the held-out tokens, ``(other, p)``.
+        weights: What every held-out token's prediction is made of, as weights of the fitted ones: ``(other, token)``
+            (:class:`RidgeReads` with the identity as targets).
         kernel: k of both, the tokens fitted on first, ``(token + other, token + other)``.
-        ridge: Of :func:`ridge_prediction`.
 
     Returns:
         0 where everything is predicted, about 1 where nothing is. Source: P45.
     """
-    count = len(reads)
-    identity = torch.eye(count, dtype=reads.dtype)
-    predicted = ridge_prediction(reads, identity, others, ridge)
-    mean = torch.full_like(predicted, 1 / count)
+    count = weights.shape[1]
+    mean = torch.full_like(weights, 1 / count)
 
     def energy(weights: Tensor) -> Tensor:
         """Return the expected energy of the held-out shifts minus weighted sums of the fitted ones."""
         crossed = (weights * kernel[count:, :count]).sum()
         return kernel[count:, count:].trace() - 2 * crossed + (weights * (weights @ kernel[:count, :count])).sum()
 
-    return float(energy(predicted) / energy(mean))
+    return float(energy(weights) / energy(mean))

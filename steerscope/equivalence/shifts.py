@@ -19,6 +19,7 @@ from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.hooks import reading
 from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import require_weights_in_memory
+from steerscope.models.packed import require_plain_weights
 from steerscope.models.site_map import SiteMap, find_sites
 
 LOGITS = "logits"
@@ -182,6 +183,7 @@ def _model_of(model: LoadedModel | nn.Module) -> tuple[nn.Module, SiteMap]:
 def _checked(model: nn.Module, weight_update: Mapping[str, Tensor]) -> tuple[Weights, Weights]:
     """Return the weights that change and their changes, in the weights' dtype and device."""
     require_weights_in_memory(model, "a shift under a weight update")
+    require_plain_weights(model, "a shift under a weight update")
     if model.training:
         raise InputError("the model is in training mode, where dropout makes shifts random. Call model.eval().")
     if not weight_update:

@@ -160,17 +160,8 @@ def validate(
     """
     options = options_or_default(options, ValidateOptions)
     options.check()
-    loaded = _in_memory(model, options)
-    place, show = Path(out), progress or _silent
-    require_folder_for(place, Kind.VALIDATION, also=(Kind.RANKING,))
-    splits = splits_of_task(_task(task))
-    splits.selection(options.num_selection)
-    splits.test(options.num_test)
-    if loaded is None:
-        show("load", 0, 1)
-        loaded = _load(model, options)
-        show("load", 1, 1)
-    ranking, result = validate_ranking(loaded, splits, options, place, progress=show, command=command)
+    work, place = _prepared(model, task, options, out, Kind.VALIDATION, progress), Path(out)
+    ranking, result = validate_ranking(work.loaded, work.splits, options, place, progress=work.show, command=command)
     ranking.save(place / "ranking.json")
     result.save(place / "validation.json")
     return result
@@ -205,7 +196,7 @@ def sweep(
     """
     options = options_or_default(options, SweepOptions)
     work = _prepared(model, task, options, out, Kind.SWEEP, progress)
-    return sweep_sites(work.loaded, work.splits, options, out, progress=work.show, command=command)
+    return sweep_sites(work.loaded, work.splits, options, out, progress=work.show, command=command, load=work.load)
 
 
 def search(
@@ -237,7 +228,7 @@ def search(
     """
     options = options_or_default(options, SearchOptions)
     work = _prepared(model, task, options, out, Kind.SEARCH, progress)
-    return search_sites(work.loaded, work.splits, options, out, progress=work.show, command=command)
+    return search_sites(work.loaded, work.splits, options, out, progress=work.show, command=command, load=work.load)
 
 
 @dataclass(frozen=True)
@@ -247,12 +238,14 @@ class _Prepared:
     loaded: LoadedModel
     splits: DataSplits
     show: StageProgress
+    # How another machine loads it by its name; None for a model in memory.
+    load: Callable[[], LoadedModel] | None
 
 
 def _prepared(
     model: AnyModel,
     task: AnyTask,
-    options: SweepOptions | SearchOptions,
+    options: ValidateOptions | SweepOptions | SearchOptions,
     out: str | Path,
     kind: Kind,
     progress: StageProgress | None,
@@ -262,11 +255,15 @@ def _prepared(
     splits = splits_of_task(_task(task))
     splits.selection(options.num_selection)
     splits.test(options.num_test)
+    load = None
     if loaded is None:
         show("load", 0, 1)
+        # A process of a cluster sees the GPUs that it was given, and counts them from 0.
+        its_own = replace(options, device="cuda") if options.device.startswith("cuda") else options
+        load = partial(_load, model, its_own)
         loaded = _load(model, options)
         show("load", 1, 1)
-    return _Prepared(loaded, splits, show)
+    return _Prepared(loaded, splits, show, load)
 
 
 def verify(
@@ -303,7 +300,7 @@ def verify(
             f"got the loaded model {model.identity.name!r}, which has one data type; expected a name, or a function "
             "that returns it in a data type: verify(lambda dtype: load_model(NAME, dtype=dtype))."
         )
-    load = model if callable(model) else partial(_in_dtype, model, options)
+    load = model if callable(model) else partial(_load, model, options)
     return verification.verify_model(load, chosen, options, progress)
 
 
@@ -344,21 +341,12 @@ def _in_memory(model: AnyModel, options: Any) -> LoadedModel | None:
     return model
 
 
-def _load(model: AnyModel, options: Any) -> LoadedModel:
+def _load(model: AnyModel, options: Any, dtype: str | None = None) -> LoadedModel:
+    """Load a model as the options say, or in another data type."""
     return models.load_model(
         str(model),
         device=options.device,
-        dtype=options.dtype,
-        revision=options.revision,
-        trust_remote_code=options.trust_remote_code,
-    )
-
-
-def _in_dtype(name: str | Path, options: VerifyOptions, dtype: str) -> LoadedModel:
-    return models.load_model(
-        str(name),
-        device=options.device,
-        dtype=dtype,
+        dtype=dtype or options.dtype,
         revision=options.revision,
         trust_remote_code=options.trust_remote_code,
     )

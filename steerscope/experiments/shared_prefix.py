@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.models.lengths import is_beyond, switch_length
+from steerscope.models.offloaded import device_of
 from steerscope.steering import SteeringModel
 from steerscope.steering.positions import Positions
 
@@ -154,7 +155,7 @@ class Prefix:
             The prefix with its key/value cache; without a common start, an empty one.
         """
         length = shared_length(model, rows, prompts, pad)
-        ids = torch.tensor([list(rows[0][:length])], dtype=torch.long, device=next(model.parameters()).device)
+        ids = torch.tensor([list(rows[0][:length])], dtype=torch.long, device=device_of(model))
         if not length:
             return cls(ids, None)
         return cls(ids, cache_of(model, ids, 1, _told(model, [min(prompts)], ids.device)))
@@ -162,7 +163,7 @@ class Prefix:
     @classmethod
     def none(cls, model: nn.Module) -> Prefix:
         """Return a prefix without tokens."""
-        return cls(torch.empty(1, 0, dtype=torch.long, device=next(model.parameters()).device), None)
+        return cls(torch.empty(1, 0, dtype=torch.long, device=device_of(model)), None)
 
     @property
     def length(self) -> int:
@@ -220,7 +221,7 @@ def _is_right(
     Returns:
         Whether the logits differ by no more than rounding explains.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     width = max(map(len, rows))
     told = _told(model, prompts, device)
     ends = torch.tensor([width if pads_left else len(row) for row in rows], device=device) - 1

@@ -65,10 +65,8 @@ def _require_addend(added: object, shape: torch.Size, site: Site) -> None:
 
 
 def _fits(shape: torch.Size, value: torch.Size) -> bool:
-    """Whether a shape can be repeated to another, over batch and token alone.
-
-    Of two axes it could be meant as batch or as token, and torch would take it as token.
-    """
+    """Whether a shape can be repeated to another, over batch and token alone."""
+    # Of two axes it could be meant as batch or as token, and torch would take it as token.
     if not shape or shape[-1] != value[-1] or len(shape) > 3:
         return False
     lead = shape[:-1]

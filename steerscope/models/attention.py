@@ -18,9 +18,12 @@ def forward_differentiable_attention(model: nn.Module) -> Iterator[nn.Module]:
 
     ``torch.func.jvp`` raises for fused attention on every device, CPU included.
 
+    Yields:
+        The model.
+
     Raises:
         UnsupportedModelError: The model's attention cannot be switched to eager.
-    """
+    """  # noqa: DOC501  (the ValueError is caught)
     config: Any = decoder_of(model).config
     before = config._attn_implementation
     if before == "eager":

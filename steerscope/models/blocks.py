@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from steerscope.errors import UnsupportedModelError
 from steerscope.models.description import BlockDescription
+from steerscope.models.packed import is_packed, packed_shape
 from steerscope.models.wrappers import acting_layer
 from steerscope.site_kinds import Branch, Maps, SiteKind
 
@@ -349,12 +350,22 @@ def width_of(block: Block, kind: SiteKind, d_model: int) -> int:
 
 
 def linear_weight(module: nn.Module) -> Tensor:
-    """Return the weight of a linear map, looking inside PEFT's wrapper of it."""
+    """Return the weight of a linear map, looking inside PEFT's wrapper of it.
+
+    Raises:
+        UnsupportedModelError: It has none of two axes, or keeps it packed (quantised).
+    """
+    if is_packed(module):
+        raise UnsupportedModelError(
+            f"this needs the weights of a linear map as plain numbers, and {type(acting_layer(module)).__name__} keeps "
+            "them quantised. Take the model that it was made from; ranking, steering and training edits work on this "
+            "one."
+        )
     weight = getattr(acting_layer(module), "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         raise UnsupportedModelError(
             f"expected a linear map with a 2-dimensional weight, got {type(module).__name__}. "
-            "Expert stacks and quantised layers are not supported."
+            "Expert stacks are not supported."
         )
     return weight
 
@@ -366,6 +377,8 @@ def is_transposed(module: nn.Module) -> bool:
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:
     """Return ``(d_out, d_in)`` of a linear map, whatever way its weight is stored."""
+    if is_packed(module):
+        return packed_shape(module)
     rows, columns = linear_weight(module).shape
     return (columns, rows) if is_transposed(module) else (rows, columns)
 

@@ -111,6 +111,9 @@ def hooks_bound_here() -> Iterator[Entry]:
 def acts_here(owner: Entry | None) -> bool:
     """Whether a hook acts in the running code: it is its own, everyone's (None), or backward runs a block again for it.
 
+    Returns:
+        Whether it acts.
+
     Raises:
         InputError: A thread of torch runs a block again, and hooks of several threads or tasks are set.
     """
@@ -125,6 +128,13 @@ def acts_here(owner: Entry | None) -> bool:
             "their edits cannot be told apart. Switch gradient checkpointing off, or use one thread at a time."
         )
     return True
+
+
+def hooks_here() -> frozenset[Entry]:
+    """Return the contexts whose hooks act in the running code: its own, in a thread of torch's all that are set."""
+    if _is_backward_worker():
+        return frozenset(_bound)
+    return frozenset(one for one in _all() if one in _bound)
 
 
 def _is_backward_worker() -> bool:

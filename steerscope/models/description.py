@@ -107,6 +107,12 @@ class BlockDescription:
 
         Args:
             branch: Attention or MLP; one that is one map already stays as it is.
+
+        Returns:
+            Another description.
+
+        Raises:
+            UnsupportedModelError: An MLP without a module of its own.
         """
         if branch is Branch.ATTENTION:
             if self.attn_write is None:

@@ -21,6 +21,7 @@ from steerscope.models.blocks import Block, as_token_axes
 from steerscope.models.calls import Call, stream_of
 from steerscope.models.contexts import Entry, acts_here, hooks_bound_here
 from steerscope.models.readings import Key, Readings
+from steerscope.models.recomputed import recomputed_with
 from steerscope.models.site_map import SiteMap
 from steerscope.site_kinds import Place, Role
 from steerscope.sites import Site, SiteKind, one_or_several
@@ -122,6 +123,9 @@ def _at_output(module: nn.Module, stream: _Stream, tap: Tap, add_stream: bool = 
     """Tap a module's output; with ``add_stream`` what is read there is ``h + output``.
 
     With ``scale``, the tap sees the output times that, which is what the block adds to the stream.
+
+    Returns:
+        The handle of the hook.
     """
     if scale != 1.0:
         tap = _scaled(tap, scale, lambda added: stream.h + added if add_stream else added)
@@ -275,7 +279,9 @@ def edited(
         if site.head is not None and Site(site.layer, site.kind) in map(found.resolve, edits):
             raise InputError(f"'{site}' is one of the heads of '{site.layer}.{site.kind}', which is edited too.")
         taps[site] = _adding(checked(site, edit))
-    with tapping(found, {site: taps[site] for site in sorted(taps, key=lambda s: (s.layer, s.kind.order))}):
+    ordered = {site: taps[site] for site in sorted(taps, key=lambda s: (s.layer, s.kind.order))}
+    edited_blocks = [found.blocks[layer].module for layer in {site.layer for site in ordered}]
+    with tapping(found, ordered), recomputed_with(edited_blocks, lambda: tapping(found, ordered)):
         yield inner
 
 
@@ -288,7 +294,7 @@ def reading(site_map: SiteMap | HasSites, sites: Iterable[Key] | Key) -> Iterato
         site_map: The model's sites, or a loaded or steered model, which knows them.
         sites: Which, by name or as :class:`Site`; one or several.
 
-    Returns:
+    Yields:
         A dictionary with the keys that were asked for; a site is found under its other names too. It is filled as
         the model runs; a second pass overwrites the first. Enter it inside :func:`edited` to read edited values.
 

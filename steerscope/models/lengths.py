@@ -44,6 +44,12 @@ def switch_length(model: nn.Module) -> int | None:
 
     Rows up to it and rows beyond it must not share a batch, and a key/value cache filled below it must not be continued
     beyond it.
+
+    Returns:
+        A number of tokens, or ``None``.
+
+    Raises:
+        InputError: The layers switch at different lengths.
     """
     config = _config(model)
     found = []

@@ -28,8 +28,10 @@ from steerscope.models.bundled import (
 from steerscope.models.description import BlockDescription
 from steerscope.models.layouts import known_description
 from steerscope.models.lengths import context_of
-from steerscope.models.load_errors import not_loaded, refuse_quantised
-from steerscope.models.offloaded import require_weights_in_memory
+from steerscope.models.load_errors import not_loaded, quantisation_asked_for
+from steerscope.models.offloaded import device_of, require_runs
+from steerscope.models.packed import compute_dtype, is_packed, is_packed_tensor, num_weights, quantisation_of
+from steerscope.models.recognition.skeleton import refuse_from_configuration
 from steerscope.models.selfcheck import check_sites
 from steerscope.models.site_map import SiteMap, find_sites
 from steerscope.models.weight_hashes import digest_of_parameters
@@ -44,6 +46,8 @@ DTYPES = {
 
 # The device that is there, whichever it is.
 AUTO = "auto"
+# Layers over all devices, as transformers' device_map places them; what fits on none is offloaded.
+SPLIT = ("balanced", "balanced_low_0", "sequential")
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         """Where the model's inputs go."""
-        return next(self.model.parameters()).device
+        return device_of(self.model)
 
     @property
     def max_length(self) -> int | None:
@@ -136,7 +140,8 @@ def load_model(
 
     Args:
         name_or_path: ``"smollm2-135m"`` (bundled), a local folder, a ``.gguf`` file, or a Hugging Face name.
-        device: Where to put the model; ``"auto"`` for a GPU if there is one, else the CPU.
+        device: Where to put the model; ``"auto"`` for a GPU if there is one, else the CPU; ``"balanced"`` and
+            ``"sequential"`` for its layers over all GPUs and then the CPU, as transformers' ``device_map``.
         dtype: Data type of weights and computation; ``"bf16"`` and the like are understood.
         revision: Branch, tag or commit of a Hugging Face name.
         description: How the model's blocks are built, for a family steerscope does not know.
@@ -146,10 +151,10 @@ def load_model(
         The model in evaluation mode with frozen weights, its tokenizer, sites and identity.
 
     Raises:
-        InputError: Unknown name, unreadable folder, missing, NaN or quantised weights, a device that is not there, too
-            little memory, a package that is missing, code that comes with the model and was not asked for.
+        InputError: Unknown name, unreadable folder, missing or NaN weights, a device that is not there, too little
+            memory, a package that is missing, code that comes with the model and was not asked for.
         UnsupportedModelError: No known layout, or the self-check failed.
-    """
+    """  # noqa: DOC501  (a function makes the InputError)
     if not isinstance(name_or_path, str | os.PathLike):
         raise InputError(
             f"the model is {name_or_path!r}, a {type(name_or_path).__name__}; expected a name or a path. Give "
@@ -162,20 +167,26 @@ def load_model(
             "a Hugging Face name."
         )
     chosen_dtype = _dtype(dtype)
-    chosen_device = _device(device)
+    placed: Any = device if device in SPLIT else _device(device)
     with told(f"read the model {name!r}"):
         source, quantised, digest = _locate(name)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    for_files: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if source.exists():
-        options["local_files_only"] = True
+        for_files["local_files_only"] = True
     try:
-        config = AutoConfig.from_pretrained(source if source.exists() else name, **options)
+        config = AutoConfig.from_pretrained(source if source.exists() else name, **for_files)
     except Exception as error:  # hub, network and parse errors have no common type
         raise not_loaded(name, source, error) from error
-    # Family and quantisation are known from the configuration: refuse before gigabytes of weights are read.
-    refuse_quantised(name, config)
+    method = quantisation_asked_for(config)
     chosen = description or known_description(config.get_text_config(decoder=True))
+    if chosen is None and method is None:
+        refuse_from_configuration(config, trust_remote_code=trust_remote_code)
     place = source if source.exists() else name
+    options = dict(for_files)
+    if placed in SPLIT:
+        options["device_map"] = placed
+    elif method is not None:
+        options["device_map"] = {"": placed}  # quantised layers are made in place, and not moved
     try:
         # Weights the files lack would be filled in at random, with no more than a warning: they are asked for.
         with quiet_transformers():
@@ -188,11 +199,15 @@ def load_model(
                     f"the weights of {name!r} do not fill its configuration ({missing}); expected every tensor in its "
                     "shape. Copy or download the model again, or correct its config.json."
                 )
-            tokenizer = AutoTokenizer.from_pretrained(place, **options)
-            model.to(chosen_device)
+            tokenizer = AutoTokenizer.from_pretrained(place, **for_files)
+            if "device_map" not in options:
+                model.to(placed)
     except Exception as error:
-        raise not_loaded(name, source, error) from error
+        raise not_loaded(name, source, error, method) from error
     digest = digest or _digest_of_files(source) or digest_of_parameters(model)
+    setup = (setup_of(source) or getattr(config, "_commit_hash", None) or "") if quantised is None else ""
+    if method is not None and not any(is_packed(module) for module in model.modules()):
+        quantised = f"weights quantised by {method} made float again on loading"
     return wrap_model(
         model,
         tokenizer,
@@ -201,7 +216,7 @@ def load_model(
         sha256=digest,
         quantised=quantised,
         description=chosen,
-        setup=(setup_of(source) or getattr(config, "_commit_hash", None) or "") if quantised is None else "",
+        setup=setup,
     )
 
 
@@ -220,7 +235,7 @@ def load_tokenizer(
 
     Raises:
         InputError: There is no such model, or it has no tokenizer.
-    """
+    """  # noqa: DOC501  (a function makes the InputError)
     name = str(name_or_path)
     with told(f"read the tokenizer of {name!r}"):
         source, _, _ = _locate(name)
@@ -265,13 +280,16 @@ def wrap_model(
         The model with its tokenizer, sites and identity.
 
     Raises:
-        InputError: A weight is NaN or infinite, or offloaded; the message names it.
+        InputError: A weight is NaN or infinite, or has no values; the message names it.
         UnsupportedModelError: No known layout, or the self-check failed.
     """
-    require_weights_in_memory(model, "analysis")
+    require_runs(model)
     site_map = find_sites(model, description)
     for parameter_name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+        # What is offloaded shows in the logits, which the self-check requires to be finite.
+        if parameter.is_meta or is_packed_tensor(parameter):
+            continue
+        if not bool(torch.isfinite(parameter).all()):
             raise InputError(
                 f"weight {parameter_name!r} of {name!r} holds NaN or infinite values; every number computed "
                 "from it would be worthless. Check the checkpoint or load it in float32."
@@ -281,17 +299,16 @@ def wrap_model(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     check_sites(model, site_map)
-    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     identity = ModelIdentity(
         name=name,
         revision=revision,
         sha256=sha256 or digest_of_parameters(model),
         layers=len(site_map.blocks),
-        quantised=quantised,
+        quantised=quantised or quantisation_of(site_map.linear_maps().values()),
         layout=site_map.description.layout,
         d_model=site_map.d_model,
-        n_params=sum(p.numel() for p in model.parameters()),
-        dtype=str(dtype).removeprefix("torch."),
+        n_params=num_weights(model),
+        dtype=str(compute_dtype(model)).removeprefix("torch."),
         setup=setup,
     )
     return LoadedModel(model, tokenizer, site_map, identity)

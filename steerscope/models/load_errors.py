@@ -16,36 +16,24 @@ _AGAIN = "copy or download the folder again"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
-def refuse_quantised(name: str, config: Any) -> None:
-    """Refuse a model whose configuration says that its weights are quantised, before they are read.
-
-    Args:
-        name: As the user named it.
-        config: The model's configuration.
-
-    Raises:
-        InputError: It is.
-    """
+def quantisation_asked_for(config: Any) -> str | None:
+    """Return the method by which a configuration says that weights are quantised, ``None`` where it says nothing."""
     found = getattr(config, "quantization_config", None)
     if found is None:
-        return
+        return None
     told = found if isinstance(found, dict) else getattr(found, "__dict__", {})
     method = told.get("quant_method")
-    method = "no named method" if method is None else str(getattr(method, "value", method))
-    raise InputError(
-        f"the config.json of {name!r} asks for a quantisation ({method}); expected plain weights, since quantised "
-        "layers cannot be read and edited exactly. Take the model that it was made from, and load it with "
-        "[[dtype='bfloat16']] if memory is short."
-    )
+    return "no named method" if method is None else str(getattr(method, "value", method))
 
 
-def not_loaded(name: str, source: Path, error: Exception) -> InputError:
+def not_loaded(name: str, source: Path, error: Exception, quantisation: str | None = None) -> InputError:
     """Say why a model could not be loaded.
 
     Args:
         name: As the user named it.
         source: Where it was looked for; what does not exist was asked for by its Hugging Face name.
         error: What was raised.
+        quantisation: The method by which its weights are quantised.
 
     Returns:
         The error to raise, in one sentence with the next step; ``error`` itself if it is such a one.
@@ -68,6 +56,11 @@ def not_loaded(name: str, source: Path, error: Exception) -> InputError:
         )
     local = source.exists() and source == Path(name)
     what = f"the model in folder {name!r}" if local else f"a model named {name!r}"
+    if quantisation is not None and not _is_short_of_memory(error, lower):
+        return InputError(
+            f"cannot load {what} ({reason}). Its config.json asks for a quantisation ({quantisation}): install the "
+            "package that computes with it, on a machine that it runs on, or take the model that it was made from."
+        )
     if (advice := _advice(error, lower, source)) is not None:
         return InputError(f"cannot load {what} ({reason}). {advice}")
     if source.exists() and not local:
@@ -88,9 +81,14 @@ def not_loaded(name: str, source: Path, error: Exception) -> InputError:
     )
 
 
+def _is_short_of_memory(error: Exception, lower: str) -> bool:
+    is_so_by_type = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return is_so_by_type or "out of memory" in lower or "can't allocate" in lower
+
+
 def _advice(error: Exception, lower: str, source: Path) -> str | None:
     """Return what to do about an error whose cause can be told, ``None`` for all others."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in lower or "can't allocate" in lower:
+    if _is_short_of_memory(error, lower):
         return (
             "There is not enough memory: load it with [[dtype='bfloat16']], on another [[device]], or take a smaller "
             "model."

@@ -58,6 +58,9 @@ def true_float64(model: nn.Module) -> Iterator[nn.Module]:
     Args:
         model: A model whose floating-point parameters are all float64 (``model.double()``).
 
+    Yields:
+        The model.
+
     Raises:
         InputError: A parameter has another dtype; the message names it.
     """

@@ -9,6 +9,7 @@ the MLP's branch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,12 @@ from steerscope.errors import UnsupportedModelError
 from steerscope.finite import require_finite
 from steerscope.models.blocks import Block, linear_weight
 from steerscope.models.hooks import Edit, edited, reading
+from steerscope.models.offloaded import device_of
+from steerscope.models.packed import compute_dtype, is_packed, rounding_of, weights_besides
 from steerscope.models.recorded import Calls, recorded_calls
 from steerscope.models.site_map import SiteMap
 from steerscope.models.upper_blocks import entering_block
-from steerscope.models.wrappers import random_tokens, vocab_size
+from steerscope.models.wrappers import acting_layer, random_tokens, vocab_size
 from steerscope.site_kinds import Branch, Place
 from steerscope.sites import Site, SiteKind
 
@@ -46,10 +49,11 @@ def check_sites(model: nn.Module, site_map: SiteMap, num_tokens: int = 6) -> Non
     def run() -> Tensor:
         return model(input_ids=ids, use_cache=False).logits
 
+    allowed = Tolerance.of(model, site_map)
     plain = run()
     # A model may rule out tokens with minus infinity; nothing else is a logit.
     require_finite("a logit of this model, of six random tokens,", plain.masked_fill(plain == -torch.inf, 0.0))
-    _check_causal(model, ids, plain)
+    _check_causal(model, ids, plain, allowed)
     zero: dict[Site, Edit] = dict.fromkeys(site_map.sites(), torch.zeros_like)
     with edited(model, site_map, zero):
         if not torch.equal(run(), plain):
@@ -58,14 +62,19 @@ def check_sites(model: nn.Module, site_map: SiteMap, num_tokens: int = 6) -> Non
     with recorded_calls(site_map.blocks) as calls:
         clean = _run_and_read(run, site_map)
     for block in site_map.blocks:
-        _check_reads(block, {kind: clean[block.index, kind] for kind in site_map.description.kinds}, calls[block.index])
+        # What enters a block may still be on the device of the block before.
+        home = device_of(block.module)
+        read = {kind: clean[block.index, kind].to(home) for kind in site_map.description.kinds}
+        _check_reads(block, read, calls[block.index], allowed)
         _check_maps(block)
 
     middle = len(site_map.blocks) // 2
     with entering_block(site_map, middle, clean[middle, SiteKind.RESID_PRE]):
         behind = run()
     found, expected = (logits.masked_fill(logits == -torch.inf, 0.0) for logits in (behind, plain))
-    _compare(found, expected, f"the model from block {middle} on does not follow from the stream that enters it")
+    _compare(
+        found, expected, f"the model from block {middle} on does not follow from the stream that enters it", allowed
+    )
     for kind in site_map.description.kinds:
         layer = 0 if kind.facts.is_first_block_only else middle
         edit = _random_edit(clean[layer, kind], generator)
@@ -76,10 +85,10 @@ def check_sites(model: nn.Module, site_map: SiteMap, num_tokens: int = 6) -> Non
                     f"there what its description says, or the edit is too small beside the stream in {plain.dtype}. "
                     "Load the model with [[dtype='float32']], or correct the BlockDescription."
                 )
-        _check_writes(model, site_map, kind, run, clean, generator)
+        _check_writes(model, site_map, kind, run, clean, generator, allowed)
 
 
-def _check_causal(model: nn.Module, ids: Tensor, plain: Tensor) -> None:
+def _check_causal(model: nn.Module, ids: Tensor, plain: Tensor, allowed: Tolerance) -> None:
     """Require that the logits of a token do not depend on later tokens."""
     other = ids.clone()
     other[:, -1] = (ids[:, -1] + 1) % vocab_size(model)
@@ -87,8 +96,7 @@ def _check_causal(model: nn.Module, ids: Tensor, plain: Tensor) -> None:
     known = torch.isfinite(earlier) & torch.isfinite(plain[:, :-1])
     zero = torch.zeros((), dtype=plain.dtype, device=plain.device)
     found, expected = (torch.where(known, value, zero) for value in (earlier, plain[:, :-1]))
-    scale = expected.float().pow(2).mean().sqrt().clamp_min(1e-30)
-    if float((found - expected).float().abs().max() / scale) > 200 * torch.finfo(plain.dtype).eps:
+    if not allowed.holds(*_errors(found, expected)):
         raise UnsupportedModelError(
             "self-check: another last token changed the logits of the tokens before it, so this is no causal language "
             "model. Load a decoder; for BERT-like models set is_decoder=True in the configuration."
@@ -114,13 +122,10 @@ def _random_edit(like: Tensor, generator: torch.Generator) -> Callable[[Tensor],
 
 def _check_maps(block: Block) -> None:
     """Require that the described linear maps are all of the block's, each once: K_FT sums over them."""
-    described = [id(linear_weight(module)) for module in block.linear_maps().values()]
-    present = {
-        id(parameter): name.replace("base_layer.", "")
-        for name, parameter in block.module.named_parameters()
-        if parameter.dim() > 1 and "lora_" not in name
-    }
-    missing = [name for key, name in present.items() if key not in described and name not in block.description.left_out]
+    maps = list(block.linear_maps().values())
+    # A packed map was found to be linear when its widths were measured.
+    described = [id(acting_layer(module) if is_packed(module) else linear_weight(module)) for module in maps]
+    missing = [name for name in weights_besides(block.module, maps) if name not in block.description.left_out]
     if missing or len(set(described)) != len(described):
         what = f"leaves out {missing}" if missing else "names a linear map twice"
         raise UnsupportedModelError(
@@ -130,7 +135,7 @@ def _check_maps(block: Block) -> None:
         )
 
 
-def _check_reads(block: Block, read: dict[SiteKind, Tensor], calls: Calls) -> None:
+def _check_reads(block: Block, read: dict[SiteKind, Tensor], calls: Calls, allowed: Tolerance) -> None:
     """Compare every tensor read with the layout's equation, from the tensors before it."""
     h, attn_out = read[SiteKind.RESID_PRE], read[SiteKind.ATTN_OUT]
     mlp_in, hidden = read[SiteKind.MLP_IN], read.get(SiteKind.MLP_HIDDEN)
@@ -150,7 +155,7 @@ def _check_reads(block: Block, read: dict[SiteKind, Tensor], calls: Calls) -> No
     if SiteKind.RESID_MID in read:
         expected[SiteKind.RESID_MID] = block.stream_mid(h, attn_out)
     for kind, value in expected.items():
-        _compare(read[kind], value, f"the tensor read at '{block.index}.{kind}' is not {kind}'s equation")
+        _compare(read[kind], value, f"the tensor read at '{block.index}.{kind}' is not {kind}'s equation", allowed)
 
 
 def _check_writes(
@@ -160,6 +165,7 @@ def _check_writes(
     run: Callable[[], Tensor],
     clean: dict[tuple[int, SiteKind], Tensor],
     generator: torch.Generator,
+    allowed: Tolerance,
 ) -> None:
     """Edit one kind at all layers in one pass and recompute every block's output from what entered it."""
     sites = site_map.sites((kind,))
@@ -168,13 +174,13 @@ def _check_writes(
         read = _run_and_read(run, site_map)  # entered inside the edits, so it sees edited values
     for site in sites:
         block = site_map.blocks[site.layer]
-        entered = read[site.layer, SiteKind.RESID_PRE]
-        delta = deltas[site](entered)
+        entered = read[site.layer, SiteKind.RESID_PRE].to(device_of(block.module))
+        delta = deltas[site](entered).to(entered.device)
         called = calls[block.index]
         expected = _block_output(block, kind, entered, delta, called)
         unedited = _block_output(block, None, entered, delta, called)
         after = read[site.layer, SiteKind.RESID_POST]
-        _compare(after, expected, f"an edit of '{site}' does not move the block as its equation says")
+        _compare(after, expected, f"an edit of '{site}' does not move the block as its equation says", allowed)
         if kind.facts.place is not Place.ENTERS and torch.equal(after, unedited):
             raise UnsupportedModelError(
                 f"self-check: an edit of '{site}' does not reach the block's output, or is too small beside the stream "
@@ -211,19 +217,65 @@ def _block_output(
     return plus(h + attn_out + mlp_out, SiteKind.RESID_POST)
 
 
-def _compare(found: Tensor, expected: Tensor, complaint: str) -> None:
-    """Raise unless two tensors agree to rounding (relative to the larger's root mean square)."""
+@dataclass(frozen=True)
+class Tolerance:
+    """How far two computations of one equation may be apart, relative to the root mean square of the larger.
+
+    Attributes:
+        most: Any number of them: sums in another order differ by a few hundred units of rounding at most.
+        typical: Their root mean square. In 16 bits the first is no bound (200 units of bfloat16 are 1.6), this one is.
+    """
+
+    most: float
+    typical: float
+
+    @classmethod
+    def of(cls, model: nn.Module, site_map: SiteMap) -> Tolerance:
+        """Return what a model's data type allows, and quantised maps that round what they read.
+
+        Args:
+            model: The model.
+            site_map: Its sites.
+
+        Returns:
+            The tolerance.
+        """
+        eps, rounding = torch.finfo(compute_dtype(model)).eps, rounding_of(site_map.linear_maps().values())
+        typical = min(200 * eps, max(8 * eps, 1e-4))
+        return cls(max(200 * eps, 20 * rounding), max(typical, 4 * rounding))
+
+    def holds(self, most: float, typical: float) -> bool:
+        """Say whether errors are within it; not a number is not.
+
+        Args:
+            most: The largest, relative.
+            typical: Their root mean square, relative.
+
+        Returns:
+            Whether both are.
+        """
+        return most <= self.most and typical <= self.typical
+
+
+def _errors(found: Tensor, expected: Tensor) -> tuple[float, float]:
+    """Return the largest difference of two tensors and its root mean square, relative to the larger tensor's."""
+    expected = expected.to(found.device)
+    scale = torch.maximum(found.float().pow(2).mean().sqrt(), expected.float().pow(2).mean().sqrt()).clamp_min(1e-30)
+    error = (found - expected.reshape(found.shape)).float() / scale
+    return float(error.abs().max()), float(error.pow(2).mean().sqrt())
+
+
+def _compare(found: Tensor, expected: Tensor, complaint: str, allowed: Tolerance) -> None:
+    """Raise unless two tensors agree to rounding."""
     if found.numel() != expected.numel():
         raise UnsupportedModelError(
             f"self-check: {complaint} (it has {tuple(found.shape)}, the equation {tuple(expected.shape)}). "
             "The block is not built as its description says; correct the BlockDescription."
         )
-    scale = torch.maximum(found.float().pow(2).mean().sqrt(), expected.float().pow(2).mean().sqrt())
-    error = (found - expected.reshape(found.shape)).float().abs().max() / scale.clamp_min(1e-30)
-    # Sums in another order differ by a few hundred units of rounding at most; bfloat16 has eps 0.0078.
-    tolerance = 200 * torch.finfo(found.dtype).eps
-    if not bool(error <= tolerance):
+    most, typical = _errors(found, expected)
+    if not allowed.holds(most, typical):
         raise UnsupportedModelError(
-            f"self-check: {complaint} (relative difference {float(error):.1e}, allowed {tolerance:.1e}). "
-            "The block is not built as its description says; correct the BlockDescription."
+            f"self-check: {complaint} (relative difference {most:.1e}, {typical:.1e} in the root mean square; allowed "
+            f"{allowed.most:.1e} and {allowed.typical:.1e}). The block is not built as its description says; correct "
+            "the BlockDescription."
         )

@@ -12,6 +12,7 @@ from steerscope.errors import InputError, UnsupportedModelError, did_you_mean
 from steerscope.models.blocks import Block, linear_shape, module_at, width_of
 from steerscope.models.description import BlockDescription
 from steerscope.models.layouts import known_description
+from steerscope.models.packed import measure, require_plain_weights
 from steerscope.models.recognition import recognised
 from steerscope.models.wrappers import decoder_of
 from steerscope.sites import Site, SiteKind, one_or_several, parse_kind, parse_site
@@ -100,8 +101,10 @@ class SiteMap:
 
         Raises:
             UnsupportedModelError: A branch is one map or is multiplied by a number, or weights are in no linear map.
+            InputError: Weights are quantised.
         """
         for block in self.blocks:
+            require_plain_weights(block.module, what)
             told = block.description
             if told.attn_write is None or told.mlp_write is None:
                 why = "a branch of it is one map"
@@ -141,8 +144,8 @@ def find_sites(model: nn.Module, description: BlockDescription | None = None) ->
         The model's blocks with their modules, and the sites they have.
 
     Raises:
-        UnsupportedModelError: The description's paths lead nowhere, or the blocks of an unknown family have no equation
-            that steerscope knows.
+        UnsupportedModelError: The description's paths lead nowhere, the blocks of an unknown family have no equation
+            that steerscope knows, or a quantised map is not linear or has not its gradient.
     """
     decoder = decoder_of(model)
     config = getattr(decoder, "config", None)
@@ -153,6 +156,7 @@ def find_sites(model: nn.Module, description: BlockDescription | None = None) ->
     blocks = tuple(Block.bind(module, chosen, index) for index, module in enumerate(stack.children()))
     if not blocks:
         raise UnsupportedModelError(f"{type(decoder).__name__}.{chosen.layers} holds no blocks.")
+    measure(model, [module for block in blocks for module in block.linear_maps().values()])
     return SiteMap(chosen, blocks, _width(blocks[0], config), _heads(blocks, config))
 
 

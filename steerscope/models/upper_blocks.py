@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,14 +33,32 @@ def entering_block(site_map: SiteMap, layer: int, stream: Tensor) -> Iterator[No
         return call.args, call.kwargs
 
     handle = site_map.blocks[layer].module.register_forward_pre_hook(hook, with_kwargs=True)
-    for module in skipped:
+    try:
+        with doing_nothing(skipped):
+            yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def doing_nothing(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let blocks hand on the stream that enters them inside the context, whoever else replaced their ``forward``.
+
+    Args:
+        modules: The blocks, of a site map that was checked.
+    """
+    # Where layers are on several devices or offloaded, accelerate keeps a ``forward`` of its own on the module.
+    before = [module.__dict__.get("forward") for module in modules]
+    for module in modules:
         module.forward = passing_through(module)
     try:
         yield
     finally:
-        handle.remove()
-        for module in skipped:
-            del module.forward  # the class's own method shows again
+        for module, forward in zip(modules, before, strict=True):
+            if forward is None:
+                del module.forward  # the class's own method shows again
+            else:
+                module.forward = forward
 
 
 @contextmanager
@@ -108,9 +126,5 @@ def above_blocks(site_map: SiteMap, stream: Tensor) -> Iterator[None]:
         stream: The residual stream leaving the last block, ``batch token d_model``.
     """
     last = site_map.blocks[-1]
-    with entering_block(site_map, last.index, stream):
-        last.module.forward = passing_through(last.module)
-        try:
-            yield
-        finally:
-            del last.module.forward  # the class's own method shows again
+    with entering_block(site_map, last.index, stream), doing_nothing([last.module]):
+        yield

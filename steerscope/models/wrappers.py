@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.errors import InputError, UnsupportedModelError
+from steerscope.models.offloaded import device_of
 
 # --- models ---
 
@@ -104,7 +105,7 @@ def random_tokens(model: nn.Module, generator: torch.Generator, num_tokens: int 
         Token ids, ``2 x num_tokens``.
     """
     ids = torch.randint(0, vocab_size(model), (2, num_tokens), generator=generator)
-    return ids.to(next(model.parameters()).device)
+    return ids.to(device_of(model))
 
 
 def is_peft(model: nn.Module) -> bool:

@@ -37,20 +37,12 @@ if TYPE_CHECKING:
     from steerscope.reports.tables import TextTable, plain_table
     from steerscope.reports.validation.page import write_validation
     from steerscope.reports.validation.tables import print_validation, score_table, trained_table
-    from steerscope.reports.verification.figures import (
-        plot_conditioning,
-        plot_curves,
-        plot_modulation,
-        plot_oracle_spectra,
-        plot_radius,
-        plot_residual_map,
-        plot_stream_shares,
-        plot_strength,
-        plot_verdicts,
-    )
+    from steerscope.reports.verification.block_figures import plot_conditioning, plot_modulation, plot_stream_shares
+    from steerscope.reports.verification.edit_figures import plot_oracle_spectra, plot_residual_map, plot_strength
     from steerscope.reports.verification.folder import write_verification
     from steerscope.reports.verification.margins import plot_margins
-    from steerscope.reports.verification.slope_figures import plot_block_slopes, plot_slopes
+    from steerscope.reports.verification.proposition_figures import plot_curves, plot_verdicts
+    from steerscope.reports.verification.slope_figures import plot_block_slopes, plot_radius, plot_slopes
     from steerscope.reports.verification.tables import print_verification, proposition_table
 
 _HOMES = {
@@ -67,15 +59,15 @@ _HOMES = {
     "score_table": "reports.validation.tables",
     "trained_table": "reports.validation.tables",
     # Of a verification
-    "plot_verdicts": "reports.verification.figures",
-    "plot_curves": "reports.verification.figures",
-    "plot_radius": "reports.verification.figures",
-    "plot_conditioning": "reports.verification.figures",
-    "plot_stream_shares": "reports.verification.figures",
-    "plot_oracle_spectra": "reports.verification.figures",
-    "plot_residual_map": "reports.verification.figures",
-    "plot_modulation": "reports.verification.figures",
-    "plot_strength": "reports.verification.figures",
+    "plot_verdicts": "reports.verification.proposition_figures",
+    "plot_curves": "reports.verification.proposition_figures",
+    "plot_radius": "reports.verification.slope_figures",
+    "plot_conditioning": "reports.verification.block_figures",
+    "plot_stream_shares": "reports.verification.block_figures",
+    "plot_oracle_spectra": "reports.verification.edit_figures",
+    "plot_residual_map": "reports.verification.edit_figures",
+    "plot_modulation": "reports.verification.block_figures",
+    "plot_strength": "reports.verification.edit_figures",
     "plot_slopes": "reports.verification.slope_figures",
     "plot_block_slopes": "reports.verification.slope_figures",
     "plot_margins": "reports.verification.margins",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.errors import InputError
+from steerscope.models.offloaded import device_of
 from steerscope.models.site_map import SiteMap
 from steerscope.site_kinds import Place
 from steerscope.sites import Site
@@ -50,7 +51,7 @@ class Adapter:
         self.sites = tuple(found)
         blocks = [block.module for block in site_map.blocks]
         self.edits = nn.ModuleDict(
-            {module_name(site): edit.to(next(blocks[site.layer].parameters()).device) for site, edit in found.items()}
+            {module_name(site): edit.to(device_of(blocks[site.layer])) for site, edit in found.items()}
         )
         self.positions = Positions.parse(config.positions)
         self.inside = {blocks[site.layer] for site in self.sites if site.kind.facts.place is Place.INSIDE}

@@ -124,6 +124,9 @@ def saved_tensors(model: Any, name: str) -> dict[str, Tensor]:
 
     Returns:
         Tensors by PEFT's names for files.
+
+    Raises:
+        InputError: PEFT cannot save adapters of this sort.
     """
     from peft import get_peft_model_state_dict
 

@@ -189,6 +189,9 @@ class SteeringConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> SteeringConfig:
         """Read what :meth:`to_dict` wrote.
 
+        Returns:
+            The configuration.
+
         Raises:
             InputError: A field is missing, unknown or has no valid value.
         """

@@ -24,6 +24,7 @@ from steerscope.finite import require_finite
 from steerscope.models.hooks import reading
 from steerscope.models.lengths import batches_within, context_of, switch_length
 from steerscope.models.load import LoadedModel
+from steerscope.models.offloaded import device_of
 from steerscope.models.site_map import SiteMap, find_sites
 from steerscope.models.tokens import require_known_tokens, text_tokens
 from steerscope.models.wrappers import decoder_of, language_model, require_model
@@ -250,7 +251,7 @@ def _means(
 ) -> dict[Site, Tensor]:
     """Return what sites read, averaged over the tokens of each text, ``(text width)`` in float64."""
     found = {site: torch.empty(len(rows), site_map.width(site), dtype=torch.float64) for site in sites}
-    device = next(model.parameters()).device
+    device = device_of(model)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     was_training = model.training
     model.eval()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from steerscope.errors import InputError
 from steerscope.models.blocks import is_transposed, linear_weight
+from steerscope.models.packed import is_packed, matrix_of
 from steerscope.models.site_map import SiteMap
 from steerscope.models.wrappers import acting_layer
 from steerscope.site_kinds import Maps, Role
@@ -103,6 +104,11 @@ class Servability:
         """Whether whatever serves a LoRA serves the edit."""
         return not self.why_not and not self.needs_bias
 
+    @property
+    def word(self) -> str:
+        """``lora`` for what any server runs, ``lora_with_bias`` for PEFT alone, ``adapter`` for what no LoRA is."""
+        return "adapter" if self.why_not else "lora_with_bias" if self.needs_bias else "lora"
+
     def __str__(self) -> str:
         if self.why_not:
             return f"no LoRA: {self.why_not}"
@@ -136,12 +142,28 @@ def servable_as_lora(site: Site | str, site_map: SiteMap, config: SteeringConfig
     return Servability(needs_bias=turns_bias or family.adds_vector(config.bias))
 
 
+def served_as(config: SteeringConfig, site_map: SiteMap) -> str:
+    """Return what serves an adapter, as :attr:`Servability.word` says it of one site.
+
+    Args:
+        config: Which edits, and where.
+        site_map: The model's sites.
+
+    Returns:
+        The word for the site that asks for most.
+    """
+    found = {servable_as_lora(site, site_map, config).word for site in config.resolve(site_map)}
+    return next(word for word in ("adapter", "lora_with_bias", "lora") if word in found)
+
+
 def lacks_bias(module: nn.Module) -> bool:
     """Whether a linear map has no bias, looking inside PEFT's wrapper of it."""
     return getattr(acting_layer(module), "bias", None) is None
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """Return the weight of a linear map as ``(out in)``, a view whatever way it is stored."""
+    """Return the weight of a linear map as ``(out in)``: a view, or what a packed one computes."""
+    if is_packed(module):
+        return matrix_of(module)
     weight = linear_weight(module)
     return weight.T if is_transposed(module) else weight

@@ -17,20 +17,24 @@ from steerscope.steering.beneath import LORA_FOLDER
 from steerscope.steering.peft_files import CONFIG_NAME, WEIGHTS_NAME
 
 # No other file of a repository is fetched: nothing pickled, no code.
-FILES = (CONFIG_NAME, WEIGHTS_NAME, f"{LORA_FOLDER}/*.json", f"{LORA_FOLDER}/*.safetensors")
+_OF_ONE = (CONFIG_NAME, WEIGHTS_NAME, f"{LORA_FOLDER}/*.json", f"{LORA_FOLDER}/*.safetensors")
+FILES = (*_OF_ONE, *(f"*/{name}" for name in _OF_ONE))  # adapters of other names are in folders of theirs
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 # The hub's client raises its transport's errors as they are: the base class of its own is their base class too.
 _TRANSPORT = HfHubHTTPError.__mro__[1]
 _ERRORS: tuple[type[BaseException], ...] = (OSError, HFValidationError, _TRANSPORT)
 
 
-def local_folder(place: str | Path, revision: str | None, token: str | bool | None = None) -> Path:
+def local_folder(
+    place: str | Path, revision: str | None, token: str | bool | None = None, subfolder: str | None = None
+) -> Path:
     """Return the folder of an adapter: the one given, or a download of the repository of that name.
 
     Args:
         place: A folder, or the name of a repository (``owner/name``).
         revision: Branch, tag or commit of the repository.
         token: Of the account; None for the one that is logged in.
+        subfolder: Name of an adapter in a folder of its own there.
 
     Returns:
         A folder on this machine, for a repository one in the hub's cache.
@@ -45,12 +49,12 @@ def local_folder(place: str | Path, revision: str | None, token: str | bool | No
                 f"revision is {revision!r}, but {str(place)!r} is a folder, which has none. Leave it out, or name a "
                 "repository ('owner/name')."
             )
-        return folder
+        return folder if subfolder is None else folder / subfolder
     with _told(f"cannot get an adapter from {str(place)!r}, which is no folder here, so a repository on the hub"):
         found = huggingface_hub.snapshot_download(
             str(place), revision=revision, token=token, allow_patterns=list(FILES)
         )
-        return Path(found)
+        return Path(found) if subfolder is None else Path(found) / subfolder
 
 
 def push(
@@ -85,10 +89,14 @@ def push(
         huggingface_hub.create_repo(repo_id, private=private, token=token, exist_ok=True)
         there = huggingface_hub.list_repo_files(repo_id, token=token, revision=revision)
         require_names_for(there, f"repository {repo_id!r}", Kind.STEERING)
-        card = [CARD_NAME]
-        if CARD_NAME in there:
-            kept = huggingface_hub.hf_hub_download(repo_id, CARD_NAME, revision=revision, token=token)
-            card = card if may_write_card(Path(kept)) else []
+        written = [path.relative_to(folder).as_posix() for path in Path(folder).rglob(CARD_NAME)]
+
+        def may_write(card: str) -> bool:
+            if card not in there:
+                return True
+            return may_write_card(Path(huggingface_hub.hf_hub_download(repo_id, card, revision=revision, token=token)))
+
+        cards = [card for card in written if may_write(card)]
         commit = huggingface_hub.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -96,7 +104,7 @@ def push(
             token=token,
             revision=revision,
             create_pr=create_pr,
-            allow_patterns=[*FILES, *card],
+            allow_patterns=[*FILES, *cards],
         )
     return str(commit)
 

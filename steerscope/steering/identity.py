@@ -50,6 +50,9 @@ class BaseIdentity:
     def from_dict(cls, values: Mapping[str, Any]) -> BaseIdentity:
         """Read what :meth:`as_dict` wrote.
 
+        Returns:
+            The identity.
+
         Raises:
             InputError: Fields are missing, unknown or of another type.
         """

@@ -34,9 +34,9 @@ from steerscope.files import read_text, write_text
 from steerscope.finite import require_finite_record
 from steerscope.models.hooks import reading
 from steerscope.models.wrappers import is_peft
-from steerscope.site_kinds import Maps, kind_read_by, kinds_written_by_branches
 from steerscope.sites import Site
 from steerscope.steering.families.low_rank import LinearAdapter
+from steerscope.steering.meeting_loras import loras_meeting
 from steerscope.steering.model import SteeringModel
 
 CONSTRAINTS = ("none", "input", "output")
@@ -65,24 +65,6 @@ class Overlap:
     write_product: float
 
 
-@dataclass(frozen=True)
-class _Lora:
-    """A LoRA-wrapped map that writes where an edit acts, and the site it reads."""
-
-    module: nn.Module
-    reads: Site
-
-    @property
-    def parts(self) -> list[tuple[Tensor, Tensor, float]]:
-        """Active ``(B, A, scaling)``: B ``(d_model r)``, A ``(r width)``."""
-        module: Any = self.module
-        return [
-            (module.lora_B[name].weight, module.lora_A[name].weight, float(module.scaling[name]))
-            for name in module.active_adapters
-            if name in module.lora_B
-        ]
-
-
 class JointConstraint:
     """Holds one of the three forms while a LoRA and low-rank edits are trained.
 
@@ -102,7 +84,7 @@ class JointConstraint:
         if not is_peft(steering.base_model):
             raise InputError("joint adaptation needs a LoRA underneath; wrap the model with peft.get_peft_model first.")
         self.steering, self.constraint = steering, constraint
-        self._loras = {site: _loras_at(steering, site, constraint) for site in steering.sites}
+        self._loras = {site: loras_meeting(steering, site, constraint) for site in steering.sites}
 
     # --- projections ---
 
@@ -193,6 +175,9 @@ class JointConstraint:
 
         ``|d(x) - d(x - B A m)| / |d(x)|`` over the edited tokens of a batch: for linear edits the numerator is
         ``U D B A m / s``. Zero where the edit is zero.
+
+        Returns:
+            Parts from 0 up, by site.
 
         Cost: one forward pass.
         """
@@ -360,50 +345,3 @@ def _product(first: Tensor, basis: Tensor) -> float:
     """Return the share (norm) of the columns of ``first`` that lies in the basis."""
     size = float(first.norm())
     return float((basis.T @ first).norm()) / size if size else 0.0
-
-
-def _loras_at(steering: SteeringModel, site: Site, constraint: str) -> tuple[_Lora, ...]:
-    """Return the LoRAs that write where the edit at a site acts; without a constraint there may be none.
-
-    Raises:
-        InputError: There is none, or the two do not meet in one stream.
-    """
-    edit, block = steering.edit_at(site), steering.site_map.blocks[site.layer]
-    if not isinstance(edit, LinearAdapter):
-        raise InputError(
-            f"joint constraints are defined for families 'linear' and 'nonlinear', with D and U; got {edit.name!r}. "
-            "Use one of these."
-        )
-    branches = site.kind.facts.written_by
-    if not branches:
-        raise InputError(
-            f"no LoRA of a block writes to the tensor of '{site}'; joint constraints are defined at "
-            f"{', '.join(kinds_written_by_branches())}."
-        )
-    found = []
-    for branch in branches:
-        norm = block.post_norm(branch)
-        module: Any = block.maps(branch, Maps.WRITE)[0]
-        if not getattr(module, "lora_B", None):
-            continue
-        if norm is not None and constraint == "none":
-            continue  # nothing to hold, and no columns in the stream to measure
-        if norm is not None:
-            raise InputError(
-                f"a norm stands between the LoRA's map and the stream (layout '{block.description.layout}'), so what "
-                "the LoRA adds is not in the columns of B, and no constraint on B keeps the two apart."
-            )
-        if getattr(module, "lora_magnitude_vector", None):
-            raise InputError("DoRA rescales the whole weight; joint constraints need a plain LoRA.")
-        if constraint != "none" and any(part.bias is not None for part in module.lora_B.values()):
-            raise InputError(
-                "this LoRA writes a bias besides B (lora_bias=True), which no constraint on B holds off. Leave "
-                "lora_bias out of its configuration, or use constraint 'none'."
-            )
-        found.append(_Lora(module, Site(site.layer, kind_read_by(branch, Maps.WRITE))))
-    if not found and constraint != "none":
-        raise InputError(
-            f"no LoRA writes where '{site}' acts; add the attention's output projection or the MLP's down projection "
-            "of its layer to the LoRA's target_modules."
-        )
-    return tuple(found)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from torch import nn
 
@@ -14,22 +15,23 @@ from steerscope.models.site_map import SiteMap, find_sites
 from steerscope.models.wrappers import is_peft
 from steerscope.steering import beneath, saving
 from steerscope.steering.adapters import Adapter
+from steerscope.steering.config import SteeringConfig
 from steerscope.steering.identity import identify, require_same
+from steerscope.steering.named import NamedAdapters
 
-if TYPE_CHECKING:
-    from steerscope.steering.model import SteeringModel
+Steered = TypeVar("Steered", bound=NamedAdapters)
 
 
 def load_onto(
     model: nn.Module | LoadedModel,
     place: Path,
-    made: type[SteeringModel],
+    made: Callable[[nn.Module, SteeringConfig, SiteMap, LoadedModel | None, str], Steered],
     *,
     adapter_name: str,
     is_trainable: bool,
     check_weights: bool,
     description: BlockDescription | None,
-) -> SteeringModel:
+) -> Steered:
     """Read the adapter in a folder and put it on a model; see :meth:`SteeringModel.from_pretrained`.
 
     Args:
@@ -47,12 +49,10 @@ def load_onto(
     Raises:
         InputError: No adapter, a damaged or incomplete file, another model or another revision.
     """
-    from steerscope.steering.model import SteeringModel  # which imports this file
-
     adapter = saving.read(place)
     loaded = model if isinstance(model, LoadedModel) else None
     inner = model.model if isinstance(model, LoadedModel) else model
-    if is_peft(inner) or isinstance(inner, SteeringModel):
+    if is_peft(inner) or isinstance(inner, NamedAdapters):
         raise InputError(
             f"an adapter is put on its base model, got {type(inner).__name__}, which has an adapter already. Give "
             "the plain model; a LoRA that belongs to the adapter is loaded from its folder."
@@ -67,13 +67,13 @@ def load_onto(
     if adapter.lora is not None:
         inner = beneath.put_beneath(inner, place, adapter.lora, is_trainable)
         site_map = find_sites(inner, site_map.description)
-    steering: SteeringModel | None = None
+    steering: Steered | None = None
     try:
         steering = made(inner, adapter.config, site_map, loaded, adapter_name)
         _fill(steering.adapter(adapter_name), adapter, site_map)
     except BaseException:
         if steering is not None:
-            steering.unload()
+            steering.unload()  # type: ignore[operator]
         if adapter.lora is not None:
             beneath.take_away(inner)
             beneath.restore(plain, before)
@@ -85,7 +85,7 @@ def load_onto(
 
 
 def load_beside(
-    steering: SteeringModel, place: Path, adapter_name: str, *, is_trainable: bool, check_weights: bool
+    steering: NamedAdapters, place: Path, adapter_name: str, *, is_trainable: bool, check_weights: bool
 ) -> Adapter:
     """Read the adapter in a folder for a model that has one already; see :meth:`SteeringModel.load_adapter`.
 

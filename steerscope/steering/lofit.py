@@ -44,6 +44,9 @@ def l1_penalty(steering: SteeringModel) -> Tensor:
 def head_sizes(steering: SteeringModel) -> dict[str, float]:
     """Return, per head, the Euclidean length of its scales, the largest first.
 
+    Returns:
+        Lengths by head, as ``layer.attn_heads.head``.
+
     Raises:
         InputError: The adapter is not of family ``lofit_scale``.
     """

@@ -24,6 +24,7 @@ from steerscope.errors import InputError
 from steerscope.files import write_text, written_aside
 from steerscope.folders import Kind, require_folder_for
 from steerscope.models.blocks import is_transposed
+from steerscope.models.offloaded import weights_in_memory
 from steerscope.models.wrappers import is_peft, language_model
 from steerscope.steering.holding import lacks_bias, weight_of
 from steerscope.steering.merging import Step, steps_of
@@ -62,7 +63,8 @@ def export_lora(steering: SteeringModel, folder: Path, *, lora_bias: bool) -> No
     deltas: dict[nn.Module, _Delta] = {}
     for step in steps_of(steering):
         for module in step.held.maps:
-            _add(deltas.setdefault(module, _nothing(module)), step, module)
+            with weights_in_memory(module):
+                _add(deltas.setdefault(module, _nothing(module)), step, module)
     names = {module: name for name, module in language_model(steering.base_model).named_modules() if module in deltas}
     with_constant = [names[module] for module, delta in deltas.items() if bool(delta.constant.any())]
     if with_constant and not lora_bias:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from steerscope.errors import InputError
 from steerscope.finite import require_finite
 from steerscope.models.blocks import linear_weight
+from steerscope.models.offloaded import require_weights_in_memory
+from steerscope.models.packed import require_plain_weights
 from steerscope.models.wrappers import acting_layer, is_peft, language_model, tuner_layers
 from steerscope.sites import Site
 from steerscope.steering.beneath import active_adapter
@@ -52,6 +54,8 @@ def merge(steering: SteeringModel, *, make_biases: bool = False) -> None:
     Cost: one product of two ``width x width`` matrices or smaller per edit. Weights in bfloat16 hold the result to
     bfloat16's rounding.
     """
+    require_weights_in_memory(steering.base_model, "merging an adapter")
+    require_plain_weights(steering.base_model, "merging an adapter")
     steps = steps_of(steering)
     lacking = [step.site for step in steps if step.edit.vector is not None and any(map(lacks_bias, step.held.maps))]
     if lacking and not make_biases:

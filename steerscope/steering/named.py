@@ -11,11 +11,15 @@ from torch import Tensor, nn
 
 from steerscope.errors import InputError, did_you_mean
 from steerscope.models.hooks import Tap, tapping
+from steerscope.models.load import LoadedModel
 from steerscope.models.site_map import SiteMap
 from steerscope.models.virtual_tokens import require_no_virtual_tokens
+from steerscope.models.wrappers import language_model, tuner_layers
 from steerscope.sites import Site
+from steerscope.steering import beneath
 from steerscope.steering.adapters import Adapter, checked_name, checked_strength
 from steerscope.steering.config import SteeringConfig
+from steerscope.steering.identity import BaseIdentity, identify
 from steerscope.steering.passes import Passes
 
 # Methods of adapters that transformers' mixin and PEFT have for other sorts, and what to call here.
@@ -52,6 +56,8 @@ class NamedAdapters(nn.Module):
     edits: nn.ModuleDict
     _adapters: dict[str, Adapter]
     _passes: Passes
+    _loaded: LoadedModel | None
+    _tuner_layers: set[nn.Module]
 
     # --- which ---
 
@@ -148,7 +154,7 @@ class NamedAdapters(nn.Module):
                 added = current.strength * added
             if mask is not None:
                 added = torch.where(mask.to(added.device).unsqueeze(-1), added, 0)
-            return value + added.to(value.dtype)
+            return value + added.to(value)  # what it reads may be on another device than the block
 
         return tap
 
@@ -176,6 +182,29 @@ class NamedAdapters(nn.Module):
             )
         adapter.hooks.close()
         del self._adapters[adapter.name]
+
+    # --- on which model ---
+
+    def get_base_model(self) -> nn.Module:
+        """Return the transformers model, inside PEFT's wrapper if there is one; edits go on acting in it."""
+        return language_model(self.base_model)
+
+    def identity(self, *, weights: bool = True) -> BaseIdentity:
+        """Return which model is underneath, as an adapter's file says; reads its weights unless told not to."""
+        without = beneath.overwritten_in(self.base_model)
+        return identify(self.base_model, self.site_map, self._loaded, weights=weights, without=without)
+
+    def _require_lora_beneath(self) -> None:
+        if tuner_layers(self.base_model) - self._tuner_layers:
+            raise InputError(
+                "PEFT put layers into this model after it was steered: edits inside blocks may miss what they do, and "
+                "save_pretrained() would not hold them. Wrap the plain model with PEFT first, then steer the result."
+            )
+        if self._tuner_layers - tuner_layers(self.base_model):
+            raise InputError(
+                "layers of PEFT were taken out of this model after it was steered (unload() or merge_and_unload() of "
+                "PEFT's wrapper), so the edits stand on another model. unload() them, and steer what PEFT returned."
+            )
 
     # --- how strongly ---
 

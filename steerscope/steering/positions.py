@@ -37,6 +37,9 @@ class Positions:
     def parse(cls, text: str) -> Positions:
         """Read ``all``, ``prompt``, ``completion``, ``last``, ``first:3``, ``last:3`` or ``mask``.
 
+        Returns:
+            The rule.
+
         Raises:
             InputError: None of these.
         """

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from steerscope.errors import InputError
 from steerscope.files import json_of, parse_json, write_text, written_aside
 from steerscope.finite import require_finite
 from steerscope.folders import CARD_NAME, STEERING_FORMAT, Kind, may_write_card, require_folder_for
-from steerscope.installed import require
+from steerscope.installed import own_version, require
 from steerscope.models.site_map import SiteMap
 from steerscope.option_types import plain_values
 from steerscope.sites import Site
@@ -104,7 +103,7 @@ def config_text(adapter: AdapterFile) -> str:
     told = {
         "format": FORMAT,
         "format_version": VERSION,
-        "steerscope_version": metadata.version("steerscope"),
+        "steerscope_version": own_version(),
         "equation": FAMILIES[adapter.config.family].equation,
         "steering": adapter.config.to_dict(),
         "base_model": adapter.base.as_dict(),
@@ -118,6 +117,9 @@ def config_text(adapter: AdapterFile) -> str:
 
 def read(folder: Path) -> AdapterFile:
     """Read an adapter.
+
+    Returns:
+        Configuration, identity of the base model, and tensors.
 
     Raises:
         InputError: There is none, a file is damaged, incomplete or of another format, or it stands on a LoRA and PEFT

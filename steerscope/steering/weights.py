@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,11 @@ from torch.nn.modules.module import _IncompatibleKeys
 from steerscope.errors import InputError
 from steerscope.files import json_of, written_aside
 from steerscope.folders import WEIGHTS_FORMAT, Kind, require_folder_for
+from steerscope.installed import own_version
 from steerscope.models.blocks import linear_weight
 from steerscope.models.load import LoadedModel
+from steerscope.models.offloaded import require_weights_in_memory
+from steerscope.models.packed import require_plain_weights
 from steerscope.steering.identity import BaseIdentity, identify, require_same
 from steerscope.steering.saving import CONFIG_NAME, WEIGHTS_NAME, require_tensors
 
@@ -50,6 +52,8 @@ class WeightModel(nn.Module):
 
     def __init__(self, loaded: LoadedModel, method: str) -> None:
         super().__init__()
+        require_weights_in_memory(loaded.model, f"training the model's own weights ([[method]] {method!r})")
+        require_plain_weights(loaded.model, f"training the model's own weights ([[method]] {method!r})")
         self.base_model, self.method = loaded.model, method
         self._identity = identify(loaded.model, loaded.site_map, loaded)
         names = [name for name, _ in loaded.model.named_parameters() if method == "sft" or _is_bias(name)]
@@ -135,7 +139,7 @@ class WeightModel(nn.Module):
         told = {
             "format": FORMAT,
             "format_version": VERSION,
-            "steerscope_version": metadata.version("steerscope"),
+            "steerscope_version": own_version(),
             "method": self.method,
             "base_model": self._identity.as_dict(),
             "added": list(self.added),
@@ -209,6 +213,9 @@ def remove_biases(model: nn.Module, names: tuple[str, ...]) -> None:
 
 def read_changed(folder: Path) -> tuple[dict[str, Any], BaseIdentity]:
     """Read what a folder of changed weights says of itself.
+
+    Returns:
+        What the file says, and the model that it was trained on.
 
     Raises:
         InputError: It is of another version or was changed by hand.

@@ -65,6 +65,9 @@ def _in_order(right: Mapping[str, int]) -> list[str]:
 def with_kept(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
     """Give back folders of runs, files of kept runs among them unpacked for as long as the context lasts.
 
+    Yields:
+        The folders, in the order of the paths.
+
     Raises:
         InputError: A file is damaged or of another sort.
     """

@@ -47,6 +47,9 @@ def measure_leftover(
         examples: Validation prompts, half of them to fit on.
         batch_size: Prompts per batch.
 
+    Returns:
+        What was written.
+
     Raises:
         InputError: The run trained no weights, or there are fewer than two examples.
 

@@ -111,6 +111,9 @@ def is_fair(first: Entry, second: Entry) -> bool:
     """Whether both searched their learning rate with the same budget, and no winner was at the edge of the search.
 
     The budget is also how many seeds searched: all for themselves, or one for all, the same on both sides.
+
+    Returns:
+        Whether a comparison of the two is fair.
     """
     one, two = ({name: entry.settings.get(name) for name in BUDGET} for entry in (first, second))
     if one != two or one["learning_rate"] != "auto" or not all(map(_is_interior, (*first.folders, *second.folders))):
@@ -132,6 +135,9 @@ def _is_interior(folder: str) -> bool:
 @cache
 def rights(folder: str) -> Mapping[str, int]:
     """Return, per question, whether it was answered rightly; a question asked twice has a key for each time.
+
+    Returns:
+        1 for right and 0 for wrong, by question.
 
     Raises:
         InputError: The file is missing or damaged.

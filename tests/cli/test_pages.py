@@ -1,7 +1,8 @@
-"""``search`` and ``sweep`` write a page beside their results, or say what it needs; results never depend on it."""
+"""``search`` and ``sweep`` print JSON and write a page beside their results, or say what it needs."""
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -34,8 +35,14 @@ def test_a_page_beside_the_result(folder, data, tmp_path, capsys, monkeypatch, n
     found = kind.load(tmp_path / "out" / file)
     assert not (tmp_path / "out" / "index.html").exists()
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert run(*arguments, "--resume") == 0
-    assert f"report: {tmp_path / 'out' / 'index.html'}" in capsys.readouterr().err
+    assert run(*arguments, "--resume", "--json", "-") == 0
+    printed = capsys.readouterr()
+    assert printed.out == (tmp_path / "out" / file).read_text(encoding="utf-8")
+    assert f"report: {tmp_path / 'out' / 'index.html'}" in printed.err
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"mine": 1}))
+    assert run(*arguments, "--resume", "--json", other) == 2
+    assert "other.json" in capsys.readouterr().err
     html = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert_sound(html, name)
     assert said in html

@@ -107,6 +107,21 @@ def test_sites_of_the_contract(ranking):
         assert site["n_params"] == (width if site["family"] == "vector" else 2 * 8 * width)
 
 
+def test_what_a_server_of_loras_runs_is_told(ranking, report):
+    told = {(s["kind"], s["family"]): s["served_as"] for s in ranking["sites"]}
+    of_kinds = {kind: told[kind, "linear"] for kind in ("mlp_out", "mlp_in", "attn_heads", "resid_post", "resid_mid")}
+    assert of_kinds == {
+        "mlp_out": "lora",
+        "mlp_in": "lora",
+        "attn_heads": "lora",
+        "resid_post": "adapter",
+        "resid_mid": "adapter",
+    }
+    assert told["resid_post", "vector"] == "lora_with_bias"
+    page = (report / "index.html").read_text(encoding="utf-8")
+    assert "whether the edit is exactly one (a linear edit without its bias)" in page
+
+
 def test_kinds_and_greedy_of_the_contract(ranking):
     assert {k["kind"] for k in ranking["kinds"]} == {kind.value for kind in SiteKind}
     assert all({"kind", "family", "score", "ci_low", "ci_high", "n_params"} <= set(k) for k in ranking["kinds"])

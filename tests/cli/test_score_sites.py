@@ -32,6 +32,12 @@ def test_a_tables_scores(table, tmp_path, capsys):
     capsys.readouterr()
     assert main(["score-sites", str(table), "--score", "right", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["judgements"][0] == found
+    folder = tmp_path / "judged"
+    assert main(["score-sites", str(table), "--score", "right", "--out", str(folder)]) == 0
+    assert f"report: {folder / 'index.html'}" in capsys.readouterr().err
+    assert json.loads((folder / "judgements.json").read_text())["judgements"][0] == found
+    assert main(["score-sites", str(table), "--score", "right", "--out", str(folder)]) == 2
+    assert "add --overwrite" in capsys.readouterr().err
 
 
 def test_a_score_of_ones_own(table, tmp_path, capsys):

@@ -66,21 +66,35 @@ def test_canonical_correlations_are_cosines_of_principal_angles(drawn):
     torch.testing.assert_close(variates.T @ variates, torch.eye(K, dtype=x.dtype))
 
 
+def test_one_decomposition_gives_the_ridge_prediction_of_every_penalty(drawn):
+    x, m = drawn
+    ridges = (0.0, 0.01, 1.0)
+    found = reach.RidgeReads(x[:20]).predictions(m[:20], x[20:], ridges)
+    for ridge, one in zip(ridges, found, strict=True):
+        centred, scale = x[:20] - x[:20].mean(0), x[:20].std(0, correction=0)
+        rows = torch.cat((centred / scale, (20 * ridge) ** 0.5 * torch.eye(P, dtype=x.dtype)))
+        targets = torch.cat((m[:20] - m[:20].mean(0), torch.zeros(P, K, dtype=x.dtype)))
+        weights = torch.linalg.lstsq(rows, targets).solution
+        torch.testing.assert_close(one, (x[20:] - x[:20].mean(0)) / scale @ weights + m[:20].mean(0))
+
+
 def test_effective_dimension_is_a_trace(drawn):
     _, m = drawn
     kernel, identity = m @ m.T, torch.eye(N, dtype=m.dtype)
     for level in (0.1, 3.0):
         expected = float((kernel @ torch.linalg.inv(kernel + level * identity)).trace())
-        assert reach.effective_dimension(m, level) == pytest.approx(expected)
-    assert reach.effective_dimension(m, 0.0) == pytest.approx(K)
+        assert reach.effective_dimension(reach.token_spectrum(m), level) == pytest.approx(expected)
+    assert reach.effective_dimension(reach.token_spectrum(m), 0.0) == pytest.approx(K)
 
 
 def test_held_out_kernel_share_with_a_linear_kernel_is_the_held_out_share(drawn):
     x, m = drawn
     for ridge in (0.0, 0.1):
-        found = reach.held_out_kernel_share(x[:20], x[20:], m @ m.T, ridge)
+        weights = reach.RidgeReads(x[:20]).prediction(torch.eye(20, dtype=x.dtype), x[20:], ridge)
+        found = reach.held_out_kernel_share(weights, m @ m.T)
         assert found == pytest.approx(reach.held_out_share(x[:20], m[:20], x[20:], m[20:], ridge), rel=1e-9)
-    assert reach.unreachable_kernel_share(x, m @ m.T) == pytest.approx(reach.unreachable_share(x, m), rel=1e-9)
+    basis = reach.orthonormal_basis(x)
+    assert reach.unreachable_kernel_share(basis, m @ m.T) == pytest.approx(reach.unreachable_share(x, m), rel=1e-9)
 
 
 def test_a_token_whose_beginning_was_fitted_on_is_not_held_out():

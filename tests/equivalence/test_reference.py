@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steerscope.equivalence import reference
+from steerscope.equivalence import reference, reference_blocks
 from steerscope.errors import InputError, UnsupportedModelError
 from steerscope.models import true_float64
 from steerscope.sites import Site, SiteKind
@@ -42,12 +42,13 @@ def kinds_of(family: str) -> list[SiteKind]:
 def test_shares_no_code_with_the_fast_paths():
     imported = {
         f"{node.module}" if isinstance(node, ast.ImportFrom) else alias.name
-        for node in ast.walk(ast.parse(Path(reference.__file__).read_text()))
+        for module in (reference, reference_blocks)
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text()))
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
     }
     own = {name for name in imported if name.startswith("steerscope")}
-    assert own == {"steerscope.sites", "steerscope.errors"}
+    assert own == {"steerscope.sites", "steerscope.errors", reference_blocks.__name__}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from steerscope import Example, InputError, get_task
-from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import weight_names
 from steerscope.experiments.finetune import mean_loss, short_finetune
+from steerscope.models.changed_weights import with_update
 from tests.analysis.theory.cases import assert_same_bits, bits, loaded
 from tests.cli.runs import CHOICES, question
 

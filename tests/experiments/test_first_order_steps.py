@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import explained_per_token, relative_size
 from steerscope.equivalence.shifts import first_order_shift
 from steerscope.experiments.finetune import short_finetune
-from steerscope.experiments.first_order_steps import FirstOrderSteps, first_order_steps
+from steerscope.models.changed_weights import with_update
+from studies.steps_explained import FirstOrderSteps, first_order_steps
 from tests.analysis.theory.cases import assert_same_bits, bits, loaded
 from tests.experiments.test_finetune import ONE_TOKEN
 

@@ -54,7 +54,7 @@ def marked(folder: Path) -> None:
     (folder / "config.json").write_text((folder / "config.json").read_text(), encoding="utf-8-sig")
 
 
-QUANTISED = ("asks for a quantisation", "expected plain weights", "Take the model that it was made from")
+QUANTISED = ("asks for a quantisation", "install the package", "or take the model that it was made from")
 ATTENTION = ("asks for an attention", "expected sdpa or eager", 'set "attn_implementation": "sdpa"')
 CASES = {
     "flash attention 2": (says(attn_implementation="flash_attention_2"), ATTENTION),
@@ -64,7 +64,6 @@ CASES = {
     ),
     "gptq": (says(quantization_config={"quant_method": "gptq", "bits": 4}), ("gptq", *QUANTISED)),
     "awq": (says(quantization_config={"quant_method": "awq", "bits": 4}), ("awq", *QUANTISED)),
-    "fp8": (says(quantization_config={"quant_method": "fp8"}), ("fp8", *QUANTISED)),
     "a quantisation nobody knows": (says(quantization_config={"bits": 4}), ("no named method", *QUANTISED)),
     "a data type nobody knows": (
         says(dtype="float17"), ("names a data type that torch does not have", "expected float32, bfloat16 or float16")

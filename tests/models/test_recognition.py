@@ -11,6 +11,7 @@ from steerscope.errors import InputError, UnsupportedModelError
 from steerscope.models import edited, find_sites, reading
 from steerscope.models.layouts import FAMILIES as DESCRIPTIONS
 from steerscope.models.recognition import recognised
+from steerscope.models.recognition.skeleton import refuse_from_configuration
 from steerscope.models.upper_blocks import entering_block
 from steerscope.sites import SiteKind
 from studies.families.tiny import families, tiny_config, tiny_model, tiny_tokenizer
@@ -205,3 +206,24 @@ def test_a_model_of_such_a_family_is_loaded_from_a_folder(tmp_path):
     loaded = load_model(tmp_path)
     assert loaded.identity.layout == SHAPES["granite"]
     assert SiteKind.MLP_HIDDEN in loaded.site_map.description.kinds
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("bert", "the output of the norm 'output.LayerNorm', so the stream itself is normalised"),
+        ("bart", "the output of the norm 'final_layer_norm'"),
+        ("mamba", "has one branch ('mixer')"),
+        ("prophetnet", "expected one position of the stream per token"),
+    ],
+)
+def test_a_family_is_refused_by_its_configuration_before_weights_are_read(family, reason, tmp_path):
+    tiny_config(family, **({"is_decoder": True} if family == "bert" else {})).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError) as caught:
+        load_model(tmp_path)  # there are no weights
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("family", SHAPES)
+def test_no_family_that_is_recognised_is_refused_by_its_configuration(family):
+    refuse_from_configuration(tiny_config(family))

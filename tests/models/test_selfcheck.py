@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from steerscope.errors import UnsupportedModelError
 from steerscope.models import BlockDescription, edited, find_sites, hooks, reading
 from steerscope.models.layouts import FAMILIES as DESCRIPTIONS
-from steerscope.models.layouts.parallel import NEOX, NEOX_SEQUENTIAL
+from steerscope.models.layouts.gpt_neox_phi import NEOX, NEOX_SEQUENTIAL
 from steerscope.models.selfcheck import check_sites
 from steerscope.site_kinds import Branch
 from steerscope.sites import Site, SiteKind
@@ -24,9 +24,9 @@ def test_passes_for_every_family(family, dtype):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def check(family: str, **changes) -> None:
+def check(family: str, dtype: torch.dtype = torch.float32, **changes) -> None:
     """Check a tiny model against its description with some fields changed."""
-    model = tiny_model(family)
+    model = tiny_model(family, dtype)
     true = DESCRIPTIONS[FAMILIES[family][0]]
     check_sites(model, find_sites(model, replace(true, **changes)))
 
@@ -59,9 +59,10 @@ def check(family: str, **changes) -> None:
         ("gpt_neox", {"mlp_norm": "input_layernorm"}, "mlp_in"),
     ],
 )
-def test_wrong_descriptions_are_caught(family, changes, complaint):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_wrong_descriptions_are_caught(family, changes, complaint, dtype):
     with pytest.raises(UnsupportedModelError, match=rf"self-check: .*{complaint}.*correct the BlockDescription"):
-        check(family, **changes)
+        check(family, dtype, **changes)
 
 
 @pytest.mark.parametrize(

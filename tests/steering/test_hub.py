@@ -57,7 +57,7 @@ def repository(tmp_path, monkeypatch) -> Path:
         return str(tmp_path / "cache")
 
     def hf_hub_download(repo_id, filename, *, revision, token):
-        assert (repo_id, filename) == (made[-1], "README.md")
+        assert (repo_id, filename.rpartition("/")[2]) == (made[-1], "README.md")
         return str(there / filename)
 
     for fake in (create_repo, list_repo_files, upload_folder, snapshot_download, hf_hub_download):
@@ -138,3 +138,30 @@ def test_a_card_of_ones_own_stays(repository):
     card.write_text("My own words.")
     steering.push_to_hub("me/adapter")
     assert card.read_text() == "My own words."
+
+
+@torch.no_grad()
+def test_all_named_adapters_go_up_and_each_comes_down(repository):
+    steering = adapter()
+    steering.add_adapter("polite", SteeringConfig("0.mlp_out", rank=1))
+    steering.add_adapter("rude", SteeringConfig("1.mlp_out", rank=1))
+    for name in ("polite", "rude"):
+        steering.set_adapter(name)
+        randomise(steering)
+    steering.set_adapter("default")
+    with pytest.raises(InputError, match="no adapter 'rud'"):
+        steering.push_to_hub("me/adapter", selected_adapters=["rud"])
+    steering.push_to_hub("me/adapter", selected_adapters=["default", "polite"], measured={"Accuracy": 0.5})
+    assert {path.parent.name for path in repository.rglob("adapter_config.json")} == {"hub", "polite"}
+    assert "Accuracy | 0.5" in (repository / "polite" / "README.md").read_text()
+    (repository / "polite" / "README.md").write_text("mine")
+    steering.push_to_hub("me/adapter")
+    assert {path.parent.name for path in repository.rglob("adapter_config.json")} == {"hub", "polite", "rude"}
+    assert (repository / "polite" / "README.md").read_text() == "mine"
+    again = SteeringModel.from_pretrained(tiny_model("llama"), "me/adapter")
+    again.load_adapter("me/adapter", "p", subfolder="polite")
+    alone = SteeringModel.from_pretrained(tiny_model("llama"), "me/adapter", subfolder="rude")
+    for name, loaded, own in (("default", again, "default"), ("polite", again, "p"), ("rude", alone, "default")):
+        steering.set_adapter(name)
+        loaded.set_adapter(own)
+        assert torch.equal(loaded(**BATCH).logits, steering(**BATCH).logits)

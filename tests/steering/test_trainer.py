@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import integration_utils
 
 from steerscope.errors import InputError
 from steerscope.steering import SteeringConfig, SteeringModel, get_steering_model
@@ -196,3 +198,37 @@ def test_labels_that_the_trainer_keeps_to_itself(tmp_path):
     trainer.data_collator = lambda rows: {**collate(rows), "prompt_lengths": torch.full((len(rows),), 3)}
     trainer.train()
     assert trainer.state.global_step == 1
+
+
+class Dashboard(TrainerCallback):
+    """What an integration does at the start and at every log, as those of wandb and trackio do."""
+
+    seen: ClassVar[list] = []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        assert getattr(model, "peft_config", None) is None
+        self.seen.append((model.config.to_dict()["model_type"], args.run_name))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.seen.append(logs)
+
+
+def test_report_to_is_the_trainers_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(Dashboard, "seen", [])
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "dashboard", Dashboard)
+    options = {"report_to": "dashboard", "run_name": "mine", "logging_strategy": "steps", "logging_steps": 2}
+    trainer_of(steering_of(base()), tmp_path, **options).train()
+    begun, *logs = Dashboard.seen
+    assert begun == ("llama", "mine")
+    assert [sorted(one) for one in logs[:3]] == [sorted({"loss", "grad_norm", "learning_rate", "epoch"})] * 3
+
+
+def test_a_run_is_logged_by_trackio(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    options = {"report_to": "trackio", "project": "steering", "run_name": "mine", "logging_strategy": "steps"}
+    trainer_of(steering_of(base()), tmp_path / "run", logging_steps=2, **options).train()
+    logged = SQLiteStorage.get_logs("steering", SQLiteStorage.get_runs("steering")[0])
+    assert sum("train/loss" in one for one in logged) == 3

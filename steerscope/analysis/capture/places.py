@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.analysis.data.encoding import Batch, Encoded, OutputMode
-from steerscope.models.blocks import Block, is_transposed, linear_weight
+from steerscope.models.blocks import Block, linear_shape, linear_weight
 from steerscope.models.hooks import Tap, tapping
 from steerscope.models.load import LoadedModel
+from steerscope.models.offloaded import weights_in_memory
+from steerscope.models.packed import is_packed, matrix_of
 from steerscope.models.upper_blocks import above_blocks
 from steerscope.models.wrappers import acting_layer, decoder_of
 from steerscope.site_kinds import Branch, Maps, Place, Role, SiteKind
@@ -80,14 +82,15 @@ class PlaceWatch:
 
     def _tap(self, site: Site) -> Tap:
         def tap(value: Tensor, read: Tensor) -> None:
-            self._ends.setdefault(site, []).append(read[self._rows, self._columns].detach())
+            self._ends.setdefault(site, []).append(read.to(self.loaded.device)[self._rows, self._columns].detach())
 
         return tap
 
     def _map_hook(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         bias = getattr(acting_layer(module), "bias", None)
         written = output if bias is None else output - bias
-        z, wz = (tensor.detach().flatten(0, -2)[self._real].float() for tensor in (args[0], written))
+        home = self.loaded.device
+        z, wz = (tensor.detach().to(home).flatten(0, -2)[self._real].float() for tensor in (args[0], written))
         ratio = (wz.norm(dim=1) / z.norm(dim=1).clamp_min(1e-30)).double().sum()
         self._norms[module] = self._norms.get(module, torch.zeros_like(ratio)) + ratio
 
@@ -115,9 +118,10 @@ class PlaceWatch:
         return next(stream for stream in self._stream_kinds if stream.order >= kind.order)
 
     def _feature_norm(self, module: nn.Module) -> float:
-        weight = linear_weight(module)
-        d_in = weight.shape[0 if is_transposed(module) else 1]
-        size = float(weight.detach().float().norm())
+        d_in = linear_shape(module)[1]
+        with weights_in_memory(module):
+            weight = matrix_of(module) if is_packed(module) else linear_weight(module)
+            size = float(weight.detach().float().norm())
         return float(self._norms[module]) / self._tokens * d_in**0.5 / max(size, 1e-30)
 
     def _lens_accuracy(self, end: Tensor) -> float:
@@ -127,13 +131,19 @@ class PlaceWatch:
         with torch.no_grad(), above_blocks(self.loaded.site_map, end[:, None]):
             hidden = decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state[:, 0]
         head = model.get_output_embeddings()  # type: ignore[operator]
-        weight, bias = linear_weight(head), getattr(acting_layer(head), "bias", None)
+        # The rows of a quantised head are not taken one by one, nor those of one that is elsewhere.
+        weight = None if is_packed(head) else linear_weight(head)
+        if weight is not None and (weight.is_meta or weight.device != hidden.device):
+            weight = None
+        bias = getattr(acting_layer(head), "bias", None)
         right = 0.0
         for row, (tokens, answer) in zip(hidden, map(self._choices, self._examples), strict=True):
             distinct = sorted(set(tokens))
-            logits = weight[distinct] @ row
-            if bias is not None:
-                logits = logits + bias[distinct]
+            if weight is None:
+                logits = head(row[None]).to(row.device)[0, distinct]
+            else:
+                logits = weight[distinct] @ row
+                logits = logits if bias is None else logits + bias[distinct]
             if distinct[int(logits.argmax())] == tokens[answer]:
                 right += 1 / tokens.count(tokens[answer])  # choices that begin alike share what they get
         return right / len(hidden)

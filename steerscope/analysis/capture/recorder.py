@@ -20,6 +20,7 @@ from steerscope.equivalence.tangents import combine, combine_blocks, random_proj
 from steerscope.models.blocks import as_token_axes
 from steerscope.models.hooks import tapping
 from steerscope.models.load import LoadedModel
+from steerscope.models.packed import compute_dtype
 from steerscope.site_kinds import kinds_adding_at, stream_behind
 from steerscope.sites import Site
 
@@ -40,7 +41,8 @@ class Recorder:
         seed: int,
     ) -> None:
         self.loaded, self.plan, self.scales, self.probes = loaded, plan, scales, probes
-        self.dtype = at_least_float32(next(p.dtype for p in loaded.model.parameters() if p.is_floating_point()))
+        self.home = loaded.device
+        self.dtype = at_least_float32(compute_dtype(loaded.model))
         self.blocks = 1 if plan.exact else plan.blocks
         self.rows, self.slots, k = encoded.num_examples, probes.num_backward, probes.num_probes
         self.residual = torch.zeros(self.rows, k, dtype=torch.float64)
@@ -237,6 +239,7 @@ class Recorder:
         Returns:
             The projected channels ``(... rows * blocks)``, or all of them where the plan is exact.
         """
+        tensor = tensor.to(self.home)  # layers may be on several devices
         if self.plan.exact:
             tensor = tensor.to(self.dtype)
             return tensor if scaled_for is None else tensor / self.scales[scaled_for].to(self.dtype)

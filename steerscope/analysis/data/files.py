@@ -202,10 +202,13 @@ def _conversation(given: Mapping[str, Any]) -> Example:
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the number and text of each line that is not blank, decompressed and decoded.
 
+    Yields:
+        Number, from 1, and text.
+
     Raises:
         InputError: The file is missing, a folder, damaged or not UTF-8.
     """
-    return ((number, line) for number, line in all_lines(path) if line.strip())
+    yield from ((number, line) for number, line in all_lines(path) if line.strip())
 
 
 def all_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -310,6 +313,9 @@ def _parse_json(line: str) -> Any:
 
     Returns:
         The parsed value.
+
+    Raises:
+        InputError: It is no JSON, or not strictly.
     """
     try:
         return json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeats)

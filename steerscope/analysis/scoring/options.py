@@ -8,7 +8,7 @@ from steerscope.analysis.capture.features import SketchPlan
 from steerscope.analysis.scoring.scores import ALWAYS, DEFAULT_SCORE, EXTRA, Needs, get_score, ranking_scores
 from steerscope.errors import InputError
 from steerscope.models.site_map import unknown_name
-from steerscope.option_types import plain_fields
+from steerscope.option_types import plain_fields, require_least, require_seed
 
 MIN_EXAMPLES = 24
 
@@ -71,21 +71,18 @@ class RankOptions:
 
         Raises:
             InputError: Unknown score or kind of extra, or a number out of range.
-        """
+        """  # noqa: DOC501  (a function makes the InputError)
         scores = ranking_scores(*ALWAYS, *EXTRA)
         if self.score not in scores:
             raise unknown_name(self.score, list(scores), "score")
         for name in self.extra:
             if name not in EXTRA:
                 raise InputError(f"[[extra]] has {name!r}; expected {' or '.join(EXTRA)}, or nothing.")
-        if self.num_probes is not None and self.num_probes < 1:
-            raise InputError(f"[[num_probes]] is {self.num_probes}; expected at least 1.")
+        if self.num_probes is not None:
+            require_least(self, num_probes=1)
         least = {"rank": 1, "num_training": 1, "num_groups": 2, "max_sites": 1, "batch_size": 1}
-        for name, minimum in {**least, "max_examples": MIN_EXAMPLES}.items():
-            if getattr(self, name) < minimum:
-                raise InputError(f"[[{name}]] is {getattr(self, name)}; expected at least {minimum}.")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"[[seed]] is {self.seed}; expected an integer from 0 to 2**63 - 1.")
+        require_least(self, **least, max_examples=MIN_EXAMPLES)
+        require_seed(self.seed, bits=63)
         if not self.ridge > 0:
             raise InputError(f"[[ridge]] is {self.ridge}; expected a positive number (1 is the default).")
         if self.budget is not None and self.budget < 1:

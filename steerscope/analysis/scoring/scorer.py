@@ -38,6 +38,14 @@ from steerscope.analysis.scoring.triangles import Triangle, Triangles
 from steerscope.finite import require_finite
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site, SiteKind
+from steerscope.steering.config import SteeringConfig
+from steerscope.steering.holding import served_as
+
+# What a candidate stands for; a bias of a linear edit would be a vector's part.
+_EDITS = {
+    "linear": lambda site: SteeringConfig((site,), family="linear", bias=False),
+    "vector": lambda site: SteeringConfig((site,), family="vector"),
+}
 
 
 class Scorer:
@@ -189,8 +197,10 @@ class Scorer:
         probe, loss = Triangle(candidate.unit_kernel), kernel.loss / kernel.unit
         key = (site.kind, family)
         if key in self._kind_kernels:
-            for total, part in zip(self._kind_kernels[key], (probe, loss, probe * length), strict=True):
-                total += part  # in place
+            total_probe, total_loss, lengths = self._kind_kernels[key]
+            total_probe += probe  # in place, as the next two
+            total_loss += loss
+            lengths += probe * length
         else:
             self._kind_kernels[key] = probe, loss, probe * length
         self._kind_sites.setdefault(key, []).append(site)
@@ -221,6 +231,7 @@ class Scorer:
                     difference_low=difference[1],
                     difference_high=difference[2],
                     standing=standing_of(difference[1], difference[2], margin).value,
+                    served_as=served_as(_EDITS[family](str(site)), self.loaded.site_map),
                 )
             )
         return tuple(out)

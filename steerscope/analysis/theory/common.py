@@ -15,6 +15,8 @@ from steerscope.finite import require_finite
 from steerscope.models.blocks import linear_weight
 from steerscope.models.hooks import reading
 from steerscope.models.load import LoadedModel
+from steerscope.models.offloaded import require_weights_in_memory
+from steerscope.models.packed import require_plain_weights
 from steerscope.models.wrappers import decoder_of
 from steerscope.sites import Site, SiteKind
 
@@ -73,6 +75,8 @@ def rows_of_one_length(encoded: Encoded, count: int, device: torch.device | str 
 
 def weight_names(loaded: LoadedModel) -> dict[tuple[int, str], str]:
     """Return the parameter name of every linear map of the blocks, by ``(layer, path inside the block)``."""
+    require_weights_in_memory(loaded.model, "this quantity of the weights")
+    require_plain_weights(loaded.model, "this quantity of the weights")
     names = {id(parameter): name for name, parameter in loaded.model.named_parameters()}
     return {key: names[id(linear_weight(module))] for key, module in loaded.site_map.linear_maps().items()}
 
@@ -258,13 +262,13 @@ def streams(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> dict[int
 
 
 def flat(tensor: Tensor, skip: int = 0) -> Tensor:
-    """Return ``token channel`` over all sequences, without the first ``skip`` positions of each.
+    """Return the tokens of all sequences one below the other, without the first ``skip`` positions of each.
 
     Args:
         tensor: Activations ``(batch token channel)``.
         skip: Positions left out at the start of each sequence.
 
     Returns:
-        A matrix ``(token channel)``.
+        A matrix ``(row channel)``, a row per token.
     """
     return tensor[:, skip:].reshape(-1, tensor.shape[-1])

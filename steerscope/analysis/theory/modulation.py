@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from steerscope.analysis.capture.outputs import selected_positions
-from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import Rows, Update, block_tensors, flat
 from steerscope.equivalence.closed_forms import activation_slope
 from steerscope.models.blocks import Block
+from steerscope.models.changed_weights import with_update
 from steerscope.models.hooks import edited, reading
 from steerscope.models.load import LoadedModel
 from steerscope.models.upper_blocks import entering_block

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import Update, flat, ordinary, streams
 from steerscope.errors import InputError
+from steerscope.models.changed_weights import with_update
 from steerscope.models.load import LoadedModel
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

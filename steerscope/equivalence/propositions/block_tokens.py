@@ -7,10 +7,10 @@ once; the block itself is then called by its own modules, on what entered it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,6 +20,7 @@ from torch.func import functional_call, jvp, vjp, vmap
 from steerscope.equivalence.propositions.base import Evidence
 from steerscope.equivalence.propositions.parts import parameter_name
 from steerscope.equivalence.propositions.runs import output_mapped
+from steerscope.equivalence.propositions.shared_edit import SharedEdit
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.equivalence.propositions.texts import Texts, new_contexts, random_texts
 from steerscope.models.blocks import is_transposed, linear_weight
@@ -51,6 +52,8 @@ class BlockTokens:
         num_fitted: How many sequences are fitted on.
         kept: ``batch token``: tokens that count.
         dropped: Tokens left out for their long stream.
+        arguments: Of the block's call, beside the stream.
+        made: What was computed of all this for one proposition and serves the next.
     """
 
     name: str
@@ -61,6 +64,7 @@ class BlockTokens:
     kept: Tensor
     dropped: int
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = field(repr=False)
+    made: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def halved(self) -> BlockTokens:
         """Return the block on every second sequence of either part, for checks whose cost grows with tokens squared."""
@@ -81,6 +85,7 @@ class BlockTokens:
             num_fitted=len(every[: self.num_fitted : 2]),
             kept=self.kept[keep],
             arguments=(cut(args), {name: cut(value) for name, value in kwargs.items()}),
+            made={},
         )
 
     def rows(self, tensor: Tensor) -> Tensor:
@@ -99,15 +104,46 @@ class BlockTokens:
         made = {"h'": (after,), "y": (written,), "[I', y]": (after - written, written)}
         return torch.cat(made[name], dim=1)
 
+    def edit(self, name: str) -> SharedEdit:
+        """Return the edits that read a name of :data:`READS`; their ridge is the best to predict what W_d reads."""
+        key = f"edit {name}"
+        if key not in self.made:
+            hidden = self.rows(self.tensors[SiteKind.MLP_HIDDEN])
+            self.made[key] = SharedEdit(self.reads(name), self.fitted, hidden)
+        found: SharedEdit = self.made[key]
+        return found
+
     def run(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """Return the block's output (``batch token d``) with some weights, by the model's names, replaced."""
+        """Return the block's output (``batch token d``) with some weights, by the model's names, replaced.
+
+        What linear maps before the first changed one give is not computed again.
+        """
         module = self.subject.block.module
         inner = {id(parameter): name for name, parameter in module.named_parameters()}
         named = dict(self.subject.model.named_parameters())
         args, kwargs = self.arguments
         replaced = {inner[id(named[name])]: value for name, value in weights.items()}
-        output = functional_call(module, replaced, (self.stream, *args), kwargs)
+        with self._recalled({id(named[name]) for name in weights}):
+            output = functional_call(module, replaced, (self.stream, *args), kwargs)
         return output[0] if isinstance(output, tuple) else output
+
+    @contextmanager
+    def _recalled(self, changed: set[int]) -> Iterator[None]:
+        """Let the linear maps that are called before those with a changed parameter give what they gave before.
+
+        Args:
+            changed: Identities of the changed parameters; none, or one that is no linear map's, and all are computed.
+        """
+        called = self._called if changed else []
+        places = [
+            place for place, one in enumerate(called) if changed & {id(parameter) for parameter in one.map.parameters()}
+        ]
+        of_maps = {id(parameter) for one in called for parameter in one.map.parameters()}
+        early = called[: min(places)] if places and changed <= of_maps else []
+        with ExitStack() as stack:
+            for one in early:
+                stack.enter_context(_giving(one.map, one.written))
+            yield
 
     def identifies(self, name: str) -> bool:
         """Whether there are more tokens to fit on than channels that an edit reads, else it fits any shift."""
@@ -159,7 +195,7 @@ class BlockTokens:
 
         Cost: one pass, and a backward pass per field.
         """
-        shapes = self._called(modules)
+        called = {id(one.map): one for one in self._called}
         batch, token = self.stream.shape[:2]
 
         def output(*added: Tensor) -> Tensor:
@@ -169,29 +205,55 @@ class BlockTokens:
                 return self.run({})
 
         with torch.enable_grad():
-            back = vjp(output, *(self.stream.new_zeros(seen.shape[:-1] + (out,)) for seen, out in shapes))[1]
+            back = vjp(output, *(torch.zeros_like(called[id(module)].written) for module in modules))[1]
         for one in cotangents:
             yield [found.reshape(batch, token, -1).detach() for found in back(one)]
 
     def read_by(self, module: nn.Module) -> Tensor:
         """Return what a linear map of the block reads, ``batch token in``."""
-        ((seen, _),) = self._called([module])
+        (seen,) = (one.read for one in self._called if one.map is module)
         return seen.reshape(*self.stream.shape[:2], -1)
 
-    def _called(self, modules: Sequence[nn.Module]) -> list[tuple[Tensor, int]]:
-        """Return what each map reads, as it gets it, and how many channels it writes."""
-        found: dict[int, tuple[Tensor, int]] = {}
+    @property
+    def _called(self) -> list[_Call]:
+        """The block's linear maps in the order in which they are called, each with what it reads and writes."""
+        if "calls" not in self.made:
+            found: list[_Call] = []
 
-        def catch(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            found[id(module)] = args[0].detach(), output.shape[-1]
+            def catch(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+                found.append(_Call(module, args[0].detach(), output.detach()))
 
-        handles = [module.register_forward_hook(catch) for module in modules]
-        try:
-            self.run({})
-        finally:
-            for handle in handles:
-                handle.remove()
-        return [found[id(module)] for module in modules]
+            handles = [module.register_forward_hook(catch) for module in self.subject.block.linear_maps().values()]
+            try:
+                self.run({})
+            finally:
+                for handle in handles:
+                    handle.remove()
+            self.made["calls"] = found
+        calls: list[_Call] = self.made["calls"]
+        return calls
+
+
+class _Call(NamedTuple):
+    """One call of a linear map: what it read and wrote, as the map has them."""
+
+    map: nn.Module
+    read: Tensor
+    written: Tensor
+
+
+@contextmanager
+def _giving(module: nn.Module, written: Tensor) -> Iterator[None]:
+    """Let a module return a tensor without computing anything; its hooks are called all the same."""
+    before = module.__dict__.get("forward")
+    module.forward = lambda *args, **kwargs: written
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
 
 
 READS = ("h'", "y", "[I', y]")

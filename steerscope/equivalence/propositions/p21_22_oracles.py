@@ -31,9 +31,9 @@ from steerscope.equivalence.propositions.runs import (
     post,
     run_at,
     spread,
-    weights_changed,
 )
 from steerscope.equivalence.propositions.subject import Subject
+from steerscope.models.changed_weights import with_update
 from steerscope.models.hooks import Edit
 from steerscope.sites import Site, SiteKind
 
@@ -83,7 +83,7 @@ def one_step_edits(subject: Subject, layers: Sequence[int], update: dict[str, Te
     for layer, site in entering.items():
         block, _ = block_alone(subject, layer)
         on_base = block(tuned[site])
-        with weights_changed(subject.model, update):
+        with with_update(subject.model, update):
             shifts[post(layer)] = one_step_shift(block(tuned[site]), on_base)
     return _fixed(shifts)
 

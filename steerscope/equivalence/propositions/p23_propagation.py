@@ -32,9 +32,9 @@ from steerscope.equivalence.propositions.runs import (
     shortened,
     slope_of,
     unit,
-    weights_changed,
 )
 from steerscope.equivalence.propositions.subject import Subject
+from steerscope.models.changed_weights import with_update
 from steerscope.models.hooks import Edit
 
 GROUP = "error control"
@@ -208,7 +208,7 @@ def _check_propagation(subject: Subject) -> Evidence:
         return Evidence(inapplicable="one block has nothing above it that an error could pass through")
     layers = tuple(range(max(0, top - BLOCKS_ABOVE), top + 1))
     end = post(top)
-    with weights_changed(few.model, fine_tuning(few, layers)):  # the blocks are the fine-tuned ones throughout
+    with with_update(few.model, fine_tuning(few, layers)):  # the blocks are the fine-tuned ones throughout
         exact = run_at(few, [post(layer) for layer in layers])
         like = exact[end]
         size = float(exact[post(layers[0])].norm())

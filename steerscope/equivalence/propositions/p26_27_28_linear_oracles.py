@@ -27,10 +27,10 @@ from steerscope.equivalence.propositions.runs import (
     post,
     run_at,
     unit,
-    weights_changed,
 )
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.equivalence.subspaces import rank_excess
+from steerscope.models.changed_weights import with_update
 
 GROUP = "oracles"
 
@@ -129,7 +129,7 @@ def _written(subject: Subject, update: dict[str, Tensor]) -> Tensor:
         found.append(output)
         return output
 
-    with weights_changed(subject.model, update), output_mapped(subject.block.mlp_write, keep):
+    with with_update(subject.model, update), output_mapped(subject.block.mlp_write, keep):
         run_at(subject)
     return found[0].reshape(-1, found[0].shape[-1])
 

@@ -20,8 +20,7 @@ the same for every token only if :math:`I + U D` is a multiple of an orthogonal 
 (Gemma, OLMo-2) has its own say: there :math:`G_l^{-1}` has to follow that norm and is no edit of the write map.
 
 The net without norms has all its maps rewritten. In the subject's own net read maps are rewritten where RMSNorm, or no
-norm, stands before them; before LayerNorm, which also subtracts a mean that G moves, the norm is given :math:`G k`: a
-change of coordinates.
+norm, stands before them; before LayerNorm, which also subtracts a mean that G moves, the norm is given :math:`G k`.
 """
 
 from __future__ import annotations
@@ -44,10 +43,11 @@ from steerscope.equivalence.propositions.parts import (
     parameter_name,
     relative_error,
 )
-from steerscope.equivalence.propositions.runs import input_mapped, output_mapped, post, run_at, weights_changed
+from steerscope.equivalence.propositions.runs import input_mapped, output_mapped, post, run_at
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.equivalence.subspaces import rank_excess
 from steerscope.models.blocks import Block
+from steerscope.models.changed_weights import with_update
 from steerscope.models.hooks import Edit
 from steerscope.sites import Site
 
@@ -55,8 +55,7 @@ GROUP = "gauge"
 Weights = dict[str, Tensor]
 LOW_RANK = edit_form("low_rank")
 
-# Inverses of I + U D with condition numbers up to 1e3, through a few layers: rounding stays below; wrong forms are
-# off by 1e-2 and more.
+# Inverses of I + U D with condition numbers up to 1e3: rounding stays below; wrong forms are off by 1e-2 and more.
 EXACT = 1e-12
 # The rank of a difference of weights: singular values beyond it are rounding.
 RANK_GAP = 1e-10
@@ -330,7 +329,7 @@ def _edited_logits(
                     update |= _rewritten(subject, write, gauge)
                 else:
                     stack.enter_context(output_mapped(norm_after, _divided(gauge)))
-        stack.enter_context(weights_changed(subject.model, update))
+        stack.enter_context(with_update(subject.model, update))
         back = gauges[-1]
         return run_at(subject, edits={post(layers[-1]): lambda k: k @ back.T - k}).logits
 

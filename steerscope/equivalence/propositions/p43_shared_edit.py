@@ -110,10 +110,8 @@ def formulas(edit: SharedEdit, hidden: Tensor) -> dict[str, float]:
 def _measured(
     edits: Mapping[str, SharedEdit], kinds: Sequence[str], shifts: Iterable[Tensor]
 ) -> dict[tuple[str, str], tuple[float, float]]:
-    """Return, by edit and kind, the share left over all shifts and its standard error.
-
-    Output channels of isotropic draws are independent draws themselves.
-    """
+    """Return, by edit and kind, the share left over all shifts and its standard error."""
+    # Output channels of isotropic draws are independent draws themselves.
     pairs: dict[tuple[str, str], list[Pair]] = {(name, kind): [] for name in edits for kind in kinds}
     for shift in shifts:
         for name, kind in pairs:
@@ -144,7 +142,7 @@ def _on_data(subject: Subject, data: BlockTokens) -> Evidence:
     hidden = data.rows(data.tensors[SiteKind.MLP_HIDDEN])
     out, into = subject.site_map.d_model, hidden.shape[1]
     small = out <= SMALL
-    edits = {name: SharedEdit(data.reads(name), data.fitted, hidden) for name in READS if data.identifies(name)}
+    edits = {name: data.edit(name) for name in READS if data.identifies(name)}
     expected = {name: formulas(edit, hidden) for name, edit in edits.items()}
     notes = [f"{data.name}, {name}: as many channels as tokens, any shift fits" for name in READS if name not in edits]
     if "h'" not in edits:

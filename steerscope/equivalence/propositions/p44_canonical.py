@@ -34,6 +34,7 @@ as if there were :math:`tr K (K + l)^{-1}` free dimensions per output channel an
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,7 +52,13 @@ from steerscope.equivalence.propositions.p43_shared_edit import GROUP, SMALL, is
 from steerscope.equivalence.propositions.parts import curve
 from steerscope.equivalence.propositions.shared_edit import PLAIN, SharedEdit
 from steerscope.equivalence.propositions.subject import Subject
-from steerscope.equivalence.reach import canonical_variates, effective_dimension, reachable_share
+from steerscope.equivalence.reach import (
+    effective_dimension,
+    orthonormal_basis,
+    reachable_share,
+    token_spectrum,
+    variates_between,
+)
 from steerscope.sites import SiteKind
 
 # Shares between 0 and 1, by two decompositions of streams whose channels differ a thousandfold in size.
@@ -119,11 +126,11 @@ def _check_spectrum(subject: Subject) -> Evidence:
 
 def _on_data(subject: Subject, data: BlockTokens) -> Evidence:
     hidden = data.rows(data.tensors[SiteKind.MLP_HIDDEN])[: data.fitted]
-    # M w = v is solved by w = M^+ v.
-    inverse = torch.linalg.pinv(hidden)
-    parts = [_edit(subject, data, name, hidden, inverse) for name in READS if data.identifies(name)]
-    if parts:
-        parts.append(_noisy(subject, data, hidden))
+    names = [name for name in READS if data.identifies(name)]
+    if not names:
+        return Evidence()
+    of = _Updates.of(subject, data, hidden)
+    parts = [*(_edit(subject, data, name, of) for name in names), _noisy(subject, data, hidden)]
     return Evidence(
         tuple(one for part in parts for one in part.claim),
         tuple(one for part in parts for one in part.controls),
@@ -132,28 +139,56 @@ def _on_data(subject: Subject, data: BlockTokens) -> Evidence:
     )
 
 
-def _edit(subject: Subject, data: BlockTokens, name: str, hidden: Tensor, inverse: Tensor) -> Evidence:
+class _Updates(NamedTuple):
+    """What is the same for all that edits read.
+
+    Attributes:
+        hidden: M of the tokens fitted on.
+        inverse: ``M^+``: ``M w = v`` is solved by ``w = M^+ v``.
+        basis: Of what the channels of M span.
+        falling: Real shifts of updates with a falling spectrum, ``(update, row, d)``.
+        expected: Their shifts of the tokens fitted on, by the formula.
+    """
+
+    hidden: Tensor
+    inverse: Tensor
+    basis: Tensor
+    falling: Tensor
+    expected: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, subject: Subject, data: BlockTokens, hidden: Tensor) -> _Updates:
+        changes = falling_spectrum(subject, subject.site_map.d_model, hidden.shape[1])
+        return cls(
+            hidden,
+            torch.linalg.pinv(hidden),
+            orthonormal_basis(hidden),
+            data.shifts(subject.block.mlp_write, changes),
+            tuple(hidden @ change.T for change in changes),
+        )
+
+
+def _edit(subject: Subject, data: BlockTokens, name: str, of: _Updates) -> Evidence:
     """Try updates of known directions on one edit, each through the model and by least squares."""
-    n, width, label = len(hidden), subject.site_map.d_model, f"{data.name}, reads {name}"
-    x = data.reads(name)[:n]
-    edit = SharedEdit(data.reads(name), n, data.rows(data.tensors[SiteKind.MLP_HIDDEN]))
-    correlations, variates = canonical_variates(x, hidden)
+    n, width, label = len(of.hidden), subject.site_map.d_model, f"{data.name}, reads {name}"
+    edit = data.edit(name)
+    correlations, variates = variates_between(edit.basis, of.basis)
     count = len(correlations)
 
-    def shares(changes: Tensor) -> Tensor:
-        return direct_shares(edit, data.shifts(subject.block.mlp_write, changes))
+    def shifts(changes: Tensor) -> Tensor:
+        return data.shifts(subject.block.mlp_write, changes)
 
     index = torch.linspace(0, count - 1, min(DIRECTIONS, count)).round().long()
     writes = torch.nn.functional.normalize(subject.draw(len(index), width, salt=4410), dim=1)
-    single = shares(writes[:, :, None] * (variates[:, index].T @ inverse.T)[:, None, :])
-    whitened = torch.stack(isotropic_design(subject, width, count, salt=4420)) @ (variates.T @ inverse.T)
-    left, whole = edit.errors(PLAIN, _side_by_side(data.shifts(subject.block.mlp_write, whitened)))
+    directions = variates.T @ of.inverse.T
+    single = direct_shares(edit, shifts(writes[:, :, None] * directions[index][:, None, :]))
+    whitened = torch.stack(isotropic_design(subject, width, count, salt=4420)) @ directions
+    left, whole = edit.errors(PLAIN, _side_by_side(shifts(whitened)))
     mean = 1 - float(left.sum() / whole.sum())
-    changes = falling_spectrum(subject, width, hidden.shape[1])
-    measured = shares(changes)
+    measured = direct_shares(edit, of.falling)
 
     def apart(correlations: Tensor) -> float:
-        found = [reachable_share(hidden @ change.T, correlations, variates) for change in changes]
+        found = [reachable_share(shift, correlations, variates) for shift in of.expected]
         return float((measured - measured.new_tensor(found)).abs().max())
 
     worst, largest = float(single[-1]), float(correlations.max())
@@ -170,10 +205,10 @@ def _edit(subject: Subject, data: BlockTokens, name: str, hidden: Tensor, invers
         "worst update, |reachable share - largest rho^2|": abs(worst - largest**2),
         "isotropic in whitened m, |reachable share - mean rho|": abs(mean - float(correlations.mean())),
     }
-    rank = int(torch.linalg.matrix_rank(x / x.square().mean(0).sqrt().clamp_min(1e-300)))
     quartiles = correlations.square().quantile(correlations.new_tensor([0.25, 0.5, 0.75])).tolist()
+    ones, rank = int((correlations > 1 - ONE).sum()), edit.basis.shape[1]
     note = (
-        f"{label}: {count} directions of m, {rank} of x, {n} tokens; {int((correlations > 1 - ONE).sum())} "
+        f"{label}: {count} directions of m, {rank} of x, {n} tokens; {ones} "
         f"correlations are 1, {int((correlations < ONE).sum())} are 0; rho^2: mean {mean_share(correlations):.3f}, "
         f"quartiles {quartiles[0]:.3f}, {quartiles[1]:.3f}, {quartiles[2]:.3f}, least {least_share(correlations):.2g}"
     )
@@ -212,24 +247,24 @@ def _noisy(subject: Subject, data: BlockTokens, hidden: Tensor) -> Evidence:
     changes = subject.draw(count, width, hidden.shape[1], salt=4440)
     shifts = data.shifts(subject.block.mlp_write, changes)[:, :n].transpose(0, 1).flatten(1)
     noise = subject.draw(*shifts.shape, salt=4441)
+    spectrum = token_spectrum(hidden)
+    of_reads = {name: token_spectrum(data.reads(name)[:n]) for name in READS}
     claim, controls, notes = [], [], []
     for relative in NOISE:
         # Entries of the updates have variance 1: the mean square of a shift is tr K / n.
         level = relative * float(hidden.square().sum()) / n
         errors = posterior_errors(hidden, shifts, level**0.5 * noise, level)
         found = mean_and_error(errors, torch.full_like(errors, level))
-        expected = effective_dimension(hidden, level)
+        expected = effective_dimension(spectrum, level)
         label = f"{data.name}, noise {relative:g}: error of the best estimate"
         claim.append(
             Measurement(f"{label} minus tr K (K + l)^-1, in standard errors", z_score(found, expected), -ERRORS, ERRORS)
         )
         if relative == max(NOISE):
-            rank = z_score(found, effective_dimension(hidden, 0.0))
+            rank = z_score(found, effective_dimension(spectrum, 0.0))
             controls.append(Measurement(f"{label} minus rank K, in standard errors", rank, -ERRORS, ERRORS))
         reads = (
-            f"{name} {effective_dimension(x, relative * float(x.square().sum()) / n):.1f}"
-            for name in READS
-            for x in (data.reads(name)[:n],)
+            f"{name} {effective_dimension(own, relative * float(own.sum()) / n):.1f}" for name, own in of_reads.items()
         )
         notes.append(
             f"{data.name}, noise {relative:g}: effective dimension of m {expected:.1f} (estimated from shifts "

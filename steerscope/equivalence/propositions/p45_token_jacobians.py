@@ -44,11 +44,10 @@ from steerscope.equivalence.propositions.block_tokens import (
     z_score,
 )
 from steerscope.equivalence.propositions.p43_shared_edit import GROUP, SMALL
-from steerscope.equivalence.propositions.shared_edit import OTHERS, PLAIN, SharedEdit
+from steerscope.equivalence.propositions.shared_edit import OTHERS, PLAIN
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.equivalence.reach import held_out_kernel_share, unreachable_kernel_share, unreachable_share
 from steerscope.models.blocks import Block, linear_shape
-from steerscope.sites import SiteKind
 
 # Against the formula of P43 where the map writes at the block's output: two ways to one projection.
 EXACT = 1e-6
@@ -57,7 +56,7 @@ ERRORS = 5.0
 DIRECTIONS = 4
 DRAWS, FEW_DRAWS = 150, 10
 # Updates whose shifts are computed side by side, on small and on wide blocks.
-CHUNK, FEW = 50, 2
+CHUNK, FEW = 50, 5
 
 
 def output_directions(subject: Subject) -> Tensor:
@@ -148,8 +147,7 @@ def _on_data(subject: Subject, data: BlockTokens) -> Evidence:
         # A backward pass per position and direction: too many for long texts and wide blocks.
         maps = {name: module for name, module in maps.items() if module not in block.attn_reads}
     directions = output_directions(subject)
-    hidden = data.rows(data.tensors[SiteKind.MLP_HIDDEN])
-    edits = {name: SharedEdit(data.reads(name), n, hidden) for name in names}
+    edits = {name: data.edit(name) for name in names}
     claim: list[Measurement] = []
     controls: list[Measurement] = []
     notes: list[str] = []
@@ -160,8 +158,8 @@ def _on_data(subject: Subject, data: BlockTokens) -> Evidence:
         for name, edit in edits.items():
             label = f"{data.name}, {path}, reads {name}"
             expected = {
-                PLAIN: unreachable_kernel_share(edit.fitted, kernel[:n, :n]),
-                OTHERS: held_out_kernel_share(edit.fitted, edit.others, kernel, edit.ridge),
+                PLAIN: unreachable_kernel_share(edit.basis, kernel[:n, :n]),
+                OTHERS: held_out_kernel_share(edit.weights, kernel),
             }
             measured = {kind: _ratio(edit.errors(kind, drawn.flatten(1)), len(directions)) for kind in expected}
             for place, value in expected.items():

@@ -354,20 +354,6 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp_min(1e-300))
 
 
-def rank_limited(matrix: Tensor, rank: int) -> Tensor:
-    """Return the nearest matrix of that rank (Eckart-Young).
-
-    Args:
-        matrix: ``(m, n)``.
-        rank: The largest rank.
-
-    Returns:
-        ``(m, n)``.
-    """
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    return (left[:, :rank] * values[:rank]) @ right[:rank]
-
-
 def orthonormal_rows(subject: Subject, rows: int, width: int, salt: int = 0) -> Tensor:
     """Return a random ``rows width`` matrix with orthonormal rows.
 

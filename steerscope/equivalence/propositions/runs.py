@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from steerscope.equivalence.propositions.parts import as_stored, output_first, parameter_name
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.models.blocks import Block
+from steerscope.models.changed_weights import with_update
 from steerscope.models.hooks import Edit, edited, reading
 from steerscope.sites import Site, SiteKind
 
@@ -64,31 +65,12 @@ def run_at(
     if position_ids is not None:
         arguments["position_ids"] = position_ids
     with (
-        weights_changed(subject.model, update or {}),
+        with_update(subject.model, update or {}),
         edited(subject.model, subject.site_map, edits or {}),
         reading(subject.site_map, resolved.values()) as found,
     ):
         logits = subject.model(**arguments).logits
     return Pass(logits, {site: found[place] for site, place in resolved.items()})
-
-
-@contextmanager
-def weights_changed(model: nn.Module, update: Mapping[str, Tensor]) -> Iterator[None]:
-    """Add ``update`` (by parameter name) to the weights inside the context; the old tensors come back after it.
-
-    Args:
-        model: The model, changed in place.
-        update: Change per parameter name, in the parameter's shape.
-    """
-    named = dict(model.named_parameters())
-    before = {name: named[name].data for name in update}
-    try:
-        for name, change in update.items():
-            named[name].data = before[name] + change
-        yield
-    finally:
-        for name, tensor in before.items():
-            named[name].data = tensor
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from steerscope.equivalence.reach import ridge_prediction
+from steerscope.equivalence.reach import RidgeReads, orthonormal_basis
 
 # An edit A x, one with a bias, and one with a bias and a ridge, judged on other texts than it is fitted on.
 PLAIN, BIAS, OTHERS = "without a bias", "with a bias", "other texts"
@@ -19,24 +19,37 @@ Pair = tuple[Tensor, Tensor]
 
 
 class SharedEdit:
-    """Edits that read the same, fitted to any shifts; the inverses are made once.
+    """Edits that read the same, fitted to any shifts; what costs much is computed when it is first asked for, and once.
+
+    Args:
+        reads: x, ``(token, p)``, the tokens fitted on first.
+        fitted: How many those are.
+        like: What to predict for the choice of the ridge, ``(token, k)`` of the same tokens.
 
     Attributes:
         fitted: x of the tokens fitted on, ``(token, p)``.
         others: x of the tokens of other texts.
-        ridge: Of the edit that is judged there, relative to a channel's mean square.
     """
 
     def __init__(self, reads: Tensor, fitted: int, like: Tensor) -> None:
-        """Choose the ridge by how well ``like`` is predicted; nothing else is fitted yet.
-
-        Args:
-            reads: x, ``(token, p)``, the tokens fitted on first.
-            fitted: How many those are.
-            like: What to predict for the ridge, ``(token, k)`` of the same tokens.
-        """
         self.fitted, self.others = reads[:fitted], reads[fitted:]
-        self.ridge = chosen_ridge(self.fitted, like[:fitted])
+        self._like = like[:fitted]
+
+    @cached_property
+    def ridge(self) -> float:
+        """Of the edit that is judged on other texts, relative to a channel's mean square."""
+        return chosen_ridge(self.fitted, self._like)
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """What the channels of x span over the tokens fitted on: ``(token, rank)``, orthonormal."""
+        return orthonormal_basis(self.fitted)
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """What the ridge's predictions on other texts are made of: ``(other, token)``, by weights of fitted tokens."""
+        identity = torch.eye(len(self.fitted), dtype=self.fitted.dtype)
+        return RidgeReads(self.fitted).prediction(identity, self.others, self.ridge)
 
     def errors(self, kind: str, shift: Tensor) -> Pair:
         """Return what the best edit leaves of a shift, and the whole of it.
@@ -102,9 +115,6 @@ def chosen_ridge(reads: Tensor, targets: Tensor) -> float:
         One of :data:`RIDGES`.
     """
     half = len(reads) // 2
-
-    def error(ridge: float) -> float:
-        found = ridge_prediction(reads[:half], targets[:half], reads[half:], ridge)
-        return float((targets[half:] - found).square().sum())
-
-    return min(RIDGES, key=error)
+    found = RidgeReads(reads[:half]).predictions(targets[:half], reads[half:], RIDGES)
+    errors = [float((targets[half:] - one).square().sum()) for one in found]
+    return RIDGES[errors.index(min(errors))]

@@ -24,7 +24,7 @@ from steerscope.experiments.runs.accuracy import wilson_interval
 from steerscope.experiments.runs.folder import RESULTS, read_results
 from steerscope.experiments.runs.records import RunResults
 from steerscope.experiments.training.methods import METHODS
-from steerscope.folders import write_result
+from steerscope.records import Record
 
 SCHEMA_VERSION = 1
 
@@ -103,7 +103,7 @@ class Entry:
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison(Tabular, report="comparison"):
+class Comparison(Record, Tabular, what="comparison", sign="entries", report="comparison"):
     """Runs on one test set, best first.
 
     Attributes:
@@ -147,14 +147,6 @@ class Comparison(Tabular, report="comparison"):
     def to_json(self) -> str:
         """Return the comparison as JSON."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-    def save(self, path: str | Path) -> None:
-        """Write ``comparison.json``.
-
-        Raises:
-            InputError: Something else is there, or it cannot be written.
-        """
-        write_result(path, self.to_json().rstrip("\n"), "entries")
 
 
 def run_folders(folders: Sequence[str | Path]) -> list[Path]:

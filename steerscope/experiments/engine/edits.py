@@ -121,9 +121,9 @@ class _Stack:
     def added_to(self, split: Tensor, read: Tensor) -> Tensor:
         """Return ``split (run batch token channel)`` with what these edits add for what they read."""
         if self.places == list(range(len(split))):
-            return split + self._delta(read).to(split.dtype)
+            return split + self._delta(read).to(split)
         index = torch.tensor(self.places, device=split.device)
-        return split.index_add(0, index, self._delta(read[index]).to(split.dtype))
+        return split.index_add(0, index, self._delta(read[index.to(read.device)]).to(split))
 
     def _delta(self, read: Tensor) -> Tensor:
         first = self.edits[0]
@@ -136,6 +136,6 @@ class _Stack:
             added = torch.vmap(lambda state, x: functional_call(first, state, (x,)))(stacked, read)
         if self.masks is None:
             return added
-        full = torch.ones(read.shape[1:-1], dtype=torch.bool, device=read.device)
-        mask = torch.stack([full if mask is None else mask.to(read.device) for mask in self.masks])
+        full = torch.ones(read.shape[1:-1], dtype=torch.bool, device=added.device)
+        mask = torch.stack([full if mask is None else mask.to(added.device) for mask in self.masks])
         return torch.where(mask.unsqueeze(-1), added, 0)

@@ -14,6 +14,7 @@ from steerscope.experiments.engine.rows import Rows, run, single_precision
 from steerscope.experiments.engine.spec import RunSpec
 from steerscope.experiments.shared_prefix import cache_of, counted_back
 from steerscope.experiments.tasks.supervised import SupervisedSequence
+from steerscope.models.offloaded import device_of
 from steerscope.models.wrappers import language_model
 from steerscope.steering import SteeringModel
 from steerscope.steering.joint import JointConstraint
@@ -74,7 +75,7 @@ class ModelPack(Pack):
             Logits of the tokens that predict supervised ones ``(supervised vocab)``, and the padded rows they belong
             to.
         """
-        device, start, cache = next(self.model.parameters()).device, self._start(batches[0]), None
+        device, start, cache = device_of(self.model), self._start(batches[0]), None
         rows = Rows.of(batches[0], self.pad, device, start)
         told = {"prompt_lengths": rows.prompts} if isinstance(self.model, SteeringModel) else {}
         if start:

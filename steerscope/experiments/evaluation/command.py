@@ -13,7 +13,6 @@ from torch import nn
 
 from steerscope.analysis.provenance import RECIPE, content_hash
 from steerscope.analysis.stopwatch import StageProgress
-from steerscope.errors import InputError
 from steerscope.experiments.evaluation.adapters import SavedAdapter, attached, with_adapter
 from steerscope.experiments.evaluation.evaluate import evaluate
 from steerscope.experiments.runs.evaluation import Evaluation
@@ -27,7 +26,8 @@ from steerscope.folders import ADAPTER_WEIGHTS
 from steerscope.installed import package_versions
 from steerscope.models.bundled import sha256_of
 from steerscope.models.load import LoadedModel
-from steerscope.option_types import plain_fields
+from steerscope.models.packed import num_weights
+from steerscope.option_types import plain_fields, require_least
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,7 @@ class EvaluateOptions:
         Raises:
             InputError: A number out of range, or no such part.
         """
-        for name in ("batch_size", "max_new_tokens", "max_examples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"[[{name}]] is {value}; expected at least 1.")
+        require_least(self, batch_size=1, max_new_tokens=1, max_examples=1)
         check_part(self.split)
 
 
@@ -115,7 +112,7 @@ def evaluate_model(
     else:
         on = attached(loaded, adapter) if keeps else nullcontext(with_adapter(loaded, adapter))
     with on as model:
-        total = sum(parameter.numel() for parameter in model.parameters())
+        total = num_weights(model)
         show("load", 1, 1)
         folder = None
         if out is not None and options.split == "test":

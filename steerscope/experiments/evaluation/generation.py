@@ -17,7 +17,7 @@ from steerscope.experiments.tasks.supervised import end_token
 from steerscope.finite import require_finite
 from steerscope.models.head import contiguous_head
 from steerscope.models.lengths import is_beyond, readable_length, sides, switch_length
-from steerscope.models.offloaded import require_weights_in_memory
+from steerscope.models.offloaded import device_of, require_runs
 from steerscope.models.tokens import pad_token, require_known_tokens, text_tokens
 from steerscope.models.virtual_tokens import require_no_virtual_tokens
 from steerscope.models.wrappers import language_model
@@ -256,14 +256,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch off dropout and gradients, and give back the mode of every module afterwards.
 
     Raises:
-        InputError: Weights are offloaded, or PEFT puts virtual tokens before every row.
+        InputError: Weights have no values, or PEFT puts virtual tokens before every row.
     """
-    require_weights_in_memory(model, "evaluation")
+    require_runs(model)
     require_no_virtual_tokens(model, "results would depend on the batch that a text is in")
     with in_evaluation_mode(model), contiguous_head(model), torch.inference_mode():
         yield
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return where a model's inputs go."""
-    return next(model.parameters()).device

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from steerscope.errors import InputError
-from steerscope.experiments.evaluation.generation import device_of, evaluating, left_padded
+from steerscope.experiments.evaluation.generation import evaluating, left_padded
 from steerscope.experiments.evaluation.shared_prompt import continuation_log_likelihoods
 from steerscope.experiments.shared_prefix import Prefix
 from steerscope.experiments.tasks.supervised import supervise
 from steerscope.experiments.tasks.task import TaskExample
 from steerscope.finite import require_finite
 from steerscope.models.lengths import is_beyond, readable_length, sides, switch_length
+from steerscope.models.offloaded import device_of
 from steerscope.models.tokens import completion_tokens, pad_token, require_known_tokens
 
 # A continuation: token ids, and where those to be scored begin.

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steerscope.experiments.evaluation.generation import device_of, evaluating, left_padded
+from steerscope.experiments.evaluation.generation import evaluating, left_padded
 from steerscope.experiments.shared_prefix import Prefix
 from steerscope.finite import require_finite
 from steerscope.models.lengths import sides, switch_length
+from steerscope.models.offloaded import device_of
 
 # A prompt's tokens, and the tokens of every continuation of it.
 Asked = tuple[Sequence[int], Sequence[Sequence[int]]]

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError, Words, words
 from steerscope.experiments.runs.accuracy import Accuracy
-from steerscope.files import parse_json, read_text
 from steerscope.finite import require_finite_record
-from steerscope.folders import write_result
+from steerscope.records import Record
 
 SCHEMA_VERSION = 1
 
@@ -42,7 +40,7 @@ class Generation:
 
 
 @dataclass(frozen=True, repr=False)
-class Evaluation(Shown):
+class Evaluation(Record, Shown, what="evaluation", sign="majority_answer"):
     """How often a model was right on one part of one task.
 
     Attributes:
@@ -169,27 +167,6 @@ class Evaluation(Shown):
             raise InputError(f"this is no saved evaluation ({error!r}). Evaluate again.") from error
         return cls(**own)
 
-    def save(self, path: str | Path) -> None:
-        """Write the evaluation as JSON, whole or not at all.
-
-        Raises:
-            InputError: Something else is there, or it cannot be written.
-        """
-        write_result(path, self.to_json(), "majority_answer")
-
     @classmethod
-    def load(cls, path: str | Path) -> Evaluation:
-        """Read what :meth:`save` wrote.
-
-        Returns:
-            The evaluation, equal to the one that was saved.
-
-        Raises:
-            InputError: No such file, or no evaluation in it.
-        """
-        text = read_text(Path(path), "the evaluation")
-        try:
-            values = parse_json(text)
-        except ValueError as error:
-            raise InputError(f"cannot read the evaluation {str(path)!r} ({error}). Check the path.") from error
-        return cls.from_dict(values)
+    def _of(cls, data: Any, problem: str) -> Evaluation:
+        return cls.from_dict(data)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from steerscope.analysis.shown import Shown
-from steerscope.folders import write_result
-from steerscope.records import read_record, record_text
+from steerscope.records import Record
 
 SCHEMA_VERSION = 1
 
@@ -49,6 +47,8 @@ class Tested:
         accuracy: Test accuracy.
         n_params: Numbers that are trained.
         seconds: Training, all its rates.
+        served_as: Of an edit, what programs that know LoRA alone serve, as in a ranking; None for other methods and in
+            files of before.
     """
 
     name: str
@@ -58,10 +58,11 @@ class Tested:
     accuracy: float
     n_params: int
     seconds: float
+    served_as: str | None = None
 
 
 @dataclass(frozen=True, repr=False)
-class SearchResult(Shown):
+class SearchResult(Record, Shown, what="search result", sign="contenders"):
     """What ``steerscope search`` found.
 
     Attributes:
@@ -121,26 +122,6 @@ class SearchResult(Shown):
         total = sum(self.seconds.values()) / 60
         said = f"It beat {beaten} others. The search took {total:.1f} minutes. The adapter is in {self.adapter}/."
         return [self.headline(), said, *([self.note] if self.note else []), "\n".join(lines), "\n".join(tested)]
-
-    def save(self, path: str | Path) -> None:
-        """Write ``search.json``.
-
-        Raises:
-            InputError: Something else is there, or it cannot be written.
-        """
-        write_result(path, record_text(self), "contenders")
-
-    @classmethod
-    def load(cls, path: str | Path) -> SearchResult:
-        """Read what :meth:`save` wrote.
-
-        Returns:
-            The result as it was saved.
-
-        Raises:
-            InputError: No such file, or not a search's result.
-        """
-        return read_record(path, cls, "search result")
 
 
 def _cut(name: str) -> str:

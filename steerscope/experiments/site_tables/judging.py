@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -27,8 +26,7 @@ from steerscope.experiments.site_tables.admitted import admitted
 from steerscope.experiments.site_tables.common import Common, common_outcomes, score_array
 from steerscope.experiments.site_tables.first_steps import first_steps
 from steerscope.experiments.site_tables.table import SiteTable
-from steerscope.folders import write_result
-from steerscope.records import read_record, record_text
+from steerscope.records import Record
 
 # Baselines that every score is compared with, fixed before anything was trained: no look at any outcome picked them.
 DEPTH, DEPTH_THEN_KIND = "depth", "depth_then_kind"
@@ -74,7 +72,7 @@ class JudgedScore:
 
 
 @dataclass(frozen=True, repr=False)
-class Judgement(Shown, report="site_tables"):
+class Judgement(Record, Shown, what="judgement of scores", sign="admission", report="site_tables"):
     """What a table says of scores.
 
     Attributes:
@@ -106,29 +104,13 @@ class Judgement(Shown, report="site_tables"):
     trained: tuple[str, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)
 
-    def to_json(self) -> str:
-        """Return the judgement as JSON text."""
-        return record_text(self)
 
-    def save(self, path: str | Path) -> None:
-        """Write the judgement as a JSON file.
+@dataclass(frozen=True)
+class Judgements(Record, what="set of judgements", sign="judgements"):
+    """What one or several tables say of scores, as ``steerscope score-sites`` writes it."""
 
-        Raises:
-            InputError: Something else is there, or it cannot be written.
-        """
-        write_result(path, self.to_json(), "admission")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Judgement:
-        """Read a judgement that :meth:`save` wrote.
-
-        Returns:
-            The judgement as it was saved.
-
-        Raises:
-            InputError: No such file, or not a judgement.
-        """
-        return read_record(path, cls, "judgement of scores")
+    judgements: tuple[Judgement, ...]
+    schema_version: int = 1
 
 
 def judge(table: SiteTable, scores: Mapping[str, Mapping[str, float]] | None = None, *, seed: int = 0) -> Judgement:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,7 @@ from numpy.typing import NDArray
 
 from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
-from steerscope.folders import write_result
-from steerscope.records import read_record, record_text
+from steerscope.records import Record
 from steerscope.sites import Site, parse_site
 
 SCHEMA_VERSION = 1
@@ -117,7 +115,7 @@ class SiteOutcome:
 
 
 @dataclass(frozen=True, repr=False)
-class SiteTable(Shown):
+class SiteTable(Record, Shown, what="site table", sign="runs"):
     """Trained outcomes over the sites of one model on one task.
 
     Attributes:
@@ -154,25 +152,9 @@ class SiteTable(Shown):
     note: str = ""
     schema_version: int = SCHEMA_VERSION
 
-    def save(self, path: str | Path) -> None:
-        """Write the table as a JSON file.
-
-        Raises:
-            InputError: Something else is there, or it cannot be written.
-        """
-        write_result(path, record_text(self), "runs")
-
     @classmethod
-    def load(cls, path: str | Path) -> SiteTable:
-        """Read a table.
-
-        Returns:
-            The table as it was saved.
-
-        Raises:
-            InputError: No such file, not a site table, or a site's name that cannot be read.
-        """
-        table = read_record(path, cls, "site table")
+    def _of(cls, data: Any, problem: str) -> SiteTable:
+        table = super()._of(data, problem)
         for run in table.runs:
             for name in run.site.split("+"):
                 parse_site(name)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 from steerscope.errors import InputError
+from steerscope.experiments.carrying.shard import AUTO, Shard, chosen_shard
 from steerscope.experiments.engine.spec import RunSpec, Schedule
+from steerscope.experiments.groundwork.carriers import CARRYING, ENGINES, LOCAL, check_carrying
 from steerscope.models.site_map import SiteMap
-from steerscope.option_types import LOADING, plain_fields
+from steerscope.option_types import deciding, plain_fields, require_budget, require_least, require_seed
 from steerscope.sites import Site, SiteKind
 from steerscope.steering.config import DEFAULT_RANK, SCALES, SteeringConfig
 from steerscope.steering.families import FAMILIES
 
 ALL = "all"
-_NO_RESULT = ("scores", "budget", "pack_size", *LOADING)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ class SweepOptions:
         scores: Rank all sites at the end, and keep every score of the trained ones in the table.
         budget: Minutes, None without a limit: no training is begun later; what is finished is kept.
         pack_size: Most runs trained together, None to fit the machine. It changes no result.
+        shard: ``i/n`` for one of n processes that share the folder, on one machine or many, so that every run is done
+            once; ``auto`` for what torchrun or Slurm says. None for one process.
+        engine: What trains: ``local``, this process; ``ray``, a Ray cluster.
+        address: Of the cluster; None for one of this machine, which ends with the sweep.
+        num_cpus: CPUs (and threads) of one process of the cluster; None for as many as this process has threads.
+        num_gpus: Its GPUs, which may be a fraction; None for one if the model is on a GPU.
         seed: The first seed.
         device: Where a model that is given by its name is loaded.
         dtype: Its data type.
@@ -69,6 +76,11 @@ class SweepOptions:
     scores: bool = True
     budget: float | None = None
     pack_size: int | None = None
+    shard: str | None = None
+    engine: str = LOCAL
+    address: str | None = None
+    num_cpus: int | None = None
+    num_gpus: float | None = None
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
@@ -78,24 +90,19 @@ class SweepOptions:
     def __post_init__(self) -> None:
         rates = self.rates if isinstance(self.rates, tuple | list) else (self.rates,)
         object.__setattr__(self, "rates", ())  # numbers, which plain_fields takes for names
-        plain_fields(self, family=FAMILIES, scale=SCALES)
+        plain_fields(self, family=FAMILIES, scale=SCALES, engine=ENGINES)
         edit = self.config_at("0.resid_post")
         for rate in rates:
             if not isinstance(rate, Real) or not 0 < rate < math.inf:
                 raise InputError(f"[[rates]] has {rate!r}; expected positive numbers, such as 1e-3.")
         object.__setattr__(self, "rates", tuple(float(RunSpec(edit, r).learning_rate) for r in rates))
-        least = {"seeds": 1, "steps": 4, "batch_size": 1, "longer": 0, "num_selection": 16, "num_test": 16}
-        for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                raise InputError(f"[[{name}]] is {getattr(self, name)}; expected at least {minimum}.")
-        for name in ("tune_layers", "pack_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"[[{name}]] is {value}; expected at least 1.")
-        if self.budget is not None and not self.budget > 0:
-            raise InputError(f"[[budget]] is {self.budget}; expected a number of minutes above 0.")
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"[[seed]] is {self.seed}; expected an integer from 0 to 2**31 - 1.")
+        least = {"seeds": 1, "steps": 4, "batch_size": 1, "longer": 0, "tune_layers": 1, "pack_size": 1}
+        require_least(self, **least, num_selection=16, num_test=16)
+        check_carrying(self)
+        if self.chosen_shard is not None and self.engine != LOCAL:
+            raise InputError("[[shard]] and [[engine='ray']] exclude each other: Ray shares the work itself.")
+        require_budget(self.budget)
+        require_seed(self.seed)
         if isinstance(self.sites, int) and self.sites < 1:
             raise InputError(f"[[sites]] asks for {self.sites}; expected at least 1, names, or 'all'.")
 
@@ -103,6 +110,11 @@ class SweepOptions:
     def schedule(self) -> Schedule:
         """How runs are trained."""
         return Schedule(steps=self.steps, batch_size=self.batch_size)
+
+    @property
+    def chosen_shard(self) -> Shard | None:
+        """Which of several processes this one is, if it is; of a Ray cluster only if it is told so, to be refused."""
+        return None if self.engine != LOCAL and self.shard == AUTO else chosen_shard(self.shard)
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -120,10 +132,7 @@ class SweepOptions:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what decides results, as JSON-able values; the model's own record says how it was loaded."""
-        found = asdict(self)
-        for name in _NO_RESULT:
-            del found[name]
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+        return deciding(self, "scores", "budget", "pack_size", "shard", *CARRYING)
 
 
 def spread_sites(site_map: SiteMap, wanted: int | tuple[str, ...] | str) -> tuple[Site, ...]:

@@ -108,6 +108,9 @@ class FileTask:
 
         Returns:
             Examples that are in no other part.
+
+        Raises:
+            InputError: No such part, one that is too small, or conversations that no chat template writes yet.
         """
         check_part(part)
         if self.examples[0].messages is not None:

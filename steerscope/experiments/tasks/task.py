@@ -162,6 +162,9 @@ class RowsTask:
         Returns:
             Examples that are in no other part.
 
+        Raises:
+            InputError: No such part, or it cannot be read or has too few examples.
+
         Cost: reads the part, and for train and validation the parts above it, once.
         """
         check_part(part)

@@ -11,7 +11,7 @@ from steerscope.experiments.engine.rate_grid import rate
 from steerscope.experiments.engine.spec import RunSpec, Schedule
 from steerscope.experiments.training.methods import Method, Trains, get_method, method_name
 from steerscope.installed import require
-from steerscope.option_types import plain_fields
+from steerscope.option_types import plain_fields, require_least, require_seed
 from steerscope.steering.config import SCALES, STARTS, SteeringConfig
 from steerscope.steering.families.low_rank import ACTIVATIONS
 from steerscope.steering.joint import CONSTRAINTS
@@ -178,18 +178,15 @@ class TrainOptions:
 
     def _check_numbers(self) -> None:
         least = ("rank", "heads", "tries", "lr_steps", "train_examples", "validation_examples")
-        for name in (*least, "test_examples", "max_length", "max_new_tokens", "eval_batch_size", "save_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"[[{name}]] is {value}; expected at least 1.")
+        more = ("test_examples", "max_length", "max_new_tokens", "eval_batch_size", "save_every")
+        require_least(self, **dict.fromkeys((*least, *more), 1))
         if self.searches and self.tries < 3:
             raise InputError(f"[[tries]] is {self.tries}; expected at least 3: a winner and its two neighbours.")
         if isinstance(self.learning_rate, str) and self.learning_rate != "auto":
             raise InputError(f"[[learning_rate]] is {self.learning_rate!r}; expected a number or 'auto'.")
         if self.sparsity is not None and not (0 <= self.sparsity < math.inf):
             raise InputError(f"[[sparsity]] is {self.sparsity}; expected a number of at least 0.")
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"[[seed]] is {self.seed}; expected an integer from 0 to 2**31 - 1.")
+        require_seed(self.seed)
 
     def steering_config(self, sites: tuple[str, ...] | None = None, family: str | None = None) -> SteeringConfig:
         """Return the configuration of the method's edits.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from steerscope.files import told
 from steerscope.finite import NotFiniteError
 from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel
+from steerscope.models.memory import Memory, memory_needed
 from steerscope.models.tokens import pad_token, require_known_tokens, text_tokens
 from steerscope.steering.lofit import top_heads
 
@@ -87,6 +88,7 @@ class Run:
             sequences, too_long = supervised(self.parts, self.loaded, self.options, ends=answers.ends)
             if too_long:
                 self.say(f"{too_long} of {len(self.parts.train)} training examples are too long and were left out")
+            self.say(str(self._memory(sequences)))
             if self.options.of.trains is Trains.LOFIT:
                 self._choose_heads(sequences)
             choice = self._choose(sequences, answers.ends)
@@ -114,6 +116,14 @@ class Run:
         )
         folder.finish(results, generations)
         return results
+
+    def _memory(self, sequences: Sequence[SupervisedSequence]) -> Memory:
+        """Estimate what training will take; blocks below the lowest edit, which keep nothing, are counted, too."""
+        rows = min(self.options.batch_size, len(sequences))
+        longest = max(len(sequence.ids) for sequence in sequences)
+        predicted = max(len(sequence.ids) - sequence.first_target for sequence in sequences)
+        trained = self.loaded.identity.n_params if self.options.of.trains is Trains.WEIGHTS else 0
+        return memory_needed(self.loaded, rows * longest, rows * predicted, trained=trained)
 
     def _check_room(self, answers: AnswerTokens) -> None:
         """Refuse, before anything is trained, what validation and test would refuse after it.

@@ -19,6 +19,7 @@ from steerscope.installed import require
 from steerscope.models.blocks import is_transposed
 from steerscope.models.hooks import reading
 from steerscope.models.load import LoadedModel
+from steerscope.models.offloaded import device_of
 from steerscope.models.site_map import find_sites
 from steerscope.steering import SteeringConfig, SteeringModel, get_steering_model
 from steerscope.steering.families.low_rank import NonlinearAdapter, start_slope
@@ -56,8 +57,7 @@ class Trainee:
     @property
     def device(self) -> torch.device:
         """Where it is trained."""
-        found: torch.device = next(self.model.parameters()).device
-        return found
+        return device_of(self.model)
 
     @property
     def parameters(self) -> tuple[int, int]:
@@ -88,7 +88,7 @@ class Trainee:
         """Refuse what no number can come of.
 
         Raises:
-            InputError: A trained number is NaN or infinite.
+            NotFiniteError: A trained number is NaN or infinite.
         """
         if not self.is_finite:
             raise NotFiniteError(

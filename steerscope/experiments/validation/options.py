@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from steerscope.analysis.scoring.options import MIN_EXAMPLES
@@ -11,7 +11,7 @@ from steerscope.errors import InputError
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.installed import require
 from steerscope.models.site_map import SiteMap
-from steerscope.option_types import LOADING, plain_fields
+from steerscope.option_types import deciding, plain_fields, require_least, require_seed
 from steerscope.sites import Site, SiteKind
 
 MIN_SITES = 6
@@ -78,11 +78,8 @@ class ValidateOptions:
                 f"[[sites]] asks for {count}; expected at least {MIN_SITES}: fewer make no rank correlation."
             )
         least = {"seeds": 1, "rank": 1, "steps": 1, "batch_size": 1, "num_ranking": MIN_EXAMPLES}
-        for name, minimum in {**least, "num_selection": 16, "num_test": 16}.items():
-            if getattr(self, name) < minimum:
-                raise InputError(f"[[{name}]] is {getattr(self, name)}; expected at least {minimum}.")
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"[[seed]] is {self.seed}; expected an integer from 0 to 2**31 - 1.")
+        require_least(self, **least, num_selection=16, num_test=16)
+        require_seed(self.seed)
         if self.dtype not in ("float32", "float64"):
             raise InputError(f"[[dtype]] is {self.dtype!r}; validation trains in float32 or float64. Name one of them.")
         if self.references:
@@ -90,10 +87,7 @@ class ValidateOptions:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what decides a validation beside its model, as JSON-able values."""
-        own = asdict(self)
-        for name in LOADING:
-            del own[name]
-        return own
+        return deciding(self)
 
 
 def choose_sites(site_map: SiteMap, wanted: int | Sequence[str]) -> tuple[Site, ...]:

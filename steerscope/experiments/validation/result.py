@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steerscope.analysis.shown import Tabular
-from steerscope.errors import InputError
-from steerscope.files import parse_json, read_text
 from steerscope.finite import require_finite_record
-from steerscope.folders import write_result
-from steerscope.records import record_of
+from steerscope.records import Record
 
 SCHEMA_VERSION = 2
 
@@ -52,7 +46,7 @@ class TrainedSite:
 
 
 @dataclass(frozen=True, repr=False)
-class Validation(Tabular, report="validation"):
+class Validation(Record, Tabular, what="validation", sign="agreements", report="validation"):
     """Everything ``steerscope validate`` found.
 
     Attributes:
@@ -178,44 +172,13 @@ class Validation(Tabular, report="validation"):
             for one in (*self.sites, *self.references)
         ]
 
-    def to_json(self) -> str:
-        """Return the validation as JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, allow_nan=False)
-
-    def save(self, path: str | Path) -> None:
-        """Write ``validation.json``; an earlier file is replaced only when the new one is whole.
-
-        Raises:
-            InputError: Something else is there, or it cannot be written.
-        """
-        write_result(path, self.to_json(), "agreements")
-
     @classmethod
-    def load(cls, path: str | Path) -> Validation:
-        """Read a validation that :meth:`save` wrote; one of version 1 is compared again, by today's statistics.
-
-        Returns:
-            The validation.
-
-        Raises:
-            InputError: No such file, not JSON, or another schema version.
-        """
-        text = read_text(Path(path), "the validation")
-        try:
-            data = parse_json(text)
-        except ValueError as error:
-            raise InputError(f"{path} is no validation: invalid JSON ({error}).") from error
-        if not isinstance(data, dict) or data.get("schema_version") not in (1, SCHEMA_VERSION):
-            found = data.get("schema_version") if isinstance(data, dict) else type(data).__name__
-            raise InputError(
-                f"{path} has schema_version {found!r}, this steerscope reads 1 and {SCHEMA_VERSION}. Validate again, "
-                "or use the version that wrote it."
-            )
-        if data["schema_version"] == SCHEMA_VERSION:
-            return record_of(data, cls, f"{path} is not a validation")
+    def _of(cls, data: Any, problem: str) -> Validation:
+        """Return a validation; one of version 1 is compared again, by today's statistics."""
+        if not isinstance(data, dict) or data.get("schema_version") != 1:
+            return super()._of(data, problem)
         from steerscope.experiments.validation.validate import compared  # which imports this file
 
         # Before, what two seeds agreed on was stored as a ceiling, which is not an upper bound.
         known = {name: value for name, value in data.items() if name != "ceiling"}
-        known |= {"attainable": {}, "schema_version": SCHEMA_VERSION}
-        return compared(record_of(known, cls, f"{path} is not a validation"))
+        return compared(super()._of(known | {"attainable": {}, "schema_version": SCHEMA_VERSION}, problem))

@@ -12,14 +12,12 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 from steerscope.analysis.shown import Tabular
 from steerscope.equivalence.propositions.base import Measurement, Verdict
 from steerscope.equivalence.propositions.catalogue import Result
-from steerscope.folders import write_result
-from steerscope.records import parse_record, read_record
+from steerscope.records import Record
 
 SCHEMA_VERSION = 1
 # A verdict that older files have: for a statement that cannot be asked, and for one that holds within limits.
@@ -149,7 +147,7 @@ class PropositionResult:
 
 
 @dataclass(frozen=True, repr=False)
-class Verification(Tabular, report="verification"):
+class Verification(Record, Tabular, what="verification", sign="propositions", report="verification"):
     """Everything one run found.
 
     Attributes:
@@ -215,38 +213,6 @@ class Verification(Tabular, report="verification"):
     def to_json(self) -> str:
         """Return ``verify.json`` as text: keys sorted, six significant digits, no NaN."""
         return json.dumps(plain(self), indent=1, sort_keys=True, allow_nan=False)
-
-    def save(self, path: str | Path) -> None:
-        """Write ``verify.json``, whole or not at all.
-
-        Raises:
-            InputError: Something else is there, or it cannot be written.
-        """
-        write_result(path, self.to_json(), "propositions")
-
-    @classmethod
-    def from_json(cls, text: str) -> Verification:
-        """Rebuild what :meth:`to_json` wrote.
-
-        Returns:
-            The verification, equal to the one that was written.
-
-        Raises:
-            InputError: The text is not JSON, of another schema version, or has fields that do not fit.
-        """
-        return parse_record(text, cls, "verification")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Verification:
-        """Read a file that :meth:`save` wrote.
-
-        Returns:
-            The verification, equal to the one that was saved.
-
-        Raises:
-            InputError: The file cannot be read, or is not a verification.
-        """
-        return read_record(path, cls, "verification")
 
 
 def plain(value: Any) -> Any:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from steerscope.analysis.data.encoding import encode_for
 from steerscope.analysis.stopwatch import StageProgress, Stopwatch
-from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import (
     Rows,
     of_layer,
@@ -39,9 +38,10 @@ from steerscope.experiments.verification.texts import ENGLISH, paragraphs, task_
 from steerscope.finite import require_finite
 from steerscope.installed import package_versions
 from steerscope.models.attention import forward_differentiable_attention
+from steerscope.models.changed_weights import with_update
 from steerscope.models.load import LoadedModel
 from steerscope.models.precision import true_float64
-from steerscope.option_types import options_or_default, plain_fields
+from steerscope.option_types import options_or_default, plain_fields, require_least
 from steerscope.sites import SiteKind
 
 # How a model is loaded in a data type: the command line adds revision and trust.
@@ -96,11 +96,7 @@ class VerifyOptions:
 
     def check(self) -> None:
         """Raise :class:`InputError` for a number out of range."""
-        if self.seed < 0:
-            raise InputError(f"[[seed]] is {self.seed}; expected at least 0.")
-        for name in ("steps", "batch_size", "few_rows", "layers", "few_layers", "positions"):
-            if getattr(self, name) < 1:
-                raise InputError(f"[[{name}]] is {getattr(self, name)}; expected at least 1.")
+        require_least(self, seed=0, steps=1, batch_size=1, few_rows=1, layers=1, few_layers=1, positions=1)
         if self.text is not None:
             paragraphs(self.text)
         if self.rows < 8:

@@ -6,13 +6,13 @@ from transformers import PretrainedConfig
 
 from steerscope.errors import UnsupportedModelError
 from steerscope.models.description import BlockDescription
-from steerscope.models.layouts import parallel, plain, sandwich, sequential
+from steerscope.models.layouts import gemma_olmo2, gpt2_opt, gpt_neox_phi, llama_qwen_phi3
 
 FAMILIES: dict[str, BlockDescription] = {
-    **sequential.FAMILIES,
-    **sandwich.FAMILIES,
-    **plain.FAMILIES,
-    **parallel.FAMILIES,
+    **llama_qwen_phi3.FAMILIES,
+    **gemma_olmo2.FAMILIES,
+    **gpt2_opt.FAMILIES,
+    **gpt_neox_phi.FAMILIES,
 }
 
 
@@ -24,7 +24,7 @@ def known_description(config: PretrainedConfig) -> BlockDescription | None:
     """
     family = config.model_type
     if family == "gpt_neox" and not config.use_parallel_residual:
-        return parallel.NEOX_SEQUENTIAL
+        return gpt_neox_phi.NEOX_SEQUENTIAL
     if family == "opt" and not config.do_layer_norm_before:
         raise UnsupportedModelError(
             "this OPT model normalises after attention and MLP (do_layer_norm_before=False, OPT-350m); "

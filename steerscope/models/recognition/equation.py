@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from steerscope.errors import UnsupportedModelError
 from steerscope.models.description import BlockDescription
+from steerscope.models.packed import has_maps
 from steerscope.models.recognition.maps import all_but, linear_calls, mlp_inside
 from steerscope.models.recognition.trace import Trace, Traced, is_result, is_same, mixes_tokens, numbers_of
 
@@ -153,21 +154,39 @@ class BlockReader:
         raise self.refuse(self._why_no_sum([*of_attention, *others]))
 
     def _why_no_sum(self, parts: list[Traced]) -> str:
+        if why := self._last_norm():
+            return why
+        moved = self.out.double() - self.h.double()
+        for one in parts:
+            assert one.value is not None
+            if float((moved.flatten() - _flat(one.value)).norm() / moved.norm()) <= self.tolerance:
+                return _one_branch(self.path(one))
+        return (
+            "what leaves it is no sum of the stream that enters, a part of attention and a part of an MLP (the skip "
+            "connection may be scaled or normed, there may be a third part, or numbers per channel before one)"
+        )
+
+    def _last_norm(self) -> str:
+        """Return why no part adds to the stream if a norm makes what leaves the block; empty otherwise."""
         for one in self.inside:
             if is_same(one.gave, self.out) and _is_norm(one.module) and "norm" in type(one.module).__name__.lower():
                 return (
                     f"what leaves it is the output of the norm {self.path(one)!r}, so the stream itself is normalised "
                     "after each addition, and no part adds to it"
                 )
-        moved = self.out.double() - self.h.double()
-        for one in parts:
-            assert one.value is not None
-            if float((moved.flatten() - _flat(one.value)).norm() / moved.norm()) <= self.tolerance:
-                return f"it has one branch ({self.path(one)!r}) where attention and an MLP are expected"
-        return (
-            "what leaves it is no sum of the stream that enters, a part of attention and a part of an MLP (the skip "
-            "connection may be scaled or normed, there may be a third part, or numbers per channel before one)"
-        )
+        return ""
+
+    def require_two_branches(self) -> None:
+        """Refuse a block that gives back the output of a norm, or has one part with weights; takes no numbers.
+
+        Raises:
+            UnsupportedModelError: It does.
+        """
+        if why := self._last_norm():
+            raise self.refuse(why)
+        parts = [one for one in self.direct if has_maps(one.module)]
+        if len(parts) == 1:
+            raise self.refuse(_one_branch(self.path(parts[0])))
 
     def _rounded(self, number: float) -> float:
         return 1.0 if abs(number - 1) <= 10 * self.tolerance else number
@@ -232,6 +251,10 @@ class BlockReader:
         )
 
 
+def _one_branch(path: str) -> str:
+    return f"it has one branch ({path!r}) where attention and an MLP are expected"
+
+
 def _flat(value: Tensor | None) -> Tensor:
     assert value is not None
     return value.double().flatten()
@@ -244,7 +267,7 @@ def _was_changed(one: Traced) -> bool:
 
 def _is_norm(module: nn.Module) -> bool:
     """Whether a module has no maps: what it learns, if anything, are numbers per channel."""
-    return all(parameter.dim() < 2 for parameter in module.parameters())
+    return not has_maps(module)
 
 
 def _layout(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.models.blocks import FUNCTIONS
+from steerscope.models.packed import computes_linear_map, has_maps, is_packed, weights_besides
 from steerscope.models.recognition.trace import Traced, is_result, is_same
 from steerscope.models.wrappers import acting_layer
 
@@ -70,15 +71,18 @@ def linear_calls(reader: Reader, among: Iterable[Traced]) -> list[Traced]:
 def _is_linear(one: Traced, shape: torch.Size) -> bool:
     layer = acting_layer(one.module)
     weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dim() != 2 or one.given is None or one.gave is None or not one.alone:
+    if one.given is None or one.gave is None or not one.alone:
+        return False
+    if is_packed(layer):
+        return _reads_every_token(one, shape) and computes_linear_map(layer, one.given)
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
         return False
     rows, columns = weight.shape
     transposed = type(layer).__name__ == "Conv1D"
     d_out, d_in = (columns, rows) if transposed else (rows, columns)
-    if one.given.shape[-1] != d_in or one.gave.shape[-1] != d_out or not one.given.is_floating_point():
+    if one.given.shape[-1] != d_in or one.gave.shape[-1] != d_out:
         return False
-    tokens = [size for size in one.given.shape[:-1] if size != 1]
-    if tokens not in (list(shape), [shape.numel()]) or one.given.dtype != weight.dtype:
+    if not _reads_every_token(one, shape) or one.given.dtype != weight.dtype:
         return False
     if layer is not one.module:
         return True
@@ -86,6 +90,13 @@ def _is_linear(one: Traced, shape: torch.Size) -> bool:
     bias = getattr(layer, "bias", None)
     expected = expected if bias is None else expected + bias
     return one.value is not None and _agree(expected, one.value, 1e-3 if weight.dtype.itemsize >= 4 else 0.1)
+
+
+def _reads_every_token(one: Traced, shape: torch.Size) -> bool:
+    """Whether a call works on one float vector per token of the pass."""
+    if one.given is None or not one.given.is_floating_point():
+        return False
+    return [size for size in one.given.shape[:-1] if size != 1] in (list(shape), [shape.numel()])
 
 
 def _agree(expected: Tensor, found: Tensor, tolerance: float) -> bool:
@@ -167,9 +178,9 @@ def activations(reader: Reader, entry: Traced) -> Iterator[tuple[str, Callable[[
         for name, value in (*vars(owner).items(), *owner.named_children()):
             if name.startswith("_") or name == "forward" or not callable(value) or isinstance(value, type):
                 continue
-            if isinstance(value, nn.Module) and any(parameter.dim() > 1 for parameter in value.parameters()):
+            if isinstance(value, nn.Module) and has_maps(value):
                 continue
-            if _is_elementwise(value, next(entry.module.parameters())):
+            if entry.given is not None and _is_elementwise(value, entry.given):
                 yield (f"{path}.{name}" if path else name), value
     yield from FUNCTIONS.items()
 
@@ -197,9 +208,4 @@ def all_but(module: nn.Module, described: Iterable[str]) -> tuple[str, ...]:
     Returns:
         Names as ``named_parameters`` gives them, without what PEFT put around them.
     """
-    known = {id(acting_layer(module.get_submodule(path)).weight) for path in described}
-    return tuple(
-        name.replace("base_layer.", "")
-        for name, parameter in module.named_parameters()
-        if parameter.dim() > 1 and id(parameter) not in known and "lora_" not in name
-    )
+    return weights_besides(module, [module.get_submodule(path) for path in described])

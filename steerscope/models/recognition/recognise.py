@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from steerscope.errors import UnsupportedModelError
 from steerscope.models.description import BlockDescription
 from steerscope.models.recognition.equation import BlockReader
 from steerscope.models.recognition.stack import path_of_stack
-from steerscope.models.recognition.trace import traced
+from steerscope.models.recognition.trace import Trace, traced
 from steerscope.models.wrappers import decoder_of, run_on_random_tokens
 from steerscope.site_kinds import Branch, SiteKind
 
@@ -42,15 +42,7 @@ def recognised(model: nn.Module) -> BlockDescription:
     try:
         with traced(decoder) as trace:
             ids = run_on_random_tokens(model)
-        layers = path_of_stack(decoder, trace)
-        blocks = list(decoder.get_submodule(layers).children())
-        seen = trace.of(blocks[0])[0].given
-        if seen is None or seen.shape[:2] != ids.shape:
-            raise UnsupportedModelError(
-                f"the blocks of {type(decoder).__name__} get {None if seen is None else tuple(seen.shape[:2])} of "
-                f"(batch, token) for {tuple(ids.shape)} tokens; expected one position of the stream per token. Use "
-                "another model."
-            )
+        layers, blocks = blocks_of(decoder, trace, ids)
         found = [
             replace(BlockReader(module, index, trace, ids.shape).description(), layers=layers)
             for index, module in enumerate(blocks)
@@ -58,6 +50,32 @@ def recognised(model: nn.Module) -> BlockDescription:
     finally:
         model.train(was_training)
     return joined(found)
+
+
+def blocks_of(decoder: nn.Module, trace: Trace, ids: Tensor) -> tuple[str, list[nn.Module]]:
+    """Return the path of a decoder's list of blocks, and the blocks.
+
+    Args:
+        decoder: The stack of blocks with what is around it.
+        trace: One pass through it.
+        ids: The tokens of that pass, ``batch token``.
+
+    Returns:
+        The path, and the blocks from the lowest up.
+
+    Raises:
+        UnsupportedModelError: There is no such list, or its stream has other positions than the tokens.
+    """
+    layers = path_of_stack(decoder, trace)
+    blocks = list(decoder.get_submodule(layers).children())
+    seen = trace.of(blocks[0])[0].given
+    if seen is None or seen.shape[:2] != ids.shape:
+        raise UnsupportedModelError(
+            f"the blocks of {type(decoder).__name__} get {None if seen is None else tuple(seen.shape[:2])} of "
+            f"(batch, token) for {tuple(ids.shape)} tokens; expected one position of the stream per token. Use "
+            "another model."
+        )
+    return layers, blocks
 
 
 def joined(descriptions: list[BlockDescription]) -> BlockDescription:

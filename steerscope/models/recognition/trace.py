@@ -102,15 +102,22 @@ def is_same(first: Tensor | None, second: Tensor | None) -> bool:
         second: Another one.
 
     Returns:
-        Whether they share all their numbers.
+        Whether they share all their numbers (on the meta device: would share them).
     """
     return (
         first is not None
         and second is not None
-        and first.data_ptr() == second.data_ptr()
+        and _place(first) == _place(second)
         and first.numel() == second.numel()
         and first.dtype == second.dtype
     )
+
+
+def _place(tensor: Tensor) -> tuple[int, int]:
+    """Return where a tensor is in memory: on the meta device, in which memory without addresses it would be."""
+    if tensor.is_meta:
+        return tensor.untyped_storage()._cdata, int(tensor.storage_offset())
+    return tensor.data_ptr(), 0
 
 
 def is_result(one: Traced, other: Traced) -> bool:

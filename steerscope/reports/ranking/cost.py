@@ -9,13 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from steerscope.analysis.results import Ranking
 from steerscope.errors import InputError
 from steerscope.reports.figure_style import INK, LINE_LOOKS, PALE, PAPER, figure_text, new_figure, styled
 from steerscope.reports.ranking.candidates import candidates, kind_candidates, score_of_kinds
-from steerscope.reports.ranking.figure_parts import finish_columns, null_line, score_label, short_number
+from steerscope.reports.ranking.figure_parts import (
+    finish_columns,
+    over_parameters,
+)
 from steerscope.reports.ranking.verdict import Verdict, recommends
 from steerscope.reports.tables import TextTable
 from steerscope.reports.vocabulary import axis_scale, clean, format_score
@@ -135,17 +137,7 @@ def plot_gain_and_cost(ranking: Ranking) -> Figure:
         best = scale * ranking.sites[0].score
         ax.axhspan(best - scale * ranking.equal_margin, best, color=PALE, zorder=0)
         handles.append(Patch(color=PALE, label="within the margin of the best site"))
-    ax.set_xscale("log")
-    numbers = [one.n_params for one in found]
-    if max(numbers) < 30 * min(numbers):
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter(short_number))
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    null_line(ax, ranking)
-    ax.margins(x=0.12, y=0.12)
-    ax.grid(axis="y")
-    ax.set_xlabel("trained parameters (log scale)")
-    ax.set_ylabel(score_label(ranking, short=True))
+    over_parameters(ax, ranking, [one.n_params for one in found])
     named = [
         Line2D([], [], linestyle="", label=f"{number}: {figure_text(_name(one), 30)}")
         for number, one in enumerate(line[:_MOST_NAMED], 1)

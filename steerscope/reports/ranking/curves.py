@@ -6,13 +6,19 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
 from steerscope.analysis.results import LearningCurve, Ranking
 from steerscope.errors import InputError
 from steerscope.reports.figure_style import INK, PAPER, figure_text, look, new_figure, styled
 from steerscope.reports.ranking.candidates import main_family
-from steerscope.reports.ranking.figure_parts import finish, finish_columns, null_line, score_label, short_number
+from steerscope.reports.ranking.figure_parts import (
+    finish,
+    finish_columns,
+    null_line,
+    over_parameters,
+    score_label,
+)
 from steerscope.reports.vocabulary import axis_scale, ordered_kinds
 
 # More lines than this cannot be told apart, whatever their markers.
@@ -70,18 +76,7 @@ def plot_greedy_growth(ranking: Ranking) -> Figure:
         }
         ax.plot(kind.n_params, scale * kind.score, **point)
         whole.append(Line2D([], [], label=f"{figure_text(name, 16)}, all layers", **point))
-    ax.set_xscale("log")
-    numbers = [step.n_params for step in steps] + [kind.n_params for kind in kinds]
-    if max(numbers) < 30 * min(numbers):
-        # Powers of ten alone would leave a short axis with one label or none.
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter(short_number))
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    null_line(ax, ranking)
-    ax.margins(x=0.1, y=0.1)
-    ax.grid(axis="y")
-    ax.set_xlabel("trained parameters (log scale)")
-    ax.set_ylabel(score_label(ranking, short=True))
+    over_parameters(ax, ranking, [step.n_params for step in steps] + [kind.n_params for kind in kinds])
     finish_columns(figure, ranking, "Growing the best set, site by site", added, whole)
     return figure
 

@@ -8,6 +8,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from steerscope.analysis.results import Ranking
 from steerscope.reports.figure_style import NULL, figure_text, finish_with_foot
@@ -116,3 +117,24 @@ def null_line(ax: Axes, ranking: Ranking) -> None:
             "no update", (0.995, 0), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
             ha="right", va="bottom", fontsize=9, color=NULL,
         )  # fmt: skip
+
+
+def over_parameters(ax: Axes, ranking: Ranking, numbers: Sequence[int]) -> None:
+    """Give a figure of scores over trained parameters its axes.
+
+    Args:
+        ax: The axes, drawn.
+        ranking: Whose scores.
+        numbers: Of parameters, of everything that is drawn.
+    """
+    ax.set_xscale("log")
+    if max(numbers) < 30 * min(numbers):
+        # Powers of ten alone would leave a short axis with one label or none.
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(short_number))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    null_line(ax, ranking)
+    ax.margins(x=0.12, y=0.12)
+    ax.grid(axis="y")
+    ax.set_xlabel("trained parameters (log scale)")
+    ax.set_ylabel(score_label(ranking, short=True))

@@ -62,7 +62,10 @@ def merge_sentence(ranking: Ranking, row: Candidate) -> str:
         return f"an edit at {row.label}."
     if why:
         return f"an edit at {row.label} that stays an adapter ({why})."
-    return f"an edit at {row.label}, which can be merged into the weights (merge_and_unload(make_biases=True))."
+    merged = f"an edit at {row.label}, which can be merged into the weights (merge_and_unload(make_biases=True))"
+    if row.site.served_as == "lora":
+        return f"{merged}; trained with bias=False it is exactly a LoRA, which vLLM and SGLang serve (export_lora)."
+    return f"{merged}."
 
 
 def why_not_merged(kind: str, family: str, layout: str) -> str | None:

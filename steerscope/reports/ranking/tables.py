@@ -19,6 +19,7 @@ from steerscope.reports.ranking.verdict import answer_sentences, headline, recom
 from steerscope.reports.tables import WIDTH, TextTable, plain_table, rich_table
 from steerscope.reports.vocabulary import clean, count, format_interval, format_score, score_words
 
+_SERVED = {"lora": "yes", "lora_with_bias": "PEFT", "adapter": "no"}
 _RIGHT = frozenset({"rank", "step", "share", "score", "params", "layers"})
 
 
@@ -61,11 +62,17 @@ def site_table(ranking: Ranking, limit: int | None = 10) -> TextTable:
         notes.append("'a = b': one vector with several names, the same edit of the stream.")
     if recommends(ranking) and any(not standing_mark(ranking, row) for row in rows):
         notes.append("No mark: the prompts cannot tell whether it is equal or worse.")
+    as_lora = ("LoRA",) if any(row.site.served_as for row in rows) else ()
+    if as_lora:
+        notes.append(
+            "LoRA: whether the edit is exactly one (a linear edit without its bias), so that vLLM, SGLang and PEFT "
+            "serve it; PEFT: one with a bias, which PEFT alone runs."
+        )
     return TextTable(
         title=f"First {len(rows)} of {len(every):,} candidates"
         if len(rows) < len(every)
         else f"All {count(len(rows), 'candidate')}",
-        columns=("rank", "site", "family", value_column(ranking.score), "95% interval", "params", ""),
+        columns=("rank", "site", "family", value_column(ranking.score), "95% interval", "params", *as_lora, ""),
         right=_RIGHT,
         rows=tuple(
             (
@@ -75,6 +82,7 @@ def site_table(ranking: Ranking, limit: int | None = 10) -> TextTable:
                 format_score(row.site.score, name),
                 format_interval(row.site.ci_low, row.site.ci_high, name),
                 f"{row.site.n_params:,}",
+                *((_SERVED.get(row.site.served_as or "", ""),) if as_lora else ()),
                 standing_mark(ranking, row),
             )
             for row in rows

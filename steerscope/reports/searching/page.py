@@ -25,6 +25,13 @@ from steerscope.reports.vocabulary import clean, count
 FIGURE_STEMS = ("tested", "contenders")
 
 
+_SERVED = {
+    "lora": "The edit is exactly a LoRA, which vLLM, SGLang and PEFT serve (export_lora).",
+    "lora_with_bias": "The edit is exactly a LoRA with a bias, which PEFT alone runs (export_lora(lora_bias=True)).",
+    "adapter": "No LoRA is exactly this edit: it runs with steerscope.",
+}
+
+
 def headline(result: SearchResult) -> str:
     """Say where training did best, and whether that is more than an output that was recalibrated."""
     best, before = result.best, result.before
@@ -50,6 +57,8 @@ def answer_sentences(result: SearchResult) -> list[str]:
         f"A recalibrated output alone (temperature and bias) is right on {before['recalibrated_accuracy']:.1%}; always "
         f"giving one answer on {before['majority']:.1%}.",
     ]
+    if best.served_as is not None:
+        said.append(_SERVED[best.served_as])
     for other in result.references:
         said.append(_beside(best, other, num_test))
     said.append(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from steerscope.errors import InputError
-from steerscope.experiments.site_tables.judging import Judgement
-from steerscope.folders import Kind, require_folder_for, write_result
+from steerscope.experiments.site_tables.judging import Judgement, Judgements
+from steerscope.folders import Kind, require_folder_for
 from steerscope.reports import page as pages
 from steerscope.reports.agreement_figure import agreement_alt, agreement_rows, agreement_spots, plot_agreements
 from steerscope.reports.page import Fact, Fold, Page, Part, Section
@@ -65,26 +63,6 @@ def judgement_folds(found: Judgement) -> tuple[Fold, ...]:
         Fold("May it judge scores? The rule", (Part(table=rule),)),
         Fold("Every number of every score", (Part(table=every),)),
     )
-
-
-@dataclass(frozen=True)
-class Judgements:
-    """What one or several tables say of scores, as ``steerscope score-sites`` writes it."""
-
-    judgements: tuple[Judgement, ...]
-
-    def to_json(self) -> str:
-        """Return them as JSON text."""
-        record: Mapping[str, Any] = {"schema_version": 1, "judgements": [asdict(one) for one in self.judgements]}
-        return json.dumps(record, indent=1, sort_keys=True, allow_nan=False)
-
-    def save(self, path: str | Path) -> None:
-        """Write them as a JSON file.
-
-        Raises:
-            InputError: Something else is there, or it cannot be written.
-        """
-        write_result(path, self.to_json(), "judgements")
 
 
 def _judgement_entries(found: Judgements) -> list[PageFigure[Judgements]]:

@@ -1,4 +1,4 @@
-"""Figures of remainder slopes: of the whole model up to a place, and of single blocks."""
+"""Figures of where the map is first-order: remainder slopes of the model and of single blocks, and the radius."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from steerscope.experiments.verification.results import Verification
-from steerscope.reports.figure_style import NULL, PALE, log_scale, new_figure, styled
+from steerscope.reports.figure_style import LINE_LOOKS, MUTED, NULL, PALE, PAPER, log_scale, new_figure, styled
 from steerscope.reports.verification.figure_parts import finish, line, measured
 
 BAND = (1.95, 2.05)
@@ -74,4 +75,36 @@ def plot_block_slopes(found: Verification) -> Figure:
     ax.set_ylabel("slope of the remainder")
     ax.grid(axis="y")
     finish(figure, found, "Slopes of single blocks", handles, 3)
+    return figure
+
+
+@styled
+def plot_radius(found: Verification) -> Figure:
+    """Draw the radius per layer for the trained and the random updates.
+
+    Returns:
+        The figure.
+    """
+    figure, ax = new_figure(3.6)
+    entries = [one for one in measured(found, "radius") if one["scope"] == "all layers"]
+    handles = []
+    for place, name in enumerate(dict.fromkeys(one["update"] for one in entries)):
+        mine = [one for one in entries if one["update"] == name]
+        layers = [(int(one["at"].split(".")[0]), one["radius"]) for one in mine if one["at"] != "logits"]
+        handles.append(line(ax, [x for x, _ in layers], [y for _, y in layers], place, f"{name}: resid_post"))
+        for one in mine:
+            if one["at"] == "logits":
+                colour, marker, _ = LINE_LOOKS[place]
+                end = max(layer for layer, _ in layers) + 1.5
+                ax.plot(end, one["radius"], marker, color=colour, markerfacecolor=PAPER, markersize=8)
+    handles.append(Line2D([], [], marker="o", color=MUTED, markerfacecolor=PAPER, linestyle="", label="hollow: logits"))
+    size = found.finetune.get("relative_size")
+    if size:
+        ax.axhline(size, color=NULL, linestyle="--", linewidth=1.2)
+        handles.append(Line2D([], [], color=NULL, linestyle="--", label="size of the fine-tuning itself"))
+    log_scale(ax, "y")
+    ax.set_xlabel("layer")
+    ax.set_ylabel("largest |t dW| / |W| with\n90% of the shift explained")
+    ax.grid(axis="y")
+    finish(figure, found, "Where the first-order map ends", handles, 2)
     return figure

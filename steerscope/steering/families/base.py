@@ -149,8 +149,10 @@ class SteeringEdit(nn.Module):
                 "model.measure_scales(batches) with a few batches of your data before the first pass."
             )
         # Autocast would compute in half precision what is kept in single; a no-op by difference must stay one.
-        with torch.autocast(read.device.type, enabled=False):
-            return self.delta(read.to(self.options.dtype))
+        # What enters a block may still be on the device of the block before.
+        home = next(self.parameters()).device
+        with torch.autocast(home.type, enabled=False):
+            return self.delta(read.to(home, self.options.dtype))
 
     @classmethod
     def adds_vector(cls, bias: bool | None) -> bool:

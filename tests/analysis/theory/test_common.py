@@ -7,7 +7,6 @@ import torch
 
 from steerscope import Example, InputError
 from steerscope.analysis.data.encoding import encode
-from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import (
     explained,
     explained_per_token,
@@ -19,6 +18,7 @@ from steerscope.analysis.theory.common import (
     scaled,
     spread,
 )
+from steerscope.models.changed_weights import with_update
 from tests.analysis.theory.cases import assert_same_bits, bits, loaded, tokens, update_of
 from tests.tiny import tiny_tokenizer
 
@@ -92,3 +92,7 @@ def test_update_is_made_and_taken_back():
     assert_same_bits(model, before)
     with pytest.raises(InputError, match="does not have"), with_update(model, {"nothing": torch.zeros(1)}):
         pass
+    name = next(iter(update))  # one number would be added to all, and more than there are would widen the weight
+    with pytest.raises(InputError, match="has shape"), with_update(model, {name: torch.zeros(1)}):
+        pass
+    assert_same_bits(model, before)

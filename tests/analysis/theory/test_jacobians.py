@@ -7,11 +7,11 @@ import torch
 
 from steerscope import InputError, edited, reading, true_float64
 from steerscope.analysis.theory.block_call import block_calls
-from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import block_tensors, of_layer, scaled
 from steerscope.analysis.theory.jacobians import effective_weight, mlp_jacobian, shared_maps, write_jacobian
 from steerscope.equivalence.closed_forms import GatedWeights, gated_input_jacobian
 from steerscope.models.attention import forward_differentiable_attention
+from steerscope.models.changed_weights import with_update
 from steerscope.sites import SiteKind
 from tests.analysis.theory.cases import loaded, tokens, update_of
 from tests.tiny import LAYOUTS

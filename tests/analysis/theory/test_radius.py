@@ -10,10 +10,10 @@ import torch
 from steerscope import InputError, true_float64
 from steerscope.analysis.theory import slopes
 from steerscope.analysis.theory.block_call import BlockCall
-from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import of_layer, random_like, relative_size, scaled
 from steerscope.analysis.theory.radius import SIZES, THRESHOLD, crossing, first_order_radius
 from steerscope.analysis.theory.slopes import block_slopes, remainder_slopes, slope_at
+from steerscope.models.changed_weights import with_update
 from tests.analysis.theory.cases import assert_same_bits, bits, loaded, tokens, update_of
 
 

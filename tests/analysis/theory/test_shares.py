@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from steerscope import edited, reading, true_float64
-from steerscope.analysis.theory.changed import with_update
 from steerscope.analysis.theory.common import Rows, block_tensors, of_layer
 from steerscope.analysis.theory.modulation import (
     activation_minimum,
@@ -16,6 +15,7 @@ from steerscope.analysis.theory.modulation import (
     strength_curves,
 )
 from steerscope.analysis.theory.stream_shares import stream_shares
+from steerscope.models.changed_weights import with_update
 from steerscope.sites import Site, SiteKind
 from tests.analysis.theory.cases import assert_same_bits, bits, loaded, tokens, update_of
 from tests.tiny import LAYOUTS

@@ -81,12 +81,12 @@ MUTATIONS: list[tuple[str, str, Callable]] = [
     ("P44", "reachable_share", unsquared),
     ("P44", "mean_share", lambda rho: float(rho.mean())),
     ("P44", "least_share", lambda rho: float(rho.square().median())),
-    ("P44", "effective_dimension", lambda reads, level: float((torch.linalg.svdvals(reads).square() > level).sum())),
+    ("P44", "effective_dimension", lambda spectrum, level: float((spectrum > level).sum())),
     ("P45", "own_token_kernel", lambda z, c: z @ z.T),
     ("P45", "own_token_kernel", lambda z, c: c.flatten(1) @ c.flatten(1).T),
     ("P45", "across_token_features", lambda z, c: (c.sum(1)[:, :, None] @ z.sum(1)[:, None]).flatten(1)),
     ("P45", "across_token_features", lambda z, c: z.flatten(1)),
-    ("P45", "unreachable_kernel_share", lambda x, k: unreachable_share(x, k)),
+    ("P45", "unreachable_kernel_share", lambda basis, k: unreachable_share(basis, k)),
 ]  # fmt: skip
 
 

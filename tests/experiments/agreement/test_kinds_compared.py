@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from steerscope.experiments.agreement.kinds_compared import kinds_compared
+from studies.kinds_compared import kinds_compared
 
 
 def _losses(

@@ -17,6 +17,7 @@ from steerscope.experiments.groundwork.splits import splits_of_task
 from steerscope.experiments.searching import SearchOptions, SearchResult, search_sites
 from steerscope.experiments.searching.choosing import chosen_sites
 from steerscope.experiments.searching.halving import halve, loss_of
+from steerscope.reports.searching.page import answer_sentences
 from tests.byte_models import byte_model, byte_tokenizer
 
 OPTIONS = SearchOptions(
@@ -52,6 +53,8 @@ def test_the_best_finished_run_is_chosen_and_its_adapter_is_the_one_that_was_tes
     lowest = min(whole_runs, key=lambda one: one["selection_loss"])["config"]
     assert (result.best.name, result.best.learning_rate) == (lowest["method"], lowest["learning_rate"])
     assert "| Test accuracy | " in (folder / "adapter" / "README.md").read_text()
+    assert result.best.served_as == ("adapter" if "resid" in result.best.name else "lora_with_bias")
+    assert ("No LoRA is" if "resid" in result.best.name else "a LoRA with a bias") in " ".join(answer_sentences(result))
     # Against a pass of our own with the saved adapter.
     task = splits_of_task(get_task("listops"))
     with torch.no_grad():

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from steerscope.analysis.data.examples import Example
-from steerscope.analysis.theory.changed import with_weights
 from steerscope.analysis.theory.common import Update, explained_per_token, weight_names
 from steerscope.analysis.theory.radius import THRESHOLD
 from steerscope.equivalence.shifts import LOGITS, first_order_shift, measured_shift
 from steerscope.experiments.finetune import short_finetune
+from steerscope.models.changed_weights import with_weights
 from steerscope.models.load import LoadedModel
 
 

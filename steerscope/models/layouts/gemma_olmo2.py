@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from steerscope.models.description import BlockDescription
-from steerscope.models.layouts.sequential import LLAMA
+from steerscope.models.layouts.llama_qwen_phi3 import LLAMA
 
 GEMMA = replace(
     LLAMA,
