@@ -13,6 +13,11 @@ OLDEST_PYTHON ?= $(PYTHON)
 OLDEST_STAMP := $(OLDEST)/.steerscope-installed
 # What to run there; the whole suite unless told otherwise.
 OLDEST_TESTS ?= tests
+# Ray is large, and only what runs on a cluster needs it: an environment of its own that sees the packages of .venv.
+RAY := .venv-ray
+RAY_STAMP := $(RAY)/.steerscope-installed
+RAY_NEEDS := "$$($(BIN)/python -c 'from steerscope.installed import EXTRAS; print(*EXTRAS["ray"])')"
+RAY_TESTS ?= tests/experiments/carrying/test_ray.py
 # The documents need neither torch nor the package: an environment of their own, made in a few seconds.
 DOCS := .venv-docs
 DOCS_STAMP := $(DOCS)/.steerscope-installed
@@ -27,7 +32,7 @@ WORKERS ?= -n 2 --dist loadfile
 ALONE := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report validate test test-quick test-oldest test-slow build lint types format notebooks docs clean
+.PHONY: help setup report validate test test-quick test-oldest test-slow test-ray build lint types format notebooks docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +68,16 @@ test-quick: setup ## The quick loop, less than a minute: mathematics, sites, loa
 test-oldest: $(OLDEST_STAMP) ## All tests but the slow ones on the oldest versions that steerscope takes
 	$(ALONE) $(OLDEST)/bin/python -m pytest -m "not slow" $(WORKERS) $(OLDEST_TESTS)
 
+$(RAY_STAMP): $(STAMP)
+	test -x $(RAY)/bin/python || $(BIN)/python -m venv $(RAY)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	    > "$$($(RAY)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/seen.pth"
+	$(RAY)/bin/python -m pip install -q $(RAY_NEEDS) -c constraints.txt
+	touch $@
+
+test-ray: $(RAY_STAMP) ## Sweeps on a Ray cluster of two nodes on this machine: minutes
+	$(ALONE) $(RAY)/bin/python -m pytest $(RAY_TESTS)
+
 build: setup ## Build the wheel and the source archive into dist, and check them
 	rm -rf build dist
 	$(BIN)/python -m build
@@ -94,6 +109,6 @@ $(DOCS_STAMP): pyproject.toml constraints.txt
 docs: $(DOCS_STAMP) ## Build the documentation into site/; a broken link or an undocumented page fails
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
-clean: ## Remove the report and all caches; .venv, .venv-oldest and .venv-docs stay
+clean: ## Remove the report and all caches; .venv and the other environments stay
 	rm -rf report site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path "./.venv*" -prune -exec rm -rf {} +

@@ -24,8 +24,8 @@ import torch
 
 from steerscope import SteeringConfig
 from steerscope.experiments.engine import EditPack, train_pack
+from steerscope.experiments.engine.run_records import spec_of
 from steerscope.experiments.engine.spec import Schedule
-from steerscope.experiments.engine.sweep import spec_of
 from steerscope.experiments.sweeping.cost import operations_per_token
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from studies.gpu_smoke import SHAPES, random_model, synchronised

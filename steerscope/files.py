@@ -124,7 +124,7 @@ def read_text(path: Path, what: str) -> str:
     """
     with told(f"read {what} {str(path)!r}"):
         try:
-            return path.read_text(encoding="utf-8-sig")
+            return _fresh_text(path)
         except UnicodeDecodeError as error:
             raise InputError(
                 f"cannot read {what} {str(path)!r}: byte {error.start} is not UTF-8. Is it another file?"
@@ -157,7 +157,25 @@ def json_of(path: Path) -> Any:
         OSError: It cannot be read.
         ValueError: It is not UTF-8 or no JSON, holds NaN or infinity, or is nested too deeply.
     """
-    return parse_json(path.read_text(encoding="utf-8-sig"))
+    return parse_json(_fresh_text(path))
+
+
+def _fresh_text(path: Path) -> str:
+    """Return a file's text; one that another machine replaced while it was opened is opened again."""
+    for _ in range(9):
+        with _passing_stale():
+            return path.read_text(encoding="utf-8-sig")
+    return path.read_text(encoding="utf-8-sig")
+
+
+@contextmanager
+def _passing_stale() -> Iterator[None]:
+    """Go on after a file handle that a network file system calls stale."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
 
 
 def replace_file(path: Path, write_to: Callable[[Path], object]) -> None:

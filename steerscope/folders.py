@@ -64,8 +64,8 @@ _BESIDE = ("requirements*.txt", "license*", "readme*", "notice*", "*_results.jso
 _TAKEN_NAMES = (*_WEIGHTS, *_MODEL, *_TOKENIZER, *_DATA, ADAPTER_CONFIG, "adapter_model*", "trainer_state.json")
 _GENERATIONS = "generations.jsonl"
 _RESULTS = ("config.json", "results.json", "evaluation.json", "ranking.json", "validation.json", "verify.json",
-            "comparison.json", "sweep.json", "table.json", "base.json", "search.json", "begun.json",
-            "judgements.json")  # fmt: skip
+            "comparison.json", "sweep.json", "table.json", "base.json", "packs_*.json", "scales.json", "search.json",
+            "begun.json", "judgements.json")  # fmt: skip
 _TRAINER = ("trainer_state.json", "training_args.bin")
 
 
@@ -259,7 +259,8 @@ def _is_ours(path: Path) -> bool:
         Whether it may be replaced.
     """
     values = _json(path) if path.suffix == ".json" else None
-    return path.name in _RESULTS or (isinstance(values, dict) and "schema_version" in values)
+    is_named = any(fnmatch(path.name, name) for name in _RESULTS)
+    return is_named or (isinstance(values, dict) and "schema_version" in values)
 
 
 def _has_stored_runs(folder: Path) -> bool:

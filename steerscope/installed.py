@@ -22,6 +22,7 @@ EXTRAS = {
     "train": ("accelerate>=1.8", "peft>=0.19.1"),
     "data": ("datasets>=4",),
     "frames": ("pandas>=2.2",),
+    "ray": ("ray>=2.49",),
 }
 
 # What decides the numbers of a run, beside Python and steerscope.

@@ -36,13 +36,14 @@ from torch import Tensor, nn
 
 from steerscope import load_model
 from steerscope.errors import InputError
+from steerscope.experiments.carrying.jobs import OutOfTime
 from steerscope.experiments.engine.candidate import Candidate, Outcome
 from steerscope.experiments.engine.model_pack import ModelPack
 from steerscope.experiments.engine.pack import Pack
 from steerscope.experiments.engine.rate_grid import EDIT_START
 from steerscope.experiments.engine.spec import RunSpec, Schedule
 from steerscope.experiments.engine.store import RunStore
-from steerscope.experiments.engine.sweep import OutOfTime, Sweep
+from steerscope.experiments.engine.sweep import Sweep
 from steerscope.experiments.groundwork.split_data import SplitData
 from steerscope.experiments.groundwork.splits import splits_of_task
 from steerscope.experiments.sweeping.preparing import read_scales

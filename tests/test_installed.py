@@ -28,6 +28,8 @@ REFUSED = {
     "validate's LoRA": (["validate", "model"], ["accelerate and peft", "steerscope[train]", "--no-references"]),
     "evaluate a LoRA": (["evaluate", "model", "--adapter", "lora"], ["accelerate and peft", "steerscope[train]"]),
     "evaluate from the hub": (["evaluate", "model", "--task", "boolq"], ["datasets", "steerscope[data]", "--data-dir"]),
+    "sweep on a cluster": (["sweep", "model", "--engine", "ray"], ["--engine ray needs ray", "steerscope[ray]"]),
+    "search on a cluster": (["search", "model", "--engine", "ray"], ["--engine ray needs ray", "steerscope[ray]"]),
     "train from the hub": (["train", "model", "--task", "boolq", "--method", "none"], ["datasets", "[data]"]),
     **{
         f"train {name}": (["train", "model", "--method", name], ["accelerate and peft", "steerscope[train]"])
@@ -83,7 +85,7 @@ def test_version(capsys):
     assert second.endswith(f"Python {found['python']}")
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
+@pytest.mark.parametrize("extra", [name for name in EXTRAS if name != "ray" or is_installed("ray")])
 def test_nothing_is_said_of_an_extra_that_is_there(extra):
     assert require(extra, "it") is None
 

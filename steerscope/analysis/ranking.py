@@ -45,6 +45,7 @@ def rank_sites(
     task: str = "examples",
     progress: StageProgress | None = None,
     say: Callable[[str], None] | None = None,
+    capture_by: Callable[..., Features] = capture,
 ) -> Ranking:
     """Rank the sites of a model by what steering there can learn of fine-tuning's first-order update.
 
@@ -55,6 +56,7 @@ def rank_sites(
         task: Name of the task, for the report.
         progress: Called with stage, steps done and steps in all.
         say: Called with a sentence on the memory that it will take, before the long work begins.
+        capture_by: Captures the features, as :func:`~steerscope.analysis.capture.capture.capture` does on this machine.
 
     Returns:
         The ranking, with intervals, baselines, kinds, greedy sets and stability.
@@ -89,7 +91,7 @@ def rank_sites(
         say(str(_memory(loaded, encoded, probes, plan, options)))
 
     watch.stage("capture")
-    features = capture(
+    features = capture_by(
         loaded,
         encoded,
         probes,

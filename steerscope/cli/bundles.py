@@ -14,15 +14,19 @@ from typing import Any, get_type_hints
 from steerscope.cli.options import (
     DEFAULT_MODEL,
     DEFAULT_TASK,
+    Address,
     ChatTemplate,
     Device,
     Dtype,
+    Engine,
     ModelName,
     OwnExamples,
     Revision,
     TaskFiles,
     TaskName,
     TrustRemoteCode,
+    WorkerCpus,
+    WorkerGpus,
 )
 from steerscope.errors import InputError
 from steerscope.experiments.tasks import FileTask, Task, chat_task, get_task
@@ -39,6 +43,20 @@ class Loading:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the arguments of ``load_model``, which are fields of every class of options too."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What carries packs of runs; by the names of ``CARRYING`` of ``steerscope.experiments.groundwork.carriers``."""
+
+    engine: Engine = "local"
+    address: Address = None
+    num_cpus: WorkerCpus = None
+    num_gpus: WorkerGpus = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return fields of the options of a sweep and a search."""
         return asdict(self)
 
 

@@ -102,6 +102,18 @@ SelectionExamples = Annotated[int, option("Most held-out prompts that choose.", 
 TestExamples = Annotated[int, option("Most test prompts.", DATA)]
 StepBatch = Annotated[int, option("Examples per step.", TRAINING)]
 
+Sharing = Annotated[
+    str,
+    option(
+        "i/n: one of n processes with the same --out, which share the work; auto: as torchrun or Slurm says; none.",
+        RUNNING,
+    ),
+]
+Engine = Annotated[str, option("What carries the work, {values}.", RUNNING, values=("local", "ray"))]
+Address = Annotated[str | None, option("Of a Ray cluster (auto, HOST:PORT); without it, one of this machine.", RUNNING)]
+WorkerCpus = Annotated[int | None, option("CPUs and threads of one process on a Ray cluster.", RUNNING)]
+WorkerGpus = Annotated[float | None, option("GPUs of one process on a Ray cluster; may be a fraction.", RUNNING)]
+
 JsonTarget = Annotated[str | None, option("Write the result as JSON to this file; - prints it instead.", RESULTS)]
 Overwrite = Annotated[bool, option("Replace the report in a folder that is not empty.", RESULTS, "--overwrite")]
 Resume = Annotated[bool, option("Go on with the runs that the folder holds.", RESULTS, "--resume")]

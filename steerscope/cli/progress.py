@@ -31,6 +31,7 @@ STAGES = {
     "train": "training",
     "generate": "generating answers",
     "likelihood": "likelihoods of choices",
+    "wait": "waiting for what other processes have begun",
 }
 
 

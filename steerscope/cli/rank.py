@@ -19,6 +19,7 @@ from steerscope.cli.options import (
     JsonTarget,
     Overwrite,
     Quiet,
+    Sharing,
     command_line,
     names_in,
     option,
@@ -64,6 +65,7 @@ def rank(
     ] = False,
     loading: Loading,
     batch_size: Annotated[int, option("Sequences per batch; changes speed and memory only.", RUNNING)] = 16,
+    shard: Sharing = "auto",
     seed: Annotated[int, option("Seed of examples, halves, probes and sketches.", RUNNING)] = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -73,6 +75,8 @@ def rank(
     from steerscope.analysis.scoring.options import MIN_EXAMPLES, RankOptions
     from steerscope.cli.output import check_folder, check_json_target, give_json, say
     from steerscope.cli.progress import stage_progress
+    from steerscope.experiments.carrying.shard import AUTO, chosen_shard
+    from steerscope.experiments.groundwork.shared_ranking import SLICES, shared_ranking
     from steerscope.experiments.tasks import FileTask, at_most
     from steerscope.folders import Kind
     from steerscope.installed import require
@@ -100,9 +104,15 @@ def rank(
         if not names:
             raise InputError(f"[[kinds]] is {kinds!r}; expected names such as resid_post,mlp_out.")
         options = replace(options, kinds=tuple(parse_kind(name).value for name in names))
+    share = chosen_shard(shard)
+    if share is not None and out is None:
+        if shard != AUTO:
+            raise InputError("[[shard]] shares a ranking by its folder; add [[out]], a folder that all processes see.")
+        share = None
     if out is not None:
         require("report", "a report ([[out]])")
-        check_folder(out, Kind.RANKING, overwrite=overwrite)
+        begun = share is not None and (out / SLICES).is_dir()  # by another process
+        check_folder(out, Kind.RANKING, overwrite=overwrite or begun)
     check_json_target(json, "kernels")
     source = asked.chosen_task(loading)
     if isinstance(source, FileTask):
@@ -115,7 +125,11 @@ def rank(
         show("load", 0, 1)
         loaded = load_model(asked.model, **loading.as_dict())
         show("load", 1, 1)
-        ranking = rank_sites(loaded, examples, options, task=source.name, progress=show, say=None if quiet else say)
+        told = None if quiet else say
+        if share is None or out is None:
+            ranking = rank_sites(loaded, examples, options, task=source.name, progress=show, say=told)
+        else:
+            ranking = shared_ranking(loaded, examples, options, out, share, task=source.name, progress=show, say=told)
     ranking = replace(ranking, settings=ranking.settings | {"command": command_line()})
     if isinstance(source, FileTask):
         # Those about the file count its lines; those about the training part count the part's.

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from steerscope.cli.bundles import Asked, Loading
+from steerscope.cli.bundles import Asked, Cluster, Loading
 from steerscope.cli.options import (
     DATA,
     RESULTS,
@@ -47,6 +47,7 @@ def search(
     max_examples: Annotated[int, option("Most prompts that the ranking is made from.", DATA)] = 192,
     selection_examples: SelectionExamples = 256,
     test_examples: TestExamples = 512,
+    cluster: Cluster,
     out: Annotated[Path, option("Folder for runs, search.json, its page and adapter/.", RESULTS)] = Path("search"),
     json: JsonTarget = None,
     resume: Resume = False,
@@ -77,6 +78,7 @@ def search(
         num_selection=selection_examples,
         num_test=test_examples,
         seed=seed,
+        **cluster.as_dict(),
         **loading.as_dict(),
     )
     check_json_target(json, "contenders")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from steerscope.cli.bundles import Asked, Loading
+from steerscope.cli.bundles import Asked, Cluster, Loading
 from steerscope.cli.options import (
     DATA,
     RESULTS,
@@ -19,6 +19,7 @@ from steerscope.cli.options import (
     JsonTarget,
     Quiet,
     Resume,
+    Sharing,
     StepBatch,
     TestExamples,
     command_line,
@@ -52,6 +53,8 @@ def sweep(
     scores: Annotated[bool, option("Rank all sites at the end, and keep their scores in the table.", RESULTS)] = True,
     budget: Annotated[float | None, option("Minutes; what is finished then is kept, and usable.", TRAINING)] = None,
     pack_size: Annotated[int | None, option("Most runs trained together; without it, to fit.", RUNNING)] = None,
+    shard: Sharing = "auto",
+    cluster: Cluster,
     out: Annotated[Path, option("Folder for runs, table.json and its page.", RESULTS)] = Path("sweep"),
     json: JsonTarget = None,
     resume: Resume = False,
@@ -84,11 +87,14 @@ def sweep(
         scores=scores,
         budget=budget,
         pack_size=pack_size,
+        shard=shard,
         seed=seed,
+        **cluster.as_dict(),
         **loading.as_dict(),
     )
     check_json_target(json, "runs")
-    check_folder(out, Kind.SWEEP, overwrite=resume, advice=RESUME, also=(Kind.RANKING,))
+    shares = options.chosen_shard is not None  # another process may have begun
+    check_folder(out, Kind.SWEEP, overwrite=resume or shares, advice=RESUME, also=(Kind.RANKING,))
     source = asked.chosen_task(loading)
     with stage_progress(quiet=quiet) as show:
         table = sweep_model(asked.model, source, options, out, progress=show, command=command_line())

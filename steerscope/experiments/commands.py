@@ -196,7 +196,7 @@ def sweep(
     """
     options = options_or_default(options, SweepOptions)
     work = _prepared(model, task, options, out, Kind.SWEEP, progress)
-    return sweep_sites(work.loaded, work.splits, options, out, progress=work.show, command=command)
+    return sweep_sites(work.loaded, work.splits, options, out, progress=work.show, command=command, load=work.load)
 
 
 def search(
@@ -228,7 +228,7 @@ def search(
     """
     options = options_or_default(options, SearchOptions)
     work = _prepared(model, task, options, out, Kind.SEARCH, progress)
-    return search_sites(work.loaded, work.splits, options, out, progress=work.show, command=command)
+    return search_sites(work.loaded, work.splits, options, out, progress=work.show, command=command, load=work.load)
 
 
 @dataclass(frozen=True)
@@ -238,6 +238,8 @@ class _Prepared:
     loaded: LoadedModel
     splits: DataSplits
     show: StageProgress
+    # How another machine loads it by its name; None for a model in memory.
+    load: Callable[[], LoadedModel] | None
 
 
 def _prepared(
@@ -253,11 +255,15 @@ def _prepared(
     splits = splits_of_task(_task(task))
     splits.selection(options.num_selection)
     splits.test(options.num_test)
+    load = None
     if loaded is None:
         show("load", 0, 1)
+        # A process of a cluster sees the GPUs that it was given, and counts them from 0.
+        its_own = replace(options, device="cuda") if options.device.startswith("cuda") else options
+        load = partial(_load, model, its_own)
         loaded = _load(model, options)
         show("load", 1, 1)
-    return _Prepared(loaded, splits, show)
+    return _Prepared(loaded, splits, show, load)
 
 
 def verify(

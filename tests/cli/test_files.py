@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -15,7 +16,8 @@ import pytest
 
 from steerscope.analysis.results import Ranking
 from steerscope.errors import InputError
-from steerscope.files import alone_in, read_text, replace_file, write_text, written_aside
+from steerscope.experiments.carrying.once import create_text
+from steerscope.files import alone_in, json_of, read_text, replace_file, write_text, written_aside
 from tests.cli.runs import lines, one_sentence, run, save_model, write_jsonl
 from tests.experiments.training.tiny_runs import make_place
 from tests.models.test_load import gguf_file
@@ -268,6 +270,40 @@ def test_many_writers_of_one_file(tmp_path):
         if (tmp_path / "file").exists():
             assert (tmp_path / "file").read_text() in texts
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_many_makers_of_one_file(tmp_path):
+    made, texts = [], [f"{number}\n" * 1000 for number in range(8)]
+
+    def make(text):
+        made.append((create_text(tmp_path / "file", text), text))
+
+    threads = [threading.Thread(target=make, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [(tmp_path / "file").read_text()] == [text for did, text in made if did]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_handle_that_is_stale_is_opened_again(tmp_path, monkeypatch):
+    """As on a network file system on which another machine has replaced the file."""
+    (tmp_path / "file.json").write_text("[1]")
+    real, stale = Path.read_text, [OSError(errno.ESTALE, "Stale file handle")] * 3
+
+    def read(self, *args, **kwargs):
+        if stale:
+            raise stale.pop()
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert read_text(tmp_path / "file.json", "it") == "[1]"
+    stale += [OSError(errno.ESTALE, "Stale file handle")] * 2
+    assert json_of(tmp_path / "file.json") == [1]
+    stale += [OSError(errno.EIO, "Input/output error")]
+    with pytest.raises(InputError, match="Input/output error"):
+        read_text(tmp_path / "file.json", "it")
 
 
 def test_a_folder_gets_all_or_nothing(tmp_path):

@@ -139,6 +139,7 @@ def capture(
     padding_side: str = "right",
     scale_examples: int = 64,
     progress: Progress | None = None,
+    measured_on: Encoded | None = None,
 ) -> Features:
     """Record the features of all sites and weights in one pass over the examples.
 
@@ -152,6 +153,7 @@ def capture(
         padding_side: ``left`` or ``right``; changes no number beyond rounding.
         scale_examples: Examples on which the channels' scales are measured first (one forward pass).
         progress: Called after every forward or backward pass.
+        measured_on: The examples that scales are measured on the first of; where these are a slice, the whole.
 
     Returns:
         The features, rows in the order of ``encoded``'s examples.
@@ -162,8 +164,9 @@ def capture(
     Cost: one forward pass and ``probes.num_backward`` backward passes to activations, plus the projections
     (about a quarter of that on a 135M model), plus the forward pass for the scales.
     """
-    watch = PlaceWatch(loaded, encoded)
-    stats = read_stats(loaded, encoded, batch_size=batch_size, max_examples=scale_examples, watch=watch)
+    whole = measured_on or encoded
+    watch = PlaceWatch(loaded, whole)
+    stats = read_stats(loaded, whole, batch_size=batch_size, max_examples=scale_examples, watch=watch)
     places = watch.stats()
     recorder = Recorder(loaded, encoded, probes, plan, stats.scales, seed)
     shortest_first = batches(

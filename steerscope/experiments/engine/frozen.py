@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,58 +27,78 @@ from steerscope.models.upper_blocks import doing_nothing, entering_block
 TOKENS, GPU_TOKENS = 4096, 65536
 
 
+@dataclass
+class _Group:
+    """Rows that were asked for together, in batches of similar length: per batch a block and the stream entering it."""
+
+    batches: list[list[tuple[int, ...]]]
+
+    def __post_init__(self) -> None:
+        self.streams: list[tuple[int, Tensor | None]] = [(0, None)] * len(self.batches)
+        self.places = {key: (at, row) for at, batch in enumerate(self.batches) for row, key in enumerate(batch)}
+
+
 class FrozenStreams:
     """The stream entering one block, for sequences as they are asked for.
 
-    Memory: ``tokens x d_model`` numbers of the model's data type. Moving up a block runs the blocks in between once.
+    Which rows share a batch depends on those that are asked for together (:meth:`begin`) and on nothing that was asked
+    for before. So the bits are the same in every process, in whatever order packs are trained.
+
+    Memory: ``tokens x d_model`` numbers of the model's data type per group. Moving up a block runs the blocks in
+    between once, for the groups that are still asked for.
     """
 
     def __init__(self, model: nn.Module, site_map: SiteMap, pad: int) -> None:
         self.model, self.site_map, self.pad = model, site_map, pad
         self.layer = 0
-        self._kept: dict[tuple[int, ...], Tensor] = {}
+        self._groups: dict[tuple[tuple[int, ...], ...], _Group] = {}
+        self._group = _Group([])
 
     def move_to(self, layer: int) -> None:
         """Make ready for ``layer``; going down starts again from the embeddings."""
         if layer < self.layer:
-            self.layer, self._kept = 0, {}
-        if layer > self.layer:
-            known, self._kept = list(self._kept), self._advanced(list(self._kept), self.layer, layer)
-            assert len(known) == len(self._kept)
-            self.layer = layer
+            self._groups = {}
+            self._group = _Group(self._group.batches)
+        self.layer = layer
+
+    def begin(self, rows: Sequence[SupervisedSequence]) -> None:
+        """Say which rows will be asked for together from now on; nothing is computed yet."""
+        keys = tuple(dict.fromkeys(row.ids for row in rows))
+        if keys not in self._groups:
+            self._groups[keys] = _Group(self._cut(keys))
+        self._group = self._groups[keys]
 
     def entering(self, rows: Sequence[SupervisedSequence]) -> Tensor | None:
         """Return the stream of some rows ``(row token d_model)``, padded on the right, or None at the first block."""
         if self.layer == 0:
             return None
-        missing = list(dict.fromkeys(row.ids for row in rows if row.ids not in self._kept))
-        self._kept |= self._advanced(missing, 0, self.layer)
+        if any(row.ids not in self._group.places for row in rows):
+            self.begin(rows)
+        streams = self._advanced(self._group)
         width = max(len(row.ids) for row in rows)
-        first = self._kept[rows[0].ids]
-        stream = first.new_zeros(len(rows), width, first.shape[-1])
+        stream = streams[0].new_zeros(len(rows), width, streams[0].shape[-1])
         for place, row in enumerate(rows):
-            stream[place, : len(row.ids)] = self._kept[row.ids]
+            at, own = self._group.places[row.ids]
+            stream[place, : len(row.ids)] = streams[at][own, : len(row.ids)]
         return stream
 
-    def _advanced(self, keys: list[tuple[int, ...]], start: int, stop: int) -> dict[tuple[int, ...], Tensor]:
-        """Return the streams entering block ``stop``, from the kept ones that enter block ``start``."""
-        found: dict[tuple[int, ...], Tensor] = {}
-        keys = sorted(keys, key=len)
+    def _cut(self, keys: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+        order = sorted(keys, key=len)
         tokens = GPU_TOKENS if next(self.model.parameters()).device.type == "cuda" else TOKENS
-        size = max(1, tokens // len(keys[-1])) if keys else 1
-        for chosen in batches_within(range(len(keys)), lambda i: len(keys[i]), size, switch_length(self.model)):
-            batch = [keys[i] for i in chosen]
-            entered = None
-            if start:
-                first = self._kept[batch[0]]
-                entered = first.new_zeros(len(batch), max(map(len, batch)), first.shape[-1])
-                for place, key in enumerate(batch):
-                    entered[place, : len(key)] = self._kept[key]
-            stream = self._run(batch, start, stop, entered)
-            found |= {key: stream[place, : len(key)].clone() for place, key in enumerate(batch)}
-        return found
+        size = max(1, tokens // len(order[-1])) if order else 1
+        cut = batches_within(range(len(order)), lambda i: len(order[i]), size, switch_length(self.model))
+        return [[order[i] for i in chosen] for chosen in cut]
 
-    def _run(self, keys: list[tuple[int, ...]], start: int, stop: int, entered: Tensor | None) -> Tensor:
+    def _advanced(self, group: _Group) -> list[Tensor]:
+        """Return the streams of a group's batches where they enter this block, padded as they were computed."""
+        for at, batch in enumerate(group.batches):
+            layer, stream = group.streams[at]
+            if layer != self.layer:
+                start, entered = (layer, stream) if layer < self.layer else (0, None)
+                group.streams[at] = self.layer, self._run(batch, start, self.layer, entered)
+        return [stream for _, stream in group.streams if stream is not None]
+
+    def _run(self, keys: Sequence[tuple[int, ...]], start: int, stop: int, entered: Tensor | None) -> Tensor:
         device = device_of(self.model)
         ids, mask = padded(keys, self.pad, device), padded([[1] * len(key) for key in keys], 0, device)
         nowhere = torch.zeros(1, dtype=torch.long, device=device)

@@ -173,6 +173,11 @@ class EditPack(Pack):
         self.pad = pad_token(loaded.tokenizer, loaded.model)
         self.streams = streams or FrozenStreams(loaded.model, loaded.site_map, self.pad)
 
+    def prepare(self, sequences: Sequence[SupervisedSequence]) -> None:
+        """Try out a common start, as every pack; what lies below the edits will be computed for these rows together."""
+        super().prepare(sequences)
+        self.streams.begin(sequences)
+
     @property
     def language_model(self) -> nn.Module:
         """The frozen model."""

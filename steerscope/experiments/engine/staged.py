@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from steerscope.experiments.carrying.jobs import Stage, require_time
 from steerscope.experiments.engine.candidate import Run
 from steerscope.experiments.engine.loop import Progress, train_pack
+from steerscope.experiments.engine.pack_job import PackJob, Task
+from steerscope.experiments.engine.run_records import trained_record
 from steerscope.experiments.engine.run_state import RunState, progress_of, states_of
-from steerscope.experiments.engine.sweep import Sweep, trained_record
+from steerscope.experiments.engine.sweep import Sweep
 
 
 @dataclass
@@ -37,13 +40,28 @@ class StagedSweep(Sweep):
         """
         # Runs of one pack enter at the same block, and have to be at the same step.
         alike: dict[tuple[int, int], list[Run]] = {}
+        chosen: list[PackJob] = []
         for run in runs:
             alike.setdefault((run[0].lowest_block, self._reached(run, until)), []).append(run)
         for (_, begun), own in sorted(alike.items(), key=lambda item: item[0]):
-            for chosen in self._packs(own) if begun < until else []:
-                self._require_time()
-                self._advance(chosen, begun, until)
+            chosen += [self._advancing(pack, begun, until) for pack in self._packs(own) if begun < until]
+        self._carried(_at_once(chosen))
         return [self._losses(run, until) for run in runs]
+
+    def _advancing(self, runs: Sequence[Run], begun: int, until: int) -> PackJob:
+        gives = tuple(self._at(run, until) for run in runs)
+        if until == self.schedule.steps:
+            gives += tuple(self._config(*run) for run in runs)
+        needs = tuple(self._at(run, begun) for run in runs) if begun else ()
+        task = Task("advance", tuple(runs), self.schedule, begun, until)
+        return PackJob(self.store, gives, needs, task, lambda: self.do(task), lambda: self._tell("", len(runs)))
+
+    def do(self, task: Task) -> None:
+        """Do what a job is; see :meth:`Sweep.do`."""
+        if task.what != "advance":
+            return super().do(task)
+        require_time(self.deadline)
+        return self._advance(task.runs, task.begun, task.until)
 
     def _advance(self, chosen: Sequence[Run], begun: int, until: int) -> None:
         names = ", ".join(dict.fromkeys(one.name for one, _, _ in chosen))
@@ -84,3 +102,8 @@ class StagedSweep(Sweep):
 
     def _at(self, run: Run, step: int) -> dict[str, Any]:
         return {**self._config(*run), "until": step}
+
+
+def _at_once(jobs: Sequence[PackJob]) -> Stage:
+    if jobs:
+        yield jobs

@@ -9,30 +9,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from steerscope.analysis.provenance import model_key
+from steerscope.experiments.carrying.jobs import Carrier, InProcess, Job, Stage, require_time
 from steerscope.experiments.engine.candidate import Candidate, Outcome, Run, Store, SweepData, by_floor
 from steerscope.experiments.engine.edits import zero_edit
 from steerscope.experiments.engine.frozen import FrozenStreams
 from steerscope.experiments.engine.judge import Judged, judge_pack
-from steerscope.experiments.engine.loop import TrainedRun, train_pack
+from steerscope.experiments.engine.loop import train_pack
 from steerscope.experiments.engine.pack import EditPack, Pack
+from steerscope.experiments.engine.pack_job import PackJob, Task
 from steerscope.experiments.engine.rate_grid import Choice, choice_among, next_places, rate
-from steerscope.experiments.engine.spec import RunSpec, Schedule
+from steerscope.experiments.engine.run_records import seeded, spec_of, tested_record, trained_record
+from steerscope.experiments.engine.spec import Schedule
 from steerscope.finite import require_finite
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
 from steerscope.steering.config import SteeringConfig
-
-
-class OutOfTime(Exception):
-    """The deadline of a sweep is over; everything that was finished is kept."""
-
 
 # Called with what is being done, runs done and runs in all (an estimate: searches for a rate vary in length).
 SweepProgress = Callable[[str, int, int], None]
@@ -54,6 +52,7 @@ class Sweep:
         rates: Learning rates to choose among; without them a grid of half decades is searched until the best rate has
             worse neighbours on both sides.
         deadline: Of ``time.monotonic()``: no pack is begun after it.
+        carrier: What carries packs: this process, unless given.
     """
 
     loaded: LoadedModel
@@ -65,6 +64,7 @@ class Sweep:
     progress: SweepProgress | None = None
     rates: tuple[float, ...] = ()
     deadline: float = math.inf
+    carrier: Carrier = field(default_factory=InProcess)
     _near: dict[str, int] = field(default_factory=dict)
     _streams: FrozenStreams | None = None
     _done: int = 0
@@ -127,8 +127,25 @@ class Sweep:
         Raises:
             OutOfTime: Before a pack that begins after the deadline.
         """
+        return self._carried(self.choosing(floor, seed))
+
+    def choosing(self, floor: Sequence[Candidate], seed: int) -> Generator[Sequence[Job], None, dict[str, Choice]]:
+        """Search the learning rates of candidates that enter at one block, as a stage; see :meth:`choose`.
+
+        Without :attr:`rates`, where the search begins depends on where those of earlier floors ended.
+
+        Args:
+            floor: The candidates.
+            seed: With which runs are trained.
+
+        Yields:
+            The packs whose results decide what is tried next.
+
+        Returns:
+            By name, the rate with the lowest selection loss.
+        """
         if self.rates:
-            return self._choose_among(floor, seed)
+            return (yield from self._choosing_among(floor, seed))
         tried: dict[str, dict[int, float]] = {one.name: {} for one in floor}
         starts = {one.name: self._near.get(one.group, one.start) for one in floor}
         while True:
@@ -137,21 +154,26 @@ class Sweep:
             ]  # for those whose best rate has both neighbours there is none
             if not wanted:
                 break
-            records = self.train([(one, rate(place), seed) for one, place in wanted])
+            records = yield from self.training([(one, rate(place), seed) for one, place in wanted])
             for (one, place), record in zip(wanted, records, strict=True):
                 tried[one.name][place] = float(record["selection_loss"])
         for one in floor:
             self._near[one.group] = min(sorted(tried[one.name]), key=lambda place, own=tried[one.name]: own[place])  # type: ignore[misc]
         return {one.name: choice_among(tried[one.name]) for one in floor}
 
-    def _choose_among(self, floor: Sequence[Candidate], seed: int) -> dict[str, Choice]:
+    def _choosing_among(
+        self, floor: Sequence[Candidate], seed: int
+    ) -> Generator[Sequence[Job], None, dict[str, Choice]]:
         """Choose among the rates that were given.
+
+        Yields:
+            The packs of all of them.
 
         Returns:
             The choice of each candidate, by name; it is interior where neither end of the given rates won.
         """
         rates = sorted(self.rates)
-        records = iter(self.train([(one, rate_, seed) for one in floor for rate_ in rates]))
+        records = iter((yield from self.training([(one, rate_, seed) for one in floor for rate_ in rates])))
         found = {}
         for one in floor:
             losses = {rate_: float(next(records)["selection_loss"]) for rate_ in rates}
@@ -170,22 +192,61 @@ class Sweep:
 
         Cost: one training per run that is not kept yet; :attr:`pack_size` runs at a time.
         """
-        for chosen in self._packs(runs):
-            if all(self.store.get(self._config(*run)) is not None for run in chosen):
-                self._tell("", len(chosen))
-                continue
-            self._require_time()
-            one, rate_, seed = chosen[0]
-            if one.build is None:
-                self._keep(chosen, self._edits(chosen))
-                continue
-            pack_of_one, restore = one.build(rate_, seed)
-            try:
-                self._keep(chosen, pack_of_one)
-            finally:
-                restore()
+        return self._carried(self.training(runs))
+
+    def training(self, runs: Sequence[Run]) -> Generator[Sequence[Job], None, list[dict[str, Any]]]:
+        """Train runs that enter at one block, as a stage; see :meth:`train`.
+
+        Args:
+            runs: Candidate, learning rate and seed of each.
+
+        Yields:
+            Their packs.
+
+        Returns:
+            Their records.
+        """
+        if runs:
+            yield [self.job("train", own) for own in self._packs(runs)]
         found = [self.store.get(self._config(*run)) for run in runs]
         return [record for record in found if record is not None]
+
+    def _carried(self, stage: Generator[Sequence[Job], None, Any]) -> Any:
+        """Have one stage carried, and return what it returns."""
+        found: list[Any] = []
+
+        def whole() -> Stage:
+            found.append((yield from stage))
+
+        self.carrier.carry([[whole()]], self.deadline)
+        return found[0]
+
+    def job(self, what: str, runs: Sequence[Run]) -> PackJob:
+        """Return the job of training (``train``) or testing (``test``) the runs of one pack."""
+        trained = tuple(self._config(*run) for run in runs)
+        tested = tuple(self._test_config(*run) for run in runs)
+        count = len(runs) if what == "train" else 0
+        gives, needs = (trained, ()) if what == "train" else (tested, trained)
+        task = Task(what, tuple(runs), self.schedule)
+        return PackJob(self.store, gives, needs, task, lambda: self.do(task), lambda: self._tell("", count))
+
+    def do(self, task: Task) -> None:
+        """Do what a job is: train or test the runs of one pack, and keep what they come to.
+
+        Raises:
+            OutOfTime: It is past the deadline.
+        """
+        require_time(self.deadline)
+        if task.what == "test":
+            return self._test(task.runs)
+        one, rate_, seed = task.runs[0]
+        if one.build is None:
+            return self._keep(task.runs, self._edits(task.runs))
+        pack_of_one, restore = one.build(rate_, seed)
+        try:
+            return self._keep(task.runs, pack_of_one)
+        finally:
+            restore()
 
     def _packs(self, runs: Sequence[Run]) -> list[list[Run]]:
         """Cut runs into packs, the same ones whatever was finished before: resumed work then gives the same bits.
@@ -209,7 +270,7 @@ class Sweep:
         for run, (key, result, one) in enumerate(zip(chosen, trained, judged, strict=True)):
             if tested is not None:
                 # Changed weights are not kept (hundreds of megabytes a run), so they are tested at once.
-                self.store.put(self._test_config(*key), _tested(tested[run], result.diverged), {})
+                self.store.put(self._test_config(*key), tested_record(tested[run], result.diverged), {})
             tensors = result.tensors if key[0].config is not None else {}
             self.store.put(self._config(*key), trained_record(result, one, seconds), tensors)
             self._tell(names, 1)
@@ -246,16 +307,20 @@ class Sweep:
         Raises:
             OutOfTime: Before a pack that begins after the deadline.
         """
-        for chosen in self._packs(runs):
-            if all(self.store.get(self._test_config(*run)) is not None for run in chosen):
-                continue
-            self._require_time()
-            pack = self._edits(chosen)
-            for run, key in enumerate(chosen):
-                pack.load(run, self.store.weights(self._config(*key)))
-            for key, judged in zip(chosen, self._judged(pack, "test"), strict=True):
-                diverged = bool((self.store.get(self._config(*key)) or {})["diverged"])
-                self.store.put(self._test_config(*key), _tested(judged, diverged), {})
+        self._carried(self.testing(runs))
+
+    def testing(self, runs: Sequence[Run]) -> Stage:
+        """Judge runs on the test examples, as a stage; see :meth:`test`."""
+        if runs:
+            yield [self.job("test", own) for own in self._packs(runs)]
+
+    def _test(self, chosen: Sequence[Run]) -> None:
+        pack = self._edits(chosen)
+        for run, key in enumerate(chosen):
+            pack.load(run, self.store.weights(self._config(*key)))
+        for key, judged in zip(chosen, self._judged(pack, "test"), strict=True):
+            diverged = bool((self.store.get(self._config(*key)) or {})["diverged"])
+            self.store.put(self._test_config(*key), tested_record(judged, diverged), {})
 
     def kept(self, run: Run) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """Return what is kept of a run: of its training, and of its test; None where there is nothing."""
@@ -286,10 +351,6 @@ class Sweep:
             accuracies=tuple(float(record["accuracy"]) for record in tested),
             seconds=sum(float((self.store.get(self._config(*run)) or {})["seconds"]) for run in runs),
         )
-
-    def _require_time(self) -> None:
-        if time.monotonic() > self.deadline:
-            raise OutOfTime
 
     # --- packs ---
 
@@ -331,57 +392,3 @@ class Sweep:
         self._done = min(self._done + step, self._total)
         if self.progress is not None:
             self.progress(what, self._done, self._total)
-
-
-def spec_of(config: SteeringConfig, learning_rate: float, seed: int) -> RunSpec:
-    """Return the run of a configuration with a seed: of its start and of its training examples.
-
-    Args:
-        config: The edit.
-        learning_rate: Peak learning rate of AdamW.
-        seed: Of the edit's start and of its training examples.
-
-    Returns:
-        What the engine trains.
-    """
-    return RunSpec(seeded(config, seed), learning_rate, seed)
-
-
-def seeded(config: SteeringConfig, seed: int) -> SteeringConfig:
-    """Return a configuration with the seed of a run.
-
-    Args:
-        config: The edit.
-        seed: The seed that replaces the configuration's own.
-
-    Returns:
-        A copy that differs in its seed alone.
-    """
-    return SteeringConfig.from_dict({**config.to_dict(), "seed": seed})
-
-
-def trained_record(run: TrainedRun, judged: Judged, seconds: float) -> dict[str, Any]:
-    """Return what a store keeps of a run's training.
-
-    Args:
-        run: What it came to.
-        judged: On selection examples.
-        seconds: It took.
-
-    Returns:
-        Selection loss in nats and accuracy, training losses in nats, seconds, and whether the run diverged.
-    """
-    return {
-        "selection_loss": math.inf if run.diverged or not math.isfinite(judged.loss) else judged.loss,
-        "selection_accuracy": judged.accuracy,
-        "diverged": run.diverged,
-        "train_losses": [round(loss, 5) if math.isfinite(loss) else None for loss in run.losses],
-        "seconds": seconds,
-    }
-
-
-def _tested(judged: Judged, diverged: bool) -> dict[str, Any]:
-    return {
-        "loss": math.inf if diverged or not math.isfinite(judged.loss) else judged.loss,
-        "accuracy": judged.accuracy,
-    }

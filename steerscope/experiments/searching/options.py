@@ -8,6 +8,7 @@ from typing import Any
 from steerscope.analysis.scoring.options import MIN_EXAMPLES
 from steerscope.errors import InputError
 from steerscope.experiments.engine.spec import Schedule
+from steerscope.experiments.groundwork.carriers import CARRYING, ENGINES, LOCAL, check_carrying
 from steerscope.option_types import deciding, plain_fields, require_budget, require_least, require_seed
 from steerscope.steering.config import DEFAULT_RANK, SCALES, SteeringConfig
 from steerscope.steering.families import FAMILIES
@@ -33,6 +34,10 @@ class SearchOptions:
         num_ranking: Prompts that the ranking is made from.
         num_selection: Held-out examples that choose.
         num_test: Test examples.
+        engine: What trains: ``local``, this process; ``ray``, a Ray cluster. The ranking, LoRA and the tests stay here.
+        address: Of the cluster; None for one of this machine, which ends with the search.
+        num_cpus: CPUs (and threads) of one process of the cluster; None for as many as this process has threads.
+        num_gpus: Its GPUs, which may be a fraction; None for one if the model is on a GPU.
         seed: Of the ranking, the training data, and the start of runs.
         device: Where a model that is given by its name is loaded.
         dtype: Its data type.
@@ -54,6 +59,10 @@ class SearchOptions:
     num_ranking: int = 192
     num_selection: int = 256
     num_test: int = 512
+    engine: str = LOCAL
+    address: str | None = None
+    num_cpus: int | None = None
+    num_gpus: float | None = None
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
@@ -61,12 +70,13 @@ class SearchOptions:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        plain_fields(self, start=STARTS, family=FAMILIES, scale=SCALES)
+        plain_fields(self, start=STARTS, family=FAMILIES, scale=SCALES, engine=ENGINES)
         self.config_at("0.resid_post")
         least = {"candidates": 2, "steps": 10, "batch_size": 1, "num_ranking": MIN_EXAMPLES}
         require_least(self, **least, num_selection=16, num_test=16)
         if self.start not in STARTS:
             raise InputError(f"[[start]] is {self.start!r}; expected one of {', '.join(STARTS)}.")
+        check_carrying(self)
         require_budget(self.budget)
         require_seed(self.seed)
 
@@ -88,4 +98,4 @@ class SearchOptions:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what decides the result, as JSON-able values; the model's own record says how it was loaded."""
-        return deciding(self)
+        return deciding(self, *CARRYING)

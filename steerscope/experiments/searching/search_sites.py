@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ import torch
 from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.options import RankOptions
 from steerscope.errors import InputError
+from steerscope.experiments.carrying.jobs import Carrier, InProcess, OutOfTime
 from steerscope.experiments.engine.candidate import Candidate, Run
 from steerscope.experiments.engine.rate_grid import EDIT_START, next_places, rate
+from steerscope.experiments.engine.run_records import seeded
 from steerscope.experiments.engine.staged import StagedSweep
 from steerscope.experiments.engine.store import RunStore
-from steerscope.experiments.engine.sweep import OutOfTime, seeded
 from steerscope.experiments.groundwork.candidates import num_params, weights_of
+from steerscope.experiments.groundwork.carriers import carrier_of
+from steerscope.experiments.groundwork.elsewhere import Elsewhere, Sent
 from steerscope.experiments.groundwork.kept_ranking import kept_ranking
 from steerscope.experiments.groundwork.split_data import SplitData
 from steerscope.experiments.groundwork.splits import DataSplits, majority_rate
@@ -54,6 +58,7 @@ def search_sites(
     *,
     progress: Progress | None = None,
     command: str = "",
+    load: Callable[[], LoadedModel] | None = None,
 ) -> SearchResult:
     """Find the site, or the set of sites, at which training gives most, and return an adapter trained there.
 
@@ -69,6 +74,7 @@ def search_sites(
             interrupted goes on where it stopped.
         progress: Called with a stage, steps done, and steps in all.
         command: What the user typed, for the record.
+        load: How a process of a Ray cluster loads the model; without it the model itself is sent there.
 
     Returns:
         The chosen edit with its test loss and accuracy, everything it was chosen from, and plain defaults beside it.
@@ -87,7 +93,13 @@ def search_sites(
     data.check((options.seed,))
     begin_folder(place / BEGUN, "search", loaded, data, _deciding(options))
     work = _Work(loaded, splits, options, data, place, progress)
-    return work.whole(command)
+
+    def elsewhere(threads: int) -> Elsewhere:
+        sizes = (options.num_selection, options.num_test)
+        return Elsewhere(load or Sent(loaded), splits, *sizes, work.scales, threads)
+
+    with carrier_of(options, elsewhere, str(loaded.device), place, None, progress) as work.carrier:
+        return work.whole(command)
 
 
 def _deciding(options: SearchOptions) -> dict[str, Any]:
@@ -108,6 +120,12 @@ class _Work:
     progress: Progress | None
     seconds: dict[str, float] = field(default_factory=dict)
     note: str = ""
+    carrier: Carrier = field(default_factory=InProcess)
+
+    @cached_property
+    def scales(self) -> dict[str, float]:
+        """Of what sites read, where edits are scaled."""
+        return read_scales(self.loaded, self.data, self.options.seed) if self.options.scale == "rms" else {}
 
     def whole(self, command: str) -> SearchResult:
         """Search, train the references, save.
@@ -275,10 +293,11 @@ class _Work:
             if show is not None:
                 show(f"train: {_short(what)}" if what else "train", done, total)
 
-        scales = read_scales(self.loaded, self.data, options.seed) if options.scale == "rms" else {}
         size = fitting_pack(self.loaded, self.data, options.seed)
         store = RunStore(self.folder / "runs")
-        return StagedSweep(self.loaded, self.data, options.schedule, store, scales, size, tell, (), deadline)
+        made = StagedSweep(self.loaded, self.data, options.schedule, store, self.scales, size, tell, (), deadline)
+        made.carrier = self.carrier
+        return made
 
     def _tested(self, sweep: StagedSweep, run: Run, tried: Sequence[Run]) -> Tested:
         trained, tested = sweep.kept(run)

@@ -9,7 +9,9 @@ from numbers import Real
 from typing import Any
 
 from steerscope.errors import InputError
+from steerscope.experiments.carrying.shard import AUTO, Shard, chosen_shard
 from steerscope.experiments.engine.spec import RunSpec, Schedule
+from steerscope.experiments.groundwork.carriers import CARRYING, ENGINES, LOCAL, check_carrying
 from steerscope.models.site_map import SiteMap
 from steerscope.option_types import deciding, plain_fields, require_budget, require_least, require_seed
 from steerscope.sites import Site, SiteKind
@@ -40,6 +42,12 @@ class SweepOptions:
         scores: Rank all sites at the end, and keep every score of the trained ones in the table.
         budget: Minutes, None without a limit: no training is begun later; what is finished is kept.
         pack_size: Most runs trained together, None to fit the machine. It changes no result.
+        shard: ``i/n`` for one of n processes that share the folder, on one machine or many, so that every run is done
+            once; ``auto`` for what torchrun or Slurm says. None for one process.
+        engine: What trains: ``local``, this process; ``ray``, a Ray cluster.
+        address: Of the cluster; None for one of this machine, which ends with the sweep.
+        num_cpus: CPUs (and threads) of one process of the cluster; None for as many as this process has threads.
+        num_gpus: Its GPUs, which may be a fraction; None for one if the model is on a GPU.
         seed: The first seed.
         device: Where a model that is given by its name is loaded.
         dtype: Its data type.
@@ -68,6 +76,11 @@ class SweepOptions:
     scores: bool = True
     budget: float | None = None
     pack_size: int | None = None
+    shard: str | None = None
+    engine: str = LOCAL
+    address: str | None = None
+    num_cpus: int | None = None
+    num_gpus: float | None = None
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
@@ -77,7 +90,7 @@ class SweepOptions:
     def __post_init__(self) -> None:
         rates = self.rates if isinstance(self.rates, tuple | list) else (self.rates,)
         object.__setattr__(self, "rates", ())  # numbers, which plain_fields takes for names
-        plain_fields(self, family=FAMILIES, scale=SCALES)
+        plain_fields(self, family=FAMILIES, scale=SCALES, engine=ENGINES)
         edit = self.config_at("0.resid_post")
         for rate in rates:
             if not isinstance(rate, Real) or not 0 < rate < math.inf:
@@ -85,6 +98,9 @@ class SweepOptions:
         object.__setattr__(self, "rates", tuple(float(RunSpec(edit, r).learning_rate) for r in rates))
         least = {"seeds": 1, "steps": 4, "batch_size": 1, "longer": 0, "tune_layers": 1, "pack_size": 1}
         require_least(self, **least, num_selection=16, num_test=16)
+        check_carrying(self)
+        if self.chosen_shard is not None and self.engine != LOCAL:
+            raise InputError("[[shard]] and [[engine='ray']] exclude each other: Ray shares the work itself.")
         require_budget(self.budget)
         require_seed(self.seed)
         if isinstance(self.sites, int) and self.sites < 1:
@@ -94,6 +110,11 @@ class SweepOptions:
     def schedule(self) -> Schedule:
         """How runs are trained."""
         return Schedule(steps=self.steps, batch_size=self.batch_size)
+
+    @property
+    def chosen_shard(self) -> Shard | None:
+        """Which of several processes this one is, if it is; of a Ray cluster only if it is told so, to be refused."""
+        return None if self.engine != LOCAL and self.shard == AUTO else chosen_shard(self.shard)
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -111,7 +132,7 @@ class SweepOptions:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what decides results, as JSON-able values; the model's own record says how it was loaded."""
-        return deciding(self, "scores", "budget", "pack_size")
+        return deciding(self, "scores", "budget", "pack_size", "shard", *CARRYING)
 
 
 def spread_sites(site_map: SiteMap, wanted: int | tuple[str, ...] | str) -> tuple[Site, ...]:

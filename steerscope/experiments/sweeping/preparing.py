@@ -11,8 +11,9 @@ import torch
 
 from steerscope.analysis.provenance import model_key
 from steerscope.errors import InputError
+from steerscope.experiments.carrying.once import create_text
 from steerscope.experiments.groundwork.split_data import SplitData
-from steerscope.files import json_of, told, write_text
+from steerscope.files import json_of, told
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site
 from steerscope.steering.scales import measure_scales
@@ -86,7 +87,8 @@ def begin_folder(path: Path, what: str, loaded: LoadedModel, data: SplitData, op
         return
     with told(f"make the folder {str(path.parent)!r}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(asked, indent=1, allow_nan=False) + "\n")
+    if not create_text(path, json.dumps(asked, indent=1, allow_nan=False) + "\n"):  # another process was first
+        begin_folder(path, what, loaded, data, options)
 
 
 def read_scales(loaded: LoadedModel, data: SplitData, seed: int) -> dict[str, float]:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from steerscope.analysis.results import Ranking
-from steerscope.analysis.scoring.options import RankOptions
 from steerscope.errors import InputError
+from steerscope.experiments.carrying.jobs import Carrier, FileJob, OutOfTime, Stage
 from steerscope.experiments.engine.candidate import Candidate, by_floor
 from steerscope.experiments.engine.rate_grid import EDIT_START, HIGHEST, LOWEST, Choice, rate
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.engine.store import RunStore
-from steerscope.experiments.engine.sweep import OutOfTime, Sweep
-from steerscope.experiments.groundwork.kept_ranking import kept_ranking
+from steerscope.experiments.engine.sweep import Sweep
+from steerscope.experiments.groundwork.carriers import carrier_of, kept_once, kept_pack_size
+from steerscope.experiments.groundwork.elsewhere import Elsewhere, Sent
 from steerscope.experiments.groundwork.split_data import SplitData
 from steerscope.experiments.groundwork.splits import DataSplits, majority_rate
 from steerscope.experiments.site_tables.scored import with_scores
@@ -28,15 +28,16 @@ from steerscope.experiments.sweeping.cost import operations_per_token
 from steerscope.experiments.sweeping.options import SweepOptions, spread, spread_sites
 from steerscope.experiments.sweeping.preparing import begin_folder, fitting_pack, read_scales
 from steerscope.experiments.sweeping.recalibration import recalibrate
+from steerscope.experiments.sweeping.sweep_scores import sweep_ranking, with_scores_of
 from steerscope.experiments.sweeping.table_runs import records_of, run_of
-from steerscope.files import json_of, write_text
 from steerscope.folders import Kind, require_folder_for
 from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel, require_loaded
 from steerscope.option_types import options_or_default
 from steerscope.sites import Site, parse_site
 
-SWEEP, TABLE, RUNS = "sweep.json", "table.json", "runs"
+SWEEP, TABLE, RUNS, RANKING = "sweep.json", "table.json", "runs", "ranking.json"
+SCALES, PACKS, BASE = "scales.json", "packs.json", "base.json"
 
 Progress = Callable[[str, int, int], None]
 
@@ -49,6 +50,7 @@ def sweep_sites(
     *,
     progress: Progress | None = None,
     command: str = "",
+    load: Callable[[], LoadedModel] | None = None,
 ) -> SiteTable:
     """Train an edit at every site of a sweep, one site per run, and return the table of what came out.
 
@@ -65,6 +67,7 @@ def sweep_sites(
             goes on where it stopped, and comes to the same table.
         progress: Called with what is being done, runs done, and runs in all (an estimate while rates are searched).
         command: What the user typed, for the record.
+        load: How a process of a Ray cluster loads the model; without it the model itself is sent there.
 
     Returns:
         The table, of everything that is finished.
@@ -86,48 +89,37 @@ def sweep_sites(
     data.check(options.all_seeds)
     begin_folder(place / SWEEP, "sweep", loaded, data, options.as_dict())
     work = _Work(loaded, splits, options, sites, data, place, progress)
-    earlier = SiteTable.load(place / TABLE) if (place / TABLE).exists() else None
+    earlier = _kept_table(place)
     if earlier is not None:
         work.know(earlier)
-    try:
-        work.all()
-    except OutOfTime:
-        pass
-    finally:  # Ctrl-C too: what is finished is a table already
-        table = work.table(command)
-        if table is not None:
-            table = table if earlier is None else _with_scores_of(earlier, table)
-            table.save(place / TABLE)
+    table = None
+    with work.carrier(load) as carrier:
+        try:
+            carrier.carry(work.phases(), work.deadline)
+        except OutOfTime:
+            pass
+        finally:  # Ctrl-C too: what is finished is a table already
+            table = work.table(command)
+            if table is not None:
+                earlier = _kept_table(place)  # another process may have saved one since, with scores
+                table = table if earlier is None else with_scores_of(earlier, table)
+                table.save(place / TABLE)
+        if options.scores and table is not None:
+            rank = FileJob(place / RANKING, lambda: sweep_ranking(loaded, splits, options, place / RANKING, progress))
+            carrier.carry([[rank.stage()]])
     if table is None:
         raise InputError(
             f"the budget of {options.budget:g} minutes was over before a run was tested; what was trained is kept in "
             f"{str(place)!r}. Go on with it (--resume), with a larger [[budget]]."
         )
     if options.scores:
-        table = with_scores(table, _ranking(loaded, splits, options, place, progress))
+        table = with_scores(table, sweep_ranking(loaded, splits, options, place / RANKING, progress))
         table.save(place / TABLE)
     return table
 
 
-def _with_scores_of(earlier: SiteTable, table: SiteTable) -> SiteTable:
-    """Return a table with the scores that an earlier one of the same sweep had, if they cover its sites."""
-    trained = {str(one.site) for one in table.outcomes()}
-    if not all(trained <= set(own) for own in earlier.scores.values()):
-        return table
-    return replace(table, scores=earlier.scores, ranking=earlier.ranking)
-
-
-def _ranking(
-    loaded: LoadedModel, splits: DataSplits, options: SweepOptions, place: Path, progress: Progress | None
-) -> Ranking:
-    """Rank all sites with every score that is computed from kernels, from training examples.
-
-    Returns:
-        The ranking, read back from ``ranking.json`` where an earlier start of the sweep finished it.
-    """
-    seen = options.steps * options.batch_size
-    wanted = RankOptions(extra=("spectrum",), seed=options.seed, rank=options.counted_rank, num_training=seen)
-    return kept_ranking(loaded, splits, place / "ranking.json", wanted, progress)
+def _kept_table(place: Path) -> SiteTable | None:
+    return SiteTable.load(place / TABLE) if (place / TABLE).exists() else None
 
 
 @dataclass
@@ -149,9 +141,10 @@ class _Work:
         self.store = RunStore(self.folder / RUNS)
         self.deadline = time.monotonic() + budget
         self.candidates = [self._candidate(site) for site in self.sites]
-        self.sweep = self._sweep(
-            self.data, read_scales(self.loaded, self.data, options.seed) if options.scale == "rms" else {}
-        )
+        scales: dict[str, float] = {}
+        if options.scale == "rms":
+            scales = kept_once(self.folder / SCALES, lambda: read_scales(self.loaded, self.data, options.seed))
+        self.sweep = self._sweep(self.data, scales)
 
     def know(self, table: SiteTable) -> None:
         """Count the runs of an earlier table as done: a table alone is enough to go on from.
@@ -191,30 +184,78 @@ class _Work:
         config = self.options.config_at(str(self.sites[0])).to_dict()
         return {name: value for name, value in config.items() if name not in ("sites", "seed")}
 
-    def all(self) -> None:
-        """Do everything; raises OutOfTime at the deadline."""
+    @contextmanager
+    def carrier(self, load: Callable[[], LoadedModel] | None) -> Iterator[Carrier]:
+        """Give what carries packs, by the options."""
+        options = self.options
+
+        def elsewhere(threads: int) -> Elsewhere:
+            return Elsewhere(
+                load or Sent(self.loaded),
+                self.splits,
+                options.num_selection,
+                options.num_test,
+                dict(self.sweep.scales),
+                threads,
+            )
+
+        device = str(self.loaded.device)
+        with carrier_of(options, elsewhere, device, self.folder, options.chosen_shard, self.progress) as found:
+            yield found
+
+    def phases(self) -> list[list[Stage]]:
+        """Return all work, the most urgent first."""
         options, sweep = self.options, self.sweep
-        self._base()  # first: what Ctrl-C leaves is then written at once
         seeds, tuned = options.all_seeds, self._tuned()
         tries = len(options.rates) or 3
         longer = min(options.longer, len(self.candidates))
         sweep.expect(len(tuned) * (tries - 1) + len(self.candidates) * len(seeds) + longer)
-        for floor in self._floors(tuned.values(), tries):
-            self.choices |= sweep.choose(floor, seeds[0])
-            self._train(floor, seeds[:1])
+        searched, floors = self._floors(tuned.values(), tries), by_floor(self.candidates)
         others = [one for one in self.candidates if one.name not in tuned]
-        self.choices |= {one.name: self._borrowed(one, tuned) for one in others}
         # As many seeds together as fit: a machine that has room for one floor's runs only trains seed after seed.
-        width = max(len(floor) for floor in by_floor(self.candidates))
-        at_once = max(1, min(len(seeds), sweep.pack_size // width))
-        for floor in self._floors(others, at_once):
-            self._train(floor, seeds[:at_once])
-        for floor in self._floors(tuned.values(), at_once):
-            self._train(floor, seeds[1:at_once])
+        at_once = max(1, min(len(seeds), sweep.pack_size // max(len(floor) for floor in floors)))
+        phases = [
+            # First: what Ctrl-C leaves is then written at once.
+            [FileJob(self.folder / BASE, self._base).stage()],
+            [self._tuning(floor, searched[:at]) for at, floor in enumerate(searched)],
+            [self._borrowing(floor, tuned, seeds[:at_once]) for floor in self._floors(others, at_once)],
+            [self._training(floor, seeds[1:at_once]) for floor in self._floors(tuned.values(), at_once)],
+        ]
         for start in range(at_once, len(seeds), at_once):
-            for floor in self._floors(self.candidates, at_once):
-                self._train(floor, seeds[start : start + at_once])
-        self._train_longer(spread(list(range(len(self.candidates))), longer) if longer else [])
+            own = seeds[start : start + at_once]
+            phases.append([self._training(floor, own) for floor in self._floors(self.candidates, at_once)])
+        if longer:
+            places = spread(list(range(len(self.candidates))), longer)
+            own_floors = self._floors([self.candidates[place] for place in places], 1)
+            phases.append([self._training(floor, seeds[:1], longer=True) for floor in own_floors])
+        return phases
+
+    def _tuning(self, floor: Sequence[Candidate], below: Sequence[Sequence[Candidate]]) -> Stage:
+        """Choose rates, and train and test with them; without given rates, once those of the floors below are known."""
+        if not self.options.rates:
+            yield from self._chosen([one for other in below for one in other])
+        choices = yield from self.sweep.choosing(floor, self.options.seed)
+        self.choices |= choices
+        yield from self._training(floor, (self.options.seed,))
+
+    def _borrowing(self, floor: Sequence[Candidate], tuned: Mapping[str, Candidate], seeds: Sequence[int]) -> Stage:
+        """Train and test with the rates of the nearest sites that have one."""
+        yield from self._chosen([self._nearest(one, tuned) for one in floor])
+        self.choices |= {one.name: self._borrowed(one, tuned) for one in floor}
+        yield from self._training(floor, seeds)
+
+    def _chosen(self, candidates: Sequence[Candidate]) -> Stage:
+        """Wait until the rates of some candidates are known."""
+        while any(one.name not in self.choices for one in candidates):
+            yield ()
+
+    def _training(self, floor: Sequence[Candidate], seeds: Sequence[int], longer: bool = False) -> Stage:
+        """Train and test with the chosen rates, once they are known."""
+        yield from self._chosen(floor)
+        sweep = self._longer if longer else self.sweep
+        runs = [(one, self.choices[one.name].learning_rate, seed) for one in floor for seed in seeds]
+        yield from sweep.training(runs)
+        yield from sweep.testing(runs)
 
     def table(self, command: str) -> SiteTable | None:
         """Return the table of everything that is kept, or None where no run was tested."""
@@ -254,7 +295,13 @@ class _Work:
 
     def _sweep(self, data: SplitData, scales: Mapping[str, float]) -> Sweep:
         options, schedule = self.options, data.schedule
-        size = options.pack_size or fitting_pack(self.loaded, data, options.seed)
+        size = kept_pack_size(
+            self.folder / PACKS,
+            schedule.steps,
+            options.pack_size,
+            lambda: fitting_pack(self.loaded, data, options.seed),
+            options.chosen_shard,
+        )
         return Sweep(
             self.loaded,
             data,
@@ -282,17 +329,6 @@ class _Work:
                 merged.append(floor)
         return merged
 
-    def _train(self, floor: Sequence[Candidate], seeds: Sequence[int]) -> None:
-        runs = [(one, self.choices[one.name].learning_rate, seed) for one in floor for seed in seeds]
-        self.sweep.train(runs)
-        self.sweep.test(runs)
-
-    def _train_longer(self, places: Sequence[int]) -> None:
-        for floor in self._floors([self.candidates[place] for place in places], 1):
-            runs = [(one, self.choices[one.name].learning_rate, self.options.seed) for one in floor]
-            self._longer.train(runs)
-            self._longer.test(runs)
-
     @cached_property
     def _longer(self) -> Sweep:
         """The sweep of runs of twice as many steps; its examples are read once."""
@@ -315,9 +351,11 @@ class _Work:
 
     def _borrowed(self, one: Candidate, tuned: Mapping[str, Candidate]) -> Choice:
         """Return the rate of the nearest site of the same kind whose rate was chosen."""
+        return Choice(self.choices[self._nearest(one, tuned).name].learning_rate, False, {})
+
+    def _nearest(self, one: Candidate, tuned: Mapping[str, Candidate]) -> Candidate:
         same = [other for other in tuned.values() if other.group == one.group]
-        nearest = min(same, key=lambda other: (abs(other.lowest_block - one.lowest_block), other.lowest_block))
-        return Choice(self.choices[nearest.name].learning_rate, False, {})
+        return min(same, key=lambda other: (abs(other.lowest_block - one.lowest_block), other.lowest_block))
 
     def _runs_of(self, one: Candidate, sweep: Sweep, steps: int) -> list[SiteRun]:
         """Return all kept runs of a site: at every rate and seed that the sweep can have tried."""
@@ -331,17 +369,16 @@ class _Work:
         return found
 
     def _base(self) -> Base:
-        kept = self.folder / "base.json"
-        if kept.exists():
-            return Base(**json_of(kept))
-        found = recalibrate(self.loaded, self.data.rows(self.options.seed), self.data.held_out("test"))
-        base = Base(
-            loss=found.before.loss,
-            accuracy=found.before.accuracy,
-            majority=majority_rate(self.splits.test(self.options.num_test)),
-            recalibrated_loss=found.after.loss,
-            recalibrated_accuracy=found.after.accuracy,
-            temperature=found.temperature,
-        )
-        write_text(kept, json.dumps(vars(base), indent=1, allow_nan=False) + "\n")
-        return base
+        def measured() -> dict[str, Any]:
+            found = recalibrate(self.loaded, self.data.rows(self.options.seed), self.data.held_out("test"))
+            base = Base(
+                loss=found.before.loss,
+                accuracy=found.before.accuracy,
+                majority=majority_rate(self.splits.test(self.options.num_test)),
+                recalibrated_loss=found.after.loss,
+                recalibrated_accuracy=found.after.accuracy,
+                temperature=found.temperature,
+            )
+            return vars(base)
+
+        return Base(**kept_once(self.folder / BASE, measured))

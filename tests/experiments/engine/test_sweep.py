@@ -16,8 +16,9 @@ from steerscope.experiments.engine.held_out import HeldOut
 from steerscope.experiments.engine.judge import judge_pack
 from steerscope.experiments.engine.model_pack import ModelPack
 from steerscope.experiments.engine.rate_grid import HIGHEST, LOWEST, choice_among, choose, next_places, rate
+from steerscope.experiments.engine.run_records import spec_of
 from steerscope.experiments.engine.spec import Schedule
-from steerscope.experiments.engine.sweep import Sweep, spec_of
+from steerscope.experiments.engine.sweep import Sweep
 from steerscope.experiments.training.data import training_rows
 from tests.experiments.engine.test_pack import loaded_model, lora_of, sequences
 
