@@ -19,7 +19,7 @@ from steerscope.analysis.theory.common import flat
 from steerscope.equivalence import closed_forms, reference
 from steerscope.equivalence.closed_forms import GatedWeights, PlainWeights
 from steerscope.equivalence.oracles import reduced_rank_map
-from steerscope.equivalence.reach import conditional_second_moment, ridge_prediction
+from steerscope.equivalence.reach import RidgeReads, conditional_second_moment
 from steerscope.models.load import wrap_model
 from steerscope.sites import Site, SiteKind
 from tests.byte_models import byte_model, byte_tokenizer
@@ -85,7 +85,7 @@ def test_least_squares():
     states, targets, others = draw(20, 5), draw(20, 3), draw(4, 5)
     checked(reduced_rank_map)(states, targets, 2)
     checked(conditional_second_moment)(states, targets)
-    checked(ridge_prediction)(states, targets, others, 0.1)
+    checked(RidgeReads.prediction)(RidgeReads(states), targets, others, 0.1)
 
 
 @torch.no_grad()

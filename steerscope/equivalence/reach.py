@@ -101,6 +101,9 @@ class RidgeReads:
             targets: Of the tokens fitted on, ``(token, k)``.
             others: x of the tokens predicted for, ``(other, p)``.
             ridges: Penalties.
+
+        Yields:
+            ``(other, k)`` per penalty.
         """
         about = targets.mean(0)
         cross = self._vectors.T @ (self._x.T @ (targets - about)) / len(self._x)

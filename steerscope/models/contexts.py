@@ -130,6 +130,13 @@ def acts_here(owner: Entry | None) -> bool:
     return True
 
 
+def hooks_here() -> frozenset[Entry]:
+    """Return the contexts whose hooks act in the running code: its own, in a thread of torch's all that are set."""
+    if _is_backward_worker():
+        return frozenset(_bound)
+    return frozenset(one for one in _all() if one in _bound)
+
+
 def _is_backward_worker() -> bool:
     """Whether this is a thread in which torch computes gradients: one that Python did not start, inside a backward."""
     in_backward = torch._C._current_graph_task_id() != -1

@@ -21,6 +21,7 @@ from steerscope.models.blocks import Block, as_token_axes
 from steerscope.models.calls import Call, stream_of
 from steerscope.models.contexts import Entry, acts_here, hooks_bound_here
 from steerscope.models.readings import Key, Readings
+from steerscope.models.recomputed import recomputed_with
 from steerscope.models.site_map import SiteMap
 from steerscope.site_kinds import Place, Role
 from steerscope.sites import Site, SiteKind, one_or_several
@@ -278,7 +279,9 @@ def edited(
         if site.head is not None and Site(site.layer, site.kind) in map(found.resolve, edits):
             raise InputError(f"'{site}' is one of the heads of '{site.layer}.{site.kind}', which is edited too.")
         taps[site] = _adding(checked(site, edit))
-    with tapping(found, {site: taps[site] for site in sorted(taps, key=lambda s: (s.layer, s.kind.order))}):
+    ordered = {site: taps[site] for site in sorted(taps, key=lambda s: (s.layer, s.kind.order))}
+    edited_blocks = [found.blocks[layer].module for layer in {site.layer for site in ordered}]
+    with tapping(found, ordered), recomputed_with(edited_blocks, lambda: tapping(found, ordered)):
         yield inner
 
 

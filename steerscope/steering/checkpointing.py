@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from steerscope.models.recomputed import ATTRIBUTE
+
 if TYPE_CHECKING:
     from steerscope.steering.passes import Passes
-
-ATTRIBUTE = "_gradient_checkpointing_func"  # where transformers keeps the function that checkpoints a block
 
 
 class _Remembering:

@@ -80,8 +80,7 @@ class SteeringModel(SavedAdapters, SteeredRuns):
         self._were_trainable = [p for p in base_model.parameters() if p.requires_grad]
         self.edits, self._adapters = adapter.edits, {}
         _freeze(base_model)
-        blocks = [block.module for block in site_map.blocks]
-        self._passes = Passes(self, adapter, base_model, decoder_of(base_model), blocks)
+        self._passes = Passes(self, adapter, base_model, decoder_of(base_model), site_map.blocks)
         self._hooks = ExitStack()
         self._hooks.callback(self._passes.close)
         try:

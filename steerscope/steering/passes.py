@@ -17,6 +17,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from steerscope.errors import InputError
+from steerscope.models.blocks import Block
+from steerscope.models.bound import BoundParts
 from steerscope.models.contexts import Entry, entered, entries
 from steerscope.models.virtual_tokens import require_no_tokens_from_callers
 from steerscope.models.wrappers import language_model
@@ -87,9 +89,10 @@ class Passes:
         adapter: Adapter,
         base: nn.Module,
         decoder: nn.Module,
-        blocks: Sequence[nn.Module],
+        blocks: Sequence[Block],
     ) -> None:
-        self.owner, self.adapter, self.blocks = owner, adapter, blocks
+        self.owner, self.adapter, self.blocks = owner, adapter, [block.module for block in blocks]
+        self._parts = BoundParts(blocks)
         self._base = base
         self._mine = _OfThread()
         self._lock = threading.Lock()
@@ -258,6 +261,8 @@ class Passes:
         with self._lock:
             self._require_lora_as_meant()
             mine.switches = self._switches
+        if self.is_active:
+            self._parts.require()
         mask = self._mask(args, kwargs) if self.is_active else None
         mine.under_way = mine.latest = Pass(mask, self.is_active, self.adapter, self.strength)
 

@@ -1,7 +1,7 @@
 """Reading and editing sites through hooks equals the hand-written reference, and leaves no trace."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import peft
 import pytest
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from steerscope.equivalence import reference
 from steerscope.errors import InputError, UnsupportedModelError
 from steerscope.models import edited, find_sites, forward_differentiable_attention, reading, tapping, true_float64
+from steerscope.models.compat import checkpoint_activations
 from steerscope.models.hooks import _at_input, _at_output, _Stream
 from steerscope.sites import Site, SiteKind
 from tests.tiny import FAMILIES, LAYOUTS, VOCAB, tiny_model
@@ -358,3 +359,45 @@ def test_models_wrapped_by_peft(family):
             with edited(wrapped, site_map, {site: edit}):
                 moved = logits(wrapped)
             close(moved, reference.edited_logits(base, *batch(), site, edit))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_gradients_through_edits_of_blocks_that_run_again_in_backward(reentrant, inside):
+    """Under gradient checkpointing, with backward inside the context and after it."""
+
+    def gradients(checkpoints: bool, inside: bool) -> list[torch.Tensor]:
+        model = tiny_model("llama").train()
+        if checkpoints:
+            checkpoint_activations(model, {"use_reentrant": reentrant})
+        site_map, outer, inner = find_sites(model), torch.full((16,), 0.1), torch.full((16,), 0.2)
+        entered = model.get_input_embeddings()(torch.tensor([[5, 6, 7, 8]])).detach()
+        leaves = [leaf.requires_grad_() for leaf in (entered, outer, inner)]
+        with ExitStack() as stack:
+            stack.enter_context(edited(model, site_map, {"1.mlp_out": lambda x: 0.1 * x + outer}))
+            stack.enter_context(
+                edited(model, site_map, {"0.attn_out": lambda x: inner * x, "1.mlp_out": lambda x: x * x})
+            )
+            loss = model(inputs_embeds=entered, use_cache=False).logits.square().mean()
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        return [leaf.grad for leaf in leaves]
+
+    expected, found = gradients(False, True), gradients(True, inside)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_backward_of_a_checkpointed_pass_inside_other_edits_is_refused():
+    model = tiny_model("llama").train()
+    checkpoint_activations(model, {"use_reentrant": False})
+    site_map = find_sites(model)
+    entered = model.get_input_embeddings()(torch.tensor([[5, 6, 7, 8]])).detach().requires_grad_()
+    with edited(model, site_map, {"1.mlp_out": lambda x: 0.1 * x}):
+        loss = model(inputs_embeds=entered, use_cache=False).logits.square().mean()
+    with (
+        edited(model, site_map, {"1.mlp_out": lambda x: -0.5 * x}),
+        pytest.raises(InputError, match="runs again in backward inside"),
+    ):
+        loss.backward()

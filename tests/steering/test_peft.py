@@ -257,6 +257,11 @@ def test_a_lora_put_on_after_the_edits_is_refused(tmp_path):
     with pytest.raises(InputError, match="Wrap the plain model with PEFT first"):
         steering.save_pretrained(tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
+    for evaluated in (wrapped.eval(), steering):  # the edit would read heads that the LoRA has not changed yet
+        with torch.no_grad(), pytest.raises(InputError, match=r"of block 0 was replaced after the model was steered"):
+            evaluated(**BATCH)
+    with steering.disable_adapter():
+        steering(**BATCH)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
