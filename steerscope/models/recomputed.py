@@ -71,7 +71,8 @@ def recomputed_with(blocks: Sequence[nn.Module], again: Callable[[], AbstractCon
         blocks: Those that are edited.
         again: Returns a context that sets the hooks anew, for a run after this context has ended.
     """
-    context, remembering = _Edits(again), []
+    context = _Edits(again)
+    remembering: list[tuple[nn.Module, _Checkpointed]] = []
     with _lock:
         for block in blocks:
             if (found := block.__dict__.get(ATTRIBUTE)) is None:
