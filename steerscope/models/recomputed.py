@@ -89,7 +89,7 @@ def recomputed_with(blocks: Sequence[nn.Module], again: Callable[[], AbstractCon
     finally:
         context.has_ended = True
         with _lock:
-            for block, function in remembering:
-                function.contexts.remove(context)
-                if not function.contexts and block.__dict__.get(ATTRIBUTE) is function:
-                    setattr(block, ATTRIBUTE, function.inner)
+            for block, own in remembering:
+                own.contexts.remove(context)
+                if not own.contexts and block.__dict__.get(ATTRIBUTE) is own:
+                    setattr(block, ATTRIBUTE, own.inner)
