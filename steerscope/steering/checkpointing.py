@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from steerscope.models.recomputed import ATTRIBUTE
+from steerscope.models.recomputed import ATTRIBUTE, layers_of
 
 if TYPE_CHECKING:
     from steerscope.steering.passes import Passes
@@ -59,7 +59,8 @@ def remember_pass(passes: Passes, blocks: Sequence[nn.Module]) -> None:
     """
     for block in blocks:
         function = block.__dict__.get(ATTRIBUTE)
-        if function is not None and not (isinstance(function, _Remembering) and function.passes is passes):
+        ours = (one for one in layers_of(function) if isinstance(one, _Remembering) and one.passes is passes)
+        if function is not None and next(ours, None) is None:
             setattr(block, ATTRIBUTE, _Remembering(function, passes, block))
 
 

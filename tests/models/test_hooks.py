@@ -13,7 +13,9 @@ from steerscope.errors import InputError, UnsupportedModelError
 from steerscope.models import edited, find_sites, forward_differentiable_attention, reading, tapping, true_float64
 from steerscope.models.compat import checkpoint_activations
 from steerscope.models.hooks import _at_input, _at_output, _Stream
+from steerscope.models.recomputed import ATTRIBUTE, layers_of
 from steerscope.sites import Site, SiteKind
+from steerscope.steering import SteeringConfig, get_steering_model
 from tests.tiny import FAMILIES, LAYOUTS, VOCAB, tiny_model
 
 TOLERANCE = 1e-9
@@ -401,3 +403,16 @@ def test_backward_of_a_checkpointed_pass_inside_other_edits_is_refused():
         pytest.raises(InputError, match="runs again in backward inside"),
     ):
         loss.backward()
+
+
+def test_edits_of_a_steered_model_that_trains_pile_up_nothing_on_its_blocks():
+    model = get_steering_model(tiny_model("llama"), SteeringConfig("0.mlp_out", rank=2)).train()
+    checkpoint_activations(model, {"use_reentrant": False})
+    block = model.site_map.blocks[1].module
+    depths = []
+    for _ in range(3):
+        with edited(model, {"1.mlp_out": lambda x: 0.1 * x}):
+            model(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().backward()
+        depths.append(len(list(layers_of(block.__dict__[ATTRIBUTE]))))
+    assert len(set(depths)) == 1
+    assert not any(getattr(one, "contexts", ()) for one in layers_of(block.__dict__[ATTRIBUTE]))
