@@ -71,7 +71,8 @@ def recomputed_with(blocks: Sequence[nn.Module], again: Callable[[], AbstractCon
         blocks: Those that are edited.
         again: Returns a context that sets the hooks anew, for a run after this context has ended.
     """
-    context, remembering = _Edits(again), []
+    context = _Edits(again)
+    remembering: list[tuple[nn.Module, _Checkpointed]] = []
     with _lock:
         for block in blocks:
             if (found := block.__dict__.get(ATTRIBUTE)) is None:
@@ -88,7 +89,7 @@ def recomputed_with(blocks: Sequence[nn.Module], again: Callable[[], AbstractCon
     finally:
         context.has_ended = True
         with _lock:
-            for block, function in remembering:
-                function.contexts.remove(context)
-                if not function.contexts and block.__dict__.get(ATTRIBUTE) is function:
-                    setattr(block, ATTRIBUTE, function.inner)
+            for block, ours in remembering:
+                ours.contexts.remove(context)
+                if not ours.contexts and block.__dict__.get(ATTRIBUTE) is ours:
+                    setattr(block, ATTRIBUTE, ours.inner)
