@@ -1,6 +1,6 @@
 """What a slice of a capture costs, in time and memory, for one, two and four slices, and that kernels stay the same.
 
-    python benchmarks/capture_slices.py [--examples 96] [--probes 4] [--threads 1] [--json FILE]
+    python benchmarks/capture_slices.py [--model NAME] [--task NAME] [--examples 64] [--probes 2] [--json FILE]
 
 Every slice is a process of its own, one after the other, as if each had a machine: ``cpu`` is its processor time for
 the capture, ``memory_gb`` how much its memory grew at most (Linux), ``features_gb`` the size of the features on disk.
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 
-def measure(index: int, count: int, examples: int, probes: int, threads: int, path: Path) -> dict[str, float]:
+def measure(told: argparse.Namespace, index: int, count: int, path: Path) -> dict[str, float]:
     import torch
 
     from steerscope import get_task, load_model
@@ -31,10 +31,10 @@ def measure(index: int, count: int, examples: int, probes: int, threads: int, pa
     from steerscope.analysis.data.encoding import encode_for
     from steerscope.models.wrappers import vocab_size
 
-    torch.set_num_threads(threads)
-    loaded = load_model()
-    encoded = encode_for(loaded, get_task("listops").split("train", examples, 0))
-    chosen = make_probes(encoded, probes, vocab_size(loaded.model), 0, torch.float32)
+    torch.set_num_threads(told.threads)
+    loaded = load_model(told.model)
+    encoded = encode_for(loaded, get_task(told.task).split("train", told.examples, 0))
+    chosen = make_probes(encoded, told.probes, vocab_size(loaded.model), 0, torch.float32)
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew: loading has one of its own
     before = memory("VmRSS")
     started, busy = time.perf_counter(), time.process_time()
@@ -77,18 +77,20 @@ def difference(whole: Path, parts: list[Path]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--examples", type=int, default=96)
-    parser.add_argument("--probes", type=int, default=4)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--task", default="listops")
+    parser.add_argument("--examples", type=int, default=64)
+    parser.add_argument("--probes", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         index, count, path = options.measure
-        found = measure(int(index), int(count), options.examples, options.probes, options.threads, Path(path))
-        print(json.dumps(found))
+        print(json.dumps(measure(options, int(index), int(count), Path(path))))
         return
-    told = ["--examples", str(options.examples), "--probes", str(options.probes), "--threads", str(options.threads)]
+    names = ("model", "task", "examples", "probes", "threads")
+    told = [word for name in names for word in (f"--{name}", str(getattr(options, name)))]
     result: dict[str, Any] = {
         "command": f"python benchmarks/capture_slices.py {' '.join(told)}",
         "machine": f"{platform.machine()}, {options.threads} thread",

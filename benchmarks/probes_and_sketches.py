@@ -21,6 +21,7 @@ from steerscope import get_task, load_model
 from steerscope.analysis.capture.capture import capture
 from steerscope.analysis.capture.features import Features, SketchPlan
 from steerscope.analysis.capture.outputs import make_probes
+from steerscope.analysis.capture.rounded import blocks_of, wide_feature
 from steerscope.analysis.data.encoding import encode
 from steerscope.analysis.data.examples import content_order
 from steerscope.analysis.scoring.intervals import spearman
@@ -38,8 +39,9 @@ def shares(features: Features, full: Features, num_probes: int, num_blocks: int)
 
     def narrowed(tensor: torch.Tensor) -> torch.Tensor:
         # The loss direction is a combination of all nine probes; it gets a slot of its own.
-        direction = torch.einsum("np,npf->nf", residual.to(tensor.float()), tensor.float())[:, None]
-        return torch.cat([tensor[:, :num_probes].float(), direction], dim=1)
+        wide = wide_feature(tensor)
+        direction = torch.einsum("np,npf->nf", residual.to(wide), wide)[:, None]
+        return torch.cat([wide[:, :num_probes], direction], dim=1)
 
     part = replace(
         features,
@@ -53,7 +55,7 @@ def shares(features: Features, full: Features, num_probes: int, num_blocks: int)
     halves = (range(count // 2), range(count // 2, count))
     problem = Problem.of(Kernel.of(part.weights, part, rows), rows, halves, num_groups=0, ridge=1.0)
     for feature in full.linear.values():
-        blocks = feature.unflatten(-1, (BLOCKS, -1))[:, :, :num_blocks].flatten(2)
+        blocks = blocks_of(feature, slice(num_blocks), BLOCKS)
         found.append(quick_share(Kernel.of([narrowed(blocks)], part, rows).probe, problem))
     return torch.tensor(found, dtype=torch.float64)
 

@@ -1,11 +1,12 @@
 """What ranking costs beside the passes it cannot do without, in time and peak memory, in one run.
 
-    python benchmarks/rank_cost.py [--examples 192] [--probes 4] [--repeats 3] [--json FILE]
+    python benchmarks/rank_cost.py [--examples 192] [--probes 9] [--repeats 3] [--threads 2] [--json FILE]
 
 The yardstick is one forward pass and, per output probe and for the loss, one backward pass to the activations
 of the same examples in the same batches. Each measurement runs in a process of its own (peak memory is the
 process's), yardstick and ranking in turn, so that a machine whose speed drifts is fair to both. Processor time
-(``cpu``, of all threads) is given beside wall time: other load moves it less.
+(``cpu``, of all threads) is given beside wall time: other load moves it less. Without ``--probes`` there are as many as
+a ranking takes by itself. On a machine with other work take one thread: threads that wait for each other burn time.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ import time
 from pathlib import Path
 
 
-def measure(what: str, num_examples: int, num_probes: int) -> dict[str, float]:
+def measure(what: str, num_examples: int, num_probes: int | None, num_threads: int | None) -> dict[str, float]:
     import torch
 
     from steerscope import RankOptions, get_task, load_model, rank_sites
     from steerscope.analysis.capture.outputs import batch_outputs, make_probes
     from steerscope.analysis.data.encoding import batches, encode
 
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
     loaded = load_model()
     examples = get_task("listops").split("train", num_examples, 0)
     options = RankOptions(max_examples=num_examples, num_probes=num_probes)
@@ -42,7 +45,7 @@ def measure(what: str, num_examples: int, num_probes: int) -> dict[str, float]:
         for batch in batches(encoded, batch_size=options.batch_size, pad_id=0, device=loaded.device, examples=some):
             source.clear()
             outputs = batch_outputs(loaded.model, batch, encoded, probes)
-            scalars = [outputs.probes[:, p].sum() for p in range(num_probes)]
+            scalars = [outputs.probes[:, p].sum() for p in range(probes.num_probes)]
             scalars += [] if probes.spans else [outputs.log_likelihood.sum()]
             for done, scalar in enumerate(scalars):
                 torch.autograd.grad(scalar, source[0], retain_graph=done + 1 < len(scalars))
@@ -67,26 +70,29 @@ def median(values: list[float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=192)
-    parser.add_argument("--probes", type=int, default=4)
+    parser.add_argument("--probes", type=int, default=None)
+    parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", choices=["passes", "ranking"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measure(options.measure, options.examples, options.probes)))
+        print(json.dumps(measure(options.measure, options.examples, options.probes, options.threads)))
         return
+    given = ["--examples", str(options.examples)]
+    for name in ("probes", "threads"):
+        given += [] if getattr(options, name) is None else [f"--{name}", str(getattr(options, name))]
     runs: dict[str, list[dict[str, float]]] = {"passes": [], "ranking": []}
     for _ in range(options.repeats):
         for what, found in runs.items():
             command = [sys.executable, __file__, "--measure", what]
-            command += ["--examples", str(options.examples), "--probes", str(options.probes)]
+            command += given
             out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             found.append(json.loads(out.splitlines()[-1]))
             print(what, {k: round(v, 2) for k, v in found[-1].items()}, flush=True)
     pairs = list(zip(runs["passes"], runs["ranking"], strict=True))
     result = {
-        "command": f"python benchmarks/rank_cost.py --examples {options.examples} --probes {options.probes} "
-        f"--repeats {options.repeats}",
+        "command": " ".join(["python benchmarks/rank_cost.py", *given, "--repeats", str(options.repeats)]),
         "machine": f"{platform.machine()}, {__import__('os').cpu_count()} cores",
         "time_ratio": median([r["ranking"] / p["passes"] for p, r in pairs]),
         "cpu_ratio": median([r["cpu"] / p["cpu"] for p, r in pairs]),

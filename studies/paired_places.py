@@ -24,13 +24,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from steerscope.experiments.agreement.kinds_compared import KindsCompared, kinds_compared
 
 from steerscope.errors import InputError
 from steerscope.experiments.agreement.correlations import Array, finite_losses
 from steerscope.experiments.site_tables import SiteTable
 from steerscope.experiments.site_tables.common import common_outcomes
 from steerscope.files import exit_code_of, write_text
+from studies.kinds_compared import KindsCompared, kinds_compared
 
 PAIRS = (
     ("mlp_out", "resid_post"), ("attn_out", "resid_post"), ("resid_mid", "resid_post"), ("mlp_out", "attn_out"),

@@ -190,14 +190,16 @@ class Ranking(Record, Tabular, what="ranking", sign="kernels", report="ranking")
         raise InputError(f"this ranking has no family {family!r}; it has {sorted({s.family for s in self.sites})}.")
 
     def recommended(self, family: str | None = None) -> SiteScore:
-        """Return the choice that the report names: the cheapest candidate that is equal to the best.
+        """Return the choice that the report names: the cheapest linear edit that is equal to the best.
 
         Of several that cost as much, the one most surely equal. Where the prompts cannot tell sites apart the report
-        recommends nothing (``stability.can_tell``), and this is a choice like any other.
+        recommends nothing (``stability.can_tell``), and this is a choice like any other. A fixed vector is named only
+        where no linear edit is equal: scores see the first step, in which a vector often does as well, and not how far
+        training takes an edit from there (docs/evidence.md).
 
         Args:
-            family: ``linear`` or ``vector``; either unless given. Where none of the family is equal to the best, its
-                highest is returned.
+            family: ``linear`` or ``vector``; unless given, ``linear`` where one is equal to the best. Where none of the
+                family is equal to the best, its highest is returned.
 
         Returns:
             A candidate.
@@ -212,7 +214,8 @@ class Ranking(Record, Tabular, what="ranking", sign="kernels", report="ranking")
             for rank, site in enumerate(self.sites)
             if (rank == 0 or site.standing == _EQUAL) and family in (None, site.family)
         ]
-        return min(equal)[-1] if equal else self.best(str(family))
+        linear = [one for one in equal if one[-1].family == "linear"]
+        return min(linear or equal)[-1] if equal else self.best(str(family))
 
     def steering_config(self, which: str = "recommended", **options: Any) -> SteeringConfig:
         """Return the configuration of an adapter at sites that this ranking chooses.

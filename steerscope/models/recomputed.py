@@ -89,7 +89,7 @@ def recomputed_with(blocks: Sequence[nn.Module], again: Callable[[], AbstractCon
     finally:
         context.has_ended = True
         with _lock:
-            for block, ours in remembering:
-                ours.contexts.remove(context)
-                if not ours.contexts and block.__dict__.get(ATTRIBUTE) is ours:
-                    setattr(block, ATTRIBUTE, ours.inner)
+            for block, own in remembering:
+                own.contexts.remove(context)
+                if not own.contexts and block.__dict__.get(ATTRIBUTE) is own:
+                    setattr(block, ATTRIBUTE, own.inner)

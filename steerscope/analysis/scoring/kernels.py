@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from steerscope.analysis.capture.features import Features
@@ -42,6 +41,19 @@ class Rows:
         example, probe = features.valid.nonzero(as_tuple=True)
         have = features.valid.sum(1)[example]
         return cls(example, probe, have * 1000 + probe, features.residual[example, probe], features.valid.shape[0])
+
+    def along_loss(self, products: Tensor) -> Tensor:
+        """Return inner products with the loss directions ``other example``, of such with rows ``row other``.
+
+        Args:
+            products: Inner products of anything with the rows.
+
+        Returns:
+            The sums over an example's rows, each times its residual.
+        """
+        weighted = products * self.residual.to(products)[:, None]
+        sums = products.new_zeros(self.num_examples, products.shape[1])
+        return sums.index_add_(0, self.example.to(products.device), weighted).T
 
     def of_examples(self, examples: range) -> slice:
         """Return the rows of consecutive examples."""
@@ -94,13 +106,15 @@ class Kernel:
             k = features.valid.shape[1]
             # Rows are picked before they are widened: a float copy of all features would be made in vain.
             picked = one[rows.example, rows.probe]
+            probe = gram_of(picked)
             if features.spans:
-                wide = wide_feature(one[:, :k])
-                loss = torch.einsum("np,npf->nf", features.residual.to(wide), wide)
+                # An example's loss direction is the sum of its rows times their residuals, and so are its products.
+                between = rows.along_loss(probe)
+                part = cls(probe.cpu(), (between if cross else between[:, :0]).cpu(), rows.along_loss(between).cpu())
             else:
                 loss = wide_feature(one[:, k])
-            between = wide_feature(picked) @ loss.T if cross else loss.new_empty(len(rows.example), 0)
-            part = cls(gram_of(picked).cpu(), between.cpu(), gram(loss).cpu())
+                between = wide_feature(picked) @ loss.T if cross else loss.new_empty(len(picked), 0)
+                part = cls(probe.cpu(), between.cpu(), gram(loss).cpu())
             total = part if total is None else total + part
         assert total is not None
         # Sums of squares: a number that is not finite, anywhere in the features, shows there.

@@ -103,16 +103,17 @@ class RayActors:
         """Have all jobs done; see :meth:`~steerscope.experiments.carrying.jobs.Carrier.carry`."""
         work = Open(phases)
         while jobs := [job for own in work.jobs() for job in own]:
+            in_progress = {job.name for _, job in self._running.values() if job is not None}
             if time.monotonic() <= deadline:
-                in_progress = {job.name for _, job in self._running.values() if job is not None}
                 waiting = [job for job in jobs if job.name not in in_progress]
                 self._give([job for job in waiting if not job.stays()])
                 here = next((job for job in waiting if job.stays()), None)
-                # It holds up the driver, and so comes when nothing is to be taken from others.
-                if here is not None and not self._running:
+                # It holds up the driver, and so comes when nothing is to be taken from others. One that is starting may
+                # do so for ever, where a node was lost.
+                if here is not None and not in_progress:
                     here.do()
                     work.did(here)
-            elif all(job is None for _, job in self._running.values()):
+            elif not in_progress:
                 raise OutOfTime
             for ref in self._ended():
                 self._take(ref, work)

@@ -270,16 +270,19 @@ def cheapest_sentence(ranking: Ranking) -> str:
     others = [row for row in verdict.equal if row.site.family != "vector"]
     ranked = sum(row.site.family == "vector" for row in verdict.rows)
     row = verdict.cheapest
-    least = [other for other in verdict.equal if other.site.n_params == row.site.n_params]
+    alike = [other for other in verdict.equal if other.site.family == row.site.family]
+    least = [other for other in alike if other.site.n_params == row.site.n_params]
     label = f"{row.label} ({edit_words(ranking, row.site.family, row.site.n_params)})"
-    cheap = f"The cheapest equal choice is {label}" if len(least) == 1 else f"A cheapest equal choice is {label}"
+    choice = "choice" if len(alike) == len(verdict.equal) else "linear edit"
+    cheap = f"The cheapest equal {choice} is {label}" if len(least) == 1 else f"A cheapest equal {choice} is {label}"
     cheap += "." if len(least) == 1 else f", one of {len(least):,} that cost as much."
     if len(verdict.equal) == 1:
         cheap = ""
     if vectors and others:
         places = f"{len(vectors):,} of {ranked:,} places"
         where = f", at {places}" if 10 * len(vectors) >= ranked else f" at few places alone, {places}"
-        return f"A fixed vector does as well as a linear edit{where}. {cheap}".strip()
+        vector = f"In the first step, which is what is scored, a fixed vector does as well as a linear edit{where}"
+        return f"{vector}; trained, it need not. {cheap}".strip()
     if ranked and ranked == sum(row.site.family == "vector" for row in verdict.worse):
         cheap = f"A fixed vector is worse everywhere. {cheap}"
     return cheap.strip()

@@ -28,9 +28,12 @@ def alignment(candidate: Candidate) -> Tensor:
 
     ours, theirs = candidate.kernel.probe, candidate.target.probe
     sums = torch.zeros(3, candidate.num_columns, dtype=torch.float64)
-    # A few rows at a time: products that stay in the cache.
-    for one, other, weights in zip(ours.split(_ROWS), theirs.split(_ROWS), by_row.split(_ROWS), strict=True):
+    # A few rows at a time, so that products stay in the cache, and those up to the diagonal: what is beyond is alike.
+    for start in range(0, len(ours), _ROWS):
+        rows = slice(start, min(start + _ROWS, len(ours)))
+        counted = torch.cat([2 * by_row[:start], by_row[rows]])
+        one, other = ours[rows, : rows.stop], theirs[rows, : rows.stop]
         for place, (first, second) in enumerate([(one, other), (one, one), (other, other)]):
-            sums[place] += torch.einsum("rc,rc->c", weights.double(), ((first * second) @ by_row).double())
+            sums[place] += (by_row[rows] * ((first * second) @ counted)).double().sum(0)
     between, own, target = sums
     return between / (own * target).sqrt().clamp_min(1e-300)
