@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from steerscope.analysis.scoring import greedy
 from steerscope.analysis.scoring.greedy import grow_set
 from steerscope.analysis.scoring.joint import LearnableShares
+from steerscope.analysis.scoring.kernels import Kernel
 from steerscope.analysis.scoring.triangles import PANEL, Triangle, Triangles
 from steerscope.sites import Site, SiteKind
 from tests.analysis.test_scores import case_of
@@ -80,3 +83,11 @@ def test_the_third_site_is_one_of_those_best_at_second_place(monkeypatch):
     monkeypatch.setattr(greedy, "TRIED", 2)
     steps = grow_set(kernels, problem, costs, max_sites=6, budget=None)
     assert {Site(step.layer, SiteKind.MLP_OUT) for step in steps} <= {first, *best}
+
+
+def test_a_kernel_of_zero_stays_zero_at_unit_scale():
+    case = case_of()
+    nothing = Kernel(torch.zeros(4, 4), torch.zeros(4, 0), torch.zeros(2, 2))
+    candidate = replace(case.candidate(case.kernel, 0.0), kernel=nothing)
+    assert candidate.unit_kernel.eq(0).all()
+    assert (nothing.loss / nothing.unit).eq(0).all()

@@ -4,7 +4,7 @@ A site is a hook point: a tensor inside a decoder block, most often the residual
 
 Forward hooks project what is read (by sites and by weight matrices), gradient hooks project what is derived,
 and the two meet in the features of each probe at once, so that neither activations nor gradients outlive a
-batch. Memory: ``examples x backward passes x feature length`` numbers per site (bfloat16 when sketched), the
+batch. Memory: ``examples x backward passes x feature length`` numbers per site (of eight bits when sketched), the
 same for the sum over weights, and one batch's graph. The exact bound is :func:`feature_bytes`.
 """
 
