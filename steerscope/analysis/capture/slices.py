@@ -68,7 +68,7 @@ class Slice:
             numbers[name] = {str(site): value for site, value in getattr(found, name).items()}
         numbers["places"] = {str(site): asdict(value) for site, value in found.places.items()}
         plain = {name: value.cpu().contiguous() for name, value in own.items()}
-        replace_file(path, lambda aside: save_file(plain, aside, {"slice": json.dumps(numbers)}))
+        replace_file(path, lambda aside: save_file(plain, aside, {"slice": json.dumps(numbers, allow_nan=False)}))
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> Slice:

@@ -60,7 +60,7 @@ class Claims:
     def __enter__(self) -> Claims:
         with told(f"share the work in {str(self.folder)!r}"):
             (self.folder / "owners").mkdir(parents=True, exist_ok=True)
-        write_text(self._owner(self.token), json.dumps(_this_process(), indent=1) + "\n")
+        write_text(self._owner(self.token), json.dumps(_this_process(), indent=1, allow_nan=False) + "\n")
         self._ended.clear()
         self._thread = threading.Thread(target=self._live, name="claims", daemon=True)
         self._thread.start()

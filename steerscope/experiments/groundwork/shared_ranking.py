@@ -129,11 +129,11 @@ def _begin(place: Path, loaded: LoadedModel, examples: Sequence[Example], option
         "recipe": RECIPE,
         "number of processes": count,
     }
-    asked = json.loads(json.dumps(asked))
+    asked = json.loads(json.dumps(asked, allow_nan=False))
     with told(f"make the folder {str(place)!r}"):
         place.mkdir(parents=True, exist_ok=True)
     begun = place / "begun.json"
-    create_text(begun, json.dumps(asked, indent=1) + "\n")
+    create_text(begun, json.dumps(asked, indent=1, allow_nan=False) + "\n")
     found = json_of(begun)
     flat, wanted = ({**one, **one["options"]} for one in (found, asked))
     if differ := sorted(name for name in wanted if name != "options" and flat.get(name) != wanted[name]):
