@@ -183,7 +183,15 @@ def capture_slice(
 
 
 def taken(encoded: Encoded, rows: Sequence[int]) -> Encoded:
-    """Return some of the examples, numbered anew in the order given."""
+    """Take some of the examples.
+
+    Args:
+        encoded: All of them.
+        rows: Which.
+
+    Returns:
+        These, numbered anew in the order given.
+    """
     place = {example: number for number, example in enumerate(rows)}
     return replace(
         encoded,

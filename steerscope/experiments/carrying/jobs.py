@@ -109,7 +109,15 @@ class InProcess:
     """One job after the other, in this process, stage by stage."""
 
     def carry(self, phases: Sequence[Sequence[Stage]], deadline: float = math.inf) -> None:
-        """Do all jobs; they look at their deadline themselves. See :meth:`Carrier.carry`."""
+        """Do all jobs; they look at their deadline themselves. See :meth:`Carrier.carry`.
+
+        Args:
+            phases: Stages of one urgency each, the most urgent first.
+            deadline: Of ``time.monotonic()``.
+
+        Raises:
+            RuntimeError: A stage waits for one that comes after it.
+        """
         for stage in chain.from_iterable(phases):
             for jobs in stage:
                 if not jobs:

@@ -100,7 +100,15 @@ class RayActors:
             self._is_ours = False
 
     def carry(self, phases: Sequence[Sequence[Stage]], deadline: float = math.inf) -> None:
-        """Have all jobs done; see :meth:`~steerscope.experiments.carrying.jobs.Carrier.carry`."""
+        """Have all jobs done; see :meth:`~steerscope.experiments.carrying.jobs.Carrier.carry`.
+
+        Args:
+            phases: Stages of one urgency each, the most urgent first.
+            deadline: Of ``time.monotonic()``.
+
+        Raises:
+            OutOfTime: The deadline passed; what was finished is kept.
+        """
         work = Open(phases)
         while jobs := [job for own in work.jobs() for job in own]:
             in_progress = {job.name for _, job in self._running.values() if job is not None}

@@ -38,7 +38,12 @@ class Shards:
         self.dead_after, self.beat = dead_after, beat
 
     def carry(self, phases: Sequence[Sequence[Stage]], deadline: float = math.inf) -> None:
-        """Do or wait for all jobs; see :meth:`~steerscope.experiments.carrying.jobs.Carrier.carry`."""
+        """Do or wait for all jobs; see :meth:`~steerscope.experiments.carrying.jobs.Carrier.carry`.
+
+        Args:
+            phases: Stages of one urgency each, the most urgent first.
+            deadline: Of ``time.monotonic()``.
+        """
         work = Open(phases)
         with Claims(self.folder, dead_after=self.dead_after, beat=self.beat) as claims:
             look, waited = LOOK, 0

@@ -30,7 +30,6 @@ from steerscope.experiments.engine.spec import Schedule
 from steerscope.finite import require_finite
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
-from steerscope.steering.config import SteeringConfig
 
 # Called with what is being done, runs done and runs in all (an estimate: searches for a rate vary in length).
 SweepProgress = Callable[[str, int, int], None]
@@ -108,7 +107,7 @@ class Sweep:
             InputError: There, or on the selection examples, it has a loss that is NaN or infinite: it would be taken
                 for that of trainings that diverged.
         """
-        pack = self._pack([(zero_edit(self.loaded.site_map), 1.0, 0)])
+        pack = self._edits([(Candidate("", zero_edit(self.loaded.site_map), 0, ""), 1.0, 0)])
         found = {part: self._judged(pack, part)[0] for part in ("selection", "test")}
         for part, judged in found.items():
             require_finite(f"the loss of the untrained model on the {part} examples", judged.losses)
@@ -222,12 +221,19 @@ class Sweep:
         return found[0]
 
     def job(self, what: str, runs: Sequence[Run]) -> PackJob:
-        """Return the job of training (``train``) or testing (``test``) the runs of one pack."""
-        trained = tuple(self._config(*run) for run in runs)
-        tested = tuple(self._test_config(*run) for run in runs)
-        count = len(runs) if what == "train" else 0
-        gives, needs = (trained, ()) if what == "train" else (tested, trained)
-        task = Task(what, tuple(runs), self.schedule)
+        """Make the runs of one pack a job.
+
+        Args:
+            what: ``train`` or ``test``.
+            runs: Candidate, learning rate and seed of each.
+
+        Returns:
+            What a carrier does, or finds done.
+        """
+        trained, task = tuple(self._config(*run) for run in runs), Task(what, tuple(runs), self.schedule)
+        gives, needs, count = trained, tuple[dict[str, Any], ...](), len(runs)
+        if what == "test":
+            gives, needs, count = tuple(self._test_config(*run) for run in runs), trained, 0
         return PackJob(self.store, gives, needs, task, lambda: self.do(task), lambda: self._tell("", count))
 
     def do(self, task: Task) -> None:
@@ -355,13 +361,11 @@ class Sweep:
     # --- packs ---
 
     def _edits(self, chosen: Sequence[Run]) -> EditPack:
-        return self._pack([(one.config, rate_, seed) for one, rate_, seed in chosen if one.config is not None])
-
-    def _pack(self, runs: Sequence[tuple[SteeringConfig, float, int]]) -> EditPack:
         if self._streams is None:
             pad = pad_token(self.loaded.tokenizer, self.loaded.model)
             self._streams = FrozenStreams(self.loaded.model, self.loaded.site_map, pad)
-        return EditPack(self.loaded, [spec_of(*run) for run in runs], self.scales, self._streams)
+        specs = [spec_of(one.config, rate_, seed) for one, rate_, seed in chosen if one.config is not None]
+        return EditPack(self.loaded, specs, self.scales, self._streams)
 
     def _judged(self, pack: Pack, part: str) -> list[Judged]:
         held = self.data.held_out(part)
