@@ -55,11 +55,13 @@ def runner(monkeypatch, tmp_path):
         unregister_score(score)
 
 
+@pytest.mark.filterwarnings("ignore:the prompts of this ranking cannot tell")  # they are few here
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.stem)
 def test_every_block_of_python_runs(runner, page):
     assert runner.run(page)
 
 
+@pytest.mark.filterwarnings("ignore:the prompts of this ranking cannot tell")  # they are few here
 def test_the_blocks_of_readme(runner, tmp_path, capsys):
     first, second = runner.run(README, whole=False)
     assert len(blocks(README, "python")[0].splitlines()) <= SCREEN

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -233,12 +234,21 @@ class Ranking(Record, Tabular, what="ranking", sign="kernels", report="ranking")
 
         Raises:
             InputError: The ranking has no such kind, or no set; or an option that the configuration does not take.
+
+        Warns:
+            UserWarning: The recommended choice is asked for, and the prompts cannot tell the sites apart.
         """
         from steerscope.steering.config import SteeringConfig
         from steerscope.steering.families import FAMILIES
 
         if which == "recommended":
             options.setdefault("family", self.recommended().family)
+            if not self.stability.can_tell:
+                warnings.warn(
+                    "the prompts of this ranking cannot tell the sites apart, so it recommends none; this is one of "
+                    "them like any other. Rank with more prompts, or let training choose: steerscope search.",
+                    stacklevel=2,
+                )
         family = options.setdefault("family", "linear")
         if family in FAMILIES and FAMILIES[family].has_rank:
             options.setdefault("rank", self.settings.get("rank"))

@@ -42,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings=_HELP,
-    epilog="Start with: steerscope rank. The bundled model on the task ListOps, in a minute.",
+    epilog="Start with: steerscope rank. The bundled model on the task ListOps, in two minutes.",
 )
 _FIRST, _PROOF, _THEORY = "From a question to an adapter", "Is the ranking true?", "The model and the theory"
 # In the order of the help: the command, its panel, and an example, which stands below its help.

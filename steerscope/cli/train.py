@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -185,7 +186,9 @@ def _sites(named: list[str] | None, ranking_file: Path | None, which: str, metho
     if family is None:
         raise InputError(f"method {method!r} edits no site; leave out [[sites_from]].")
     ranking = Ranking.load(ranking_file / "ranking.json" if ranking_file.is_dir() else ranking_file)
-    sites = ranking.steering_config(which, family=family).sites
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # said below, in the command's own words
+        sites = ranking.steering_config(which, family=family).sites
     from steerscope.cli.output import say
 
     model = ranking.model.get("name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -61,6 +62,19 @@ def with_standings(ranking: Ranking, standings: list[tuple[str, int, float | Non
     return replace(ranking, sites=(*sites, *(replace(one, standing="worse") for one in ranking.sites[len(sites) :])))
 
 
+def test_a_choice_that_nothing_speaks_for_is_warned_of(ranking):
+    told = [replace(ranking, stability=replace(ranking.stability, can_tell=can_tell)) for can_tell in (True, False)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sure = told[0].steering_config()
+    with pytest.warns(UserWarning, match="cannot tell the sites apart, so it recommends none"):
+        assert told[1].steering_config() == sure
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        told[1].steering_config("best")  # which is what was asked for
+
+
+@pytest.mark.filterwarnings("ignore:the prompts of this ranking cannot tell")
 @pytest.mark.parametrize(
     ("standings", "place_of_choice"),
     [

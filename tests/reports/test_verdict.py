@@ -184,6 +184,11 @@ def test_a_file_of_before_has_no_equal_ones():
     assert found.undetermined
     assert "may be it" in verdict.headline(old)
     assert "earlier version" in verdict.standings_sentence(old)
+    step, sure = next_step(old), next_step(ranking)
+    assert step is not None
+    assert sure is not None
+    assert step.merging.startswith(f"a search, which trains at the likely ones of the {len(found.undetermined) + 1:,} ")
+    assert (step.lines[0], sure.lines[-1]) == (step.search, sure.search)
 
 
 def test_the_answer_fits_a_screen_and_stands_last():

@@ -14,17 +14,23 @@ from steerscope.site_kinds import Role, SiteKind
 
 @dataclass(frozen=True)
 class NextStep:
-    """Lines to copy; ``config`` and ``train`` are empty where nothing is recommended."""
+    """Lines to copy; ``config`` and ``train`` are empty where nothing is recommended.
+
+    Attributes:
+        is_open: Whether several places may be the best one: training at several comes first.
+    """
 
     config: str
     train: str
     search: str
     merging: str
+    is_open: bool = False
 
     @property
     def lines(self) -> list[str]:
-        """The lines that are there."""
-        return [line for line in (self.config, self.train, self.search) if line]
+        """The lines that are there, in the order to think of them."""
+        own = [self.search, self.config, self.train] if self.is_open else [self.config, self.train, self.search]
+        return [line for line in own if line]
 
 
 def next_step(ranking: Ranking) -> NextStep | None:
@@ -35,7 +41,8 @@ def next_step(ranking: Ranking) -> NextStep | None:
     search = f"steerscope search {subject} --budget 30 --out search"
     if not recommends(ranking):
         return NextStep("", "", search, "")
-    chosen = Verdict(ranking).cheapest
+    verdict = Verdict(ranking)
+    chosen = verdict.cheapest
     recommended = ranking.recommended()
     site, family = recommended.name, recommended.family
     rank = ranking.settings.get("rank")
@@ -43,7 +50,11 @@ def next_step(ranking: Ranking) -> NextStep | None:
     options = f'family="{clean(family, 24)}"' + (f", rank={rank}" if has_rank else "")
     config = f'SteeringConfig(sites=("{clean(site, 40)}",), {options})'
     train = train_line(subject, site, family, rank if has_rank else None)
-    return NextStep(config, train, search, merge_sentence(ranking, chosen))
+    merging, is_open = merge_sentence(ranking, chosen), len(verdict.equal) == 1 and bool(verdict.undetermined)
+    if is_open:
+        likely = f"the {len(verdict.undetermined) + 1:,} that may be the best"
+        merging = f"a search, which trains at the likely ones of {likely}; or, one of them, {merging}"
+    return NextStep(config, train, search, merging, is_open)
 
 
 def merge_sentence(ranking: Ranking, row: Candidate) -> str:

@@ -79,7 +79,9 @@ def _next(ranking: Ranking) -> Next | None:
     if step is None:
         return None
     note = "The last trains at many sites in rounds and keeps the adapter that learns most."
-    if step.train:
+    if step.is_open:
+        note = "The first trains at many sites in rounds and keeps the adapter that learns most; the others at one."
+    elif step.train:
         note = f"The first two train one edit at the cheapest equal choice, from Python or the command line. {note}"
     return Next(f"Next: {step.merging}" if step.merging else "Next", tuple(step.lines), note)
 
