@@ -129,8 +129,9 @@ class Evaluation(Record, Shown, what="evaluation", sign="majority_answer"):
         return f"{self.task}, {self.line}"
 
     def paragraphs(self) -> list[str]:
-        """Return the notes, and the line last."""
-        return [*(words(f"  {note.marked}.") for note in self.notes), self.line]
+        """Return the notes, and the line last: with both accuracies where a model may know more than it writes."""
+        other = "" if self.choice_sum is None else f"; {self.choice_sum.share:.1%} by likelihood of the choices"
+        return [*(words(f"  {note.marked}.") for note in self.notes), self.line + other]
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields, and the accuracies with their intervals, as JSON-able values."""
