@@ -16,7 +16,7 @@ from tests.byte_models import byte_model, byte_tokenizer
 from tests.cli.runs import one_sentence, run
 from tests.experiments.tasks.rows import row, write_rows, write_task
 
-LINE = re.compile(r"^test accuracy \d+\.\d% \[\d+\.\d%, \d+\.\d%\] n=6 \(majority \d+\.\d%\)(; \d+\.\d% by likelihood.*)?$")
+LINE = re.compile(r"^test accuracy \d+\.\d% \[\d+\.\d%, \d+\.\d%\] n=6 \(majority \d+\.\d%\)(; .* by likelihood.*)?$")
 
 
 @pytest.fixture(scope="module")
