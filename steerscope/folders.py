@@ -39,6 +39,8 @@ class Kind(StrEnum):
 
 ADAPTERS = (Kind.STEERING, Kind.WEIGHTS, Kind.PEFT, Kind.OTHER_ADAPTER)
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Where a run and a search keep what they trained.
+ADAPTER_FOLDER = "adapter"
 CARD_NAME = "README.md"
 # By it a model card is known that may be replaced; a text of the user's own stays.
 CARD_MARK = "<!-- Written by steerscope; remove this line to keep your own changes. -->"

@@ -29,7 +29,7 @@ def export(
 ) -> None:
     """Write an adapter in a format that other programs load, where it does exactly the same there."""
     from steerscope.errors import InputError, did_you_mean
-    from steerscope.experiments.evaluation.adapters import ADAPTER
+    from steerscope.folders import ADAPTER_FOLDER
     from steerscope.models import load_model
     from steerscope.steering import SteeringModel, saving
     from steerscope.steering.adapters import checked_strength
@@ -39,7 +39,7 @@ def export(
         raise InputError(f"--to is {to!r}.{did_you_mean(to, list(FORMATS))} Valid: {', '.join(FORMATS)}.")
     if strength is not None:
         checked_strength(strength)
-    place = adapter / ADAPTER if (adapter / ADAPTER / CONFIG_NAME).exists() else adapter
+    place = adapter / ADAPTER_FOLDER if (adapter / ADAPTER_FOLDER / CONFIG_NAME).exists() else adapter
     saved = saving.read(place)  # what is wrong with it is said before a model is loaded
     loaded = load_model(
         model or saved.base.name,

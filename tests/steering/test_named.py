@@ -214,6 +214,14 @@ def test_saved_and_loaded_as_peft_does(tmp_path):
         again.load_adapter(tmp_path / "one", "third")
 
 
+def test_a_run_stands_for_the_adapter_that_it_trained(tmp_path):
+    model = steered("linear")
+    expected = logits(model)
+    model.save_pretrained(tmp_path / "run" / "adapter")
+    again = SteeringModel.from_pretrained(model.unload(), tmp_path / "run")
+    assert torch.equal(logits(again), expected)
+
+
 def test_an_adapter_of_another_model_is_not_put_beside(tmp_path):
     other = steered("vector", tiny_model("llama", torch.float64, seed=1))
     other.save_pretrained(tmp_path / "other")

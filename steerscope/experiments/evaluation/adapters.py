@@ -14,14 +14,12 @@ from torch import Tensor, nn
 
 from steerscope.errors import InputError
 from steerscope.files import json_of
+from steerscope.folders import ADAPTER_FOLDER
 from steerscope.installed import require
 from steerscope.models.load import LoadedModel
 from steerscope.steering import SteeringModel, saving, weights
 from steerscope.steering.peft_files import CONFIG_NAME as CONFIG
 from steerscope.steering.peft_files import differences, instead_of_adapter, require_readable, stored_names
-
-# Where a run's folder has it.
-ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,8 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     place = Path(folder)
     if not place.is_dir():
         raise InputError(f"there is no adapter folder {str(folder)!r}. Check the path.")
-    if not (place / CONFIG).exists() and (place / ADAPTER / CONFIG).exists():
-        place = place / ADAPTER
+    if not (place / CONFIG).exists() and (place / ADAPTER_FOLDER / CONFIG).exists():
+        place = place / ADAPTER_FOLDER
     try:
         config = json_of(place / CONFIG)
     except FileNotFoundError as error:

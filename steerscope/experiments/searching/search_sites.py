@@ -33,7 +33,7 @@ from steerscope.experiments.searching.options import SearchOptions
 from steerscope.experiments.searching.result import Contender, SearchResult, Tested
 from steerscope.experiments.sweeping.preparing import begin_folder, fitting_pack, read_scales
 from steerscope.experiments.sweeping.recalibration import recalibrate
-from steerscope.folders import Kind, require_folder_for
+from steerscope.folders import ADAPTER_FOLDER, Kind, require_folder_for
 from steerscope.installed import is_installed, package_versions
 from steerscope.models.load import LoadedModel, require_loaded
 from steerscope.option_types import options_or_default
@@ -41,7 +41,7 @@ from steerscope.sites import parse_site
 from steerscope.steering.holding import served_as
 from steerscope.steering.model import get_steering_model
 
-ADAPTER, RESULT, BEGUN = "adapter", "search.json", "begun.json"
+RESULT, BEGUN = "search.json", "begun.json"
 # So many of the best runs may lack a neighbour on the grid of rates, which is then trained too.
 FINISHED = 2
 # Rate of an edit at all layers of a kind, where its search begins: the sum of so many edits wants a smaller one.
@@ -167,7 +167,7 @@ class _Work:
             contenders=self._contenders(sweep, standings, ranking),
             references=tuple(references),
             seconds=self.seconds,
-            adapter=str(self.folder / ADAPTER),
+            adapter=str(self.folder / ADAPTER_FOLDER),
             versions=package_versions(),
             command=command,
             note=self.note,
@@ -346,7 +346,7 @@ class _Work:
             model.mark_ready()
             known = {"Task": self.splits.name, "Test accuracy": tested.accuracy, "Test loss (nats)": tested.loss}
             measured = {name: value for name, value in known.items() if value is not None}
-            model.save_pretrained(self.folder / ADAPTER, measured=measured)
+            model.save_pretrained(self.folder / ADAPTER_FOLDER, measured=measured)
         finally:
             model.unload()
 

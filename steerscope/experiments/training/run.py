@@ -16,7 +16,6 @@ from steerscope.analysis.stopwatch import StageProgress
 from steerscope.errors import InputError, words
 from steerscope.experiments.engine.rate_grid import Choice, choose
 from steerscope.experiments.engine.rows import Rows
-from steerscope.experiments.evaluation.adapters import ADAPTER
 from steerscope.experiments.evaluation.evaluate import evaluate
 from steerscope.experiments.evaluation.generation import fitting_prompts
 from steerscope.experiments.evaluation.likelihood import completion_loss
@@ -34,6 +33,7 @@ from steerscope.experiments.training.options import SCALES_RATE, TrainOptions
 from steerscope.experiments.training.trainee import Trainee, build
 from steerscope.files import told
 from steerscope.finite import NotFiniteError
+from steerscope.folders import ADAPTER_FOLDER
 from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel
 from steerscope.models.memory import Memory, memory_needed
@@ -311,7 +311,7 @@ class Run:
 
     def _save(self, trainee: Trainee, task: str) -> None:
         """Write the adapter; one that was begun before an interruption is written anew."""
-        place = self.path / ADAPTER
+        place = self.path / ADAPTER_FOLDER
         shutil.rmtree(place, ignore_errors=True)
         with told(f"write the adapter to {str(place)!r}"):
             trainee.save(place, {"Task": task, "Training examples": len(self.parts.train), "Seed": self.options.seed})
