@@ -133,8 +133,10 @@ def test_a_configuration_alone(tmp_path):
         (tmp_path / "adapter" / CONFIG).write_text(text)
         with pytest.raises(InputError, match=message):
             SteeringConfig.from_pretrained(tmp_path / "adapter")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="configuration lacks"):  # as a run's folder, it stands for what is in it
         SteeringConfig.from_pretrained(tmp_path)
+    with pytest.raises(InputError, match="cannot be read"):
+        SteeringConfig.from_pretrained(tmp_path / "alone" / "nothing")
 
 
 def test_pickling_the_model_is_refused_in_one_sentence(tmp_path):
