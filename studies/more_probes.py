@@ -2,9 +2,10 @@
 
     python -m studies.more_probes studies/site_tables studies/results/more_probes.json
 
-Ranks the sites of every table of a small model again, with the examples, seed and options of the table's own ranking
-but for the number of output directions per example: one fewer than there are answers, which spans all differences
-between them. docs/site_tables.md shows what comes of it; the plan of the validation (docs/validation_plan_3.md) says
+Ranks the sites of every table again, with the examples, seed and options of the table's own ranking but for the number
+of output directions per example: one fewer than there are digits to answer with, which spans all differences between
+them. Of tables of the bundled model, which nothing is chosen on, only the scores that need no spectrum.
+docs/site_tables.md shows what comes of it; the plan of the validation (docs/validation_plan_3.md) says
 how many the default becomes.
 """
 
@@ -38,7 +39,11 @@ def scores_of(table: SiteTable) -> dict[str, dict[str, float]]:
     seen = int(table.steps * table.schedule["batch_size"])
     seed, count = int(table.ranking["seed"]), int(table.ranking["examples"])
     options = RankOptions(
-        extra=("spectrum",), seed=seed, rank=int(table.edit.get("rank") or 8), num_training=seen, num_probes=PROBES
+        extra=() if table.model["name"] == REPORTING else ("spectrum",),
+        seed=seed,
+        rank=int(table.edit.get("rank") or 8),
+        num_training=seen,
+        num_probes=PROBES,
     )
     ranking = rank_sites(
         load_model(table.model["name"]), splits.ranking(options.max_examples, seed), options, task=table.task
@@ -60,7 +65,7 @@ def main() -> int:
         found: dict[str, Any] = json_of(asked.out) if asked.out.exists() else {"probes": PROBES, "scores": {}}
         for path in sorted(asked.tables.glob("*.json")):
             table = SiteTable.load(path)
-            if path.stem in found["scores"] or table.model["name"] == REPORTING:
+            if path.stem in found["scores"]:
                 continue
             found["scores"][path.stem] = scores_of(table)
             write_text(asked.out, json.dumps(found, indent=1, allow_nan=False) + "\n")

@@ -151,7 +151,9 @@ def render(
     parts = [HEAD, RULE]
     if kept:
         reporting = {stem: one for stem, one in judged.items() if kept[stem].model["name"] == REPORTING}
-        parts += [_summary(kept, judged), _kinds(kept, judged), _decision(kept, judged), _margins(reporting)]
+        parts += [_summary(kept, judged), _kinds(kept, judged), _decision(kept, judged)]
+        parts += [text for text in (_with_more_probes(kept, judged),) if text]
+        parts.append(_margins(reporting))
     else:
         parts.append("No table is kept yet.\n")
     if validations:
@@ -250,6 +252,31 @@ def _more_probes(kept: dict[str, SiteTable], found: Decision) -> str:
         f"many as span the answers, `{DEFAULT_SCORE}` has a mean J of {after:+.2f} on the tables to choose on instead "
         f"of {before:+.2f}: {rule}."
     )
+
+
+def _with_more_probes(kept: dict[str, SiteTable], judged: dict[str, Judgement]) -> str:
+    """Return what the default score comes to on tables of the bundled model with the number that is the default now."""
+    tried = json_of(MORE_PROBES)
+    rows = []
+    for stem, table in kept.items():
+        if table.model["name"] != REPORTING or stem not in tried["scores"]:
+            continue
+        again = judge(table, {DEFAULT_SCORE: tried["scores"][stem][DEFAULT_SCORE]}).scores[DEFAULT_SCORE]
+        cells = [
+            cell
+            for score in (judged[stem].scores[DEFAULT_SCORE], again)
+            for cell in (interval(spearman_of(score)), share_of_pairs(score), interval(score.both.value))
+        ]
+        rows.append((clean(table.name, 80), "yes" if judged[stem].admission.holds else "no", *cells))
+    if not rows:
+        return ""
+    heads = [f"{what}, {number}" for number in (4, tried["probes"]) for what in ("Spearman", "pairs right", "J")]
+    columns = ("table", "admitted", *heads)
+    text = (
+        f"\nThe scores of this page were made with 4 output directions. `{DEFAULT_SCORE}` with 4 and with "
+        f"{tried['probes']}, the default since, on tables of the bundled model, which chose nothing:\n\n"
+    )
+    return text + _markdown(TextTable("", columns, frozenset(columns[2:]), tuple(rows)))
 
 
 def _margins(judged: dict[str, Judgement]) -> str:
