@@ -71,6 +71,19 @@ _RESULTS = ("config.json", "results.json", "evaluation.json", "ranking.json", "v
 _TRAINER = ("trainer_state.json", "training_args.bin")
 
 
+def adapter_in(folder: Path) -> Path:
+    """Return the folder of an adapter: of a run or a search, the one in which it keeps what it trained.
+
+    Args:
+        folder: An adapter's, or a run's.
+
+    Returns:
+        The folder itself where it is an adapter's, or holds none.
+    """
+    within = folder / ADAPTER_FOLDER
+    return within if (within / ADAPTER_CONFIG).is_file() and not (folder / ADAPTER_CONFIG).exists() else folder
+
+
 def require_folder_for(folder: str | Path, kind: Kind, *, also: Iterable[Kind] = ()) -> None:
     """Refuse to write one sort of thing into a folder that holds another; a folder that is not there is free.
 

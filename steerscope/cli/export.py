@@ -29,17 +29,16 @@ def export(
 ) -> None:
     """Write an adapter in a format that other programs load, where it does exactly the same there."""
     from steerscope.errors import InputError, did_you_mean
-    from steerscope.folders import ADAPTER_FOLDER
+    from steerscope.folders import adapter_in
     from steerscope.models import load_model
     from steerscope.steering import SteeringModel, saving
     from steerscope.steering.adapters import checked_strength
-    from steerscope.steering.peft_files import CONFIG_NAME
 
     if (chosen := to.lower()) not in FORMATS:
         raise InputError(f"--to is {to!r}.{did_you_mean(to, list(FORMATS))} Valid: {', '.join(FORMATS)}.")
     if strength is not None:
         checked_strength(strength)
-    place = adapter / ADAPTER_FOLDER if (adapter / ADAPTER_FOLDER / CONFIG_NAME).exists() else adapter
+    place = adapter_in(adapter)
     saved = saving.read(place)  # what is wrong with it is said before a model is loaded
     loaded = load_model(
         model or saved.base.name,

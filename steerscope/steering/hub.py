@@ -12,7 +12,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from steerscope.errors import InputError
-from steerscope.folders import ADAPTER_FOLDER, CARD_NAME, Kind, as_folder, may_write_card, require_names_for
+from steerscope.folders import CARD_NAME, Kind, adapter_in, as_folder, may_write_card, require_names_for
 from steerscope.steering.beneath import LORA_FOLDER
 from steerscope.steering.peft_files import CONFIG_NAME, WEIGHTS_NAME
 
@@ -49,10 +49,7 @@ def local_folder(
                 f"revision is {revision!r}, but {str(place)!r} is a folder, which has none. Leave it out, or name a "
                 "repository ('owner/name')."
             )
-        if subfolder is not None:
-            return folder / subfolder
-        of_run = folder / ADAPTER_FOLDER  # a run's folder stands for the adapter that it trained
-        return of_run if (of_run / CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).exists() else folder
+        return adapter_in(folder) if subfolder is None else folder / subfolder
     with _told(f"cannot get an adapter from {str(place)!r}, which is no folder here, so a repository on the hub"):
         found = huggingface_hub.snapshot_download(
             str(place), revision=revision, token=token, allow_patterns=list(FILES)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from steerscope.errors import InputError
 from steerscope.files import json_of
-from steerscope.folders import ADAPTER_FOLDER
+from steerscope.folders import adapter_in
 from steerscope.installed import require
 from steerscope.models.load import LoadedModel
 from steerscope.steering import SteeringModel, saving, weights
@@ -60,8 +60,7 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     place = Path(folder)
     if not place.is_dir():
         raise InputError(f"there is no adapter folder {str(folder)!r}. Check the path.")
-    if not (place / CONFIG).exists() and (place / ADAPTER_FOLDER / CONFIG).exists():
-        place = place / ADAPTER_FOLDER
+    place = adapter_in(place)
     try:
         config = json_of(place / CONFIG)
     except FileNotFoundError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -18,12 +17,10 @@ from steerscope.analysis.ranking import rank_sites
 from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.options import RankOptions
 from steerscope.analysis.stopwatch import StageProgress
-from steerscope.errors import InputError
 from steerscope.experiments.carrying.jobs import FileJob, Stage
-from steerscope.experiments.carrying.once import create_text
+from steerscope.experiments.carrying.once import begin
 from steerscope.experiments.carrying.shard import Shard
 from steerscope.experiments.carrying.shards import Shards
-from steerscope.files import json_of, told
 from steerscope.models.load import LoadedModel
 
 # In the folder that is shared: what is in progress, and is of no use when the ranking is there.
@@ -129,15 +126,4 @@ def _begin(place: Path, loaded: LoadedModel, examples: Sequence[Example], option
         "recipe": RECIPE,
         "number of processes": count,
     }
-    asked = json.loads(json.dumps(asked, allow_nan=False))
-    with told(f"make the folder {str(place)!r}"):
-        place.mkdir(parents=True, exist_ok=True)
-    begun = place / "begun.json"
-    create_text(begun, json.dumps(asked, indent=1, allow_nan=False) + "\n")
-    found = json_of(begun)
-    flat, wanted = ({**one, **one["options"]} for one in (found, asked))
-    if differ := sorted(name for name in wanted if name != "options" and flat.get(name) != wanted[name]):
-        raise InputError(
-            f"the ranking in {str(place.parent)!r} was begun with another {', '.join(differ)}. Give the same in every "
-            "process, or name another folder."
-        )
+    begin(place / "begun.json", "ranking", asked, folder=place.parent, advice="Give the same in every process")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,8 @@ from typing import Any
 import torch
 
 from steerscope.analysis.provenance import model_key
-from steerscope.errors import InputError
-from steerscope.experiments.carrying.once import create_text
+from steerscope.experiments.carrying.once import begin
 from steerscope.experiments.groundwork.split_data import SplitData
-from steerscope.files import json_of, told
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site
 from steerscope.steering.scales import measure_scales
@@ -74,21 +71,7 @@ def begin_folder(path: Path, what: str, loaded: LoadedModel, data: SplitData, op
         "test": data.content_hash("test"),
         "options": options,
     }
-    asked = json.loads(json.dumps(asked, allow_nan=False))
-    if path.exists():
-        found = json_of(path)
-        flat = {**found, **found.get("options", {})} if isinstance(found, dict) else {}
-        wanted = {**asked, **asked["options"]}
-        if differ := sorted(name for name, value in wanted.items() if name != "options" and flat.get(name) != value):
-            raise InputError(
-                f"the {what} in {str(path.parent)!r} was begun with another {', '.join(differ)}. Go on with the same, "
-                "or name another folder."
-            )
-        return
-    with told(f"make the folder {str(path.parent)!r}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    if not create_text(path, json.dumps(asked, indent=1, allow_nan=False) + "\n"):  # another process was first
-        begin_folder(path, what, loaded, data, options)
+    begin(path, what, asked, folder=path.parent, advice="Go on with the same")
 
 
 def read_scales(loaded: LoadedModel, data: SplitData, seed: int) -> dict[str, float]:

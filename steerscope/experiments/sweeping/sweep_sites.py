@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -184,8 +184,7 @@ class _Work:
         config = self.options.config_at(str(self.sites[0])).to_dict()
         return {name: value for name, value in config.items() if name not in ("sites", "seed")}
 
-    @contextmanager
-    def carrier(self, load: Callable[[], LoadedModel] | None) -> Iterator[Carrier]:
+    def carrier(self, load: Callable[[], LoadedModel] | None) -> AbstractContextManager[Carrier]:
         """Give what carries packs, by the options."""
         options = self.options
 
@@ -200,8 +199,7 @@ class _Work:
             )
 
         device = str(self.loaded.device)
-        with carrier_of(options, elsewhere, device, self.folder, options.chosen_shard, self.progress) as found:
-            yield found
+        return carrier_of(options, elsewhere, device, self.folder, options.chosen_shard, self.progress)
 
     def phases(self) -> list[list[Stage]]:
         """Return all work, the most urgent first."""
