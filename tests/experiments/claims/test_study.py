@@ -54,6 +54,11 @@ def test_runs_of_a_study_decide_claims_and_are_not_run_again(tmp_path, capfd):
     assert len(results) == 2
     assert main(study) == 0
     assert all(path.stat().st_mtime_ns == time for path, time in results.items())
+    # Without time nothing begins, and what is left is said.
+    capfd.readouterr()
+    assert main([*told, "--only", "post-block,vector", "--minutes", "0", "--no-leftover", "--", *own, "--quiet"]) == 0
+    assert capfd.readouterr().err == "claims: 1 of 2 runs are left; the same command goes on.\n"
+    assert not (tmp_path / "runs" / "vector-0").exists()
     write_claims([tmp_path / "runs"], tmp_path / "claims.md")
     assert f"({SECTIONS[0].letter}) {SECTIONS[0].title} | 0 | 0 | 1 |" in (tmp_path / "claims.md").read_text()
     # A run that cannot be is named, and does not stop the others.
