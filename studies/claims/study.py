@@ -23,6 +23,7 @@ from pathlib import Path
 from steerscope.errors import InputError, did_you_mean, typed
 from steerscope.experiments.runs.folder import RESULTS, read_results
 from studies.claims.leftover import LEFTOVER
+from studies.claims.recalibrated import RECALIBRATED
 
 # What every claim needs: the methods as they are, then one thing changed at a time.
 CONFIGURATIONS: Mapping[str, str] = {
@@ -132,11 +133,14 @@ def _succeeds(module: str, arguments: Sequence[str]) -> bool:
     return code == 0
 
 
-def _measure_leftover(places: Sequence[Path], data: Sequence[str]) -> list[Path]:
-    """Measure claim (f) on runs where it is not yet; return those it failed on."""
-    module = "studies.claims.leftover"
-    open_ones = [place for place in places if not (place / LEFTOVER).exists()]
-    return [place / LEFTOVER for place in open_ones if not _succeeds(module, [str(place), *data])]
+def _measure(module: str, file: str, places: Sequence[Path], told: Sequence[str]) -> list[Path]:
+    """Measure something on finished runs where it is not yet; return those it failed on."""
+    open_ones = [place for place in places if (place / RESULTS).exists() and not (place / file).exists()]
+    return [place / file for place in open_ones if not _succeeds(module, [str(place), *told])]
+
+
+def _runs_of(runs: Mapping[Path, Sequence[str]], names: Sequence[str]) -> list[Path]:
+    return [place for place in runs if place.name.rpartition("-")[0] in names]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -167,9 +171,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         failed, left = run_all(runs, begun + 60 * options.minutes)
+        failed += _measure("studies.claims.recalibrated", RECALIBRATED, _runs_of(runs, ("none",)), data)
         if not options.no_leftover and not left:
-            trained = [place for place in runs if place.name.rpartition("-")[0] in _LEFTOVER_OF and place not in failed]
-            failed += _measure_leftover(trained, data)
+            failed += _measure("studies.claims.leftover", LEFTOVER, _runs_of(runs, _LEFTOVER_OF), data)
     except KeyboardInterrupt:
         print("claims: stopped; the same command goes on.", file=sys.stderr)
         return 130
