@@ -189,3 +189,21 @@ def test_a_training_that_does_not_count_decides_no_claim(tmp_path):
     found = outcome(BY_LETTER["b"], group(tmp_path))
     assert found.kind == "undecided"
     assert not found.admission.holds
+
+
+@pytest.mark.parametrize(
+    ("counts", "falls", "said"),
+    [
+        ((100, 150), "first", "undecided (the first is behind and was still learning when training ended)"),
+        ((150, 100), "second", "undecided (the second is behind and was still learning when training ended)"),
+        ((100, 150), "second", "not reproduced"),
+        ((150, 100), "first", "reproduced"),
+    ],
+)
+def test_a_side_behind_that_was_still_learning_decides_nothing(tmp_path, counts, falls, said):
+    untrained(tmp_path, 20)
+    flat, falling = [2.0] * 4 + [1.0] * 16, [2.0 - 0.05 * i for i in range(20)]
+    for which, method, kind, count in (("first", "post-block", "resid_post", 0), ("second", "sft", None, 1)):
+        run(tmp_path, method, [first(counts[count])] * 3, kind, losses=falling if which == falls else flat)
+    (row,) = outcome(BY_LETTER["b"], group(tmp_path)).links
+    assert str(row.verdict) == said
