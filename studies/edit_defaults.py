@@ -1,6 +1,6 @@
 """Which bias and which scale should a linear edit have unless told otherwise?
 
-    python -m studies.edit_defaults MODEL --task TASK --sites 12.resid_post,16.attn_out --out FOLDER --minutes 20
+    python -m studies.edit_defaults MODEL --task TASK --sites 21.resid_post,27.attn_out --out FOLDER --minutes 20
 
 Trains a linear edit of rank 8 at single sites of a model, with and without a bias on the write, with what is read
 divided by its root mean square or not. Each has a learning rate of its own, searched with the first seed on selection
@@ -42,7 +42,7 @@ from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel
 from steerscope.sites import parse_site
 
-SITES = "12.resid_post,16.attn_out,20.mlp_out,22.resid_post,25.attn_out,27.mlp_out"
+SITES = "21.resid_post,21.attn_out,21.mlp_out,27.resid_post,27.attn_out,27.mlp_out"
 RANK = 8
 # Whether there is a bias, and the scale; the default first.
 VARIANTS = tuple(product((True, False), ("none", "rms")))
@@ -159,7 +159,7 @@ def main() -> int:
     parser.add_argument("model", nargs="?", default="smollm2-135m")
     parser.add_argument("--task", default="twice")
     parser.add_argument("--sites", default=SITES)
-    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=math.inf)
