@@ -12,13 +12,12 @@ import os
 import re
 import secrets
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from steerscope.errors import InputError, typed
+from steerscope.errors import InputError
 
 # Libraries written in Rust (safetensors, tokenizers) put the system's number into their own errors.
 _NUMBER = re.compile(r"os error (\d+)|\bOs \{ code: (\d+)")
@@ -62,30 +61,6 @@ def sentence_of(error: OSError) -> str:
     names = [repr(str(name)) for name in (error.filename, error.filename2) if name is not None]
     where = f"cannot read or write {' or '.join(names)}" if names else "reading or writing failed"
     return f"{where} ({found[0]}). {found[1]}."
-
-
-def exit_code_of(program: str, work: Callable[[], int | None]) -> int:
-    """Return the exit code of a program of this package: 2, after one sentence on stderr, for what is refused.
-
-    Args:
-        program: Its name, before the sentence.
-        work: What it does; returns its exit code, or nothing for 0.
-
-    Returns:
-        What ``sys.exit`` takes.
-
-    Raises:
-        OSError: One that says nothing a user could do something about.
-    """
-    try:
-        return work() or 0
-    except InputError as error:
-        print(f"{program}: {typed(error)}", file=sys.stderr)
-    except OSError as error:
-        if trouble(error) is None:
-            raise
-        print(f"{program}: {sentence_of(error)}", file=sys.stderr)
-    return 2
 
 
 @contextmanager
@@ -217,26 +192,6 @@ def write_text(path: Path, text: str) -> None:
         InputError: The file cannot be written.
     """
     replace_file(path, lambda aside: aside.write_text(text, encoding="utf-8", newline="\n"))
-
-
-def write_page(path: Path, head: str, text: str) -> None:
-    """Write a generated page; a file that is there is replaced only if it begins with the same title.
-
-    Args:
-        path: The file.
-        head: What every version of the page begins with; its first line is compared.
-        text: The page.
-
-    Raises:
-        InputError: Another file is there, or it cannot be written.
-    """
-    title = head.partition("\n")[0]
-    if path.is_file() and not read_text(path, "the page").startswith(title):
-        raise InputError(
-            f"the file {str(path)!r} is there and is another one than the page {title.lstrip('# ')!r}, so it was not "
-            "touched. Name the page last, or delete that file first."
-        )
-    write_text(path, text)
 
 
 @contextmanager

@@ -37,10 +37,11 @@ from steerscope.experiments.groundwork.split_data import SplitData
 from steerscope.experiments.groundwork.splits import splits_of_task
 from steerscope.experiments.sweeping.preparing import read_scales
 from steerscope.experiments.tasks import get_task
-from steerscope.files import exit_code_of, write_text
+from steerscope.files import write_text
 from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel
 from steerscope.sites import parse_site
+from studies.programs import exit_code_of
 
 SITES = "21.resid_post,21.attn_out,21.mlp_out,27.resid_post,27.attn_out,27.mlp_out"
 RANK = 8

@@ -20,8 +20,9 @@ from steerscope import RankOptions, SiteTable, get_task, load_model, rank_sites
 from steerscope.errors import InputError
 from steerscope.experiments.groundwork.splits import splits_of_task
 from steerscope.experiments.site_tables.scored import with_scores
-from steerscope.files import exit_code_of, json_of, write_text
+from steerscope.files import json_of, write_text
 from studies.plan_3 import CANDIDATES, REPORTING
+from studies.programs import exit_code_of
 
 PROBES = 9
 

@@ -48,12 +48,13 @@ from steerscope.experiments.groundwork.split_data import SplitData
 from steerscope.experiments.groundwork.splits import splits_of_task
 from steerscope.experiments.sweeping.preparing import read_scales
 from steerscope.experiments.tasks import get_task
-from steerscope.files import exit_code_of, write_text
+from steerscope.files import write_text
 from steerscope.installed import package_versions
 from steerscope.models.hooks import edited
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
 from steerscope.sites import Site, SiteKind
+from studies.programs import exit_code_of
 
 READS = {
     "block": (SiteKind.RESID_POST,),

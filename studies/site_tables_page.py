@@ -28,7 +28,7 @@ from steerscope.experiments.site_tables.judging import DEPTH, DEPTH_THEN_KIND, F
 from steerscope.experiments.site_tables.search_curves import SearchCurve, search_curves
 from steerscope.experiments.site_tables.table import SiteTable
 from steerscope.experiments.validation.result import Validation
-from steerscope.files import exit_code_of, json_of, write_page, write_text
+from steerscope.files import json_of, write_text
 from steerscope.reports.site_tables.tables import (
     admission_table,
     attainable_sentence,
@@ -43,6 +43,7 @@ from steerscope.reports.tables import TextTable
 from steerscope.reports.vocabulary import clean, count, score_words
 from studies.kinds_compared import kinds_compared
 from studies.plan_3 import CANDIDATES, HIGHER, REPORTING, Decision, decide, earned_over
+from studies.programs import exit_code_of, write_page
 
 COMMAND = "python -m studies.site_tables_page studies/site_tables docs/results docs/site_tables.md"
 # What is averaged over tables: against which baseline, and of J instead of Spearman or not.

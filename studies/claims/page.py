@@ -10,11 +10,11 @@ from typing import Any
 from steerscope.analysis.provenance import model_key
 from steerscope.experiments.comparison.groups import Comparison, Entry, compare, run_folders
 from steerscope.experiments.runs.folder import read_json, read_results
-from steerscope.files import write_page
 from studies.claims.kept import with_kept
 from studies.claims.leftover import LEFTOVER
 from studies.claims.rule import difference, is_fair, verdict
 from studies.claims.sections import SECTIONS, Pair, Section, trained_words
+from studies.programs import write_page
 
 HEAD = """# The paper's claims, tried
 
@@ -23,7 +23,7 @@ wrote through `python -m studies.claims.study MODEL`; `docs/results/claims.json`
 them and can stand for RUNS. The claims are those of *Weight
 Updates as Activation Shifts* (arXiv 2603.00425); what is said here holds for the models, tasks and budgets below, not
 beyond.
-`tiny-llama` and the like are models of `python studies/small_models.py llama tiny-llama --layers 8 --width 96`, as that
+`tiny-llama` and the like are models of `python -m studies.small_models llama tiny-llama --layers 8 --width 96`, as that
 script was then: 8 blocks of width 96, trained from scratch on flat ListOps, to be adapted to nested ones.
 
 The kept runs are of the prompts that these tasks had before ranking and training shared one (recipe 1): their `listops`
