@@ -15,7 +15,6 @@ average at the sites of the residual stream and at those of the branches alike. 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +36,7 @@ from steerscope.experiments.groundwork.split_data import SplitData
 from steerscope.experiments.groundwork.splits import splits_of_task
 from steerscope.experiments.sweeping.preparing import read_scales
 from steerscope.experiments.tasks import get_task
-from steerscope.files import write_text
+from steerscope.files import json_text, write_text
 from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel
 from steerscope.sites import parse_site
@@ -150,7 +149,7 @@ def run(loaded: LoadedModel, task: str, sites: Sequence[str], out: Path, **given
         "contrasts": contrasts({key: one.losses for key, one in found.items()}),
         "versions": package_versions(),
     }
-    write_text(out / "edit_defaults.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_text(out / "edit_defaults.json", json_text(result))
     return result
 
 

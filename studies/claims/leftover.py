@@ -23,7 +23,7 @@ from steerscope.experiments.evaluation.adapters import read_adapter, with_adapte
 from steerscope.experiments.runs.folder import read_results
 from steerscope.experiments.tasks import Task, get_task
 from steerscope.experiments.tasks.supervised import answer_tokens, supervise
-from steerscope.files import write_text
+from steerscope.files import json_text, write_text
 from steerscope.models import load_model
 from steerscope.models.lengths import batches_within, switch_length
 from steerscope.models.tokens import pad_token
@@ -96,7 +96,7 @@ def measure_leftover(
         "data": content_hash(asked, ordered=False),
         "spaces": spaces,
     }
-    write_text(run / LEFTOVER, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    write_text(run / LEFTOVER, json_text(found))
     return found
 
 
