@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from steerscope.errors import InputError, UnsupportedModelError, did_you_mean
-from steerscope.models.blocks import Block, linear_shape, module_at, width_of
+from steerscope.models.attributes import module_at
+from steerscope.models.blocks import Block, linear_shape, width_of
 from steerscope.models.description import BlockDescription
 from steerscope.models.layouts import known_description
 from steerscope.models.packed import measure, require_plain_weights
@@ -80,6 +81,15 @@ class SiteMap:
             self._require_kind(kind)
         return kinds
 
+    def write(self, site: Site) -> Site:
+        """Return the site whose vector edit is the same edit (``attn_out`` for ``resid_mid``; often itself)."""
+        return Site(site.layer, self.blocks[site.layer].description.adds_at(site.kind), site.head)
+
+    def written_at(self, write: Site) -> list[Site]:
+        """Return the sites whose edits are added to the tensor of ``write``, itself among them."""
+        told = self.blocks[write.layer].description
+        return [Site(write.layer, kind) for kind in self.description.kinds if told.adds_at(kind) is write.kind]
+
     def width(self, site: Site) -> int:
         """Return the number of channels of a site."""
         width = width_of(self.blocks[site.layer], site.kind, self.d_model)
@@ -110,6 +120,8 @@ class SiteMap:
                 why = "a branch of it is one map"
             elif (block.attn_scale, block.mlp_scale) != (1.0, 1.0):
                 why = "its branches are multiplied by numbers"
+            elif told.changes_the_stream:
+                why = "the stream itself is changed after it is added to"
             elif told.attn_inner or told.left_out:
                 why = f"it has weights besides its usual maps ({', '.join((*told.attn_inner, *told.left_out)[:3])})"
             else:
