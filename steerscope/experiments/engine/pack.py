@@ -227,7 +227,7 @@ class EditPack(Pack):
             Logits of the tokens that predict supervised ones ``(supervised vocab)``, row by row, in float32 at least;
             and the rows of all runs, in the order of ``runs``.
 
-        Cost: one pass through the blocks from the pack's lowest on, for all rows.
+        Cost: one pass through the blocks from the first one that an edit matters to, for all rows.
         """
         different = list({id(batch): batch for batch in batches}.values())
         size = len(different[0])
@@ -242,7 +242,7 @@ class EditPack(Pack):
         device, model, start = self.loaded.device, self.loaded.model, self._start(unique)
         take = torch.tensor([place[id(batch)] + row for batch in batches for row in range(size)], device=device)
         rows = Rows.of(unique, self.pad, device, start).take(take)
-        self.streams.move_to(self.edits.lowest_block)
+        self.streams.move_to(self.edits.first_block)
         stream = self.streams.entering(unique)
         cache = self._cache_of(runs, unique, start, stream, size) if start else None
         with (
