@@ -85,6 +85,23 @@ def test_the_blocks_of_readme(runner, tmp_path, capsys):
     }
 
 
+@pytest.mark.filterwarnings("ignore:the prompts of this ranking cannot tell")  # they are few here
+def test_the_numbers_of_readme_fit_a_small_file(runner, tmp_path):
+    lines = [
+        json.dumps({"prompt": f"{a} + {b} = ", "choices": ["even", "odd"], "answer_index": (a + b) % 2})
+        for a in range(6)
+        for b in range(10)
+    ]
+    assert len(lines) == int(re.search(r"with (\d+) rows or more", blocks(README, "python")[0])[1])
+    (tmp_path / "my.jsonl").write_text("\n".join(lines))
+    code = blocks(README, "python")[0].replace('get_task("listops")', 'FileTask.read("my.jsonl")')
+    code = code.replace("import EvaluateOptions,", "import FileTask, EvaluateOptions,").replace("steps=60", "steps=2")
+    names = runner.run_code(code)
+    parts = {part: len(names["task"].split(part)) for part in ("train", "test")}
+    assert names["ranking"].n_examples == parts["train"]
+    assert read_results(tmp_path / "run").n == parts["test"]
+
+
 # --- command lines -------------------------------------------------------------------------------------------
 
 
