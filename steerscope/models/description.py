@@ -47,6 +47,8 @@ class BlockDescription:
         end_norm: Norm on the stream itself once the MLP has added to it (post-norm).
         own_end: Whether the block does something else to the stream after the MLP (a third part, a multiplier).
         end_inner: Linear maps of such an end.
+        reads_below: Whether blocks read more of those below than the stream (Gemma 4's shared keys and values): then no
+            block is skipped where only those above it are asked for.
         copied: Whether the block changes in place what its branches write (Falcon), so that sites there hold a copy.
         by_layer: Where blocks differ, the description of each of them; the other fields are then the first one's.
     """
@@ -77,6 +79,7 @@ class BlockDescription:
     end_norm: str | None = None
     own_end: bool = False
     end_inner: tuple[str, ...] = ()
+    reads_below: bool = False
     copied: bool = False
     by_layer: tuple[BlockDescription, ...] = ()
 

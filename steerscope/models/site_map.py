@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,7 @@ from steerscope.models.blocks import Block, linear_shape, width_of
 from steerscope.models.description import BlockDescription
 from steerscope.models.layouts import known_description
 from steerscope.models.packed import measure, require_plain_weights
-from steerscope.models.recognition import recognised
+from steerscope.models.recognition import reads_below, recognised
 from steerscope.models.wrappers import decoder_of
 from steerscope.sites import Site, SiteKind, one_or_several, parse_kind, parse_site
 
@@ -163,13 +163,17 @@ def find_sites(model: nn.Module, description: BlockDescription | None = None) ->
     config = getattr(decoder, "config", None)
     if config is None:
         raise UnsupportedModelError(f"{type(decoder).__name__} has no config; expected a transformers model.")
-    chosen = description or known_description(config) or recognised(model)
+    known = description or known_description(config)
+    chosen = known or recognised(model)
     stack = module_at(decoder, chosen.layers)
     blocks = tuple(Block.bind(module, chosen, index) for index, module in enumerate(stack.children()))
     if not blocks:
         raise UnsupportedModelError(f"{type(decoder).__name__}.{chosen.layers} holds no blocks.")
     measure(model, [module for block in blocks for module in block.linear_maps().values()])
-    return SiteMap(chosen, blocks, _width(blocks[0], config), _heads(blocks, config))
+    found = SiteMap(chosen, blocks, _width(blocks[0], config), _heads(blocks, config))
+    if known is not None or not reads_below(model, found):
+        return found
+    return replace(found, description=replace(chosen, reads_below=True))
 
 
 def _width(block: Block, config: Any) -> int:

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from steerscope.models.blocks import Block
 from steerscope.models.calls import Call, as_given_back, stream_of
-from steerscope.models.site_map import SiteMap
+
+if TYPE_CHECKING:
+    from steerscope.models.site_map import SiteMap
 
 
 @contextmanager
 def entering_block(site_map: SiteMap, layer: int, stream: Tensor) -> Iterator[None]:
     """Run the model's blocks from ``layer`` on, with ``stream`` (``batch token d_model``) entering that block.
 
-    The blocks below do nothing inside the context. Enter it before hooks that read or edit sites. The model is to be
-    run on as many tokens as the stream has: masks and positions are made of them.
+    The blocks below do nothing inside the context, unless those above read more of them than the stream. Enter it
+    before hooks that read or edit sites. The model is to be run on the stream's own tokens: masks and positions are
+    made of them, and some models' blocks read them.
 
     Args:
         site_map: The model's blocks.
         layer: The first block that computes, from 0.
         stream: The residual stream entering it, ``batch token d_model``, in the model's data type.
     """
-    skipped = [block.module for block in site_map.blocks[:layer]]
+    skipped = [] if site_map.description.reads_below else [block.module for block in site_map.blocks[:layer]]
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(args, kwargs).with_first(stream)
