@@ -9,7 +9,6 @@ from typing import Any
 from steerscope.analysis.provenance import RECIPE
 from steerscope.experiments.comparison.groups import Comparison, run_folders
 from steerscope.experiments.runs.folder import read_json, read_results
-from steerscope.files import write_page
 from studies.claims.convergence import longer_runs
 from studies.claims.groups import SMALLEST, Group, groups_of, studies
 from studies.claims.kept import with_kept
@@ -20,6 +19,7 @@ from studies.claims.sections import SECTIONS
 from studies.claims.summary import summary
 from studies.claims.tables import ends_table, leftover_table, links_table, power_sentence, rows_table, runs_table
 from studies.claims.words import EARLIER, HEAD, NOTHING, OF_SPACES, RULE, SPACES, TINY
+from studies.programs import write_page
 
 
 def write_claims(folders: Sequence[str | Path], page: Path) -> None:

@@ -20,8 +20,9 @@ from steerscope.experiments.runs.folder import read_results
 from steerscope.experiments.sweeping.recalibration import recalibrate
 from steerscope.experiments.tasks import Task, get_task
 from steerscope.experiments.tasks.supervised import supervise
-from steerscope.files import exit_code_of, write_text
+from steerscope.files import write_text
 from steerscope.models import load_model
+from studies.programs import exit_code_of
 
 RECALIBRATED = "recalibrated.json"
 # Training examples that are fitted on: the bias is some ten numbers.

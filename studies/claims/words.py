@@ -58,7 +58,7 @@ Runs of the prompts that tasks had before ranking and training shared one (recip
 `listops_paper` now, and their `listops_bare`, `[MAX 3 5] =` and ` 5`, is `listops` now but for the spaces. They stay
 for the record and count for nothing above: the models recalibrated and the losses by step were not kept, so none of
 them is admitted. Verdicts on single comparisons are the rule's. `tiny-llama` is a model of `python
-studies/small_models.py llama tiny-llama --layers 8 --width 96`, as that script was then: 8 blocks of width 96,
+-m studies.small_models llama tiny-llama --layers 8 --width 96`, as that script was then: 8 blocks of width 96,
 trained from scratch on flat ListOps, to be adapted to nested ones, where rank 8 is 8% of the width.
 """
 NOTHING = "No runs to decide it yet.\n"
