@@ -30,7 +30,7 @@ from steerscope.models.layouts import known_description
 from steerscope.models.lengths import context_of
 from steerscope.models.load_errors import not_loaded, quantisation_asked_for
 from steerscope.models.offloaded import device_of, require_runs
-from steerscope.models.packed import compute_dtype, is_packed_tensor, num_weights, quantisation_of
+from steerscope.models.packed import compute_dtype, is_packed, is_packed_tensor, num_weights, quantisation_of
 from steerscope.models.recognition.skeleton import refuse_from_configuration
 from steerscope.models.selfcheck import check_sites
 from steerscope.models.site_map import SiteMap, find_sites
@@ -206,6 +206,8 @@ def load_model(
         raise not_loaded(name, source, error, method) from error
     digest = digest or _digest_of_files(source) or digest_of_parameters(model)
     setup = (setup_of(source) or getattr(config, "_commit_hash", None) or "") if quantised is None else ""
+    if method is not None and not any(is_packed(module) for module in model.modules()):
+        quantised = quantised or _made_float(method)  # the configuration of the model made says no more of it
     return wrap_model(
         model,
         tokenizer,
@@ -302,7 +304,10 @@ def wrap_model(
         revision=revision,
         sha256=sha256 or digest_of_parameters(model),
         layers=len(site_map.blocks),
-        quantised=quantised or quantisation_of(site_map.linear_maps().values()) or _made_float(model),
+        # Some libraries (compressed-tensors) make weights float in a model's first pass, which was run here.
+        quantised=quantised
+        or quantisation_of(site_map.linear_maps().values())
+        or _made_float(quantisation_asked_for(getattr(model, "config", None))),
         layout=site_map.description.layout,
         d_model=site_map.d_model,
         n_params=num_weights(model),
@@ -312,10 +317,8 @@ def wrap_model(
     return LoadedModel(model, tokenizer, site_map, identity)
 
 
-def _made_float(model: nn.Module) -> str | None:
-    """Say that weights were quantised, where that is no longer seen: some libraries unpack them in the first pass."""
-    method = quantisation_asked_for(getattr(model, "config", None))
-    return None if method is None else f"weights quantised by {method} made float again"
+def _made_float(method: str | None) -> str | None:
+    return None if method is None else f"weights quantised by {method} made float again on loading"
 
 
 def _locate(name: str) -> tuple[Path, str | None, str | None]:

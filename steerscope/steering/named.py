@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,6 +44,17 @@ def refused_method(name: str) -> Callable[..., Any]:
         raise InputError(f"{name}() is for adapters of PEFT, and this model has none; use {INSTEAD[name]}.")
 
     return refuse
+
+
+def no_attribute(name: str) -> AttributeError | None:
+    """Return the error for an attribute that PEFT's models have and this one has not, ``None`` for any other name."""
+    peft = sys.modules.get("peft")  # slow to load; who never did looks for no attribute of it
+    if name.startswith("_") or peft is None or not (name == "peft_config" or hasattr(peft.PeftModel, name)):
+        return None
+    return AttributeError(
+        f"{name!r} is of PEFT's models, and this one has steerscope's edits; expected steering_config, sites, "
+        "adapter_names, active_adapter, adapter(name) or edit_at(site), which say what there is here."
+    )
 
 
 class NamedAdapters(nn.Module):
@@ -166,6 +178,8 @@ class NamedAdapters(nn.Module):
         Raises:
             InputError: There is none of that name, or several were given.
         """
+        if adapter_name is None:
+            raise InputError("set_adapter() got None; expected a name. disable_adapter() runs the model without edits.")
         chosen = self.adapter(adapter_name)
         self._passes.adapter, self.edits = chosen, chosen.edits
 
