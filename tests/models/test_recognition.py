@@ -204,6 +204,14 @@ def test_a_post_norm_stream_is_read_and_moved_behind_its_norms(family):
     torch.testing.assert_close(after["1.resid_post"], block.end_norm(mid + block.mlp_output(block.hidden(mid))))
 
 
+def test_the_member_of_a_known_family_that_is_post_norm_is_recognised():
+    model = known_model("opt", do_layer_norm_before=False, word_embed_proj_dim=8)  # OPT-350m
+    loaded = wrap_model(model, tiny_tokenizer())
+    assert loaded.identity.layout == "sequential post-norm, plain MLP"
+    require_controls_fail(loaded)
+    train_save_and_load(loaded)
+
+
 def test_a_vector_at_a_changed_stream_is_no_vector_of_the_branch_below():
     for family in ("bert", "gemma4_text"):
         sites = find_sites(tiny_model(family))
