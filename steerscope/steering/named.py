@@ -165,6 +165,9 @@ class NamedAdapters(nn.Module):
             if current.strength != 1:
                 added = current.strength * added
             if mask is not None:
+                if self.site_map.description.reads_below:
+                    # Gemma 4 computes upper layers at the last tokens alone, those whose logits are kept.
+                    mask = mask[:, -added.shape[1] :]
                 added = torch.where(mask.to(added.device).unsqueeze(-1), added, 0)
             return value + added.to(value)  # what it reads may be on another device than the block
 

@@ -250,6 +250,31 @@ def test_blocks_that_read_keys_of_lower_ones_are_not_left_out_below_an_edit():
         torch.testing.assert_close(model(ids).logits, plain)
 
 
+@pytest.mark.parametrize("positions", ["last", "prompt", "completion"])
+def test_generation_whose_upper_layers_skip_the_prompt_is_that_without_a_cache(positions):
+    loaded = wrap_model(tiny_model("gemma4_text", **SHARED_KEYS), tiny_tokenizer())
+    config = SteeringConfig(sites=("1.resid_mid", "3.resid_post"), family="vector", positions=positions)
+    steering = get_steering_model(loaded, config)
+    with torch.no_grad():
+        for parameter in steering.edits.parameters():
+            parameter.copy_(torch.linspace(-2, 2, parameter.numel()).view_as(parameter))
+    ids, options = (
+        torch.tensor([[5, 6, 7, 8], [9, 3, 4, 11]]),
+        {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False},
+    )
+    found = steering.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+    grown = ids
+    for _ in range(4):
+        with torch.no_grad():
+            logits = steering(input_ids=grown, prompt_lengths=torch.tensor([4, 4]), use_cache=False).logits[:, -1]
+        logits[:, 1] = -torch.inf
+        grown = torch.cat([grown, logits.argmax(-1, keepdim=True)], 1)
+    assert torch.equal(found, grown)
+    with steering.disable_adapter():
+        assert not torch.equal(found, steering.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options))
+    steering.unload()
+
+
 # --- refusals ---
 
 
