@@ -46,8 +46,10 @@ def remember_output(module: nn.Module, args: object, output: object) -> None:
         args: What it was called with.
         output: What it gave.
     """
-    several = isinstance(output, tuple | list)
-    _BESIDE[module] = type(output)(None if isinstance(one, Tensor) else one for one in output[1:]) if several else None
+    beside = None
+    if isinstance(output, tuple | list):
+        beside = type(output)(None if isinstance(one, Tensor) else one for one in output[1:])
+    _BESIDE[module] = beside
 
 
 def as_given_back(module: nn.Module, stream: Tensor) -> Any:

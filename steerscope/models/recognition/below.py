@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from steerscope.models.calls import first_tensor, remember_output, stream_of
-from steerscope.models.upper_blocks import entering_block
+from steerscope.models.upper_blocks import DescribedBlocks, entering_block
 from steerscope.models.wrappers import run_on_random_tokens
-
-if TYPE_CHECKING:
-    from steerscope.models.site_map import SiteMap
 
 
 @torch.no_grad()
-def reads_below(model: nn.Module, site_map: SiteMap) -> bool:
+def reads_below(model: nn.Module, site_map: DescribedBlocks) -> bool:
     """Say whether the upper blocks need more than the stream that enters them (keys and values of lower ones, say).
 
     Args:
