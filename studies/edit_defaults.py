@@ -60,7 +60,7 @@ def candidate(site: str, bias: bool, scale: str) -> Candidate:
     Returns:
         The candidate; those of one variant and kind of site share where the search for a rate begins.
     """
-    config = SteeringConfig(sites=site, rank=RANK, bias=bias, scale=scale)  # type: ignore[arg-type]
+    config = SteeringConfig(sites=site, rank=RANK, bias=bias, scale=scale)
     variant = f"{'bias' if bias else 'no bias'}, {scale}"
     return Candidate(f"{site}, {variant}", config, EDIT_START[scale], f"{parse_site(site).kind.value}, {variant}")
 

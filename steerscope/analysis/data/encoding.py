@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from steerscope.analysis.data.examples import Example
-from steerscope.errors import InputError
+from steerscope.errors import InputError, shortened
 from steerscope.models.lengths import is_beyond, require_one_side, switch_length
 from steerscope.models.load import LoadedModel, require_loaded
 from steerscope.models.tokens import completion_tokens, require_known_tokens
@@ -246,7 +246,7 @@ def _differ_in_last(texts: list[list[int]]) -> bool:
 
 
 def _check_lengths(example: Example, index: int, texts: list[list[int]], start: int, limit: int | None) -> None:
-    shown = example.prompt if len(example.prompt) <= 40 else example.prompt[:37] + "..."
+    shown = shortened(example.prompt, 40)
     if any(len(text) <= start for text in texts):
         raise InputError(
             f"example {index + 1} ({shown!r}) has no supervised token: its completion adds no token to the "
