@@ -76,11 +76,7 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
 
 
 def knows_data(settings: Mapping[str, Any]) -> bool:
-    """Whether a run's settings say which data it used; those of earlier versions of this package do not.
-
-    Returns:
-        ``False`` for settings of earlier versions.
-    """
+    """Whether a run's settings say which data it used; those of earlier versions of this package do not."""
     return isinstance(settings.get("data"), Mapping)
 
 

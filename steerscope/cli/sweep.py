@@ -108,11 +108,7 @@ def sweep(
 
 
 def _sites(text: str) -> int | str | tuple[str, ...]:
-    """Read ``all``, a number, or names.
-
-    Returns:
-        What ``SweepOptions.sites`` takes.
-    """
+    """Read ``all``, a number, or names."""
     from steerscope.experiments.sweeping.options import ALL
     from steerscope.sites import parse_site
 

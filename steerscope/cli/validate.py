@@ -90,11 +90,7 @@ def validate(
 
 
 def _sites(text: str) -> int | tuple[str, ...]:
-    """Read a number of sites, or their names.
-
-    Returns:
-        What ``ValidateOptions.sites`` takes.
-    """
+    """Read a number of sites, or their names."""
     from steerscope.sites import parse_site
 
     if text.strip().isdecimal():

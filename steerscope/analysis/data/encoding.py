@@ -236,11 +236,7 @@ def batches(
 
 
 def _differ_in_last(texts: list[list[int]]) -> bool:
-    """Whether all token lists agree but for their last token, in which they all differ.
-
-    Returns:
-        Whether one forward pass over the common tokens gives the likelihoods of all texts.
-    """
+    """Whether all token lists agree but for their last token, in which they all differ."""
     heads = {tuple(text[:-1]) for text in texts}
     return len(heads) == 1 and len({text[-1] for text in texts}) == len(texts) and len(texts[0]) > 1
 

@@ -318,9 +318,5 @@ def check_count(n: object, available: int, what: str) -> None:
 
 
 def _unique(examples: Iterable[TaskExample]) -> list[TaskExample]:
-    """Keep the first of those that a model could not tell apart.
-
-    Returns:
-        The examples in their order.
-    """
+    """Keep the first of those that a model could not tell apart."""
     return list({(one.prompt, one.completion, one.choices): one for one in reversed(list(examples))}.values())[::-1]

@@ -45,11 +45,7 @@ def _convert(row: Row) -> Row:
 
 
 def _is_short(row: Row) -> bool:
-    """Choose rows by characters, so that a tokenizer changes nothing; they are about a quarter of ARC-Easy.
-
-    Returns:
-        Whether question and options are short enough.
-    """
+    """Choose rows by characters, so that a tokenizer changes nothing; they are about a quarter of ARC-Easy."""
     return len(text(row, "question")) <= 80 and max(map(len, options(row))) <= 24
 
 
