@@ -36,7 +36,7 @@ class EvaluateOptions(LoadingOptions):
 
     Attributes:
         split: Which part of the task: ``train``, ``validation`` or ``test``.
-        max_examples: How many questions; all unless given.
+        max_examples: Most questions; all unless given.
         batch_size: Prompts per batch.
         max_new_tokens: Longest generation; the task's own limit unless given.
         likelihoods: Whether likelihoods of choices and the loss are computed too.

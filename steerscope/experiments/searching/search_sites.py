@@ -14,7 +14,8 @@ import torch
 
 from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.options import RankOptions
-from steerscope.errors import InputError, shortened
+from steerscope.analysis.stopwatch import training_progress
+from steerscope.errors import InputError
 from steerscope.experiments.carrying.jobs import Carrier, InProcess, OutOfTime
 from steerscope.experiments.engine.candidate import Candidate, Run
 from steerscope.experiments.engine.rate_grid import EDIT_START, next_places, rate
@@ -223,8 +224,8 @@ class _Work:
         """Return how many runs there is time for, by the time that one step of one pack takes."""
         if not math.isfinite(deadline):
             return len(runs)
-        middle = sorted(runs, key=lambda run: run[0].lowest_block)[len(runs) // 2]
-        same = [run for run in runs if run[0].lowest_block == middle[0].lowest_block][: sweep.pack_size]
+        middle = sorted(runs, key=lambda run: run[0].first_block)[len(runs) // 2]
+        same = [run for run in runs if run[0].first_block == middle[0].first_block][: sweep.pack_size]
         seconds = sweep.seconds_per_step(same)
         share = RUNGS[0] + (RUNGS[1] - RUNGS[0]) * KEPT + (1 - RUNGS[1]) * KEPT**2
         per_run = seconds * sweep.schedule.steps * share
@@ -288,12 +289,7 @@ class _Work:
     # --- parts ---
 
     def _sweep(self, deadline: float) -> StagedSweep:
-        options, show = self.options, self.progress
-
-        def tell(what: str, done: int, total: int) -> None:
-            if show is not None:
-                show(f"train: {shortened(what)}" if what else "train", done, total)
-
+        options, tell = self.options, training_progress(self.progress)
         size = fitting_pack(self.loaded, self.data, options.seed)
         store = RunStore(self.folder / "runs")
         made = StagedSweep(self.loaded, self.data, options.schedule, store, self.scales, size, tell, (), deadline)

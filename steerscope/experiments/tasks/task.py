@@ -233,13 +233,13 @@ def drawn(pool: Sequence[TaskExample], n: int | None, seed: int, what: str) -> l
     return sorted(pool, key=place)[:n]
 
 
-def at_most(task: Task, part: Split, n: int, seed: int) -> list[TaskExample]:
+def at_most(task: Task, part: Split, n: int | None, seed: int) -> list[TaskExample]:
     """Return ``n`` examples of one part, or all of them where the part has fewer.
 
     Args:
         task: The task.
         part: ``train``, ``validation`` or ``test``.
-        n: Most examples.
+        n: Most examples; ``None`` for all, or a generated part's usual number.
         seed: Of the draw.
 
     Returns:
@@ -248,7 +248,7 @@ def at_most(task: Task, part: Split, n: int, seed: int) -> list[TaskExample]:
     Raises:
         InputError: Rows are missing or wrong.
     """
-    if task.is_generated:
+    if task.is_generated or n is None:
         return task.split(part, n, seed)
     check_count(n, MOST_GENERATED, f"{part} examples of {task.name}")
     return task.split(part, None, seed)[:n]

@@ -22,7 +22,7 @@ DEFAULT_SPARSITY = 1e-3
 SCALES_RATE = 5e-3
 # What a run is called and where it computes, not what comes out: left out of its settings.
 _NOT_SETTINGS = ("task", "method", "sites", "rank", "seed", "model", *LOADING)
-_ALSO_NOT = ("keep_checkpoints", "save_every", "learning_rate_of")
+_ALSO_NOT = ("keep_checkpoints", "save_every", "learning_rate_of", "before")
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,13 @@ class TrainOptions(LoadingOptions):
         seed: Of training data, order and start.
         train_examples: Training examples; as many as the steps need unless given.
         validation_examples: Examples that a search chooses on; all if there are fewer.
-        test_examples: Test questions; all unless given.
+        test_examples: Most test questions; all unless given.
         max_length: Longest training example in tokens; the model's context unless given.
         max_new_tokens: Longest generation; the task's own limit unless given.
         eval_batch_size: Prompts per batch in evaluation.
         likelihoods: Whether the test also compares likelihoods of choices, and computes the loss.
+        before: Whether the untrained model is asked the test questions too, so that the result says what was gained;
+            an evaluation of it that a folder beside the run's keeps is taken over.
         save_every: Steps between checkpoints; a quarter of the run unless given.
         keep_checkpoints: Whether they stay when the run is complete.
     """
@@ -92,6 +94,7 @@ class TrainOptions(LoadingOptions):
     max_new_tokens: int | None = None
     eval_batch_size: int = 16
     likelihoods: bool = True
+    before: bool = True
     save_every: int | None = None
     keep_checkpoints: bool = False
 

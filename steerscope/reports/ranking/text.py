@@ -14,6 +14,7 @@ from steerscope.reports.ranking.candidates import (
     score_of_kinds,
     tells_the_best,
 )
+from steerscope.reports.ranking.evidence import NOT_VALIDATED, evidence_sentence
 from steerscope.reports.ranking.verdict import edit_words, is_baseline, recommends
 from steerscope.reports.vocabulary import (
     clean,
@@ -24,8 +25,6 @@ from steerscope.reports.vocabulary import (
     listing,
     score_words,
 )
-
-NOT_VALIDATED = "The score has not yet been validated by training on this model."
 
 
 def best_set(ranking: Ranking) -> GreedyStep | None:
@@ -126,34 +125,6 @@ def negative_sentence(ranking: Ranking) -> str:
     return (
         f"{number} {len(rows):,} candidates score zero or less, printed as measured: on prompts it has not "
         "seen, such an edit predicts worse than predicting no update."
-    )
-
-
-def evidence_sentence(ranking: Ranking) -> str:
-    """Say in one line what training says about the score: on this model and task, else elsewhere."""
-    evidence = ranking.evidence
-    if evidence is None:
-        return f"{NOT_VALIDATED} It is a prediction."
-    studies = evidence.get("studies")
-    if not isinstance(studies, list) or not studies:
-        return clean(evidence.get("summary") or "Validation by training left no summary.")
-    # By the weights: a model's name is where its user keeps it.
-    ours = (ranking.model.get("sha256"), ranking.task)
-    same = [one for one in studies if (one.get("sha256"), one["task"]) == ours]
-    if same:
-        one = same[-1]
-        limits = f"{one['spearman']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
-        sure = "" if one["low"] > 0 else ", not surely better than chance"
-        return (
-            f"Trained at {count(one['n_sites'], 'site')} of this model on this task, the order agreed with the losses "
-            f"at Spearman {limits}{sure}; {clean(one['baseline'])} alone reached {one['baseline_spearman']:.2f} "
-            "(docs/site_tables.md)."
-        )
-    sure = sum(one["low"] > 0 for one in studies)
-    return (
-        f"Not trained on this model and task. Elsewhere the order was surely better than chance in {sure} of "
-        f"{count(len(studies), 'table')} of trained outcomes (docs/site_tables.md): a hypothesis, which steerscope "
-        "sweep or validate tests."
     )
 
 
