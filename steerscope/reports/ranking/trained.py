@@ -137,6 +137,13 @@ def plot_predicted_against_trained(result: Ranking | Validation) -> Figure:
     side = "right" if best.score > (min(scores) + max(scores)) / 2 else "left"  # inwards, not over the edge
     ax.annotate(best.site, (best.score, best.low), (0, -6), textcoords="offset points", ha=side, va="top", fontsize=9)
     lines = sorted(evidence.get("references", []), key=lambda line: float(line["loss"]))
+    top, bottom = max(point.high for point in points), min(point.low for point in points)
+    # What is far above all sites would press them together: it is said, not drawn.
+    far = [line for line in lines if line["loss"] > top + (top - bottom)]
+    lines = [line for line in lines if line not in far]
+    if far:
+        said = ", ".join(f"{figure_text(line['name'], 24)} {line['loss']:.2f}" for line in far)
+        ax.annotate(f"above: {said}", (0.01, 0.99), xycoords="axes fraction", va="top", fontsize=8.5, color=MUTED)
     for i, line in enumerate(lines):
         name = line["name"] if "+" not in line["name"] else f"set of {line['name'].count('+') + 1} sites"
         ax.axhline(line["loss"], color=MUTED, linewidth=1, linestyle="--", zorder=0)
