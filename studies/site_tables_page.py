@@ -27,7 +27,7 @@ from steerscope.experiments.site_tables.judging import DEPTH, DEPTH_THEN_KIND, F
 from steerscope.experiments.site_tables.search_curves import SearchCurve, search_curves
 from steerscope.experiments.site_tables.table import SiteTable
 from steerscope.experiments.validation.result import Validation
-from steerscope.files import exit_code_of, json_of, write_page, write_text
+from steerscope.files import json_of, write_text
 from steerscope.reports.site_tables.tables import (
     admission_table,
     attainable_sentence,
@@ -54,6 +54,7 @@ from studies.plan_3 import (
     earned_over,
     judged_by_plan,
 )
+from studies.programs import exit_code_of, write_page
 from studies.shipped_evidence import probes_of, shipped
 
 COMMAND = "python -m studies.site_tables_page studies/site_tables docs/results docs/site_tables.md"

@@ -96,7 +96,7 @@ def can_stand_apart(
     Returns:
         ``True`` where the logits agree up to rounding.
     """
-    if not length or _drops(model):
+    if not length or drops(model):
         return False
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     if is_beyond(len(rows[order[-1]]), switch_length(model)):
@@ -198,7 +198,7 @@ def _told(model: nn.Module, prompts: Sequence[int], device: torch.device) -> dic
     return {"prompt_lengths": torch.tensor(prompts, device=device)} if isinstance(model, SteeringModel) else {}
 
 
-def _drops(model: nn.Module) -> bool:
+def drops(model: nn.Module) -> bool:
     """Whether dropout is drawn: by a module of its own, or by one that keeps a rate as a number.
 
     Returns:

@@ -150,7 +150,7 @@ def damaged(source, target, name, change):
     [
         ("lora-model", "adapter_config.json", lambda p: p.unlink(), "holds no adapter: adapter_config.json is missing"),
         ("lora-model", "adapter_config.json", lambda p: p.write_text("{"), "cannot be read"),
-        ("lora-model", "adapter_config.json", lambda p: p.write_text("[]"), "holds no JSON object"),
+        ("lora-model", "adapter_config.json", lambda p: p.write_text("[]"), "holds a list; expected a JSON object"),
         ("lora-model", "adapter_config.json", lambda p: p.write_text("{}"), "is not a steering adapter"),
         ("lora-model", "adapter_model.safetensors", lambda p: p.unlink(), "has no adapter_model.safetensors"),
         (

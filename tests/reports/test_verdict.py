@@ -18,8 +18,8 @@ from steerscope.reports.ranking.evidence import evidence_sentence
 from steerscope.reports.ranking.next_step import next_step, why_not_merged
 from steerscope.reports.ranking.page import render_page
 from steerscope.reports.ranking.regions import edge_runs, find_region, kinds_words
-from steerscope.reports.ranking.tables import format_table, site_table
-from tests.reports.ranking_cases import CASES, Shape, build, plateau, stood
+from steerscope.reports.ranking.tables import site_table
+from tests.reports.ranking_cases import CASES, Shape, build, format_table, plateau, stood
 from tests.tiny import tiny_model, tiny_tokenizer
 
 KINDS = ("attn_heads", "attn_out", "resid_mid", "mlp_in", "mlp_hidden", "mlp_out", "resid_post")

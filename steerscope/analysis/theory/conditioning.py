@@ -201,7 +201,7 @@ def after_attention(block: Block, tensors: dict[SiteKind, Tensor], edit: Tensor)
     """
     h, attn = tensors[SiteKind.RESID_PRE], tensors[SiteKind.ATTN_OUT] + edit
     with torch.no_grad():
-        z = block.mlp_input(h, attn)
+        z = block.mlp_input(h, block.stream_mid(h, attn))
         hidden = block.hidden(z)
         out = block.mlp_output(hidden)
         moved = {

@@ -78,9 +78,9 @@ class Candidate:
     build: Callable[[float, int], tuple[Pack, Callable[[], object]]] | None = None
 
     @property
-    def lowest_block(self) -> int:
+    def first_block(self) -> int:
         """The block at which its runs enter."""
-        return -1 if self.config is None else min(parse_site(name).layer for name in self.config.sites)
+        return -1 if self.config is None else min(parse_site(name).first_block for name in self.config.sites)
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,6 @@ class Outcome:
 def by_floor(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
     """Return candidates grouped by the block at which their runs enter, lowest first."""
     floors: dict[int, list[Candidate]] = {}
-    for one in sorted(candidates, key=lambda one: one.lowest_block):
-        floors.setdefault(one.lowest_block, []).append(one)
+    for one in sorted(candidates, key=lambda one: one.first_block):
+        floors.setdefault(one.first_block, []).append(one)
     return list(floors.values())

@@ -16,9 +16,10 @@ from steerscope.analysis.capture.outputs import selected_positions
 from steerscope.errors import InputError
 from steerscope.experiments.engine.edits import PackedEdits
 from steerscope.experiments.engine.frozen import FrozenStreams, entering
+from steerscope.experiments.engine.pieces import GPU_PASS, PASS, Batch, pieces_of
 from steerscope.experiments.engine.rows import Rows, per_target, run, single_precision
 from steerscope.experiments.engine.spec import RunSpec
-from steerscope.experiments.shared_prefix import cache_of, can_stand_apart, common_length, counted_by
+from steerscope.experiments.shared_prefix import cache_of, can_stand_apart, common_length, counted_by, drops
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.models.lengths import require_one_side, switch_length
 from steerscope.models.load import LoadedModel
@@ -38,9 +39,12 @@ class Pack(ABC):
     pad: int
     specs: tuple[RunSpec, ...]
     _shares = False
+    _cuts = False
 
     def prepare(self, sequences: Sequence[SupervisedSequence]) -> None:
         """Try out whether what these sequences begin with can be computed once; unless told, every row is whole.
+
+        Unless told, rows of a step are also computed in one pass, padded to the longest of them.
 
         Args:
             sequences: All that will be run.
@@ -48,6 +52,8 @@ class Pack(ABC):
         Cost: passes over two rows.
         """
         ids, prompts = [row.ids for row in sequences], [row.first_target for row in sequences]
+        # Dropout is drawn for rows as they stand together, and so are the factors of a rotary embedding that switches.
+        self._cuts = not drops(self._tried) and switch_length(self.language_model) is None
         self._shares = can_stand_apart(
             self._tried, ids, prompts, self.pad, common_length(ids, prompts, self._counted_back)
         )
@@ -104,11 +110,25 @@ class Pack(ABC):
 
         Returns:
             One loss per run, with its graph.
+
+        Cost: one pass of all rows; or several, of rows of similar length, where padding would cost more.
         """
-        logits, rows = self.logits(runs, batches)
-        negative = per_target(rows, F.cross_entropy(logits, rows.wanted, reduction="none"))
-        counts = rows.is_target.sum(-1).unflatten(0, (len(runs), -1)).sum(-1)
-        return negative.unflatten(0, (len(runs), -1)).sum((1, 2)) / counts
+        sums, counts = list[Tensor](), list[Tensor]()
+        for places, parts in self._pieces(batches):
+            logits, rows = self.logits([runs[place] for place in places], parts)
+            negative = per_target(rows, F.cross_entropy(logits, rows.wanted, reduction="none"))
+            index = torch.tensor(places, device=negative.device)
+            for found, values in ((sums, negative), (counts, rows.is_target)):
+                own = values.unflatten(0, (len(places), -1)).sum((1, 2))
+                found.append(own.new_zeros(len(runs)).index_add(0, index, own))
+        return torch.stack(sums).sum(0) / torch.stack(counts).sum(0)
+
+    def _pieces(self, batches: Sequence[Sequence[SupervisedSequence]]) -> list[tuple[list[int], list[Batch]]]:
+        if not self._cuts:
+            return [(list(range(len(batches))), list(batches))]
+        start = self._start([row for batch in {id(batch): batch for batch in batches}.values() for row in batch])
+        is_cuda = next(self.language_model.parameters()).device.type == "cuda"
+        return pieces_of(batches, start, GPU_PASS if is_cuda else PASS)
 
     @torch.no_grad()
     def load(self, run: int, tensors: Mapping[str, Tensor]) -> None:
@@ -207,7 +227,7 @@ class EditPack(Pack):
             Logits of the tokens that predict supervised ones ``(supervised vocab)``, row by row, in float32 at least;
             and the rows of all runs, in the order of ``runs``.
 
-        Cost: one pass through the blocks from the pack's lowest on, for all rows.
+        Cost: one pass through the blocks from the first one that an edit matters to, for all rows.
         """
         different = list({id(batch): batch for batch in batches}.values())
         size = len(different[0])
@@ -222,7 +242,7 @@ class EditPack(Pack):
         device, model, start = self.loaded.device, self.loaded.model, self._start(unique)
         take = torch.tensor([place[id(batch)] + row for batch in batches for row in range(size)], device=device)
         rows = Rows.of(unique, self.pad, device, start).take(take)
-        self.streams.move_to(self.edits.lowest_block)
+        self.streams.move_to(self.edits.first_block)
         stream = self.streams.entering(unique)
         cache = self._cache_of(runs, unique, start, stream, size) if start else None
         with (

@@ -42,7 +42,7 @@ class StagedSweep(Sweep):
         alike: dict[tuple[int, int], list[Run]] = {}
         chosen: list[PackJob] = []
         for run in runs:
-            alike.setdefault((run[0].lowest_block, self._reached(run, until)), []).append(run)
+            alike.setdefault((run[0].first_block, self._reached(run, until)), []).append(run)
         for (_, begun), own in sorted(alike.items(), key=lambda item: item[0]):
             chosen += [self._advancing(pack, begun, until) for pack in self._packs(own) if begun < until]
         self._carried(_at_once(chosen))

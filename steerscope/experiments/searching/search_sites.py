@@ -223,8 +223,8 @@ class _Work:
         """Return how many runs there is time for, by the time that one step of one pack takes."""
         if not math.isfinite(deadline):
             return len(runs)
-        middle = sorted(runs, key=lambda run: run[0].lowest_block)[len(runs) // 2]
-        same = [run for run in runs if run[0].lowest_block == middle[0].lowest_block][: sweep.pack_size]
+        middle = sorted(runs, key=lambda run: run[0].first_block)[len(runs) // 2]
+        same = [run for run in runs if run[0].first_block == middle[0].first_block][: sweep.pack_size]
         seconds = sweep.seconds_per_step(same)
         share = RUNGS[0] + (RUNGS[1] - RUNGS[0]) * KEPT + (1 - RUNGS[1]) * KEPT**2
         per_run = seconds * sweep.schedule.steps * share

@@ -354,7 +354,7 @@ class _Work:
 
     def _nearest(self, one: Candidate, tuned: Mapping[str, Candidate]) -> Candidate:
         same = [other for other in tuned.values() if other.group == one.group]
-        return min(same, key=lambda other: (abs(other.lowest_block - one.lowest_block), other.lowest_block))
+        return min(same, key=lambda other: (abs(other.first_block - one.first_block), other.first_block))
 
     def _runs_of(self, one: Candidate, sweep: Sweep, steps: int) -> list[SiteRun]:
         """Return all kept runs of a site: at every rate and seed that the sweep can have tried."""

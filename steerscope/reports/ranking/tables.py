@@ -172,19 +172,6 @@ def tables(ranking: Ranking, limit: int = 10) -> list[TextTable]:
     return [table for table in every if table.rows]
 
 
-def format_table(ranking: Ranking, limit: int = 10) -> str:
-    """Return the ranking as plain aligned text: sites, kinds over all layers, greedy set.
-
-    Args:
-        ranking: The ranking to print.
-        limit: Number of sites to print, best first.
-
-    Returns:
-        Text of at most 100 columns, without box characters or ANSI codes, without a final newline.
-    """
-    return "\n\n".join(plain_table(table) for table in tables(ranking, limit))
-
-
 def summary(ranking: Ranking, *, verbose: bool = False) -> list[str]:
     """Return the answer: headline, what is behind it, evidence, warnings and the next step.
 

@@ -250,6 +250,24 @@ def test_kept_streams_give_the_losses_of_whole_passes():
     assert direct.entering(rows).shape[:2] == (len(rows), max(len(row.ids) for row in rows))
 
 
+@pytest.mark.parametrize(
+    ("sites", "computed"), [(["1.resid_post"], 0), (["0.resid_post"], 1), (["0.resid_post", "0.mlp_out"], 2)]
+)
+def test_what_an_edit_follows_is_not_computed_again(sites, computed):
+    loaded, data = loaded_model(), data_of(0)[0]
+    pack = EditPack(loaded, [spec(site) for site in sites])
+    pack.losses(list(range(len(sites))), [data[:SIZE]] * len(sites))  # the streams are kept now
+    ran = []
+    handles = [
+        block.attn.register_forward_hook(lambda *_, index=block.index: ran.append(index))
+        for block in loaded.site_map.blocks
+    ]
+    pack.losses(list(range(len(sites))), [data[:SIZE]] * len(sites))
+    for handle in handles:
+        handle.remove()
+    assert len(ran) == computed
+
+
 def test_what_cannot_be_trained_is_refused():
     loaded = loaded_model()
     with pytest.raises(InputError, match="at least one run"):
@@ -271,8 +289,9 @@ def test_every_family_can_be_entered_at_any_block(family):
     rows = sequences(9)
     streams = FrozenStreams(loaded.model, loaded.site_map, 2)
     expected = None
-    for layer in (0, 1, 3, 2, 0):  # up, down again, and to the embeddings
-        config = SteeringConfig(sites=f"{layer}.resid_post", family="vector")
+    # Up, what leaves the last block included, down again, and to the embeddings.
+    for layer, site in ((0, "0.mlp_out"), (1, "0.resid_post"), (4, "3.resid_post"), (3, "3.mlp_out"), (0, "0.mlp_out")):
+        config = SteeringConfig(sites=site, family="vector")
         pack = EditPack(loaded, [RunSpec(config, 0.1)], None, streams)
         with torch.no_grad():
             found, _ = pack.logits([0], [rows])
