@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from steerscope.experiments.engine.rows import Rows, per_target, run, single_pre
 from steerscope.experiments.engine.spec import RunSpec
 from steerscope.experiments.shared_prefix import cache_of, can_stand_apart, common_length, counted_by, drops
 from steerscope.experiments.tasks.supervised import SupervisedSequence
+from steerscope.models.fused_norms import FusedNorms
 from steerscope.models.lengths import require_one_side, switch_length
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
@@ -40,11 +41,13 @@ class Pack(ABC):
     specs: tuple[RunSpec, ...]
     _shares = False
     _cuts = False
+    _norms: FusedNorms | None = None
 
     def prepare(self, sequences: Sequence[SupervisedSequence]) -> None:
         """Try out whether what these sequences begin with can be computed once; unless told, every row is whole.
 
-        Unless told, rows of a step are also computed in one pass, padded to the longest of them.
+        Unless told, rows of a step are also computed in one pass, padded to the longest of them, and norms as the model
+        computes them.
 
         Args:
             sequences: All that will be run.
@@ -52,11 +55,15 @@ class Pack(ABC):
         Cost: passes over two rows.
         """
         ids, prompts = [row.ids for row in sequences], [row.first_target for row in sequences]
+        self._norms = self._norms or FusedNorms(self.language_model)
         # Dropout is drawn for rows as they stand together, and so are the factors of a rotary embedding that switches.
         self._cuts = not drops(self._tried) and switch_length(self.language_model) is None
         self._shares = can_stand_apart(
             self._tried, ids, prompts, self.pad, common_length(ids, prompts, self._counted_back)
         )
+
+    def _fused(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._norms is None else self._norms.acting()
 
     def _start(self, sequences: Sequence[SupervisedSequence]) -> int:
         """Return how many tokens the rows of one pass begin with that are computed apart."""
@@ -244,8 +251,10 @@ class EditPack(Pack):
         rows = Rows.of(unique, self.pad, device, start).take(take)
         self.streams.move_to(self.edits.first_block)
         stream = self.streams.entering(unique)
-        cache = self._cache_of(runs, unique, start, stream, size) if start else None
+        with self._fused():
+            cache = self._cache_of(runs, unique, start, stream, size) if start else None
         with (
+            self._fused(),
             entering(self.loaded.site_map, self.streams.layer, None if stream is None else stream[take, start:]),
             self._reading_at(*rows.predicting()),
             self.edits.acting(runs, rows.mask, rows.prompts, rows.ids.shape[1]),

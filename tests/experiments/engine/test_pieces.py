@@ -7,7 +7,8 @@ from itertools import combinations, pairwise
 import pytest
 import torch
 
-from steerscope.experiments.engine import EditPack, pack as packs
+from steerscope.experiments.engine import EditPack
+from steerscope.experiments.engine import pack as packs
 from steerscope.experiments.engine.model_pack import ModelPack
 from steerscope.experiments.engine.pieces import pieces_of
 from steerscope.experiments.tasks.supervised import SupervisedSequence
