@@ -16,7 +16,7 @@ from steerscope.analysis.capture.outputs import selected_positions
 from steerscope.errors import InputError
 from steerscope.experiments.engine.edits import PackedEdits
 from steerscope.experiments.engine.frozen import FrozenStreams, entering
-from steerscope.experiments.engine.pieces import GPU_PASS, PASS, Batch, pieces_of
+from steerscope.experiments.engine.pieces import GPU_PASS, NUMBERS, PASS, Batch, pieces_of
 from steerscope.experiments.engine.rows import Rows, per_target, run, single_precision
 from steerscope.experiments.engine.spec import RunSpec
 from steerscope.experiments.shared_prefix import cache_of, can_stand_apart, common_length, counted_by, drops
@@ -120,22 +120,54 @@ class Pack(ABC):
 
         Cost: one pass of all rows; or several, of rows of similar length, where padding would cost more.
         """
-        sums, counts = list[Tensor](), list[Tensor]()
+        parts = [own.new_zeros(len(runs)).index_add(0, places, own) for places, own in self._parts(runs, batches)]
+        return torch.stack(parts).sum(0)
+
+    def add_gradients(self, runs: Sequence[int], batches: Sequence[Sequence[SupervisedSequence]]) -> Tensor:
+        """Add the gradients of :meth:`losses` to those of the parameters, and return the losses ``(run)``.
+
+        What a pass keeps for its gradients is let go of before the next. A run whose loss is NaN or infinite adds
+        nothing to the gradients of others; its own mean nothing.
+
+        Args:
+            runs: Indices of the runs in the pack.
+            batches: The sequences of each of these runs, the same number for all.
+
+        Returns:
+            One loss per run, without a graph.
+        """
+        losses: Tensor | None = None
+        for places, own in self._parts(runs, batches):
+            losses = own.new_zeros(len(runs)).detach() if losses is None else losses
+            losses.index_add_(0, places, own.detach())
+            is_finite = own.isfinite()
+            if bool(is_finite.any()):
+                own[is_finite].sum().backward()
+        assert losses is not None
+        return losses
+
+    def _parts(
+        self, runs: Sequence[int], batches: Sequence[Sequence[SupervisedSequence]]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield per pass the places of its runs, and what it adds to their losses, with its graph."""
+        counts = [sum(len(row.ids) - row.first_target for row in batch) for batch in batches]
         for places, parts in self._pieces(batches):
             logits, rows = self.logits([runs[place] for place in places], parts)
             negative = per_target(rows, F.cross_entropy(logits, rows.wanted, reduction="none"))
-            index = torch.tensor(places, device=negative.device)
-            for found, values in ((sums, negative), (counts, rows.is_target)):
-                own = values.unflatten(0, (len(places), -1)).sum((1, 2))
-                found.append(own.new_zeros(len(runs)).index_add(0, index, own))
-        return torch.stack(sums).sum(0) / torch.stack(counts).sum(0)
+            sums = negative.unflatten(0, (len(places), -1)).sum((1, 2))
+            yield torch.tensor(places, device=sums.device), sums / sums.new_tensor([counts[one] for one in places])
 
     def _pieces(self, batches: Sequence[Sequence[SupervisedSequence]]) -> list[tuple[list[int], list[Batch]]]:
         if not self._cuts:
             return [(list(range(len(batches))), list(batches))]
         start = self._start([row for batch in {id(batch): batch for batch in batches}.values() for row in batch])
         is_cuda = next(self.language_model.parameters()).device.type == "cuda"
-        return pieces_of(batches, start, GPU_PASS if is_cuda else PASS)
+        return pieces_of(batches, start, GPU_PASS if is_cuda else PASS, None if is_cuda else self._most)
+
+    @property
+    def _most(self) -> int | None:
+        """How many tokens a pass on a CPU has at most."""
+        return None
 
     @torch.no_grad()
     def load(self, run: int, tensors: Mapping[str, Tensor]) -> None:
@@ -214,6 +246,10 @@ class EditPack(Pack):
     def _counted_back(self) -> int | None:
         counts = [counted_by(config.positions) for config in self.edits.configs]
         return None if None in counts else max(count for count in counts if count is not None)
+
+    @property
+    def _most(self) -> int | None:
+        return NUMBERS // self.loaded.site_map.d_model
 
     def parameters_of(self, run: int) -> list[nn.Parameter]:
         """Return what one run trains."""
