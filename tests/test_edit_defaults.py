@@ -33,6 +33,13 @@ def test_a_contrast_is_what_the_other_value_changes_at_every_site():
     assert rows["rms", "all"]["number"] == 4
 
 
+def test_a_contrast_says_what_it_is_with_each_seed():
+    losses = {key: (1.0, 0.7 if key[2] == "rms" else 1.0) for key in losses_of(lambda *variant: 1.0)}
+    rows = {(row["factor"], row["sites"]): row for row in contrasts(losses)}
+    assert rows["rms", "all"]["by_seed"] == pytest.approx([0.0, -0.3])
+    assert rows["no bias", "all"]["by_seed"] == pytest.approx([0.0, 0.0])
+
+
 def test_a_site_where_a_variant_diverged_is_left_out():
     losses = losses_of(lambda site, bias, scale: 1.0)
     losses["1.mlp_out", True, "rms"] = (math.inf, 1.0)
