@@ -89,11 +89,9 @@ def _seeds(group: Group) -> str:
     if not counts:
         return "nothing trained"
     words = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    searches = {entry.settings.get("lr_steps") for entry in group.trained} - {
-        None,
-        group.trained[0].settings.get("steps"),
-    }
-    short = f", learning rates searched with {' or '.join(map(str, sorted(searches)))} steps" if searches else ""
+    lengths = [entry.settings.get("lr_steps") for entry in group.trained]
+    shorter = sorted({int(steps) for steps in lengths if steps} - {group.trained[0].settings.get("steps")})
+    short = f", learning rates searched with {' or '.join(map(str, shorter))} steps" if shorter else ""
     return f"{words} {'seed' if words == '1' else 'seeds'}{short}"
 
 
