@@ -89,9 +89,9 @@ def _seeds(group: Group) -> str:
     if not counts:
         return "nothing trained"
     words = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    lengths = [entry.settings.get("lr_steps") for entry in group.trained]
-    shorter = sorted({int(steps) for steps in lengths if steps} - {group.trained[0].settings.get("steps")})
-    short = f", learning rates searched with {' or '.join(map(str, shorter))} steps" if shorter else ""
+    asked = [entry.settings.get("lr_steps") for entry in group.trained]
+    searches = {steps for steps in asked if steps is not None} - {group.trained[0].settings.get("steps")}
+    short = f", learning rates searched with {' or '.join(map(str, sorted(searches)))} steps" if searches else ""
     return f"{words} {'seed' if words == '1' else 'seeds'}{short}"
 
 
