@@ -54,12 +54,12 @@ def runs_table(group: Group) -> str:
 
 
 def _of_seeds(entry: Entry) -> str:
-    """Return Student's interval of the mean over seeds."""
+    """Return Student's interval of the mean over seeds, as far as it is of shares."""
     if entry.spread is None or len(entry.seeds) < MIN_SEEDS:
         return "-"
     count = len(entry.seeds)
     half = float(student.ppf(0.975, count - 1)) * entry.spread / math.sqrt(count)
-    return f"[{entry.accuracy - half:.1%}, {entry.accuracy + half:.1%}]"
+    return f"[{max(0, entry.accuracy - half):.1%}, {min(1, entry.accuracy + half):.1%}]"
 
 
 def _part(entry: Entry) -> str:
