@@ -95,7 +95,10 @@ class Site:
 
     @property
     def write(self) -> Site:
-        """The site whose vector edit is the same edit (``attn_out`` for ``resid_mid``; often itself)."""
+        """The site whose vector edit is the same edit (``attn_out`` for ``resid_mid``; often itself).
+
+        In blocks that do nothing to the stream but add to it; ``site_map.write(site)`` knows the others as well.
+        """
         return Site(self.layer, self.kind.adds_at, self.head)
 
     @property

@@ -31,7 +31,7 @@ class _RootMeanSquareNorm(torch.autograd.Function):
         return (x * inverse).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """Return the gradient for what entered."""
         x, weight, inverse = ctx.saved_tensors
         scaled = gradient * weight

@@ -21,7 +21,6 @@ from steerscope.models.blocks import as_token_axes
 from steerscope.models.hooks import tapping
 from steerscope.models.load import LoadedModel
 from steerscope.models.packed import compute_dtype
-from steerscope.site_kinds import kinds_adding_at, stream_behind
 from steerscope.sites import Site
 
 
@@ -120,7 +119,7 @@ class Recorder:
             correct=self.correct,
             read_rms={site: float(scale.pow(2).mean().sqrt()) for site, scale in self.scales.items()},
             read_length={site: scaled for site, (_, scaled) in lengths.items()},
-            held_length={site: lengths[self._holder(site)][0] for site in lengths if site.write == site},
+            held_length={site: lengths[self._holder(site)][0] for site in lengths if self._write(site) == site},
             spans=self.probes.spans,
             scales=self.scales,
         )
@@ -128,11 +127,7 @@ class Recorder:
     # --- hooks ---
 
     def attached(self) -> ExitStack:
-        """Set all hooks; closing the stack removes them.
-
-        Returns:
-            The stack that holds the hooks.
-        """
+        """Set all hooks; closing the stack removes them."""
         stack = ExitStack()
         site_map = self.loaded.site_map
         embeddings = self.loaded.model.get_input_embeddings()  # type: ignore[operator]
@@ -151,7 +146,7 @@ class Recorder:
         stack.enter_context(
             tapping(
                 site_map,
-                {s: self._write_tap(s) if s.write == s else self._read_tap(s) for s in site_map.sites()},
+                {s: self._write_tap(s) if self._write(s) == s else self._read_tap(s) for s in site_map.sites()},
             )
         )
         return stack
@@ -170,28 +165,28 @@ class Recorder:
     def _read_tap(self, site: Site) -> Callable[[Tensor, Tensor], None]:
         return lambda value, read: self._read_site(site, read)
 
-    def _sites_written_at(self, write: Site) -> list[Site]:
-        kinds = self.loaded.site_map.description.kinds
-        return [Site(write.layer, kind) for kind in kinds_adding_at(write.kind) if kind in kinds]
+    def _write(self, site: Site) -> Site:
+        return self.loaded.site_map.write(site)
 
     def _holder(self, write: Site) -> Site:
         """Return the site that reads what an edit at a write point is added to: the stream, where it is the stream."""
-        return Site(write.layer, stream_behind(write.kind, self.loaded.site_map.description.kinds))
+        return Site(write.layer, self.loaded.site_map.blocks[write.layer].description.stream_behind(write.kind))
 
     def _read_site(self, site: Site, read: Tensor) -> None:
         rows = self.blocks * self.plan.size
         projected = self._project(read.detach(), "site read", rows, self.blocks, scaled_for=site) * self.mask
         split = split_blocks(projected, self.blocks)
-        sites = self._sites_written_at(site.write)
-        if site.write not in self.reads:
-            self.reads[site.write] = split.new_empty(*split.shape[:3], len(sites), split.shape[3])
-        self.reads[site.write][..., sites.index(site), :] = split
+        write = self._write(site)
+        sites = self.loaded.site_map.written_at(write)
+        if write not in self.reads:
+            self.reads[write] = split.new_empty(*split.shape[:3], len(sites), split.shape[3])
+        self.reads[write][..., sites.index(site), :] = split
 
     def _site_grad(self, write: Site, grad: Tensor) -> None:
         grad = self._project(grad, "site write", self.blocks * self.plan.size, self.blocks)
         reads = self.reads[write]
         features = combine_blocks(grad, reads.flatten(3)).unflatten(3, reads.shape[3:])
-        for place, site in enumerate(self._sites_written_at(write)):
+        for place, site in enumerate(self.loaded.site_map.written_at(write)):
             self._store(self.linear, site, features[..., place, :].flatten(1))
         # Every block estimates the whole inner product; side by side they count it once per block.
         self._store(self.vector, write, vector_tangent(grad * self.mask) / math.sqrt(self.blocks))

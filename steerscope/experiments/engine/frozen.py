@@ -55,7 +55,11 @@ class FrozenStreams:
         self._group = _Group([])
 
     def move_to(self, layer: int) -> None:
-        """Make ready for ``layer``; going down starts again from the embeddings."""
+        """Make ready for ``layer``; going down starts again from the embeddings.
+
+        Where blocks read more of those below than the stream, all of them run every time.
+        """
+        layer = 0 if self.site_map.description.reads_below else layer
         if layer < self.layer:
             self._groups = {}
             self._group = _Group(self._group.batches)

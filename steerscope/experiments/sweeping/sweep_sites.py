@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from steerscope.analysis.stopwatch import training_progress
 from steerscope.errors import InputError
 from steerscope.experiments.carrying.jobs import Carrier, FileJob, OutOfTime, Stage
 from steerscope.experiments.engine.candidate import Candidate, by_floor
@@ -307,7 +308,7 @@ class _Work:
             self.store,
             scales,
             size,
-            self.progress,
+            training_progress(self.progress),
             options.rates,
             self.deadline,
         )
