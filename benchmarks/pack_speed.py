@@ -31,6 +31,8 @@ from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.training.data import training_rows
 from steerscope.models.load import LoadedModel
 
+WAYS = ("one_by_one", "kept", "together", "alone")
+
 
 class WholeRows(EditPack):
     """A pack that computes every row whole, in one pass, with the model's own norms."""
@@ -89,9 +91,11 @@ def measure(loaded: LoadedModel, task: str, options: argparse.Namespace) -> dict
         "pack": [prepared(EditPack(loaded, specs, None, streams), rows)],
     }
     shared = ways["pack"][0]
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in ways if name in (*options.against, "pack")}
     for _ in range(options.repeats):
         for name, packs in ways.items():
+            if name not in seconds:
+                continue
             if name == "one_by_one":
                 for pack in packs:
                     pack.streams = BelowTheBlock(loaded.model, loaded.site_map, pad)
@@ -100,7 +104,7 @@ def measure(loaded: LoadedModel, task: str, options: argparse.Namespace) -> dict
                 train_pack(pack, {0: rows}, schedule)
             seconds[name].append(time.process_time() - since)
     ratios = {}
-    for name in (name for name in ways if name != "pack"):
+    for name in options.against:
         found = sorted(a / b for a, b in zip(seconds[name], seconds["pack"], strict=True))
         ratios[name] = {"least": found[0], "median": found[len(found) // 2], "greatest": found[-1]}
     return {
@@ -121,6 +125,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--against", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)

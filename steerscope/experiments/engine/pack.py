@@ -24,6 +24,7 @@ from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.models.fused_norms import FusedNorms
 from steerscope.models.lengths import require_one_side, switch_length
 from steerscope.models.load import LoadedModel
+from steerscope.models.offloaded import device_of
 from steerscope.models.tokens import pad_token
 from steerscope.models.upper_blocks import mlp_at
 from steerscope.sites import SiteKind
@@ -55,7 +56,8 @@ class Pack(ABC):
         Cost: passes over two rows.
         """
         ids, prompts = [row.ids for row in sequences], [row.first_target for row in sequences]
-        self._norms = self._norms or FusedNorms(self.language_model)
+        if self._norms is None:
+            self._norms = FusedNorms(self.language_model)
         # Dropout is drawn for rows as they stand together, and so are the factors of a rotary embedding that switches.
         self._cuts = not drops(self._tried) and switch_length(self.language_model) is None
         self._shares = can_stand_apart(
@@ -161,8 +163,8 @@ class Pack(ABC):
         if not self._cuts:
             return [(list(range(len(batches))), list(batches))]
         start = self._start([row for batch in {id(batch): batch for batch in batches}.values() for row in batch])
-        is_cuda = next(self.language_model.parameters()).device.type == "cuda"
-        return pieces_of(batches, start, GPU_PASS if is_cuda else PASS, None if is_cuda else self._most)
+        is_cpu = device_of(self.language_model).type == "cpu"
+        return pieces_of(batches, start, PASS if is_cpu else GPU_PASS, self._most if is_cpu else None)
 
     @property
     def _most(self) -> int | None:
