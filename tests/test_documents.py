@@ -244,3 +244,17 @@ def test_the_picture_is_there():
     assert picture.is_file()
     assert picture.stat().st_size < 300_000
     assert Path(target).parent == Path("docs/images")
+
+
+def test_what_the_sites_theme_leaves_without_a_name_gets_one():
+    from docs_site.accessible import NAMED, on_post_page
+
+    page = (
+        '<div class="md-search" data-md-component="search" role="dialog">'
+        '<input class="md-toggle" data-md-toggle="search" id="s">'
+    )
+    made = on_post_page(page + "<p>text</p>")
+    assert made.count('aria-label="Search"') == 2
+    assert re.sub(' aria-label="[^"]*"', "", made) == page + "<p>text</p>"
+    assert "docs_site/accessible.py" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert len(NAMED) == 3

@@ -70,11 +70,7 @@ class PlaceWatch:
         self._tokens += int(batch.mask.sum())
 
     def attached(self) -> ExitStack:
-        """Set all hooks; closing the stack removes them.
-
-        Returns:
-            The stack that holds the hooks.
-        """
+        """Set all hooks; closing the stack removes them."""
         stack = ExitStack()
         for module in self.loaded.site_map.linear_maps().values():
             stack.callback(module.register_forward_hook(self._map_hook).remove)
