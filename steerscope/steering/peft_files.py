@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +103,12 @@ def require_readable(told: Mapping[str, Any], path: Path) -> None:
     """
     from dataclasses import fields
 
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING  # slow to load
+    from peft import __version__ as version  # slow to load
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     name = type_name(told)
     known = {str(getattr(one, "value", one)): made for one, made in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    installed = f"the installed PEFT ({metadata.version('peft')})"
+    installed = f"the installed PEFT ({version})"
     if name not in known:
         raise InputError(
             f"{str(path)!r} has peft_type {name!r}, which {installed} does not know. Install "

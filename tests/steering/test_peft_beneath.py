@@ -354,3 +354,16 @@ def test_configurations_of_other_versions(saved, changes, message):
         with_adapter(loaded, read_adapter(saved / "theirs"))
     with pytest.raises(InputError, match=message):
         SteeringModel.from_pretrained(tiny_model("llama"), saved / "ours")
+
+
+def test_a_peft_that_is_on_the_path_and_not_installed_is_named_by_its_own_version(monkeypatch, tmp_path):
+    from importlib import metadata
+
+    from steerscope.steering.peft_files import require_readable
+
+    def nothing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", nothing)
+    with pytest.raises(InputError, match=r"which the installed PEFT \(\d+\.\d+"):
+        require_readable({"peft_type": "TOMORROW"}, tmp_path / "adapter_config.json")
