@@ -82,6 +82,9 @@ def ranked_alike(studies: Sequence[Mapping[str, Any]], n_probes: int | None) -> 
     Args:
         studies: Lines of one score.
         n_probes: The number; without it a table's first line is taken.
+
+    Returns:
+        The lines, tables in the order in which they come.
     """
     found: dict[tuple[str, str], Mapping[str, Any]] = {}
     for one in studies:
