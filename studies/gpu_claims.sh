@@ -5,14 +5,14 @@
 #   DEVICE=cpu MODEL=FOLDER TASKS=twice ONLY=none,post-block STEPS=4 BATCH=4 SEEDS=1 TRIES=3 studies/gpu_claims.sh 2 OUT
 #
 # DATA_DIR names the folder with files of the published tasks, which are left out without it; ListOps then is that of the
-# files. Every configuration of studies/claims/study.py, or of ONLY; SEEDS seeds; the first one's rate is searched with
-# runs of full length and taken over by the others. STEPS=..., or STEPS_recall=... for one task, overrides (so do BATCH and
-# TEST). LONGER names configurations that are trained for twice as many steps too, by one seed with a search of its own, to
-# see whether the others had converged; they are begun when a task has nothing else left. JOBS tasks run at a time, each
-# as its own process. Weights are float32: full fine-tuning in bfloat16 would lose small updates that adapters, which are
-# always float32, keep. When the minutes are over no other run is begun; one that is under way goes on to its end, or if it
-# is stopped, from its last checkpoint in the next call. LEFTOVER=1 also measures claim (f), which holds two models. PYTHON
-# names the interpreter.
+# files. The configurations of studies/claims/study.py that claims are about, or those of ONLY; SEEDS seeds; the first
+# one's rate is searched with runs of full length and taken over by the others. STEPS=..., or STEPS_recall=... for one task,
+# overrides (so do BATCH and TEST); 80 steps were too few for post-block edits on the bundled model. LONGER names
+# configurations that are trained for twice as many steps too, by one seed with a search of its own, to see whether the
+# others had converged; they are begun when a task has nothing else left. JOBS tasks run at a time, each as its own process.
+# Weights are float32: full fine-tuning in bfloat16 would lose small updates that adapters, which are always float32, keep.
+# When the minutes are over no other run is begun; one that is under way goes on to its end, or if it is stopped, from its
+# last checkpoint in the next call. LEFTOVER=1 also measures claim (f), which holds two models. PYTHON names the interpreter.
 # What has to be kept of OUT is one file: python -m studies.claims OUT/*/ PAGE --keep FILE.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,9 +22,6 @@ only=${ONLY:-none,post-block,post-mlp,attn-out,mlp-in,sft,lora,loreft,nonlinear,
 tasks=${TASKS:-twice recall compare listops ${DATA_DIR:+arc_challenge boolq winogrande aqua gsm8k}}
 mkdir -p "$out"
 ends=$(( $(date +%s) + minutes * 60 ))
-
-STEPS_twice=${STEPS_twice:-${STEPS:-48}}; STEPS_recall=${STEPS_recall:-${STEPS:-32}}
-STEPS_compare=${STEPS_compare:-${STEPS:-80}}
 
 # The setting NAME of a task: NAME_task, NAME, or what is given.
 of() { local own="$1_$2"; echo "${!own:-${!1:-$3}}"; }

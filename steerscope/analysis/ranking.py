@@ -214,11 +214,7 @@ def _plan(loaded: LoadedModel, encoded: Encoded, probes: Probes, options: RankOp
 
 
 def _curve_sites(scored: tuple[SiteScore, ...]) -> list[Site]:
-    """The three best linear sites and the best of every kind.
-
-    Returns:
-        The sites, each once, best first.
-    """
+    """The three best linear sites and the best of every kind."""
     linear = [Site(s.layer, SiteKind(s.kind)) for s in scored if s.family == "linear"]
     best_of_kind = {site.kind: site for site in reversed(linear)}
     wanted = linear[:3] + [site for site in linear if best_of_kind[site.kind] == site]

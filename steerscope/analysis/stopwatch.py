@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from steerscope.errors import shortened
+
 # Called with the stage's name, steps done and steps in all.
 StageProgress = Callable[[str, int, int], None]
 
@@ -25,7 +27,7 @@ def training_progress(progress: StageProgress | None) -> StageProgress | None:
         return None
 
     def tell(what: str, done: int, total: int) -> None:
-        names = what if len(what) <= _LONGEST else f"{what[: _LONGEST - 3]}..."
+        names = shortened(what, _LONGEST)
         progress(f"train: {names}" if names else "train", done, total)
 
     return tell

@@ -144,11 +144,7 @@ def _refuse(sentence: str) -> int:
 
 
 def _unread() -> int:
-    """Exit silently, as programs do whose reader has gone: files are written before anything is printed.
-
-    Returns:
-        The exit code of a program whose reader has gone.
-    """
+    """Exit silently, as programs do whose reader has gone: files are written before anything is printed."""
     _discard(sys.stdout)
     return UNREAD
 

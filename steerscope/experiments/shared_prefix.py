@@ -199,11 +199,7 @@ def _told(model: nn.Module, prompts: Sequence[int], device: torch.device) -> dic
 
 
 def drops(model: nn.Module) -> bool:
-    """Whether dropout is drawn: by a module of its own, or by one that keeps a rate as a number.
-
-    Returns:
-        Whether two runs on the same tokens may differ.
-    """
+    """Whether dropout is drawn: by a module of its own, or by one that keeps a rate as a number."""
     return any(module.training and any(rate > 0 for rate in _rates(module)) for module in model.modules())
 
 
@@ -216,11 +212,7 @@ def _rates(module: nn.Module) -> list[float]:
 def _is_right(
     model: nn.Module, rows: Sequence[Sequence[int]], prompts: Sequence[int], pad: int, length: int, pads_left: bool
 ) -> bool:
-    """Whether both ways give the same logits after these rows.
-
-    Returns:
-        Whether the logits differ by no more than rounding explains.
-    """
+    """Whether both ways give the same logits after these rows."""
     device = device_of(model)
     width = max(map(len, rows))
     told = _told(model, prompts, device)

@@ -30,22 +30,21 @@ from steerscope.sites import Site, SiteKind
 
 
 @torch.no_grad()
-def check_sites(model: nn.Module, site_map: SiteMap, num_tokens: int = 6) -> None:
+def check_sites(model: nn.Module, site_map: SiteMap) -> None:
     """Verify every site of ``model`` against its defining equations.
 
     Args:
         model: A causal language model in evaluation mode.
         site_map: The map to verify.
-        num_tokens: Length of the (seeded, random) input.
 
     Raises:
         UnsupportedModelError: A tensor or an edit disagrees with its equation; the message names the first.
         InputError: The logits are NaN or infinite.
 
-    Cost: about ten forward passes over ``2 x num_tokens`` tokens.
+    Cost: about ten forward passes over 12 tokens.
     """
     generator = torch.Generator().manual_seed(0)
-    ids = random_tokens(model, generator, num_tokens)
+    ids = random_tokens(model, generator)
 
     def run() -> Tensor:
         return model(input_ids=ids, use_cache=False).logits

@@ -74,6 +74,17 @@ class SiteMap:
             raise InputError(f"site '{found}' names head {found.head}; this model has heads 0 to {self.n_heads - 1}.")
         return found
 
+    def resolve_each(self, names: Iterable[Site | str]) -> tuple[Site, ...]:
+        """Return several sites in the order in which the model computes them.
+
+        Raises:
+            InputError: An unknown site, or the same one twice.
+        """
+        named = [self.resolve(name) for name in names]
+        if doubled := sorted({str(site) for site in named if named.count(site) > 1}):
+            raise InputError(f"site {', '.join(doubled)} is named twice; name every site once.")
+        return tuple(sorted(named, key=lambda site: (site.layer, site.kind.order)))
+
     def resolve_kinds(self, names: Iterable[str] | str) -> tuple[SiteKind, ...]:
         """Return the kinds for user-given names, checked against this layout."""
         kinds = tuple(parse_kind(name) for name in one_or_several(names))

@@ -202,11 +202,7 @@ def share_bar(value: float, low: float, high: float) -> dict[str, str]:
 
 
 def setting_text(value: object) -> str:
-    """Write a setting as text; mappings in sorted order, because a trip through JSON sorts them too.
-
-    Returns:
-        One line.
-    """
+    """Write a setting as text; mappings in sorted order, because a trip through JSON sorts them too."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

@@ -54,11 +54,7 @@ def finished_svg(svg: bytes) -> bytes:
 
 
 def _shortened(text: str) -> str:
-    """Take out what is not drawn: comments, names of groups, digits beyond a hundredth of a point, white space.
-
-    Returns:
-        An SVG of the same picture.
-    """
+    """Take out what is not drawn: comments, names of groups, digits beyond a hundredth of a point, white space."""
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"\s*\n\s*", "\n", text)
     text = _without_plain_groups(re.sub(r'<g id="[^"]*"', "<g", text).replace(">\n<", "><"))

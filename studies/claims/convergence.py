@@ -22,6 +22,7 @@ from studies.claims.sections import trained_words
 
 # A loss still falls if its last tenth of steps brought more than this part of the whole way.
 FLAT = 0.05
+FALLING = "still falling"
 # What differs between a run and one for longer of the same configuration.
 _LENGTH = ("steps", "lr_steps")
 
@@ -55,7 +56,7 @@ class End:
         if way <= 0:
             return "did not fall"
         if fall - self.half > way:
-            return "still falling"
+            return FALLING
         return "flat" if fall + self.half < way else "not told"
 
 

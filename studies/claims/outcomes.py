@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from studies.claims.convergence import FALLING, end_of
 from studies.claims.groups import Group
 from studies.claims.learned import Admission, admission, has_learned
 from studies.claims.power import Power, power_of
@@ -96,13 +97,17 @@ def _of_link(name: tuple[str, str], rows: Sequence[Row]) -> Row | None:
 
 def _row(pair: Pair, link: tuple[str, str] | None, group: Group) -> Row:
     found = difference(pair.first, pair.second)
-    return Row(pair, link, found, verdict(found, strict=pair.strict, blocked=_blocked(pair, group)))
+    return Row(pair, link, found, verdict(found, strict=pair.strict, blocked=_blocked(pair, group, found)))
 
 
-def _blocked(pair: Pair, group: Group) -> str:
+def _blocked(pair: Pair, group: Group, found: Difference | None) -> str:
     """Return why a comparison decides nothing, or nothing: what counts against one side counts against the other."""
     if unfair := why_unfair(pair.first, pair.second):
         return unfair
+    behind, which = (pair.first, "first") if found and found.mean < 0 else (pair.second, "second")
+    end = end_of(behind)
+    if end is not None and end.word == FALLING:
+        return f"the {which} is behind and was still learning when training ended"
     if group.untrained is None:
         return ""
     damaged = [

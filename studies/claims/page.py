@@ -84,8 +84,15 @@ def _opening(groups: Sequence[Group]) -> str:
 
 
 def _seeds(group: Group) -> str:
+    """Return how many seeds there are, and how long searches were where they were shorter than the runs."""
     counts = sorted({len(entry.seeds) for entry in group.trained})
-    return f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds" if counts else "nothing trained"
+    if not counts:
+        return "nothing trained"
+    words = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    asked = [entry.settings.get("lr_steps") for entry in group.trained]
+    searches = {steps for steps in asked if steps is not None} - {group.trained[0].settings.get("steps")}
+    short = f", learning rates searched with {' or '.join(map(str, sorted(searches)))} steps" if searches else ""
+    return f"{words} {'seed' if words == '1' else 'seeds'}{short}"
 
 
 def _admitted(group: Group) -> str:

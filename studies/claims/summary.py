@@ -30,7 +30,7 @@ def _sentence(section: Section, outcomes: Sequence[Outcome]) -> str:
         return f"{said}: **no runs** of this model with today's prompts."
     counted = [one for one in outcomes if one.admission.holds]
     if not counted:
-        return f"{said}: **undecided**, as no training counts. {' '.join(_group(one) for one in outcomes)}"
+        return f"{said}: **undecided**, as no training with runs of it counts (see above)."
     if len(counted) == 1:
         word = f"**{counted[0].kind}**"
     else:
@@ -41,8 +41,6 @@ def _sentence(section: Section, outcomes: Sequence[Outcome]) -> str:
 
 
 def _group(one: Outcome) -> str:
-    if not one.admission.holds:
-        return f"{one.group.title}: not counted, since {one.admission.sentence}"
     links = [f"{_words(row, row.link)} {row.found or '-'}, {row.verdict}" for row in one.links]
     links += [f"{first} against {second}: no runs" for first, second in one.missing]
     text = f"{one.group.title}: {'; '.join(links)}."

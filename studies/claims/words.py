@@ -22,7 +22,8 @@ the first seed's search gives the learning rate of all, intervals do not hold wh
 **What decides nothing**, on either side alike: fewer than three seeds in common; learning rates that were not
 searched with the same budget (`--learning-rate auto`; by every seed for itself, or by the first for all) or were
 chosen at the edge of the search in any run; a side that training left below the untrained model (its Wilson interval
-wholly below); two sides of which neither learned.
+wholly below); a side that is behind and whose training loss was still falling at the end (see below), since more
+steps might change the order; two sides of which neither learned.
 
 **A claim** of several links is reproduced only if all of them are, not reproduced if one is not, else undecided. So
 it is called reproduced wrongly with at most 2.5%, and not reproduced wrongly with at most 2.5% for each of its links.
@@ -38,8 +39,9 @@ What a single method has learned is told the same way.
 as many questions) or questions (with as many seeds) would have decided it, had the mean and the spreads stayed.
 
 **How trainings ended.** Training losses are means over seeds, in nats, of tenths of the steps; the fall over the last
-tenth has its 95% interval over seeds. *Still falling* is a fall that is surely more than 5% of the whole. The
-learning rate goes to zero at the end, so a flat end is no proof that more steps would not help; longer runs are.
+tenth has its 95% interval over seeds. *Still falling* is a fall that is surely more than 5% of the whole, *flat*
+surely less, *not told* neither. The learning rate goes to zero at the end, so a flat end is no proof that more steps
+would not help; longer runs are.
 """
 OF_SPACES = """\
 Per space (one kind of site in all layers) and rank, the affine maps that fit the fine-tuned model's shifts best are

@@ -127,11 +127,7 @@ class Recorder:
     # --- hooks ---
 
     def attached(self) -> ExitStack:
-        """Set all hooks; closing the stack removes them.
-
-        Returns:
-            The stack that holds the hooks.
-        """
+        """Set all hooks; closing the stack removes them."""
         stack = ExitStack()
         site_map = self.loaded.site_map
         embeddings = self.loaded.model.get_input_embeddings()  # type: ignore[operator]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from torch import Tensor
 from steerscope.experiments.engine.held_out import HeldOut
 from steerscope.experiments.engine.pack import Pack
 from steerscope.experiments.tasks.supervised import SupervisedSequence
+from steerscope.finite import finite_or_none
 from steerscope.sites import parse_site
 from steerscope.steering.config import SteeringConfig
 
@@ -107,8 +107,8 @@ class Outcome:
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-able values; an infinite loss is written as ``None``."""
         found = asdict(self)
-        found["losses"] = [v if math.isfinite(v) else None for v in self.losses]
-        found["tried"] = {k: v if math.isfinite(v) else None for k, v in self.tried.items()}
+        found["losses"] = [finite_or_none(v) for v in self.losses]
+        found["tried"] = {k: finite_or_none(v) for k, v in self.tried.items()}
         return found
 
 

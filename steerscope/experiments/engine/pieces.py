@@ -10,9 +10,14 @@ from steerscope.experiments.tasks.supervised import SupervisedSequence
 Batch = Sequence[SupervisedSequence]
 # What one more pass costs beside its tokens, as so many tokens: calls of modules on a CPU, launches on a GPU.
 PASS, GPU_PASS = 64, 16384
+# Numbers in the residual stream of a pass that keep a CPU busy; more only take memory.
+NUMBERS = 2**20
+_NEVER = 2**60
 
 
-def pieces_of(batches: Sequence[Batch], start: int, fixed: int) -> list[tuple[list[int], list[Batch]]]:
+def pieces_of(
+    batches: Sequence[Batch], start: int, fixed: int, most: int | None = None
+) -> list[tuple[list[int], list[Batch]]]:
     """Cut the batches of several runs into passes of similar length, such that the fewest tokens are computed.
 
     Args:
@@ -20,6 +25,7 @@ def pieces_of(batches: Sequence[Batch], start: int, fixed: int) -> list[tuple[li
             do their parts.
         start: How many tokens all rows begin with that are computed once per run and pass.
         fixed: What one more pass costs, in tokens.
+        most: Most tokens of a pass, of one row of each run at least; None for any number.
 
     Returns:
         Per pass the places of its runs in ``batches``, and a part of the batch of each, as many sequences for all; one
@@ -38,7 +44,12 @@ def pieces_of(batches: Sequence[Batch], start: int, fixed: int) -> list[tuple[li
         """Return the cost of the runs of some batches, and where their rows are cut."""
         runs = sum(map(len, sharing[first:stop]))
         widths = [max(len(row.ids) for row in column) for column in zip(*ordered[first:stop], strict=True)]
-        return _cheapest(len(widths), lambda i, j: runs * ((j - i) * (widths[j - 1] - start) + start) + fixed)
+
+        def cost(i: int, j: int) -> int:
+            tokens = runs * ((j - i) * (widths[j - 1] - start) + start)
+            return _NEVER if most is not None and tokens > most and j - i > 1 else tokens + fixed
+
+        return _cheapest(len(widths), cost)
 
     _, groups = _cheapest(len(ordered), lambda first, stop: within(first, stop)[0])
     pieces: list[tuple[list[int], list[Batch]]] = []

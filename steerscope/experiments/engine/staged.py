@@ -15,6 +15,7 @@ from steerscope.experiments.engine.pack_job import PackJob, Task
 from steerscope.experiments.engine.run_records import trained_record
 from steerscope.experiments.engine.run_state import RunState, progress_of, states_of
 from steerscope.experiments.engine.sweep import Sweep
+from steerscope.finite import finite_or_none
 
 
 @dataclass
@@ -86,7 +87,7 @@ class StagedSweep(Sweep):
                 self.store.put(
                     self._config(*run), trained_record(trained[place], judged[place], spent), trained[place].tensors
                 )
-            losses = [loss if math.isfinite(loss) else None for loss in state.losses]
+            losses = [finite_or_none(loss) for loss in state.losses]
             record = {"losses": losses, "seconds": spent}
             self.store.put(self._at(run, until), record, {} if last else state.stored())
         self._tell(names, len(chosen))

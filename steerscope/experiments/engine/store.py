@@ -72,11 +72,7 @@ class RunStore:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no infinity: a diverged loss is written as a word.
-
-    Returns:
-        The value, or ``"infinite"``.
-    """
+    """JSON has no infinity: a diverged loss is written as a word."""
     return "infinite" if isinstance(value, float) and not math.isfinite(value) else value
 
 

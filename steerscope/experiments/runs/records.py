@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from steerscope.analysis.shown import Shown
-from steerscope.errors import InputError
+from steerscope.errors import InputError, shortened
 from steerscope.experiments.runs.evaluation import Evaluation
 from steerscope.records import record_of
 
@@ -279,12 +279,7 @@ def require_hashes(model: Mapping[str, Any], settings: Mapping[str, Any], where:
     """
     data = settings.get("data", {})
     if not isinstance(data, Mapping) or not all(isinstance(value, str) for value in data.values()):
-        raise InputError(f"{where}: settings.data is {_short(data)}; expected a hash per part. Run again.")
+        raise InputError(f"{where}: settings.data is {shortened(repr(data))}; expected a hash per part. Run again.")
     for name in ("name", "sha256", "setup", "dtype"):
         if not isinstance(found := model.get(name), str | None):
-            raise InputError(f"{where}: model.{name} is {_short(found)}; expected a text. Run again.")
-
-
-def _short(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:60]}..."
+            raise InputError(f"{where}: model.{name} is {shortened(repr(found))}; expected a text. Run again.")

@@ -34,6 +34,7 @@ from steerscope.experiments.searching.options import SearchOptions
 from steerscope.experiments.searching.result import Contender, SearchResult, Tested
 from steerscope.experiments.sweeping.preparing import begin_folder, fitting_pack, read_scales
 from steerscope.experiments.sweeping.recalibration import recalibrate
+from steerscope.finite import finite_or_none
 from steerscope.folders import ADAPTER_FOLDER, Kind, require_folder_for
 from steerscope.installed import is_installed, package_versions
 from steerscope.models.load import LoadedModel, require_loaded
@@ -305,7 +306,7 @@ class _Work:
             name=run[0].name,
             learning_rate=run[1],
             interior=min(places) < _place(run[1]) < max(places),
-            loss=loss if math.isfinite(loss) else None,
+            loss=finite_or_none(loss),
             accuracy=float(tested["accuracy"]),
             n_params=num_params(self.loaded, run[0], self.options.counted_rank),
             seconds=sum(float((sweep.kept(other)[0] or {"seconds": 0.0})["seconds"]) for other in tried),
@@ -324,8 +325,8 @@ class _Work:
                     name=one.run[0].name,
                     learning_rate=one.run[1],
                     steps=one.steps,
-                    train_loss=one.loss if math.isfinite(one.loss) else None,
-                    selection_loss=loss if loss is not None and math.isfinite(loss) else None,
+                    train_loss=finite_or_none(one.loss),
+                    selection_loss=finite_or_none(loss),
                     selection_accuracy=None if trained is None else float(trained["selection_accuracy"]),
                     score=scores.get(one.run[0].name),
                 )

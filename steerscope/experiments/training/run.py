@@ -33,7 +33,7 @@ from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import SCALES_RATE, TrainOptions
 from steerscope.experiments.training.trainee import Trainee, build
 from steerscope.files import told
-from steerscope.finite import NotFiniteError
+from steerscope.finite import NotFiniteError, finite_or_none
 from steerscope.folders import ADAPTER_FOLDER
 from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel
@@ -363,7 +363,7 @@ class Run:
         )
 
     def _facts(self, choice: Choice, done: Trained, too_long: int, examples: int) -> dict[str, Any]:
-        tried = {f"{rate:g}": loss if math.isfinite(loss) else None for rate, loss in choice.tried.items()}
+        tried = {f"{rate:g}": finite_or_none(loss) for rate, loss in choice.tried.items()}
         return {
             "learning_rate": choice.learning_rate,
             "learning_rates_tried": tried,

@@ -23,11 +23,7 @@ VERDICT_LOOKS = {
 
 @styled
 def plot_verdicts(found: Verification) -> Figure:
-    """Draw one lettered cell per proposition.
-
-    Returns:
-        The figure.
-    """
+    """Draw one lettered cell per proposition."""
     columns = 7
     rows = -(-len(found.propositions) // columns)
     figure, ax = new_figure(0.5 * rows + 1.5)

@@ -46,6 +46,7 @@ def run(
         place = RunFolder.create(folder / name.replace(":", ""), own)
         lines = [replace(GENERATIONS[0], key=f"q{i}", is_right=i in chosen) for i in range(N)]
         facts = {"learning_rate_is_interior": interior, "learning_rate_of_seed": 0 if searched_once else seed}
+        facts |= {} if method == "none" else {"learning_rate": 0.003}
         facts |= {} if losses is None else {"losses": [[i, loss + 0.001 * seed] for i, loss in enumerate(losses)]}
         trained = 0 if method == "none" else parameters
         found = replace(results(own, evaluation(len(chosen), N), trained), training=facts)

@@ -58,22 +58,27 @@ def test_pairs_differ_in_what_the_claim_is_about(tmp_path):
 
 
 def test_links_are_of_the_methods_as_they_are(tmp_path):
+    """Not of variants, though these have more seeds in common with the other side."""
     run(tmp_path, "post-block", [first(9)])
-    run(tmp_path, "post-block", [first(9)], bias=False)
-    run(tmp_path, "post-block", [first(9)], rank=1)
+    run(tmp_path, "post-block", [first(9)] * 2, bias=False)
+    run(tmp_path, "post-block", [first(9)] * 2, scale="rms")
+    run(tmp_path, "post-block", [first(9)] * 2, start="published")
+    run(tmp_path, "post-block", [first(9)] * 2, rank=1)
     run(tmp_path, "loreft", [first(9)], family="loreft", bias=None)
-    run(tmp_path, "loreft", [first(9)], family="loreft", bias=None, start="published")
-    run(tmp_path, "noreft", [first(9)], family="noreft", bias=None)
-    run(tmp_path, "lora", [first(9)], None, parameters=9000)
-    run(tmp_path, "sft", [first(9)], None)
+    run(tmp_path, "loreft", [first(9)] * 2, family="loreft", bias=None, start="published")
+    run(tmp_path, "noreft", [first(9)] * 2, family="noreft", bias=None)
+    run(tmp_path, "lora", [first(9)] * 2, None, parameters=9000)
+    run(tmp_path, "sft", [first(9)] * 2, None)
     for constraint in ("none", "input", "output"):
-        run(tmp_path, "joint", [first(9)], constraint=constraint, parameters=10_000)
+        run(tmp_path, "joint", [first(9)] * 2, constraint=constraint, parameters=10_000)
     found = {letter: outcome(BY_LETTER[letter], group(tmp_path)) for letter in ("b", "c", "e", "e, constraint")}
     for one in found.values():
         assert [row.link for row in one.links] == list(one.section.links)
         assert not one.missing
-    (block, sft) = (found["b"].links[0].pair.first, found["b"].links[0].pair.second)
-    assert (block.rank, block.settings["bias"], sft.method) == (8, True, "sft")
+    blocks = [found["b"].links[0].pair.first, *(row.pair.first for row in found["c"].links)]
+    blocks.append(found["e"].links[0].pair.second)
+    assert {(one.rank, one.settings["bias"]) for one in blocks} == {(8, True)}
+    assert not any({"scale", "start"} & one.settings.keys() for one in blocks)
     assert {(row.pair.first.method, row.pair.second.method) for row in found["c"].apart} == {
         ("post-block", "loreft"), ("post-block", "lora"), ("post-block", "post-block"), ("loreft", "noreft"),
         ("loreft", "loreft"),
@@ -183,9 +188,26 @@ def test_runs_of_two_seeds_admit_nothing(tmp_path):
 
 
 def test_a_training_that_does_not_count_decides_no_claim(tmp_path):
-    untrained(tmp_path, 20, recalibrated=0.9)
     run(tmp_path, "post-block", [first(150)] * 3)
     run(tmp_path, "sft", [first(100)] * 3, None)
-    found = outcome(BY_LETTER["b"], group(tmp_path))
-    assert found.kind == "undecided"
-    assert not found.admission.holds
+    found = outcome(BY_LETTER["b"], group(tmp_path))  # without a run of the untrained model
+    assert [row.verdict.kind for row in found.links] == ["reproduced"]
+    assert (found.admission.holds, found.kind) == (False, "undecided")
+
+
+@pytest.mark.parametrize(
+    ("counts", "falls", "said"),
+    [
+        ((100, 150), "first", "undecided (the first is behind and was still learning when training ended)"),
+        ((150, 100), "second", "undecided (the second is behind and was still learning when training ended)"),
+        ((100, 150), "second", "not reproduced"),
+        ((150, 100), "first", "reproduced"),
+    ],
+)
+def test_a_side_behind_that_was_still_learning_decides_nothing(tmp_path, counts, falls, said):
+    untrained(tmp_path, 20)
+    flat, falling = [2.0] * 4 + [1.0] * 16, [2.0 - 0.05 * i for i in range(20)]
+    for which, method, kind, count in (("first", "post-block", "resid_post", 0), ("second", "sft", None, 1)):
+        run(tmp_path, method, [first(counts[count])] * 3, kind, losses=falling if which == falls else flat)
+    (row,) = outcome(BY_LETTER["b"], group(tmp_path)).links
+    assert str(row.verdict) == said

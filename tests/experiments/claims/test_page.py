@@ -113,20 +113,20 @@ def test_a_claim_without_a_training_that_counts_is_undecided(tmp_path):
     claims_of(tmp_path, REAL)
     (tmp_path / "none-8-0" / "recalibrated.json").write_text('{"accuracy": 0.9, "n": 200}')
     found = sentence(page_of(tmp_path), "a")
-    assert ": **undecided**, as no training counts." in found
-    assert "not counted, since the best of 6 methods" in found
+    assert ": **undecided**, as no training with runs of it counts" in found
 
 
 def test_the_page_gives_intervals_over_seeds_and_how_searches_went(tmp_path):
     untrained(tmp_path, 20, model=REAL)
     run(tmp_path, "post-block", [first(120), first(130), first(125)], model=REAL, lr_steps=60)
     run(tmp_path, "lora", [first(120)] * 3, None, model=REAL, interior=False)
-    (block, lora) = [
-        line for line in page_of(tmp_path).splitlines() if line.startswith(("| post-block", "| lora r8 |"))
-    ][:2]
+    page = page_of(tmp_path)
+    (block,) = [line for line in page.splitlines() if line.startswith("| post-block r8 | 1,000 |")]
+    (lora,) = [line for line in page.splitlines() if line.startswith("| lora r8 | 1,000 |")]
     # 4.303 standard errors of the mean of 60%, 65% and 62.5%.
-    assert "| 62.5% | [56.3%, 68.7%] | [55.6%, 68.9%] |" in block
-    assert lora.split("|")[5].strip() == "60.0%"
+    assert "| 62.5% | [56.3%, 68.7%] | [55.6%, 68.9%] | 0.003 (searched with 60 steps) |" in block
+    assert lora.endswith("| 0.003 (searched, at the edge of the budget) |")
+    assert "(3 seeds, learning rates searched with 60 steps): counts" in page
 
 
 def test_the_page_says_what_would_decide(tmp_path):

@@ -14,7 +14,7 @@ def found(mean: float, of_seeds: float, seeds: int, of_questions: float, n: int)
 
 
 @pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("mean", [0.012, -0.03])
+@pytest.mark.parametrize("mean", [0.012, -0.03, -0.05])
 def test_seeds_and_questions_that_are_named_decide(mean, strict):
     facts = {"of_seeds": 0.02, "seeds": 3, "of_questions": 0.3, "n": 1000}
     now = found(mean, **facts)
@@ -26,7 +26,8 @@ def test_seeds_and_questions_that_are_named_decide(mean, strict):
         if number is None:
             continue
         more = facts | ({changed: number} if changed else {"seeds": 3 * number, "n": 1000 * number})
-        less = facts | ({changed: number - 2} if changed else {"seeds": 3 * (number - 1), "n": 1000 * (number - 1)})
+        fewer = number - (2 if changed == "n" else 1)  # questions are rounded up
+        less = facts | ({changed: fewer} if changed else {"seeds": 3 * (number - 1), "n": 1000 * (number - 1)})
         assert verdict(found(mean, **more), strict=strict).kind != "undecided"
         assert verdict(found(mean, **less), strict=strict).kind == "undecided"
     assert power.seeds is not None or power.times is not None

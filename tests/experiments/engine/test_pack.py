@@ -18,6 +18,7 @@ from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.experiments.training.data import training_rows
 from steerscope.steering.joint import JointConstraint
+from studies.families.tiny import tiny_model as any_model
 from tests.experiments.engine.stock_trainer import Collator, supervised_loss
 from tests.steering.cases import SETTINGS
 from tests.tiny import FAMILIES, VOCAB, tiny_model, tiny_tokenizer
@@ -146,6 +147,30 @@ def test_a_pack_of_one_equals_the_stock_trainer(family, sites, tmp_path):
     found = trained(loaded, [one])[0]
     assert found.losses == pytest.approx(seen, abs=1e-9, rel=0)
     close(found.tensors, expected, 1e-9)
+
+
+# Blocks that give a list and normalise the stream; blocks that read keys and values of those below, and tokens.
+CHANGED = {
+    "openai-gpt": {"num_hidden_layers": 3, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+    "gemma4_text": {
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+}
+
+
+@pytest.mark.parametrize("family", CHANGED)
+def test_above_blocks_that_change_the_stream_a_pack_equals_the_stock_trainer(family, tmp_path):
+    loaded = wrap_model(any_model(family, torch.float64, **CHANGED[family]), tiny_tokenizer())
+    one = spec(("2.resid_mid", "2.resid_post"), 0.02, positions="last:2")
+    model = get_steering_model(loaded, one.config)
+    seen = stock_losses(model, tmp_path, one.learning_rate, True)
+    expected = {name: value.clone() for name, value in model.steering_tensors().items()}
+    model.unload()
+    for found in (trained(loaded, [one])[0], trained(loaded, [spec("2.mlp_out"), one])[1]):
+        assert found.losses == pytest.approx(seen, abs=1e-9, rel=0)
+        close(found.tensors, expected, 1e-9)
 
 
 def lora_of(model):

@@ -75,15 +75,28 @@ def test_a_cut_that_does_not_pay_leaves_the_batches_themselves():
     assert all(part is whole for part, whole in zip(parts, batches, strict=True))
 
 
+def test_a_pass_has_no_more_tokens_than_it_may():
+    batches = [MIXED, MIXED, LONG]
+    found = pieces_of(batches, 0, 1000, 100)
+    assert len(found) > 1
+    assert (
+        max(
+            len(places) * len(parts[0]) * max(len(row.ids) for part in parts for row in part) for places, parts in found
+        )
+        <= 100
+    )
+    assert len(pieces_of(batches, 0, 1000, 1)) == 4  # a row of each run at least
+
+
 def losses_and_gradients(pack, batches):
     runs = range(len(pack.specs))
     for run in runs:
         for parameter in pack.parameters_of(run):
             parameter.grad = None
     with true_float64(pack.language_model):
-        losses = pack.losses(list(runs), batches)
-        losses.sum().backward()
-    return losses.detach(), [[p.grad for p in pack.parameters_of(run)] for run in runs]
+        losses = pack.add_gradients(list(runs), batches)
+    assert not losses.requires_grad
+    return losses, [[p.grad for p in pack.parameters_of(run)] for run in runs]
 
 
 def assert_cut_equals_whole(monkeypatch, pack, batches, passes):
@@ -121,6 +134,23 @@ def test_lora_is_cut_too_and_a_model_with_dropout_is_not(monkeypatch):
     pack.language_model.add_module("dropping", dropping.train())
     pack.prepare(MIXED)
     assert len(pack._pieces([MIXED])) == 1
+
+
+def test_gradients_of_passes_are_those_of_the_losses(monkeypatch):
+    pack = moved(EditPack(loaded_model(), [spec("0.resid_post"), spec("1.mlp_out")]))
+    pack.prepare([*MIXED, *LONG])
+    monkeypatch.setattr(packs, "PASS", 1)
+    losses, gradients = losses_and_gradients(pack, [MIXED, LONG])
+    for run in (0, 1):
+        for parameter in pack.parameters_of(run):
+            parameter.grad = None
+    with true_float64(pack.language_model):
+        whole = pack.losses([0, 1], [MIXED, LONG])
+        whole.sum().backward()
+    torch.testing.assert_close(losses, whole.detach(), rtol=1e-12, atol=0)
+    for run in (0, 1):
+        for own, parameter in zip(gradients[run], pack.parameters_of(run), strict=True):
+            torch.testing.assert_close(own, parameter.grad, rtol=1e-10, atol=1e-12)
 
 
 def test_runs_trained_in_pieces_come_to_the_same(monkeypatch):

@@ -19,11 +19,7 @@ _ROWS = 96
     source="Cristianini et al. 2001",
 )
 def alignment(candidate: Candidate) -> Tensor:
-    """`<K_s, K_FT> / (|K_s| |K_FT|)` over all rows, uncentred.
-
-    Returns:
-        ``column``: the whole sample, then one entry per left-out group.
-    """
+    """`<K_s, K_FT> / (|K_s| |K_FT|)` over all rows, uncentred."""
     by_row = candidate.included[candidate.rows.example].to(candidate.kernel.probe)
 
     ours, theirs = candidate.kernel.probe, candidate.target.probe
