@@ -11,6 +11,18 @@ NAMED = {
 }
 
 
+def on_post_template(output_content: str, **_: Any) -> str:
+    """Return a page that is none of the documents, such as that of a missing one, with these elements named.
+
+    Args:
+        output_content: The page as it is written.
+
+    Returns:
+        The same page.
+    """
+    return on_post_page(output_content)
+
+
 def on_post_page(output: str, **_: Any) -> str:
     """Return a page with these elements named.
 

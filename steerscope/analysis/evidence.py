@@ -84,7 +84,7 @@ def ranked_alike(studies: Sequence[Mapping[str, Any]], n_probes: int | None) -> 
         n_probes: The number; without it a table's first line is taken.
 
     Returns:
-        The lines, in the order in which their tables first come.
+        The lines, tables in the order in which they come.
     """
     found: dict[tuple[str, str], Mapping[str, Any]] = {}
     for one in studies:

@@ -308,6 +308,19 @@ def test_the_ranking_of_a_trained_model_stays_below_a_megabyte(tmp_path):
     assert reports.write_report(made, tmp_path / "report").stat().st_size < 1_000_000
 
 
+def test_a_reference_far_above_all_sites_is_said_and_does_not_squash_them():
+    ranking = ranking_cases.two_layers_parallel()
+    near = {"name": "lora", "loss": 1.4}
+    far = {"name": "no training", "loss": 30.0}
+    figure = reports.plot_predicted_against_trained(
+        replace(ranking, evidence=ranking.evidence | {"references": [near, far]})
+    )
+    assert figure.axes[0].get_ylim()[1] < 4
+    said = [text.get_text() for text in figure.axes[0].texts]
+    assert "above: no training 30.00" in said
+    assert "lora" in said
+
+
 def test_most_values_decide_the_scale_over_depth():
     """A model whose last layers fail must not press the others into one line at the top."""
     ranking = ranking_cases.plateau(first=0, last=20, layers=22)

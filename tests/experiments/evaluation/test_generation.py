@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers import GenerationConfig
+from transformers.utils import logging
 
 from steerscope import InputError
 from steerscope.experiments.evaluation.generation import generate, left_padded
@@ -128,3 +129,11 @@ def test_progress_and_bad_sizes():
         generate(model, byte_tokenizer(eos_token=None), PROMPTS, max_new_tokens=1)
     with pytest.raises(InputError, match="a prompt has no token"):
         generate(model, tokenizer, ["a", ""], max_new_tokens=1)
+
+
+def test_nothing_is_said_twice_to_transformers(caplog):
+    """Prompts that begin alike go on from a cache; transformers warns once of settings that are given in two ways."""
+    logging.get_logger("transformers.generation.utils").warning_once.__func__.cache_clear()
+    prompts = ["The same beginning of all of them: " + end for end in "abc"]
+    generate(byte_model(), byte_tokenizer(), prompts, max_new_tokens=2)
+    assert [one.getMessage() for one in caplog.records if "deprecated" in one.getMessage()] == []
