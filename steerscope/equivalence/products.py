@@ -41,9 +41,20 @@ def rough_factor(factor: Tensor, dtype: torch.dtype) -> Tensor:
     Returns:
         The factor itself where it has that data type already.
     """
-    if dtype == torch.float32 and multiplies_bfloat16(factor.device):
-        return factor.to(torch.bfloat16)
-    return factor.to(dtype)
+    return factor.to(rough_dtype(dtype, factor.device))
+
+
+def rough_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the data type that factors are multiplied in: bfloat16 for float32 where a device multiplies it fast.
+
+    Args:
+        dtype: What is to be computed in: float32 or float64.
+        device: Where the factors are.
+
+    Returns:
+        bfloat16, or ``dtype`` itself.
+    """
+    return torch.bfloat16 if dtype == torch.float32 and multiplies_bfloat16(device) else dtype
 
 
 def rough_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
