@@ -91,7 +91,7 @@ class Case:
 
     def scores(self, kernel: Kernel | None = None, held_length: float = 1.0) -> dict[str, Tensor]:
         kernel = kernel or self.kernel
-        length = relative_length(kernel.probe, READ_LENGTH, held_length)
+        length = relative_length(kernel, READ_LENGTH, held_length)
         return compute_scores(self.candidate(kernel, length))
 
     def candidate(self, kernel: Kernel, length: Tensor) -> Candidate:

@@ -28,7 +28,7 @@ EXAMPLES, TOKENS = [4, 1, 4], 5
 
 def projection(role: object, rows: int, blocks: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(zlib.crc32(repr((SEED, role, WIDTH)).encode()))
-    return random_projection(rows, WIDTH, blocks=blocks, generator=generator)
+    return random_projection(rows, WIDTH, blocks=blocks, generator=generator).float()
 
 
 def parts_of(scales: dict) -> tuple[SketchedParts, BatchRows]:
