@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -69,7 +71,7 @@ class ExactParts(Stored):
         """Make features from the derivative by a linear map's output."""
         self._keep(self.weights, (layer, path), combine(self._wide(grad), self.map_reads[layer, group]))
 
-    def _keep(self, into: dict, key: object, feature: Tensor) -> None:  # type: ignore[type-arg]
+    def _keep(self, into: dict[Any, Tensor], key: Any, feature: Tensor) -> None:
         self.keep(into, key, self.batch.by_example(feature[None])[0], self.slot)
 
     def _wide(self, tensor: Tensor) -> Tensor:

@@ -41,6 +41,9 @@ class SketchedParts(Stored):
         seed: Seed of the projections.
     """
 
+    # What a tensor was known by, the tensor, and it in few digits.
+    _latest: tuple[Any, Tensor, Tensor] | None = None
+
     def __init__(
         self,
         site_map: SiteMap,
@@ -146,10 +149,10 @@ class SketchedParts(Stored):
     def finish_slot(self) -> None:
         """Make and keep the features of the backward pass that ended."""
         self._forget()
-        for buffer, numbers in ((self.grads, self._write_number), (self.map_grads, self._group_number)):
-            for name, number in numbers.items():
+        for buffer, places in ((self.grads, self._write_number), (self.map_grads, self._group_number)):
+            for name, place in places.items():
                 if name not in self._seen:  # no way leads from there to an output
-                    buffer[number].zero_()
+                    buffer[place].zero_()
         self._keep_weights()
         numbers = len(self.mask) * self.plan.blocks * self.plan.size**2
         step = max(1, _AT_ONCE.get(self.home.type, _AT_ONCE_ELSEWHERE) // numbers)
@@ -197,10 +200,11 @@ class SketchedParts(Stored):
         if self._latest is None or self._latest[0] != key:
             flat = tensor.to(self.home).reshape(-1, tensor.shape[-1])
             self._latest = key, tensor, rough_factor(flat, self.dtype)
-        return self._latest[2]
+        found: Tensor = self._latest[2]
+        return found
 
     def _forget(self) -> None:
-        self._latest: tuple[Any, Tensor, Tensor] | None = None
+        self._latest = None
 
     def _factor(self, role: Any, width: int, rows: int, blocks: int = 1, scaled_for: Site | None = None) -> Tensor:
         """Return the projection ``width rows`` of a role; for reads, channels are divided by the site's scale first."""
