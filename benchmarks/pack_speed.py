@@ -3,9 +3,10 @@
     python benchmarks/pack_speed.py [--task listops listops_paper] [--layer 20] [--runs 4] [--steps 2] [--repeats 3]
 
 Runs are linear edits after one block at different learning rates, on the same batches. ``one_by_one`` trains each by
-itself, on whole rows, everything below the block computed by each; ``kept`` also one by one, but what lies below the
-block was computed before the clock starts; ``together`` trains them as one pack on whole rows, and ``pack`` as one pack
-that computes what all prompts begin with once per run. The last two start from what was kept, too. Trying out whether
+itself, on whole rows, everything below the block computed by each. ``kept`` is the engine as it was before packs were
+made faster, also one by one, but what enters the block was computed before the clock starts; ``together`` trains them
+so as one pack. ``alone`` and ``pack`` are the present engine, one by one and as one pack: they enter above the block,
+compute what all prompts begin with once per run, cut the rows of a step by length and fuse norms. Trying out whether
 the start can be shared, once per training, is not counted: it would weigh on few steps. Times are those of the CPU, one
 thread, so that a busy machine is fair to all; a ratio above 1 is in favour of the pack.
 """
@@ -24,6 +25,7 @@ import torch
 
 from steerscope import SteeringConfig, get_task, load_model
 from steerscope.experiments.engine import EditPack, RunSpec, train_pack
+from steerscope.experiments.engine.frozen import FrozenStreams
 from steerscope.experiments.engine.held_out import hold_out
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.training.data import training_rows
@@ -31,10 +33,38 @@ from steerscope.models.load import LoadedModel
 
 
 class WholeRows(EditPack):
-    """A pack that computes every row whole."""
+    """A pack that computes every row whole, in one pass, with the model's own norms."""
 
     def prepare(self, sequences: Sequence[Any]) -> None:
         """Try nothing out."""
+
+
+class BelowTheBlock(FrozenStreams):
+    """Streams that enter the block whose output is edited."""
+
+    def move_to(self, layer: int) -> None:
+        """Make ready for the block below."""
+        super().move_to(layer - 1)
+
+
+def prepared(pack: EditPack, rows: Sequence[Any]) -> EditPack:
+    """Try out before the clock starts what every training tries out first."""
+    pack.prepare(rows)
+    pack.prepare = lambda sequences: None  # type: ignore[method-assign]
+    return pack
+
+
+def tokens_of(pack: EditPack, rows: Sequence[Any], options: argparse.Namespace) -> dict[str, float]:
+    """Count the tokens of a run and step: what there is, with all rows padded to the longest, and cut by length."""
+    found = {"real": 0, "padded": 0, "cut": 0}
+    for step in range(options.steps):
+        batch = rows[step * options.batch_size : (step + 1) * options.batch_size]
+        found["real"] += sum(len(row.ids) for row in batch)
+        found["padded"] += len(batch) * max(len(row.ids) for row in batch)
+        for _, (part, *_) in pack._pieces([batch] * options.runs):
+            start = pack._start(part)
+            found["cut"] += start + len(part) * (max(len(row.ids) for row in part) - start)
+    return {name: count / options.steps for name, count in found.items()}
 
 
 def measure(loaded: LoadedModel, task: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -46,35 +76,37 @@ def measure(loaded: LoadedModel, task: str, options: argparse.Namespace) -> dict
     rows = training_rows(sequences, max(8, options.steps), options.batch_size, 0)[: options.steps * options.batch_size]
     config = SteeringConfig(sites=f"{options.layer}.resid_post")
     specs = [RunSpec(config, 1e-3 * (1 + run)) for run in range(options.runs)]
-    streams = EditPack(loaded, specs).streams
-    streams.move_to(options.layer)
-    streams.entering(rows)
+    pad = EditPack(loaded, specs).pad
+    streams, below = (kind(loaded.model, loaded.site_map, pad) for kind in (FrozenStreams, BelowTheBlock))
+    for own in (streams, below):
+        own.move_to(options.layer + 1)
+        own.entering(rows)
     ways = {
         "one_by_one": [WholeRows(loaded, [spec]) for spec in specs],
-        "kept": [WholeRows(loaded, [spec], None, streams) for spec in specs],
-        "together": [WholeRows(loaded, specs, None, streams)],
-        "pack": [EditPack(loaded, specs, None, streams)],
+        "kept": [WholeRows(loaded, [spec], None, below) for spec in specs],
+        "together": [WholeRows(loaded, specs, None, below)],
+        "alone": [prepared(EditPack(loaded, [spec], None, streams), rows) for spec in specs],
+        "pack": [prepared(EditPack(loaded, specs, None, streams), rows)],
     }
     shared = ways["pack"][0]
-    shared.prepare(rows)
-    shared.prepare = lambda sequences: None  # type: ignore[method-assign]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(options.repeats):
         for name, packs in ways.items():
             if name == "one_by_one":
                 for pack in packs:
-                    pack.streams = type(streams)(loaded.model, loaded.site_map, pack.pad)
+                    pack.streams = BelowTheBlock(loaded.model, loaded.site_map, pad)
             since = time.process_time()
             for pack in packs:
                 train_pack(pack, {0: rows}, schedule)
             seconds[name].append(time.process_time() - since)
     ratios = {}
-    for name in ("one_by_one", "kept", "together"):
+    for name in (name for name in ways if name != "pack"):
         found = sorted(a / b for a, b in zip(seconds[name], seconds["pack"], strict=True))
         ratios[name] = {"least": found[0], "median": found[len(found) // 2], "greatest": found[-1]}
     return {
         "tokens_per_row": sum(len(row.ids) for row in rows) / len(rows),
         "common_start": shared._start(rows),
+        "tokens": tokens_of(shared, rows, options),
         "cpu_seconds": seconds,
         "ratio": ratios,
     }

@@ -1,6 +1,6 @@
 """Operations and memory of rankings and sweeps of large models, by counting: the table of docs/scale.md.
 
-    python benchmarks/scale_on_paper.py
+    python -m benchmarks.scale_on_paper
 
 A ranking of 192 prompts of 128 tokens with four probes and the loss; a sweep of 48 sites or a few more (all kinds of
 evenly spread layers), three tries for the rate, three seeds, 80 steps of 24 sequences of 128 tokens. Weights in
@@ -9,13 +9,13 @@ bfloat16.
 
 from __future__ import annotations
 
-from steerscope.experiments.sweeping.options import spread
-from steerscope.experiments.sweeping.shapes import (
+from benchmarks.shapes import (
     Shape,
     ranking_features,
     ranking_operations,
     sweep_operations,
 )
+from steerscope.experiments.sweeping.options import spread
 
 # Shapes as published: SmolLM2-135M, Llama 3 8B and 70B, Qwen3 235B with 22B active.
 SHAPES = (

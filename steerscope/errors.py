@@ -92,6 +92,19 @@ class UnsupportedModelError(InputError):
     """The model's blocks match no layout steerscope knows, or failed the self-check on load."""
 
 
+def shortened(text: str, most: int = 60) -> str:
+    """Return a text for a message, cut where it is long.
+
+    Args:
+        text: The text.
+        most: Most characters.
+
+    Returns:
+        The text, or its beginning and three dots.
+    """
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def same_name(value: str, valid: Iterable[str]) -> str:
     """Return the valid name that a text spells up to case, dashes and underscores; the text itself if none does.
 

@@ -12,19 +12,20 @@ import os
 import re
 import secrets
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from steerscope.errors import InputError, typed
+from steerscope.errors import InputError
 
 # Libraries written in Rust (safetensors, tokenizers) put the system's number into their own errors.
 _NUMBER = re.compile(r"os error (\d+)|\bOs \{ code: (\d+)")
 # torch says where in its archive it failed, and not why.
 _TORCH_WRITER = ("PytorchStreamWriter failed", "inline_container.cc", "iostream error", "unexpected pos")
 _SPACE = "Free some space, or name a place with more"
+# What file systems without hard links answer.
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _ADVICE = {
     errno.ENOSPC: _SPACE,
     errno.EDQUOT: _SPACE,
@@ -62,30 +63,6 @@ def sentence_of(error: OSError) -> str:
     names = [repr(str(name)) for name in (error.filename, error.filename2) if name is not None]
     where = f"cannot read or write {' or '.join(names)}" if names else "reading or writing failed"
     return f"{where} ({found[0]}). {found[1]}."
-
-
-def exit_code_of(program: str, work: Callable[[], int | None]) -> int:
-    """Return the exit code of a program of this package: 2, after one sentence on stderr, for what is refused.
-
-    Args:
-        program: Its name, before the sentence.
-        work: What it does; returns its exit code, or nothing for 0.
-
-    Returns:
-        What ``sys.exit`` takes.
-
-    Raises:
-        OSError: One that says nothing a user could do something about.
-    """
-    try:
-        return work() or 0
-    except InputError as error:
-        print(f"{program}: {typed(error)}", file=sys.stderr)
-    except OSError as error:
-        if trouble(error) is None:
-            raise
-        print(f"{program}: {sentence_of(error)}", file=sys.stderr)
-    return 2
 
 
 @contextmanager
@@ -160,6 +137,41 @@ def json_of(path: Path) -> Any:
     return parse_json(_fresh_text(path))
 
 
+def read_object(path: Path, what: str, advice: str = "It was cut off or damaged.") -> dict[str, Any]:
+    """Read a file that must hold one JSON object.
+
+    Args:
+        path: The file.
+        what: What it is, for messages.
+        advice: What to do where it is damaged, a sentence.
+
+    Returns:
+        The object.
+
+    Raises:
+        InputError: It cannot be read, or holds something else.
+    """
+    try:
+        found = parse_json(read_text(path, what))
+    except ValueError as error:
+        raise InputError(f"{what} {str(path)!r} cannot be read ({error}). {advice}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{what} {str(path)!r} holds a {type(found).__name__}; expected a JSON object. {advice}")
+    return found
+
+
+def json_text(values: Any) -> str:
+    """Return values as the text of a JSON file.
+
+    Raises:
+        InputError: JSON has no such values.
+    """
+    try:
+        return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise InputError(f"what is kept must be JSON: {error}. Give plain, finite values.") from error
+
+
 def _fresh_text(path: Path) -> str:
     """Return a file's text; one that another machine replaced while it was opened is opened again."""
     for _ in range(9):
@@ -219,24 +231,51 @@ def write_text(path: Path, text: str) -> None:
     replace_file(path, lambda aside: aside.write_text(text, encoding="utf-8", newline="\n"))
 
 
-def write_page(path: Path, head: str, text: str) -> None:
-    """Write a generated page; a file that is there is replaced only if it begins with the same title.
+def create_text(path: Path, text: str) -> bool:
+    """Write a text file as UTF-8 unless one is there, whole or not at all; of several processes one succeeds.
 
     Args:
-        path: The file.
-        head: What every version of the page begins with; its first line is compared.
-        text: The page.
+        path: The file; its folder has to exist.
+        text: What it will hold.
+
+    Returns:
+        Whether it was written.
 
     Raises:
-        InputError: Another file is there, or it cannot be written.
+        InputError: The file cannot be written.
     """
-    title = head.partition("\n")[0]
-    if path.is_file() and not read_text(path, "the page").startswith(title):
-        raise InputError(
-            f"the file {str(path)!r} is there and is another one than the page {title.lstrip('# ')!r}, so it was not "
-            "touched. Name the page last, or delete that file first."
-        )
-    write_text(path, text)
+    with told(f"write {str(path)!r}"):
+        aside = path.with_name(f".unfinished-{secrets.token_hex(6)}{path.suffix[:16]}")
+        try:
+            with aside.open("w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            return _is_linked(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _is_linked(aside: Path, path: Path) -> bool:
+    """Give a file another name, unless that is taken, in one step; without hard links, in two.
+
+    Returns:
+        Whether it has that name now.
+
+    Raises:
+        OSError: The file system refuses.
+    """
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if path.exists():
+            return False
+        aside.replace(path)
+    return True
 
 
 @contextmanager

@@ -26,6 +26,11 @@ class NotFiniteError(InputError):
     """A number that others would be made from is NaN or infinite."""
 
 
+def finite_or_none(value: float | None) -> float | None:
+    """Return a number as records hold it: ``None`` for NaN, an infinity, or nothing."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
 def require_finite(what: str, *values: Tensor | float, advice: str = OVERFLOW) -> None:
     """Refuse values that are NaN or infinite.
 

@@ -268,22 +268,14 @@ def _loose_names(names: Iterable[str]) -> Iterator[tuple[Kind, str]]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a JSON file is a result of this package, by its content, or part of one, by its name.
-
-    Returns:
-        Whether it may be replaced.
-    """
+    """Whether a JSON file is a result of this package, by its content, or part of one, by its name."""
     values = _json(path) if path.suffix == ".json" else None
     is_named = any(fnmatch(path.name, name) for name in _RESULTS)
     return is_named or (isinstance(values, dict) and "schema_version" in values)
 
 
 def _has_stored_runs(folder: Path) -> bool:
-    """Whether the runs of a validation are there, which keeps them as files and not as folders.
-
-    Returns:
-        Whether there is at least one.
-    """
+    """Whether the runs of a validation are there, which keeps them as files and not as folders."""
     return any(path.is_file() for path in (folder / "runs").glob("*.json"))
 
 

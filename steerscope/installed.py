@@ -43,11 +43,7 @@ def package_versions() -> dict[str, str]:
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package can be found; it is not loaded.
-
-    Returns:
-        Whether an import of it would find something.
-    """
+    """Whether a package can be found; it is not loaded."""
     if package in sys.modules:
         return sys.modules[package] is not None
     try:

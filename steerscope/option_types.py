@@ -12,16 +12,14 @@ import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import Any, TypeVar
 
-from steerscope.errors import InputError, same_name, words
+from steerscope.errors import InputError, same_name, shortened, words
 from steerscope.sites import Site
 
 Options = TypeVar("Options")
-# How a model is loaded by its name: fields that several classes of options have, and that decide no result beside it.
-LOADING = ("device", "dtype", "revision", "trust_remote_code")
 # How data types are called elsewhere.
 _DTYPES = {
     "fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32", "fp64": "float64",
@@ -29,6 +27,27 @@ _DTYPES = {
 }  # fmt: skip
 _MISFIT = object()
 _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", type(None): "None"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingOptions:
+    """How a model that is given by its name is loaded; for classes of options to inherit.
+
+    Attributes:
+        device: Where the model is loaded to.
+        dtype: Its data type.
+        revision: Branch, tag or commit of a Hugging Face name.
+        trust_remote_code: Run code that comes with the model.
+    """
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+# Fields that decide no result beside the model's own record.
+LOADING = tuple(field.name for field in fields(LoadingOptions))
 
 
 def plain_fields(options: Any, **names: Iterable[str]) -> None:
@@ -138,7 +157,7 @@ def plain_values(kind: Any, values: Mapping[str, Any], where: str = "") -> dict[
             found[name] = _plain(values[name], hint)
             if found[name] is _MISFIT:
                 field = f"{where}{name}" if where else f"[[{name}]]"
-                raise InputError(words(f"{field} is {_short(values[name])}; expected {_said(hint)}."))
+                raise InputError(words(f"{field} is {shortened(repr(values[name]))}; expected {_said(hint)}."))
     return found
 
 
@@ -202,11 +221,6 @@ def _names(value: Any) -> Any:
         return _MISFIT
     found = tuple(value)
     return tuple(map(str, found)) if all(isinstance(one, str | Site) for one in found) else _MISFIT
-
-
-def _short(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:60]}..."
 
 
 def _said(kind: Any) -> str:

@@ -14,15 +14,13 @@ from typing import Any, Self, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from steerscope.errors import InputError
+from steerscope.errors import InputError, shortened
 from steerscope.files import parse_json, read_text
 from steerscope.folders import write_result
 
 T = TypeVar("T")
 # Most wrong fields that a message names.
 NAMED = 3
-# Characters of a wrong value that a message shows.
-SHOWN = 80
 
 
 class Record:
@@ -130,9 +128,7 @@ def _told(sort: str, field: str, message: str, received: object) -> str:
         return f"it lacks {field!r}"
     if sort == "unexpected_keyword_argument":
         return f"it has an unknown {field!r}"
-    shown = repr(received)
-    shown = shown if len(shown) <= SHOWN else f"{shown[: SHOWN - 20]}..."
-    return f"{field} is {shown}; {message.replace('Input should be', 'expected')}"
+    return f"{field} is {shortened(repr(received))}; {message.replace('Input should be', 'expected')}"
 
 
 @lru_cache

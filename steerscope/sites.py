@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steerscope.errors import InputError, did_you_mean
-from steerscope.site_kinds import SiteKind
+from steerscope.site_kinds import Place, SiteKind
 
 __all__ = ["ALIASES", "REFUSED", "Site", "SiteKind", "parse_kind", "parse_site"]
 
@@ -95,8 +95,16 @@ class Site:
 
     @property
     def write(self) -> Site:
-        """The site whose vector edit is the same edit (``attn_out`` for ``resid_mid``; often itself)."""
+        """The site whose vector edit is the same edit (``attn_out`` for ``resid_mid``; often itself).
+
+        In blocks that do nothing to the stream but add to it; ``site_map.write(site)`` knows the others as well.
+        """
         return Site(self.layer, self.kind.adds_at, self.head)
+
+    @property
+    def first_block(self) -> int:
+        """Index of the first block that computes something else for an edit here: of what leaves a block, the next."""
+        return self.layer + (self.kind.facts.place is Place.LEAVES)
 
     @property
     def order(self) -> tuple[int, int, int]:

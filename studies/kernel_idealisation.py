@@ -30,6 +30,7 @@ from steerscope.analysis.data.encoding import encode_for
 from steerscope.analysis.scoring.kernels import Kernel, Rows
 from steerscope.analysis.scoring.problem import Problem
 from steerscope.analysis.scoring.scores.learnable_share import quick_share
+from steerscope.files import json_text
 from steerscope.installed import package_versions
 from steerscope.models.wrappers import vocab_size
 from steerscope.sites import Site
@@ -101,7 +102,7 @@ def main() -> None:
         }
     result["shares"] = {name: {site: sum(v) / len(v) for site, v in own.items()} for name, own in shares.items()}
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    options.out.write_text(json_text(result), encoding="utf-8")
     print(json.dumps(result["against_full"], indent=1))
 
 

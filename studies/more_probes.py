@@ -12,7 +12,6 @@ how many the default becomes.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from steerscope import RankOptions, SiteTable, get_task, load_model, rank_sites
 from steerscope.errors import InputError
 from steerscope.experiments.groundwork.splits import splits_of_task
 from steerscope.experiments.site_tables.scored import with_scores
-from steerscope.files import exit_code_of, json_of, write_text
+from steerscope.files import json_of, json_text, write_text
 from studies.plan_3 import CANDIDATES, REPORTING
+from studies.programs import exit_code_of
 
 PROBES = 9
 
@@ -68,7 +68,7 @@ def main() -> int:
             if path.stem in found["scores"]:
                 continue
             found["scores"][path.stem] = scores_of(table)
-            write_text(asked.out, json.dumps(found, indent=1, allow_nan=False) + "\n")
+            write_text(asked.out, json_text(found))
             print(f"{table.name}: {len(found['scores'][path.stem])} scores", flush=True)
 
     return exit_code_of("study", work)

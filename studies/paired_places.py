@@ -29,8 +29,9 @@ from steerscope.errors import InputError
 from steerscope.experiments.agreement.correlations import Array, finite_losses
 from steerscope.experiments.site_tables import SiteTable
 from steerscope.experiments.site_tables.common import common_outcomes
-from steerscope.files import exit_code_of, write_text
+from steerscope.files import write_text
 from studies.kinds_compared import KindsCompared, kinds_compared
+from studies.programs import exit_code_of
 
 PAIRS = (
     ("mlp_out", "resid_post"), ("attn_out", "resid_post"), ("resid_mid", "resid_post"), ("mlp_out", "attn_out"),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from steerscope.analysis.scoring.scores import Needs, get_score
-from steerscope.experiments.site_tables.judging import FIXED, JudgedScore, Judgement
+from steerscope.experiments.site_tables.admission import Admission, Criterion
+from steerscope.experiments.site_tables.common import common_outcomes
+from steerscope.experiments.site_tables.judging import FIXED, JudgedScore, Judgement, judge
+from steerscope.experiments.site_tables.table import SiteTable
+from steerscope.reports.vocabulary import count
 
 TODAY = "learnable_share"
 CANDIDATES = (
@@ -24,6 +29,8 @@ CANDIDATES = (
     "gradient_capture",
 )
 REPORTING = "smollm2-135m"
+# The size that a table has to have: sites, of a small model fewer; kinds at a layer, layers with as many; seeds.
+SITES, SITES_OF_SMALL, KINDS, LAYERS, SEEDS = 48, 24, 4, 6, 3
 # How much higher J has to be, and how far rho may fall.
 HIGHER, LOWER, ALIKE = 0.05, 0.02, 0.01
 
@@ -66,6 +73,37 @@ class Decision:
     default: str
     baseline: str
     reason: str
+
+
+def judged_by_plan(table: SiteTable) -> Judgement:
+    """Judge a table's scores, with the plan's own condition of admission, size, before those of the package.
+
+    Args:
+        table: The table.
+
+    Returns:
+        The judgement, admitted if all conditions of the plan hold.
+    """
+    found = judge(table)
+    return replace(found, admission=Admission((size_of(table), *found.admission.criteria)))
+
+
+def size_of(table: SiteTable) -> Criterion:
+    """Say whether a table is large enough: sites with all seeds, and layers at which several kinds were trained."""
+    common = common_outcomes(table)
+    needed = SITES if table.model["name"] == REPORTING else SITES_OF_SMALL
+    kinds = Counter(one.site.layer for one in common.outcomes)
+    full, layers = sum(number >= KINDS for number in kinds.values()), min(LAYERS, table.num_layers)
+    sites, seeds = len(common.outcomes), len(common.seeds)
+    holds = sites >= needed and full >= layers and seeds >= SEEDS
+    return Criterion(
+        "size",
+        float(sites),
+        float(needed),
+        holds,
+        f"{sites} sites with {count(seeds, 'seed')}, at least {KINDS} kinds at {count(full, 'layer')}; needed: "
+        f"{needed} sites, {SEEDS} seeds, {layers} layers.",
+    )
 
 
 def decide(judged: Sequence[tuple[str, Judgement]]) -> Decision:

@@ -28,7 +28,7 @@ from steerscope.analysis.data.encoding import encode_for
 from steerscope.equivalence.propositions.block_tokens import READS, BlockTokens, data_sets
 from steerscope.equivalence.propositions.shared_edit import chosen_ridge
 from steerscope.equivalence.propositions.subject import subject_of
-from steerscope.equivalence.reach import canonical_variates, held_out_share, unreachable_share
+from steerscope.equivalence.reach import held_out_share, orthonormal_basis, unreachable_share, variates_between
 from steerscope.experiments.verification.texts import ENGLISH, paragraphs, task_windows, text_windows
 from steerscope.installed import package_versions
 from steerscope.sites import SiteKind
@@ -53,7 +53,7 @@ def reach(data: BlockTokens) -> dict[str, Any]:
             continue
         x = data.reads(name).double()
         ridge = chosen_ridge(x[:n], hidden[:n])
-        squares = canonical_variates(x[:n], hidden[:n])[0].square()
+        squares = variates_between(orthonormal_basis(x[:n]), orthonormal_basis(hidden[:n]))[0].square()
         found[name] = {
             "here": unreachable_share(x[:n], hidden[:n], bias=True),
             "other texts": held_out_share(x[:n], hidden[:n], x[n:], hidden[n:], ridge),

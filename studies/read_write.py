@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -48,12 +47,13 @@ from steerscope.experiments.groundwork.split_data import SplitData
 from steerscope.experiments.groundwork.splits import splits_of_task
 from steerscope.experiments.sweeping.preparing import read_scales
 from steerscope.experiments.tasks import get_task
-from steerscope.files import exit_code_of, write_text
+from steerscope.files import json_text, write_text
 from steerscope.installed import package_versions
 from steerscope.models.hooks import edited
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
 from steerscope.sites import Site, SiteKind
+from studies.programs import exit_code_of
 
 READS = {
     "block": (SiteKind.RESID_POST,),
@@ -247,7 +247,7 @@ def run(loaded: LoadedModel, task: str, reads: list[int], writes: list[int], out
         ),
         "versions": package_versions(),
     }
-    write_text(out / "read_write.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_text(out / "read_write.json", json_text(result))
     return result
 
 

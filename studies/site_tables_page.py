@@ -12,7 +12,6 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,7 +27,7 @@ from steerscope.experiments.site_tables.judging import DEPTH, DEPTH_THEN_KIND, F
 from steerscope.experiments.site_tables.search_curves import SearchCurve, search_curves
 from steerscope.experiments.site_tables.table import SiteTable
 from steerscope.experiments.validation.result import Validation
-from steerscope.files import exit_code_of, json_of, write_page, write_text
+from steerscope.files import json_of, write_text
 from steerscope.reports.site_tables.tables import (
     admission_table,
     attainable_sentence,
@@ -40,9 +39,23 @@ from steerscope.reports.site_tables.tables import (
     spearman_of,
 )
 from steerscope.reports.tables import TextTable
-from steerscope.reports.vocabulary import clean, count, score_words
+from steerscope.reports.vocabulary import clean, count, listing, score_words
 from studies.kinds_compared import kinds_compared
-from studies.plan_3 import CANDIDATES, HIGHER, REPORTING, Decision, decide, earned_over
+from studies.plan_3 import (
+    CANDIDATES,
+    HIGHER,
+    KINDS,
+    LAYERS,
+    REPORTING,
+    SITES,
+    SITES_OF_SMALL,
+    Decision,
+    decide,
+    earned_over,
+    judged_by_plan,
+)
+from studies.programs import exit_code_of, write_page
+from studies.shipped_evidence import probes_of, shipped
 
 COMMAND = "python -m studies.site_tables_page studies/site_tables docs/results docs/site_tables.md"
 # What is averaged over tables: against which baseline, and of J instead of Spearman or not.
@@ -76,6 +89,8 @@ A rule fixed before the tables were made; what cannot be computed counts as not 
 2. Twice as many steps keep the order of at least {LONGER_SITES} sites: Spearman {ORDER_KEPT} or more.
 3. {INTERIOR:.0%} of the searched learning rates have a worse neighbour on both sides.
 4. The attainable correlation, what a perfect score would have with the mean over seeds, is {ATTAINABLE} or more.
+5. There are {SITES} sites with the same three or more seeds ({SITES_OF_SMALL} of a small model), and {KINDS} kinds of
+   site at {LAYERS} layers, or at every layer of a model that has fewer.
 
 Intervals of correlations resample whole layers; what seeds do to many layers at once is a variance of its own. Pairs:
 sites of one layer whose losses differ by {LEAST} nats and {ERRORS:g} standard errors or more; chance is 50%.
@@ -84,7 +99,7 @@ J, one number for both, is half the sum of the Spearman correlation and twice th
 
 
 def write_tables_page(tables: Path, results: Path, page: Path, evidence: Path = EVIDENCE) -> None:
-    """Write the page, and what the package's reports cite of the admitted tables.
+    """Write the page, and what the package's reports cite of the tables.
 
     Args:
         tables: Folder of site tables.
@@ -97,44 +112,17 @@ def write_tables_page(tables: Path, results: Path, page: Path, evidence: Path = 
     """
     kept = {path.stem: SiteTable.load(path) for path in sorted(tables.glob("*.json"))}
     validations = {path.stem: Validation.load(path) for path in sorted(results.glob("validation-*.json"))}
-    judged = {stem: judge(table) for stem, table in kept.items()}
+    judged = {stem: judged_by_plan(table) for stem, table in kept.items()}
     write_page(page, HEAD, render(kept, validations, judged))
-    lines = [line for stem, one in judged.items() for line in evidence_lines(kept[stem], one)]
-    write_text(evidence, json.dumps(lines, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    known = [shipped(kept[stem], one, _ranked_again(stem)) for stem, one in judged.items()]
+    lines = [json.dumps(one, sort_keys=True, allow_nan=False) for one in known]
+    write_text(evidence, '{"tables": [\n' + ",\n".join(lines) + "\n]}\n")
 
 
-def evidence_lines(table: SiteTable, found: Judgement) -> list[dict[str, Any]]:
-    """Return what reports cite of one table: a line per score, none if the table is not admitted.
-
-    Args:
-        table: The table.
-        found: What it says.
-    """
-    if not found.admission.holds:
-        return []
-    fixed = found.scores[DEPTH_THEN_KIND].agreement.spearman
-    limit = found.attainable.spearman
-    return [
-        {
-            "model": Path(str(table.model["name"])).name,
-            "sha256": table.model["sha256"],
-            "layout": table.model["layout"],
-            "task": table.task,
-            "score": name,
-            "n_sites": found.num_sites,
-            "n_seeds": found.num_seeds,
-            "spearman": round(one.agreement.spearman, 4),
-            "low": round(one.agreement.low, 4),
-            "high": round(one.agreement.high, 4),
-            "partial": round(one.agreement.partial, 4),
-            "pairs": None if one.pairs.share is None else round(one.pairs.share.value, 4),
-            "attainable": None if limit is None else round(limit, 4),
-            "baseline": score_words(DEPTH_THEN_KIND).label,
-            "baseline_spearman": round(fixed, 4),
-        }
-        for name, one in found.scores.items()
-        if name in table.scores and name not in FIXED
-    ]
+def _ranked_again(stem: str) -> dict[int, dict[str, dict[str, float]]]:
+    """Return the scores that studies/more_probes.py made of a table's sites, by their number of output directions."""
+    tried = json_of(MORE_PROBES)
+    return {tried["probes"]: tried["scores"][stem]} if stem in tried["scores"] else {}
 
 
 def render(
@@ -147,7 +135,7 @@ def render(
         validations: Validations, the same.
         judged: What the tables say, where it is known already.
     """
-    judged = judged or {stem: judge(table) for stem, table in kept.items()}
+    judged = judged or {stem: judged_by_plan(table) for stem, table in kept.items()}
     parts = [HEAD, RULE]
     if kept:
         reporting = {stem: one for stem, one in judged.items() if kept[stem].model["name"] == REPORTING}
@@ -244,23 +232,25 @@ def _more_probes(kept: dict[str, SiteTable], found: Decision) -> str:
     chosen = [stem for stem, table in kept.items() if table.name in found.chosen_on]
     if not chosen or any(stem not in tried["scores"] for stem in chosen):
         return ""
+    before_it = listing(sorted({str(probes_of(kept[stem])) for stem in chosen}))
     more = [judge(kept[stem], {DEFAULT_SCORE: tried["scores"][stem][DEFAULT_SCORE]}) for stem in chosen]
     after, before = earned_over(more)[DEFAULT_SCORE].both, found.choosing[DEFAULT_SCORE].both
     rule = "enough for the rule to make that the default" if after >= before + HIGHER else "too little to change that"
     return (
-        f" With {tried['probes']} output directions per example instead of 4 (`python -m studies.more_probes`), as "
-        f"many as span the answers, `{DEFAULT_SCORE}` has a mean J of {after:+.2f} on the tables to choose on instead "
-        f"of {before:+.2f}: {rule}."
+        f" With {tried['probes']} output directions per example instead of {before_it} "
+        f"(`python -m studies.more_probes`), as many as span the answers, `{DEFAULT_SCORE}` has a mean J of "
+        f"{after:+.2f} on the tables to choose on instead of {before:+.2f}: {rule}."
     )
 
 
 def _with_more_probes(kept: dict[str, SiteTable], judged: dict[str, Judgement]) -> str:
     """Return what the default score comes to on tables of the bundled model with the number that is the default now."""
     tried = json_of(MORE_PROBES)
-    rows = []
+    rows, numbers = [], set[str]()
     for stem, table in kept.items():
-        if table.model["name"] != REPORTING or stem not in tried["scores"]:
+        if table.model["name"] != REPORTING or stem not in tried["scores"] or probes_of(table) == tried["probes"]:
             continue
+        numbers.add(str(probes_of(table)))
         again = judge(table, {DEFAULT_SCORE: tried["scores"][stem][DEFAULT_SCORE]}).scores[DEFAULT_SCORE]
         cells = [
             cell
@@ -270,10 +260,11 @@ def _with_more_probes(kept: dict[str, SiteTable], judged: dict[str, Judgement]) 
         rows.append((clean(table.name, 80), "yes" if judged[stem].admission.holds else "no", *cells))
     if not rows:
         return ""
-    heads = [f"{what}, {number}" for number in (4, tried["probes"]) for what in ("Spearman", "pairs right", "J")]
+    own = listing(sorted(numbers))
+    heads = [f"{what}, {number}" for number in (own, tried["probes"]) for what in ("Spearman", "pairs right", "J")]
     columns = ("table", "admitted", *heads)
     text = (
-        f"\nThe scores of this page were made with 4 output directions. `{DEFAULT_SCORE}` with 4 and with "
+        f"\nThe scores of these tables were made with {own} output directions. `{DEFAULT_SCORE}` with {own} and with "
         f"{tried['probes']}, the default since, on tables of the bundled model, which chose nothing:\n\n"
     )
     return text + _markdown(TextTable("", columns, frozenset(columns[2:]), tuple(rows)))

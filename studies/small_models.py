@@ -1,6 +1,6 @@
 """Train a small model of one of several layouts from scratch: models that know little, to be taught more.
 
-    python studies/small_models.py gpt_neox FOLDER --tasks flat,recall,compare
+    python -m studies.small_models gpt_neox FOLDER --tasks flat,recall,compare
 
 What it is trained on it knows afterwards ("flat" is ListOps without nesting); what it does not, such as nested ListOps,
 adaptation can teach it. The folder is an ordinary transformers model with its tokenizer, which has one token per word,
@@ -33,8 +33,9 @@ from steerscope.experiments.tasks.formats.recall import Recall
 from steerscope.experiments.tasks.generator import DIGITS, LETTERS
 from steerscope.experiments.tasks.supervised import SupervisedSequence, supervise
 from steerscope.experiments.tasks.task import TaskExample, folded
-from steerscope.files import exit_code_of, written_aside
+from steerscope.files import written_aside
 from steerscope.folders import Kind, require_folder_for
+from studies.programs import exit_code_of
 
 _WORDS = ["<bos>", "<eos>", "<pad>", "<unk>", *"[]=(),:+", "MIN", "MAX", "MED", "SM", "min", "max", "twice"]
 _WORDS += [*DIGITS, *LETTERS, *map(str.upper, LETTERS)]

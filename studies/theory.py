@@ -14,10 +14,10 @@ from steerscope.equivalence.propositions.base import Verdict
 from steerscope.equivalence.propositions.catalogue import file_names
 from steerscope.equivalence.propositions.p43_shared_edit import GROUP as SHARED_EDITS
 from steerscope.experiments.verification.results import Measured, PropositionResult, Verification
-from steerscope.files import exit_code_of
 from steerscope.reports.tables import TextTable
 from steerscope.reports.verification.tables import headline, measurement_tables, number, short
 from steerscope.reports.vocabulary import clean
+from studies.programs import exit_code_of
 
 FOLDER = "steerscope/equivalence/propositions"
 RANDOM, MODEL = "docs/results/verify-random.json", "docs/results/verify-smollm2-135m.json"

@@ -45,7 +45,7 @@ from steerscope.experiments.engine.model_pack import ModelPack
 from steerscope.experiments.engine.spec import RunSpec, Schedule
 from steerscope.experiments.groundwork.split_data import SplitData
 from steerscope.experiments.training.trainee import lora
-from steerscope.files import exit_code_of, write_text
+from steerscope.files import json_text, write_text
 from steerscope.installed import package_versions
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.changed_weights import with_update
@@ -53,6 +53,7 @@ from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
 from steerscope.sites import SiteKind
 from steerscope.steering.weights import WeightModel
+from studies.programs import exit_code_of
 from studies.texts import lines_of, prompts_of, splits_of, windows_of
 
 READS = ("block", "mlp", "attn", "both")
@@ -324,7 +325,7 @@ def run(
                     parts = ", ".join(f"{name} {rows[0][name]:.1%}" for name in READS)
                     print(f"  block {layer}, {domain}: left of {rows[0]['matrix']}: {parts}", flush=True)
             if path is not None:
-                write_text(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
+                write_text(path, json_text(found))
     return found
 
 

@@ -23,9 +23,10 @@ from steerscope.experiments.groundwork.candidates import sites_of
 from steerscope.experiments.site_tables.across import mean_of_independent
 from steerscope.experiments.validation.result import Validation
 from steerscope.experiments.validation.validate import compared
-from steerscope.files import exit_code_of, parse_json, read_text, write_page, write_text
+from steerscope.files import parse_json, read_text, write_text
 from steerscope.reports.validation.tables import score_table, sentences, trained_table
 from steerscope.reports.vocabulary import score_words
+from studies.programs import exit_code_of, write_page
 
 # From the plan: how much better than ``share`` a candidate has to be.
 LEAST_GAIN = 0.05

@@ -65,3 +65,9 @@ class Runner:
             exec(compile(lessened(code), str(page), "exec"), names)
             left.append(names)
         return left
+
+    def run_code(self, code: str) -> dict[str, Any]:
+        """Return the names that code leaves."""
+        names: dict[str, Any] = {}
+        exec(compile(code, "code", "exec"), names)
+        return names

@@ -8,8 +8,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "steerscope"
 # Functions that may lack the section, by room (a folder of the package): the commands, whose docstrings are their help
-# texts and whose options describe themselves.
-WITHOUT_ARGS = {"cli": 11}  # a command says it in its options
+# texts and whose options describe themselves, and what the Trainer calls, whose arguments transformers describes.
+WITHOUT_ARGS = {"cli": 11, "steering": 6}
 WITHOUT_RETURNS = {"cli": 1}
 NOTHING = {"None", "NoReturn", "Iterator[None]", "Generator[None]"}
 

@@ -117,11 +117,16 @@ def test_a_wrong_import_is_found(source):
 def test_only_results_that_are_printed_look_for_their_report():
     """Imports by a name that is put together go past the test above.
 
-    Scores load their own files, doors what they give, which the tests of the doors below read; a result that is printed
-    points upwards, and its rooms exist.
+    Scores and propositions load their own files, doors what they give, which the tests of the doors below read; a
+    result that is printed points upwards, and its rooms exist.
     """
     naming = [module_of(file) for file in FILES if "import_module" in file.read_text(encoding="utf-8")]
-    assert naming == ["steerscope.analysis.scoring.scores.__init__", "steerscope.analysis.shown", "steerscope.lazy"]
+    assert naming == [
+        "steerscope.analysis.scoring.scores.__init__",
+        "steerscope.analysis.shown",
+        "steerscope.equivalence.propositions.catalogue",
+        "steerscope.lazy",
+    ]
     kinds = {type(make()) for make, _ in SHOWN.values()}
     rooms = {kind._report for kind in kinds if kind._report}
     assert rooms == {"comparison", "ranking", "site_tables", "validation", "verification"}

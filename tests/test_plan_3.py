@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from studies.plan_3 import Decision, decide
+from studies.plan_3 import Decision, decide, judged_by_plan, size_of
+from tests.experiments.site_tables.tiny import made_up
 
 
 def judgement(admitted: bool = True, **scores: tuple[float, float]) -> SimpleNamespace:
@@ -68,3 +69,35 @@ def test_tables_that_are_not_admitted_change_nothing():
     assert found.default == "learnable_share"
     assert found.chosen_on == ()
     assert dataclasses.asdict(found)["choosing"] == {}
+
+
+def test_a_table_of_a_real_model_needs_more_sites():
+    small = made_up(6)
+    assert size_of(small).holds
+    real = dataclasses.replace(small, model=small.model | {"name": "smollm2-135m"})
+    assert not size_of(real).holds
+    assert "24 sites with 3 seeds, at least 4 kinds at 6 layers; needed: 48 sites" in size_of(real).sentence
+    assert size_of(dataclasses.replace(made_up(12), model=real.model | {"layers": 12})).holds
+
+
+@pytest.mark.parametrize(
+    ("layers", "kept"),
+    [
+        (7, lambda run: run.site not in ("0.mlp_in", "1.mlp_in")),  # four kinds at five layers of seven
+        (6, lambda run: run.site != "0.mlp_in"),  # 23 sites
+        (8, lambda run: run.seed < 2),
+        (6, lambda run: int(run.site.partition(".")[0]) < 5),
+    ],
+)
+def test_kinds_layers_and_seeds_count_for_the_size(layers, kept):
+    whole = made_up(layers)
+    assert size_of(whole).holds
+    assert not size_of(dataclasses.replace(whole, runs=tuple(run for run in whole.runs if kept(run)))).holds
+
+
+def test_size_decides_admission_too():
+    table = made_up(6)
+    assert judged_by_plan(table).admission.holds
+    real = judged_by_plan(dataclasses.replace(table, model=table.model | {"name": "smollm2-135m"}))
+    assert not real.admission.holds
+    assert [one.name for one in real.admission.criteria if not one.holds] == ["size"]

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from steerscope.analysis.theory.common import flat
-from steerscope.equivalence import closed_forms, reference
+from steerscope.equivalence import closed_forms
 from steerscope.equivalence.closed_forms import GatedWeights, PlainWeights
 from steerscope.equivalence.oracles import reduced_rank_map
 from steerscope.equivalence.reach import RidgeReads, conditional_second_moment
 from steerscope.models.load import wrap_model
 from steerscope.sites import Site, SiteKind
 from tests.byte_models import byte_model, byte_tokenizer
+from tests.equivalence import reference
 
 jaxtyping = pytest.importorskip("jaxtyping", reason="installed with the extra dev")
 beartype = pytest.importorskip("beartype", reason="installed with the extra dev")

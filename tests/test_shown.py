@@ -11,8 +11,8 @@ from steerscope.experiments.site_tables import judge
 from steerscope.experiments.validation.result import Validation
 from steerscope.experiments.verification.results import Verification
 from steerscope.models import wrap_model
+from studies.claims.groups import studies
 from studies.claims.kept import with_kept
-from studies.claims.page import studies
 from tests.experiments.site_tables.tiny import made_up
 from tests.experiments.training import cases
 from tests.reports import ranking_cases

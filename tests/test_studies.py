@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from steerscope import InputError, get_task, load_model
+from steerscope.experiments.runs.folder import read_results
 from steerscope.experiments.site_tables import SiteTable
 from steerscope.experiments.tasks.formats import GENERATED
 from steerscope.models.tokens import completion_tokens
@@ -120,3 +121,27 @@ def test_the_gpu_sweep_runs_on_a_cpu_with_a_small_model(tmp_path):
         table = SiteTable.load(tmp_path / "out" / task / "table.json")
         assert len(table.outcomes()) == 7
         assert len(table.longer()) == 1
+
+
+def test_the_runs_of_the_claims_go_on_within_their_minutes(tmp_path):
+    """Without time nothing begins; with it every configuration is trained once, and some for longer."""
+    model = tmp_path / "model"
+    byte_model(max_position_embeddings=128).save_pretrained(model)
+    byte_tokenizer().save_pretrained(model)
+    settings = {"DEVICE": "cpu", "MODEL": str(model), "TASKS": "twice", "ONLY": "post-block", "LONGER": "post-block"}
+    settings |= {"STEPS": "2", "BATCH": "4", "SEEDS": "1", "TRIES": "3", "TEST": "8", "JOBS": "1"}
+    environment = {**os.environ, **settings, "PYTHON": sys.executable}
+
+    def call(minutes: int) -> dict[str, int]:
+        command = [str(ROOT / "studies" / "gpu_claims.sh"), str(minutes), str(tmp_path / "out")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found = sorted((tmp_path / "out").glob("*/*/results.json"))
+        return {place.parent.parent.name: place.stat().st_mtime_ns for place in found}
+
+    assert call(0) == {}
+    first = call(3)
+    assert set(first) == {"twice", "twice-longer"}
+    assert call(3) == first
+    steps = [read_results(tmp_path / "out" / name / "post-block-0").settings["steps"] for name in sorted(first)]
+    assert steps == [2, 4]

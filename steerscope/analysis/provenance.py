@@ -39,10 +39,10 @@ def content_hash(examples: Sequence[_Example], *, ordered: bool) -> str:
         A hexadecimal SHA-256 digest.
     """
     rows = [
-        _hash(one.prompt, one.completion, getattr(one, "answer", ""), str(one.answer_index), *(one.choices or ()))
+        hash_of(one.prompt, one.completion, getattr(one, "answer", ""), str(one.answer_index), *(one.choices or ()))
         for one in examples
     ]
-    return _hash(*(rows if ordered else sorted(rows)))[:16]
+    return hash_of(*(rows if ordered else sorted(rows)))[:16]
 
 
 def model_key(model: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -76,11 +76,7 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
 
 
 def knows_data(settings: Mapping[str, Any]) -> bool:
-    """Whether a run's settings say which data it used; those of earlier versions of this package do not.
-
-    Returns:
-        ``False`` for settings of earlier versions.
-    """
+    """Whether a run's settings say which data it used; those of earlier versions of this package do not."""
     return isinstance(settings.get("data"), Mapping)
 
 
@@ -113,7 +109,8 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
-def _hash(*texts: str) -> str:
+def hash_of(*texts: str) -> str:
+    """Return the SHA-256 of some texts, each with its length: no two lists of texts have the same."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(len(text).to_bytes(8, "big") + text.encode("utf-8", "surrogatepass"))

@@ -14,7 +14,7 @@ from steerscope.analysis.capture.features import Features, SketchPlan, feature_b
 from steerscope.analysis.capture.outputs import Probes, make_probes
 from steerscope.analysis.data.encoding import Encoded, OutputMode, encode_for
 from steerscope.analysis.data.examples import Example, check_examples, content_order
-from steerscope.analysis.evidence import known_evidence
+from steerscope.analysis.evidence import evidence_for
 from steerscope.analysis.provenance import RECIPE, content_hash
 from steerscope.analysis.results import LearningCurve, Ranking, SiteScore, Stability
 from steerscope.analysis.scoring.greedy import grow_set
@@ -171,7 +171,12 @@ def rank_sites(
         },
         timing=watch.seconds,
         warnings=tuple(warnings + _warnings(loaded, stability)),
-        evidence=known_evidence(options.score),
+        evidence=evidence_for(
+            options.score,
+            loaded.identity.as_dict(),
+            task,
+            [(site.name, site.score) for site in scored if site.family == "linear"],
+        ),
         equal_margin=scorer.equal_margin(),
         set_score=joint.of_sets,
         kind_score=scorer.kind_score,
@@ -209,11 +214,7 @@ def _plan(loaded: LoadedModel, encoded: Encoded, probes: Probes, options: RankOp
 
 
 def _curve_sites(scored: tuple[SiteScore, ...]) -> list[Site]:
-    """The three best linear sites and the best of every kind.
-
-    Returns:
-        The sites, each once, best first.
-    """
+    """The three best linear sites and the best of every kind."""
     linear = [Site(s.layer, SiteKind(s.kind)) for s in scored if s.family == "linear"]
     best_of_kind = {site.kind: site for site in reversed(linear)}
     wanted = linear[:3] + [site for site in linear if best_of_kind[site.kind] == site]

@@ -5,8 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from steerscope.errors import shortened
+
 # Called with the stage's name, steps done and steps in all.
 StageProgress = Callable[[str, int, int], None]
+
+
+_LONGEST = 60
+
+
+def training_progress(progress: StageProgress | None) -> StageProgress | None:
+    """Return what a sweep of many runs calls with the runs it trains now: to the caller all of them are one stage.
+
+    Args:
+        progress: What is told; ``None`` for nobody.
+
+    Returns:
+        A function that calls it with a stage ``train: NAMES``, names of runs cut short, or ``train``.
+    """
+    if progress is None:
+        return None
+
+    def tell(what: str, done: int, total: int) -> None:
+        names = shortened(what, _LONGEST)
+        progress(f"train: {names}" if names else "train", done, total)
+
+    return tell
 
 
 class Stopwatch:

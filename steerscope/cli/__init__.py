@@ -101,6 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
         SystemExit: Something called for the end of the process.
     """
     _open_closed_streams()
+    # A hub that does not answer is said in one sentence at the end, not in two lines per attempt.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     output = sys.stdout
     try:
         outcome = app(args=arguments, prog_name="steerscope", standalone_mode=False)
@@ -142,11 +144,7 @@ def _refuse(sentence: str) -> int:
 
 
 def _unread() -> int:
-    """Exit silently, as programs do whose reader has gone: files are written before anything is printed.
-
-    Returns:
-        The exit code of a program whose reader has gone.
-    """
+    """Exit silently, as programs do whose reader has gone: files are written before anything is printed."""
     _discard(sys.stdout)
     return UNREAD
 

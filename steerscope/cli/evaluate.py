@@ -18,7 +18,7 @@ def evaluate(
     *,
     adapter: Annotated[Path | None, option("Folder of a saved adapter (steering or PEFT).", MODEL)] = None,
     split: Annotated[str, option("{values}.", DATA, values=("train", "validation", "test"))] = "test",
-    max_examples: Annotated[int | None, option("Use so many questions; without it, all.", DATA)] = None,
+    max_examples: Annotated[int | None, option("Most questions; without it, all.", DATA)] = None,
     out: Annotated[Path | None, option("New folder for results.json and generations.jsonl.", RESULTS)] = None,
     batch_size: Annotated[int, option("Prompts per batch.", RUNNING)] = 16,
     max_new_tokens: Annotated[int | None, option("Longest generation; without it, the task's.", RUNNING)] = None,

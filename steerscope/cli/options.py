@@ -125,6 +125,15 @@ def names_in(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def number_or_sites(text: str) -> int | tuple[str, ...]:
+    """Read a number of sites, or their names."""
+    from steerscope.sites import parse_site
+
+    if text.strip().isdecimal():
+        return int(text)
+    return tuple(str(parse_site(name)) for name in names_in(text))
+
+
 def show_warnings(task: Task) -> None:
     """Print what is to be known about a user's examples."""
     for warning in task.warnings if isinstance(task, FileTask) else ():

@@ -23,7 +23,7 @@ from steerscope.cli.options import (
     StepBatch,
     TestExamples,
     command_line,
-    names_in,
+    number_or_sites,
     option,
 )
 from steerscope.errors import InputError
@@ -67,12 +67,13 @@ def sweep(
     from steerscope.cli.progress import stage_progress
     from steerscope.experiments.commands import sweep as sweep_model
     from steerscope.experiments.sweeping import SweepOptions
+    from steerscope.experiments.sweeping.options import ALL
     from steerscope.experiments.sweeping.sweep_sites import TABLE
     from steerscope.folders import Kind
 
     # Everything that can be refused is refused here, before a model is loaded.
     options = SweepOptions(
-        sites=_sites(sites),
+        sites=ALL if sites.strip() == ALL else number_or_sites(sites),
         family=family,
         rank=rank,
         scale=scale,
@@ -105,20 +106,6 @@ def sweep(
         f"{table.cost['runs']:.0f} runs, {speed / 1e9:,.0f} GFLOP/s in training; table: {out / TABLE}", file=sys.stderr
     )
     page_beside("write_site_table", table, out)
-
-
-def _sites(text: str) -> int | str | tuple[str, ...]:
-    """Read ``all``, a number, or names.
-
-    Returns:
-        What ``SweepOptions.sites`` takes.
-    """
-    from steerscope.experiments.sweeping.options import ALL
-    from steerscope.sites import parse_site
-
-    if text.strip() == ALL or text.strip().isdecimal():
-        return ALL if text.strip() == ALL else int(text)
-    return tuple(str(parse_site(name)) for name in names_in(text))
 
 
 def _rates(text: str) -> tuple[float, ...]:

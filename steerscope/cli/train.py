@@ -90,11 +90,14 @@ def train(
     seed: Annotated[int, option("Seed of training data, order and start.", RUNNING)] = 0,
     train_examples: Annotated[int | None, option("Training examples; without it as many as needed.", DATA)] = None,
     validation_examples: Annotated[int, option("Examples that auto chooses on.", DATA)] = 256,
-    max_examples: Annotated[int | None, option("Test questions; without it, all.", DATA)] = None,
+    max_examples: Annotated[int | None, option("Most test questions; without it, all.", DATA)] = None,
     max_length: Annotated[int | None, option("Longest training example in tokens.", DATA)] = None,
     max_new_tokens: Annotated[int | None, option("Longest generation; without it, the task's.", RUNNING)] = None,
     eval_batch_size: Annotated[int, option("Prompts per batch in evaluation.", RUNNING)] = 16,
     likelihoods: Annotated[bool, option("Also likelihoods of choices and the loss on test.", RESULTS)] = True,
+    before: Annotated[
+        bool, option("Also ask the untrained model the test questions; known answers beside --out are used.", RESULTS)
+    ] = True,
     save_every: Annotated[
         int | None, option("Steps between checkpoints; without it a quarter of the run.", RUNNING)
     ] = None,
@@ -141,6 +144,7 @@ def train(
         max_new_tokens=max_new_tokens,
         eval_batch_size=eval_batch_size,
         likelihoods=likelihoods,
+        before=before,
         save_every=save_every,
         keep_checkpoints=keep_checkpoints,
     )
@@ -161,7 +165,7 @@ def train(
         raise
     print(f"results: {folder}", file=sys.stderr)
     if not give_json(json, found.to_json(), "test_accuracy"):
-        typer.echo(found.line)
+        typer.echo(found.outcome)
 
 
 def _sites(named: list[str] | None, ranking_file: Path | None, which: str, method: str) -> tuple[str, ...]:

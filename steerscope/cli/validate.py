@@ -21,7 +21,7 @@ from steerscope.cli.options import (
     StepBatch,
     TestExamples,
     command_line,
-    names_in,
+    number_or_sites,
     option,
 )
 
@@ -61,7 +61,7 @@ def validate(
 
     # Everything that can be refused is refused here, before a model is loaded.
     options = ValidateOptions(
-        sites=_sites(sites),
+        sites=number_or_sites(sites),
         seeds=seeds,
         rank=rank,
         steps=steps,
@@ -87,16 +87,3 @@ def validate(
     if not give_json(json, result.to_json(), "agreements"):
         print_validation(result, file=sys.stdout)
     print(f"report: {page}", file=sys.stderr)
-
-
-def _sites(text: str) -> int | tuple[str, ...]:
-    """Read a number of sites, or their names.
-
-    Returns:
-        What ``ValidateOptions.sites`` takes.
-    """
-    from steerscope.sites import parse_site
-
-    if text.strip().isdecimal():
-        return int(text)
-    return tuple(str(parse_site(name)) for name in names_in(text))

@@ -35,11 +35,6 @@ def widened(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
-def mean_diagonal(kernel: Tensor) -> float:
-    """Return the mean of the diagonal; a kernel divided by it has unit scale."""
-    return float(kernel.diagonal().mean())
-
-
 @dataclass(frozen=True)
 class RidgeFit:
     """Kernel ridge regression of several targets, with everything that leaving groups of rows out needs.
@@ -123,16 +118,3 @@ def _factor(kernel: Tensor, ridge: float) -> Tensor:
     penalised = kernel.clone()
     penalised.diagonal().add_(ridge)
     return torch.linalg.cholesky(penalised)
-
-
-def alignment(first: Tensor, second: Tensor) -> float:
-    """Return the cosine of two kernels as vectors (uncentred kernel alignment), between 0 and 1.
-
-    Args:
-        first: ``row row``.
-        second: ``row row``, over the same rows.
-
-    Returns:
-        1 where one kernel is a multiple of the other.
-    """
-    return float((first * second).sum() / (first.norm() * second.norm()).clamp_min(1e-300))

@@ -131,27 +131,14 @@ def held_out_share(reads: Tensor, targets: Tensor, others: Tensor, other_targets
     return float(left.square().sum() / (other_targets - targets.mean(0)).square().sum())
 
 
-def canonical_variates(reads: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def variates_between(outer: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
     r"""Return the canonical correlations of two sets of channels over tokens, and the variates on the targets' side.
 
-    Cosines of the principal angles between the two row spaces, in falling order; where ``targets`` have more
-    dimensions than ``reads`` the last ones are 0.
+    Cosines of the principal angles between the two row spaces, in falling order; where the targets have more
+    dimensions than what is read, the last ones are 0.
 
     Args:
-        reads: x, ``(token, p)``.
-        targets: m, ``(token, k)``.
-
-    Returns:
-        ``(rank of m,)`` and ``(token, rank of m)`` with orthonormal columns.
-    """
-    return variates_between(orthonormal_basis(reads), orthonormal_basis(targets))
-
-
-def variates_between(outer: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
-    """Return :func:`canonical_variates` of channels that are given by bases of what they span over tokens.
-
-    Args:
-        outer: Of what is read, ``(token, rank of x)``.
+        outer: Orthonormal basis of what is read, ``(token, rank of x)``.
         inner: Of the targets, ``(token, rank of m)``.
 
     Returns:

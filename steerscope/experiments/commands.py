@@ -24,7 +24,7 @@ from steerscope.experiments.runs.records import RunResults
 from steerscope.experiments.searching import SearchOptions, SearchResult, search_sites
 from steerscope.experiments.site_tables import SiteTable
 from steerscope.experiments.sweeping import SweepOptions, sweep_sites
-from steerscope.experiments.tasks import FileTask, Task, get_task
+from steerscope.experiments.tasks import FileTask, Task, at_most, get_task
 from steerscope.experiments.training.options import TrainOptions
 from steerscope.experiments.training.train import train as train_on
 from steerscope.experiments.validation.options import ValidateOptions
@@ -121,7 +121,7 @@ def evaluate(
     loaded = _in_memory(model, options)
     source = _task(task)
     saved = None if adapter is None else read_adapter(adapter)
-    examples = source.split(options.split, options.max_examples, options.seed)  # type: ignore[arg-type]  # checked
+    examples = at_most(source, options.split, options.max_examples, options.seed)  # type: ignore[arg-type]  # checked
     place = None if out is None else Path(out)
     load = partial(_load, model, options) if loaded is None else lambda: loaded
     return evaluate_model(

@@ -96,7 +96,7 @@ def can_stand_apart(
     Returns:
         ``True`` where the logits agree up to rounding.
     """
-    if not length or _drops(model):
+    if not length or drops(model):
         return False
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     if is_beyond(len(rows[order[-1]]), switch_length(model)):
@@ -198,12 +198,8 @@ def _told(model: nn.Module, prompts: Sequence[int], device: torch.device) -> dic
     return {"prompt_lengths": torch.tensor(prompts, device=device)} if isinstance(model, SteeringModel) else {}
 
 
-def _drops(model: nn.Module) -> bool:
-    """Whether dropout is drawn: by a module of its own, or by one that keeps a rate as a number.
-
-    Returns:
-        Whether two runs on the same tokens may differ.
-    """
+def drops(model: nn.Module) -> bool:
+    """Whether dropout is drawn: by a module of its own, or by one that keeps a rate as a number."""
     return any(module.training and any(rate > 0 for rate in _rates(module)) for module in model.modules())
 
 
@@ -216,11 +212,7 @@ def _rates(module: nn.Module) -> list[float]:
 def _is_right(
     model: nn.Module, rows: Sequence[Sequence[int]], prompts: Sequence[int], pad: int, length: int, pads_left: bool
 ) -> bool:
-    """Whether both ways give the same logits after these rows.
-
-    Returns:
-        Whether the logits differ by no more than rounding explains.
-    """
+    """Whether both ways give the same logits after these rows."""
     device = device_of(model)
     width = max(map(len, rows))
     told = _told(model, prompts, device)

@@ -4,49 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn, cast
+from typing import NoReturn
 
 from torch import Tensor, nn
 
 from steerscope.errors import UnsupportedModelError
+from steerscope.models.attributes import activation_at, module_at, number_at
 from steerscope.models.description import BlockDescription
 from steerscope.models.packed import is_packed, packed_shape
 from steerscope.models.wrappers import acting_layer
 from steerscope.site_kinds import Branch, Maps, SiteKind
-
-
-def module_at(root: nn.Module, path: str) -> nn.Module:
-    """Return the module at a dotted path.
-
-    Args:
-        root: Where the path starts.
-        path: Attribute names and indices joined by dots, such as ``"mlp.down_proj"``.
-
-    Returns:
-        The module itself, not a copy.
-
-    Raises:
-        UnsupportedModelError: There is nothing, or no module, at that path.
-    """
-    found = root
-    for part in path.split("."):
-        child = getattr(found, part, None)
-        if not isinstance(child, nn.Module):
-            names = [name for name, _ in found.named_children()]
-            raise UnsupportedModelError(
-                f"{type(root).__name__} has no module {path!r}: {part!r} is missing in "
-                f"{type(found).__name__}, which has {names}. Correct the BlockDescription."
-            )
-        found = child
-    return found
-
-
-# Activations that a block may call as functions of torch, without an attribute of its own.
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "torch.nn.functional.silu": nn.functional.silu,
-    "torch.nn.functional.gelu": nn.functional.gelu,
-    "torch.nn.functional.relu": nn.functional.relu,
-}
 
 
 @dataclass(frozen=True)
@@ -73,6 +40,9 @@ class Block:
     mlp_map: nn.Module | None
     attn_inner: tuple[nn.Module, ...]
     mlp_inner: tuple[nn.Module, ...]
+    mid_norm: nn.Module | None
+    end_norm: nn.Module | None
+    end_inner: tuple[nn.Module, ...]
     activation: Callable[[Tensor], Tensor] = field(repr=False)
 
     @classmethod
@@ -118,8 +88,8 @@ class Block:
             attn_post_norm=optional(description.attn_post_norm),
             mlp_post_norm=optional(description.mlp_post_norm),
             attn_reads=several(description.attn_reads),
-            attn_scale=_number_at(module, description.attn_scale),
-            mlp_scale=_number_at(module, description.mlp_scale),
+            attn_scale=number_at(module, description.attn_scale),
+            mlp_scale=number_at(module, description.mlp_scale),
             attn_write_or_none=optional(description.attn_write),
             mlp_write_or_none=optional(description.mlp_write),
             mlp_reads_or_none=several(description.mlp_reads),
@@ -127,7 +97,10 @@ class Block:
             mlp_map=optional(description.mlp_map),
             attn_inner=several(description.attn_inner),
             mlp_inner=several(description.mlp_inner),
-            activation=_activation_at(module, description.activation),
+            mid_norm=optional(description.mid_norm),
+            end_norm=optional(description.end_norm),
+            end_inner=several(description.end_inner),
+            activation=activation_at(module, description.activation),
         )
 
     # --- its parts by the words of the table of site kinds ---
@@ -236,7 +209,9 @@ class Block:
             ("mlp_in", named(told.mlp_reads, self.mlp_reads_or_none)),
             ("mlp_hidden", named((told.mlp_write,), (self.mlp_write_or_none,))),
         ]
-        inner = named((*told.attn_inner, *told.mlp_inner), (*self.attn_inner, *self.mlp_inner))
+        inner = named(
+            (*told.attn_inner, *told.mlp_inner, *told.end_inner), (*self.attn_inner, *self.mlp_inner, *self.end_inner)
+        )
         found += [(path, {path: module}) for path, module in inner.items()]
         return [(group, maps) for group, maps in found if maps]
 
@@ -250,21 +225,22 @@ class Block:
             attn_out: What attention adds to it, after a norm on writes; the same shape.
 
         Returns:
-            Their sum, ``batch token d_model``.
+            Their sum, ``batch token d_model``, after the norm on the stream itself where there is one.
         """
-        return h + attn_out
+        return h + attn_out if self.mid_norm is None else self.mid_norm(h + attn_out)
 
-    def mlp_input(self, h: Tensor, attn_out: Tensor) -> Tensor:
-        """``mlp_in`` from the residual stream and what attention added.
+    def mlp_input(self, h: Tensor, mid: Tensor) -> Tensor:
+        """``mlp_in`` from the residual stream before and after attention.
 
         Args:
             h: The residual stream entering the block, ``batch token d_model``.
-            attn_out: What attention adds to it, in the same shape; has no influence in a parallel block.
+            mid: The stream after attention (:meth:`stream_mid`), in the same shape; has no influence in a parallel
+                block.
 
         Returns:
             What the MLP receives, after the norm before it where there is one; ``batch token d_model``.
         """
-        stream = h if self.description.parallel else self.stream_mid(h, attn_out)
+        stream = h if self.description.parallel else mid
         return stream if self.mlp_norm is None else self.mlp_norm(stream)
 
     def hidden(self, mlp_in: Tensor) -> Tensor:
@@ -296,39 +272,6 @@ class Block:
         norm, scale = self.post_norm(branch), self.scale(branch)
         normed = written if norm is None else norm(written)
         return normed if scale == 1.0 else normed * scale
-
-
-def _activation_at(module: nn.Module, path: str | None) -> Callable[[Tensor], Tensor]:
-    if path is None:
-
-        def none(z: Tensor) -> Tensor:
-            raise UnsupportedModelError(
-                "this needs the activation of an MLP that is one map here. Take sites that edit activations there."
-            )
-
-        return none
-    if path in FUNCTIONS:
-        return FUNCTIONS[path]
-    owner, _, name = path.rpartition(".")
-    activation = getattr(module_at(module, owner) if owner else module, name, None)
-    if not callable(activation):
-        raise UnsupportedModelError(
-            f"{type(module).__name__} has no activation function at {path!r}. Correct the BlockDescription."
-        )
-    return cast(Callable[[Tensor], Tensor], activation)
-
-
-def _number_at(module: nn.Module, scale: float | str) -> float:
-    if not isinstance(scale, str):
-        return float(scale)
-    owner, _, name = scale.rpartition(".")
-    found = getattr(module_at(module, owner) if owner else module, name, None)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not found:
-        raise UnsupportedModelError(
-            f"{type(module).__name__} has no number but zero at {scale!r}, which the BlockDescription calls a "
-            f"multiplier (there is {found!r}). Correct the BlockDescription."
-        )
-    return float(found)
 
 
 def width_of(block: Block, kind: SiteKind, d_model: int) -> int:

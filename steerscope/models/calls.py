@@ -21,8 +21,21 @@ def first_tensor(value: object) -> Tensor | None:
     return None
 
 
+def with_first_tensor(output: Any, value: Tensor) -> Any:
+    """Return a module's output with another first tensor.
+
+    Args:
+        output: A tensor, or a tuple or list that begins with one.
+        value: What takes its place.
+
+    Returns:
+        The tensor alone, or a sequence of the same kind.
+    """
+    return type(output)((value, *output[1:])) if isinstance(output, tuple | list) else value
+
+
 # What blocks give back beside the stream, without tensors; None for one that gives the stream alone.
-_BESIDE: WeakKeyDictionary[nn.Module, tuple[Any, ...] | None] = WeakKeyDictionary()
+_BESIDE: WeakKeyDictionary[nn.Module, tuple[Any, ...] | list[Any] | None] = WeakKeyDictionary()
 
 
 def remember_output(module: nn.Module, args: object, output: object) -> None:
@@ -33,14 +46,14 @@ def remember_output(module: nn.Module, args: object, output: object) -> None:
         args: What it was called with.
         output: What it gave.
     """
-    beside = (
-        tuple(None if isinstance(one, Tensor) else one for one in output[1:]) if isinstance(output, tuple) else None
-    )
+    beside = None
+    if isinstance(output, tuple | list):
+        beside = type(output)(None if isinstance(one, Tensor) else one for one in output[1:])
     _BESIDE[module] = beside
 
 
 def as_given_back(module: nn.Module, stream: Tensor) -> Any:
-    """Return the stream in the form in which a block gives it back: alone, or first in a tuple (Falcon).
+    """Return the stream as a block gives it back: alone, or first in a tuple (Falcon) or a list (GPT-1).
 
     Args:
         module: The block; one that no check ran is taken to give the stream alone.
@@ -50,7 +63,7 @@ def as_given_back(module: nn.Module, stream: Tensor) -> Any:
         The stream, or a tuple that begins with it.
     """
     beside = _BESIDE.get(module)
-    return stream if beside is None else (stream, *beside)
+    return stream if beside is None else type(beside)((stream, *beside))
 
 
 @dataclass(frozen=True)

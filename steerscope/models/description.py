@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from steerscope.errors import UnsupportedModelError
-from steerscope.site_kinds import Branch, Maps, SiteKind
+from steerscope.site_kinds import Branch, Maps, Place, Role, SiteKind, stream_behind
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,12 @@ class BlockDescription:
         mlp_scale: The same of the MLP.
         left_out: Names of weights of two axes or more that are in none of the maps above (experts, convolutions):
             they are no part of what stands for fine-tuning.
+        mid_norm: Norm on the stream itself once attention has added to it (post-norm): skip and MLP get what it gives.
+        end_norm: Norm on the stream itself once the MLP has added to it (post-norm).
+        own_end: Whether the block does something else to the stream after the MLP (a third part, a multiplier).
+        end_inner: Linear maps of such an end.
+        reads_below: Whether blocks read more of those below than the stream (Gemma 4's shared keys and values): then no
+            block is skipped where only those above it are asked for.
         copied: Whether the block changes in place what its branches write (Falcon), so that sites there hold a copy.
         by_layer: Where blocks differ, the description of each of them; the other fields are then the first one's.
     """
@@ -69,6 +75,11 @@ class BlockDescription:
     attn_scale: float | str = 1.0
     mlp_scale: float | str = 1.0
     left_out: tuple[str, ...] = ()
+    mid_norm: str | None = None
+    end_norm: str | None = None
+    own_end: bool = False
+    end_inner: tuple[str, ...] = ()
+    reads_below: bool = False
     copied: bool = False
     by_layer: tuple[BlockDescription, ...] = ()
 
@@ -85,6 +96,23 @@ class BlockDescription:
                 f"the description has {len(self.by_layer)} blocks one by one, the model has more; give one for each."
             )
         return self.by_layer[index]
+
+    @property
+    def changes_the_stream(self) -> bool:
+        """Whether the block does more to the stream than adding to it."""
+        return self.mid_norm is not None or self.end_norm is not None or self.own_end
+
+    def adds_at(self, kind: SiteKind) -> SiteKind:
+        """Return the kind to whose tensor an edit is added; the kind itself where the stream is changed between."""
+        if kind.facts.role is Role.STREAM and kind.facts.written_by:
+            changed = self.mid_norm if kind.facts.place is Place.INSIDE else self.end_norm or self.own_end
+            return kind if changed else kind.adds_at
+        return kind.adds_at
+
+    def stream_behind(self, kind: SiteKind) -> SiteKind:
+        """Return the kind that an edit is added to, as :func:`stream_behind`; the kind itself where that is no site."""
+        found = stream_behind(kind, self.kinds)
+        return kind if self.adds_at(found) is found else found
 
     @property
     def kinds(self) -> tuple[SiteKind, ...]:
@@ -148,15 +176,16 @@ class BlockDescription:
         mlp_out = times(self.mlp_scale, f"p2 ({down})" if self.mlp_post_norm else down)
         # Routing is free: an edit of mlp_in may change which experts are chosen.
         mlp_out += "" if self.mlp_write else " as a whole; experts, if any, chosen from mlp_in"
+        after = "h + attn_out + mlp_out" if self.parallel else "resid_mid + mlp_out"
         lines = {
             SiteKind.RESID_PRE: "h",
             SiteKind.ATTN_HEADS: f"heads of {attn}, before the output projection",
             SiteKind.ATTN_OUT: attn_out,
-            SiteKind.RESID_MID: "h + attn_out",
+            SiteKind.RESID_MID: "s1 (h + attn_out)" if self.mid_norm else "h + attn_out",
             SiteKind.MLP_IN: mlp_in + (", as the MLP alone receives it" if shared else ""),
             SiteKind.MLP_HIDDEN: hidden,
             SiteKind.MLP_OUT: mlp_out,
-            SiteKind.RESID_POST: "h + attn_out + mlp_out" if self.parallel else "resid_mid + mlp_out",
+            SiteKind.RESID_POST: f"s2 ({after})" if self.end_norm else f"E({after})" if self.own_end else after,
         }
         return {kind: lines[kind] for kind in self.kinds}
 

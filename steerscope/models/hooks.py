@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from steerscope.errors import InputError, UnsupportedModelError
 from steerscope.models.addends import Edit, checked
 from steerscope.models.blocks import Block, as_token_axes
-from steerscope.models.calls import Call, stream_of
+from steerscope.models.calls import Call, stream_of, with_first_tensor
 from steerscope.models.contexts import Entry, acts_here, hooks_bound_here
 from steerscope.models.readings import Key, Readings
 from steerscope.models.recomputed import recomputed_with
@@ -32,7 +32,7 @@ Tap = Callable[[Tensor, Tensor], Tensor | None]
 
 
 def _first(value: Any) -> Tensor:
-    found = value[0] if isinstance(value, tuple) else value
+    found = value[0] if isinstance(value, tuple | list) else value
     if not isinstance(found, Tensor):
         raise UnsupportedModelError(f"expected a tensor from the block, got {type(found).__name__}.")
     return found
@@ -139,7 +139,7 @@ def _at_output(module: nn.Module, stream: _Stream, tap: Tap, add_stream: bool = 
         if replaced is None:
             return None
         replaced = replaced.reshape(value.shape)
-        return (replaced, *output[1:]) if isinstance(output, tuple) else replaced
+        return with_first_tensor(output, replaced)
 
     return module.register_forward_hook(hook)
 
@@ -153,6 +153,8 @@ def _attach(block: Block, kind: SiteKind, stream: _Stream, tap: Tap) -> Any:
         return _at_output(block.module, stream, tap)
     if facts.read_by is not None:
         return _at_input(block.reader(*facts.read_by), stream, tap)
+    if facts.role is Role.STREAM and block.mid_norm is not None:
+        return _at_output(block.mid_norm, stream, tap)
     # The stream inside a block (resid_mid: m = h + attn_out) has no module of its own. Adding where attention writes
     # reaches the MLP *and* the skip; a hook on the norm before the MLP would reach the MLP alone.
     branch = facts.written_by[-1]

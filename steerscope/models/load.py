@@ -207,7 +207,7 @@ def load_model(
     digest = digest or _digest_of_files(source) or digest_of_parameters(model)
     setup = (setup_of(source) or getattr(config, "_commit_hash", None) or "") if quantised is None else ""
     if method is not None and not any(is_packed(module) for module in model.modules()):
-        quantised = f"weights quantised by {method} made float again on loading"
+        quantised = quantised or _made_float(method)  # the configuration of the model made says no more of it
     return wrap_model(
         model,
         tokenizer,
@@ -304,7 +304,10 @@ def wrap_model(
         revision=revision,
         sha256=sha256 or digest_of_parameters(model),
         layers=len(site_map.blocks),
-        quantised=quantised or quantisation_of(site_map.linear_maps().values()),
+        # Some libraries (compressed-tensors) make weights float in a model's first pass, which was run here.
+        quantised=quantised
+        or quantisation_of(site_map.linear_maps().values())
+        or _made_float(quantisation_asked_for(getattr(model, "config", None))),
         layout=site_map.description.layout,
         d_model=site_map.d_model,
         n_params=num_weights(model),
@@ -312,6 +315,10 @@ def wrap_model(
         setup=setup,
     )
     return LoadedModel(model, tokenizer, site_map, identity)
+
+
+def _made_float(method: str | None) -> str | None:
+    return None if method is None else f"weights quantised by {method} made float again on loading"
 
 
 def _locate(name: str) -> tuple[Path, str | None, str | None]:

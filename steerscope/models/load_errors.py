@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from steerscope.errors import InputError, did_you_mean
+from steerscope.errors import InputError, did_you_mean, shortened
 from steerscope.models.bundled import BUNDLED_NAME
 
 _AGAIN = "copy or download the folder again"
@@ -41,8 +41,7 @@ def not_loaded(name: str, source: Path, error: Exception, quantisation: str | No
     if isinstance(error, InputError):
         return error
     text = " ".join(str(error).split())
-    reason = text or type(error).__name__
-    reason = reason if len(reason) <= 300 else f"{reason[:297]}..."
+    reason = shortened(text or type(error).__name__, 300)
     lower = text.lower()
     if "trust_remote_code" in text:
         return InputError(

@@ -17,9 +17,10 @@ from steerscope.site_kinds import Branch
 
 @dataclass
 class Calls:
-    """How one block's attention and the module that its MLP begins with were called."""
+    """How one block, its attention and the module that its MLP begins with were called."""
 
     of: dict[Branch, Call] = field(default_factory=dict)
+    block: Call | None = None
 
     def again(self, block: Block, branch: Branch, value: Tensor) -> Tensor:
         """Call a branch as it was called, on another input.
@@ -76,7 +77,14 @@ def recorded_calls(blocks: Sequence[Block]) -> Iterator[dict[int, Calls]]:
 
         return hook
 
-    handles = [
+    def whole(index: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls[index].block = Call(args, kwargs)
+
+        return hook
+
+    handles = [block.module.register_forward_pre_hook(whole(block.index), with_kwargs=True) for block in blocks]
+    handles += [
         module.register_forward_pre_hook(recorder(block.index, branch), with_kwargs=True)
         for block in blocks
         for branch, module in ((Branch.ATTENTION, block.attn), (Branch.MLP, block.mlp_in))

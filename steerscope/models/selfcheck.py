@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from steerscope.errors import UnsupportedModelError
 from steerscope.finite import require_finite
 from steerscope.models.blocks import Block, linear_weight
+from steerscope.models.ends import end_of
 from steerscope.models.hooks import Edit, edited, reading
 from steerscope.models.offloaded import device_of
 from steerscope.models.packed import compute_dtype, is_packed, rounding_of, weights_besides
@@ -29,22 +30,21 @@ from steerscope.sites import Site, SiteKind
 
 
 @torch.no_grad()
-def check_sites(model: nn.Module, site_map: SiteMap, num_tokens: int = 6) -> None:
+def check_sites(model: nn.Module, site_map: SiteMap) -> None:
     """Verify every site of ``model`` against its defining equations.
 
     Args:
         model: A causal language model in evaluation mode.
         site_map: The map to verify.
-        num_tokens: Length of the (seeded, random) input.
 
     Raises:
         UnsupportedModelError: A tensor or an edit disagrees with its equation; the message names the first.
         InputError: The logits are NaN or infinite.
 
-    Cost: about ten forward passes over ``2 x num_tokens`` tokens.
+    Cost: about ten forward passes over 12 tokens.
     """
     generator = torch.Generator().manual_seed(0)
-    ids = random_tokens(model, generator, num_tokens)
+    ids = random_tokens(model, generator)
 
     def run() -> Tensor:
         return model(input_ids=ids, use_cache=False).logits
@@ -138,22 +138,22 @@ def _check_maps(block: Block) -> None:
 def _check_reads(block: Block, read: dict[SiteKind, Tensor], calls: Calls, allowed: Tolerance) -> None:
     """Compare every tensor read with the layout's equation, from the tensors before it."""
     h, attn_out = read[SiteKind.RESID_PRE], read[SiteKind.ATTN_OUT]
-    mlp_in, hidden = read[SiteKind.MLP_IN], read.get(SiteKind.MLP_HIDDEN)
+    mlp_in, hidden, mid = read[SiteKind.MLP_IN], read.get(SiteKind.MLP_HIDDEN), block.stream_mid(h, attn_out)
     normed = h if block.attn_norm is None else block.attn_norm(h)
     expected = {
         SiteKind.ATTN_OUT: block.attn_output(read[SiteKind.ATTN_HEADS])
         if SiteKind.ATTN_HEADS in read
         else block.added(Branch.ATTENTION, calls.again(block, Branch.ATTENTION, normed)),
-        SiteKind.MLP_IN: block.mlp_input(h, attn_out),
+        SiteKind.MLP_IN: block.mlp_input(h, mid),
         SiteKind.MLP_OUT: block.added(Branch.MLP, calls.again(block, Branch.MLP, mlp_in))
         if hidden is None
         else block.mlp_output(hidden),
-        SiteKind.RESID_POST: h + attn_out + read[SiteKind.MLP_OUT],
+        SiteKind.RESID_POST: end_of(block, calls.block, h, mid + read[SiteKind.MLP_OUT]),
     }
     if hidden is not None:
         expected[SiteKind.MLP_HIDDEN] = block.hidden(mlp_in)
     if SiteKind.RESID_MID in read:
-        expected[SiteKind.RESID_MID] = block.stream_mid(h, attn_out)
+        expected[SiteKind.RESID_MID] = mid
     for kind, value in expected.items():
         _compare(read[kind], value, f"the tensor read at '{block.index}.{kind}' is not {kind}'s equation", allowed)
 
@@ -207,14 +207,14 @@ def _block_output(
         attn_out = block.attn_output(plus(heads, SiteKind.ATTN_HEADS))
     else:
         attn_out = block.added(Branch.ATTENTION, heads)
-    attn_out = plus(plus(attn_out, SiteKind.ATTN_OUT), SiteKind.RESID_MID)
-    mlp_in = plus(block.mlp_input(h, attn_out), SiteKind.MLP_IN)
+    mid = plus(block.stream_mid(h, plus(attn_out, SiteKind.ATTN_OUT)), SiteKind.RESID_MID)
+    mlp_in = plus(block.mlp_input(h, mid), SiteKind.MLP_IN)
     if block.whole(Branch.MLP) is None:
         mlp_out = block.mlp_output(plus(block.hidden(mlp_in), SiteKind.MLP_HIDDEN))
     else:
         mlp_out = block.added(Branch.MLP, calls.again(block, Branch.MLP, mlp_in))
     mlp_out = plus(mlp_out, SiteKind.MLP_OUT)
-    return plus(h + attn_out + mlp_out, SiteKind.RESID_POST)
+    return plus(end_of(block, calls.block, h, mid + mlp_out), SiteKind.RESID_POST)
 
 
 @dataclass(frozen=True)

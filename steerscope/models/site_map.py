@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from steerscope.errors import InputError, UnsupportedModelError, did_you_mean
-from steerscope.models.blocks import Block, linear_shape, module_at, width_of
+from steerscope.models.attributes import module_at
+from steerscope.models.blocks import Block, linear_shape, width_of
 from steerscope.models.description import BlockDescription
 from steerscope.models.layouts import known_description
 from steerscope.models.packed import measure, require_plain_weights
-from steerscope.models.recognition import recognised
+from steerscope.models.recognition import reads_below, recognised
 from steerscope.models.wrappers import decoder_of
 from steerscope.sites import Site, SiteKind, one_or_several, parse_kind, parse_site
 
@@ -73,12 +74,32 @@ class SiteMap:
             raise InputError(f"site '{found}' names head {found.head}; this model has heads 0 to {self.n_heads - 1}.")
         return found
 
+    def resolve_each(self, names: Iterable[Site | str]) -> tuple[Site, ...]:
+        """Return several sites in the order in which the model computes them.
+
+        Raises:
+            InputError: An unknown site, or the same one twice.
+        """
+        named = [self.resolve(name) for name in names]
+        if doubled := sorted({str(site) for site in named if named.count(site) > 1}):
+            raise InputError(f"site {', '.join(doubled)} is named twice; name every site once.")
+        return tuple(sorted(named, key=lambda site: (site.layer, site.kind.order)))
+
     def resolve_kinds(self, names: Iterable[str] | str) -> tuple[SiteKind, ...]:
         """Return the kinds for user-given names, checked against this layout."""
         kinds = tuple(parse_kind(name) for name in one_or_several(names))
         for kind in kinds:
             self._require_kind(kind)
         return kinds
+
+    def write(self, site: Site) -> Site:
+        """Return the site whose vector edit is the same edit (``attn_out`` for ``resid_mid``; often itself)."""
+        return Site(site.layer, self.blocks[site.layer].description.adds_at(site.kind), site.head)
+
+    def written_at(self, write: Site) -> list[Site]:
+        """Return the sites whose edits are added to the tensor of ``write``, itself among them."""
+        told = self.blocks[write.layer].description
+        return [Site(write.layer, kind) for kind in self.description.kinds if told.adds_at(kind) is write.kind]
 
     def width(self, site: Site) -> int:
         """Return the number of channels of a site."""
@@ -110,6 +131,8 @@ class SiteMap:
                 why = "a branch of it is one map"
             elif (block.attn_scale, block.mlp_scale) != (1.0, 1.0):
                 why = "its branches are multiplied by numbers"
+            elif told.changes_the_stream:
+                why = "the stream itself is changed after it is added to"
             elif told.attn_inner or told.left_out:
                 why = f"it has weights besides its usual maps ({', '.join((*told.attn_inner, *told.left_out)[:3])})"
             else:
@@ -151,13 +174,17 @@ def find_sites(model: nn.Module, description: BlockDescription | None = None) ->
     config = getattr(decoder, "config", None)
     if config is None:
         raise UnsupportedModelError(f"{type(decoder).__name__} has no config; expected a transformers model.")
-    chosen = description or known_description(config) or recognised(model)
+    known = description or known_description(config)
+    chosen = known or recognised(model)
     stack = module_at(decoder, chosen.layers)
     blocks = tuple(Block.bind(module, chosen, index) for index, module in enumerate(stack.children()))
     if not blocks:
         raise UnsupportedModelError(f"{type(decoder).__name__}.{chosen.layers} holds no blocks.")
     measure(model, [module for block in blocks for module in block.linear_maps().values()])
-    return SiteMap(chosen, blocks, _width(blocks[0], config), _heads(blocks, config))
+    found = SiteMap(chosen, blocks, _width(blocks[0], config), _heads(blocks, config))
+    if known is not None or not reads_below(model, found):
+        return found
+    return replace(found, description=replace(chosen, reads_below=True))
 
 
 def _width(block: Block, config: Any) -> int:

@@ -4,29 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from steerscope.models.blocks import Block
 from steerscope.models.calls import Call, as_given_back, stream_of
-from steerscope.models.site_map import SiteMap
+from steerscope.models.description import BlockDescription
+
+
+class DescribedBlocks(Protocol):
+    """What is needed of a site map: it is made with what stands here, so its class is not to be had."""
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """From below."""
+        ...
+
+    @property
+    def description(self) -> BlockDescription:
+        """Whether they read more than the stream."""
+        ...
 
 
 @contextmanager
-def entering_block(site_map: SiteMap, layer: int, stream: Tensor) -> Iterator[None]:
+def entering_block(site_map: DescribedBlocks, layer: int, stream: Tensor) -> Iterator[None]:
     """Run the model's blocks from ``layer`` on, with ``stream`` (``batch token d_model``) entering that block.
 
-    The blocks below do nothing inside the context. Enter it before hooks that read or edit sites. The model is to be
-    run on as many tokens as the stream has: masks and positions are made of them.
+    The blocks below do nothing inside the context, unless those above read more of them than the stream. Enter it
+    before hooks that read or edit sites. The model is to be run on the stream's own tokens: masks and positions are
+    made of them, and some models' blocks read them.
 
     Args:
         site_map: The model's blocks.
         layer: The first block that computes, from 0.
         stream: The residual stream entering it, ``batch token d_model``, in the model's data type.
     """
-    skipped = [block.module for block in site_map.blocks[:layer]]
+    skipped = [] if site_map.description.reads_below else [block.module for block in site_map.blocks[:layer]]
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call(args, kwargs).with_first(stream)
@@ -116,7 +131,7 @@ def passing_through(block: nn.Module) -> Callable[..., Any]:
 
 
 @contextmanager
-def above_blocks(site_map: SiteMap, stream: Tensor) -> Iterator[None]:
+def above_blocks(site_map: DescribedBlocks, stream: Tensor) -> Iterator[None]:
     """Run nothing but what follows the last block, with ``stream`` (``batch token d_model``) leaving that block.
 
     The model is to be run on as many tokens as the stream has.

@@ -78,33 +78,24 @@ def vocab_size(model: nn.Module) -> int:
     return int(embeddings.weight.shape[0])
 
 
-def run_on_random_tokens(model: nn.Module, num_tokens: int = 6) -> Tensor:
-    """Run a model on two sequences of seeded random tokens, for what hooks see of it.
-
-    Args:
-        model: A causal language model.
-        num_tokens: Length of each sequence.
-
-    Returns:
-        The tokens, ``2 x num_tokens``.
-    """
-    ids = random_tokens(model, torch.Generator().manual_seed(0), num_tokens)
+def run_on_random_tokens(model: nn.Module) -> Tensor:
+    """Run a causal language model on :func:`random_tokens`, for what hooks see of it; return them."""
+    ids = random_tokens(model, torch.Generator().manual_seed(0))
     model(input_ids=ids, use_cache=False)
     return ids
 
 
-def random_tokens(model: nn.Module, generator: torch.Generator, num_tokens: int = 6) -> Tensor:
+def random_tokens(model: nn.Module, generator: torch.Generator) -> Tensor:
     """Return two sequences of random tokens, on the model's device.
 
     Args:
         model: A model with token embeddings.
         generator: Draws them.
-        num_tokens: Length of each sequence.
 
     Returns:
-        Token ids, ``2 x num_tokens``.
+        Token ids, ``2 x 6``.
     """
-    ids = torch.randint(0, vocab_size(model), (2, num_tokens), generator=generator)
+    ids = torch.randint(0, vocab_size(model), (2, 6), generator=generator)
     return ids.to(device_of(model))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec
 
@@ -128,17 +129,19 @@ def look(kind: str) -> tuple[str, str, str]:
     return _LOOKS.get(kind, ("#777777", "*", "-"))
 
 
-def figure_text(text: object, limit: int = 40) -> str:
-    """Return text that the bundled font can draw: ASCII, one line, limited.
+def figure_text(text: object, limit: int = 40, *, lines_of: int | None = None) -> str:
+    """Return text that the bundled font can draw: ASCII, limited, on one line unless told otherwise.
 
     Args:
         text: Anything that can be printed.
         limit: Most characters.
+        lines_of: Most characters of a line, where there may be several.
 
     Returns:
         The text; other characters than ASCII are question marks.
     """
-    return clean(text, limit).encode("ascii", "replace").decode("ascii")
+    plain = clean(text, limit).encode("ascii", "replace").decode("ascii")
+    return plain if lines_of is None else textwrap.fill(plain, lines_of)
 
 
 def finish_with_foot(figure: Figure, foot: str, title: str, handles: Sequence[Artist] = (), columns: int = 3) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,9 @@ def render(page: Page, drawn: Sequence[Drawn[Any]]) -> str:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals.update(table_of=_table_values, sorted_rows=SORTED_ROWS, filtered_rows=FILTERED_ROWS)
+    environment.globals.update(
+        table_of=_table_values, named=_Names(), sorted_rows=SORTED_ROWS, filtered_rows=FILTERED_ROWS
+    )
     script = (_HERE / _SCRIPT).read_text(encoding="utf-8")
     figures = {one.entry.stem: _figure_values(one) for one in drawn}
     shown = [one for one in page.sections if one.figure in figures or one.parts or one.folds]
@@ -145,6 +148,17 @@ def render(page: Page, drawn: Sequence[Drawn[Any]]) -> str:
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     )
+
+
+class _Names:
+    """Tells things of one name apart: who hears a page goes by the names of its regions."""
+
+    def __init__(self) -> None:
+        self._given: Counter[str] = Counter()
+
+    def __call__(self, name: str) -> str:
+        self._given[name] += 1
+        return name if self._given[name] == 1 else f"{name} ({self._given[name]})"
 
 
 def _figure_values(one: Drawn[Any]) -> dict[str, Any]:
@@ -188,11 +202,7 @@ def share_bar(value: float, low: float, high: float) -> dict[str, str]:
 
 
 def setting_text(value: object) -> str:
-    """Write a setting as text; mappings in sorted order, because a trip through JSON sorts them too.
-
-    Returns:
-        One line.
-    """
+    """Write a setting as text; mappings in sorted order, because a trip through JSON sorts them too."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

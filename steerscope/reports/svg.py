@@ -54,23 +54,51 @@ def finished_svg(svg: bytes) -> bytes:
 
 
 def _shortened(text: str) -> str:
-    """Take out what is not drawn: comments, names of groups, digits beyond a hundredth of a point, white space.
-
-    Returns:
-        An SVG of the same picture.
-    """
+    """Take out what is not drawn: comments, names of groups, digits beyond a hundredth of a point, white space."""
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"\s*\n\s*", "\n", text)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = _without_plain_groups(re.sub(r'<g id="[^"]*"', "<g", text).replace(">\n<", "><"))
+    # What draws one thing by its name needs no group around it; and no prefix since SVG 2.
+    text = text.replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "").replace(" xlink:href=", " href=")
+    text = re.sub(r'<g( transform="[^"]*")><use( href="#[^"]*")/></g>', r"<use\2\1/>", text)
     text = re.sub(r' style="[^"]*"', lambda style: style[0].replace(": ", ":").replace("; ", ";"), text)
     text = re.sub(r' d="([^"]*)"', lambda path: f' d="{_path(path[1])}"', text)
     text = re.sub(r' (?:x|y)="[^"]*"|translate\([^)]*\)', lambda place: _numbers(place[0]), text)
+    text = _ALIKE.sub(_together, text)
     # Glyphs, markers and clips by the order in which they occur.
     names = dict.fromkeys(re.findall(r'<(?:path|clipPath|pattern)[^>]*? id="([^"]+)"', text))
     short = {name: f"i{number}" for number, name in enumerate(names)}
     return re.sub(
         r'( id="|href="#|url\(#)([^")]+)', lambda use: use[1] + short.get(use[2], use[2]), text
     )  # fmt: skip
+
+
+# Marks one after the other with one style, which a group around them can have.
+_ALIKE = re.compile(r'<use[^>]*( style="[^"]*")/>(?:<use[^>]*\1/>)+')
+
+
+def _together(run: re.Match[str]) -> str:
+    style = run[1]
+    if re.search(r'[";]opacity:', style):  # that of a group is of all that is in it, taken together
+        return run[0]
+    return f"<g{style}>{run[0].replace(style, '')}</g>"
+
+
+def _without_plain_groups(text: str) -> str:
+    """Take out groups that say nothing of what is in them."""
+    plain: list[bool] = []
+
+    def kept(tag: re.Match[str]) -> str:
+        if tag[0] == "<g/>":
+            return ""
+        if tag[0] == "</g>":
+            return "" if plain.pop() else tag[0]
+        if not tag[0].endswith("/>"):
+            plain.append(tag[0] == "<g>")
+            return "" if plain[-1] else tag[0]
+        return tag[0]
+
+    return re.sub(r"<g(?: [^>]*)?/?>|</g>", kept, text)
 
 
 def _numbers(text: str) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TextIO
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -64,3 +67,26 @@ def rich_table(table: TextTable) -> Table:
     for cells in table.rows:
         drawn.add_row(*(Text(cell) for cell in cells), style="bold" if cells[-1] == "best" else "")
     return drawn
+
+
+def print_tables(
+    said: Sequence[str], tables: Sequence[TextTable], file: TextIO | None = None, *, style: str = ""
+) -> None:
+    """Print sentences and then tables: with colours on a terminal, as plain text elsewhere.
+
+    Args:
+        said: Sentences, each a paragraph.
+        tables: The tables.
+        file: Where they are printed; standard output unless given.
+        style: Of the sentences on a terminal.
+    """
+    out = sys.stdout if file is None else file
+    text = "\n".join(textwrap.fill(one, WIDTH, break_on_hyphens=False) for one in said)
+    if not out.isatty():
+        out.write("\n\n".join([*([text] if text else []), *map(plain_table, tables)]) + "\n")
+        return
+    console = Console(file=out, highlight=False)
+    if text:
+        console.print(Text(text, style=style), soft_wrap=True)
+    for table in tables:
+        console.print(rich_table(table))

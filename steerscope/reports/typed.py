@@ -46,7 +46,7 @@ def subject_words(command: object, model: object, task: object) -> str:
     return shlex.join(words)
 
 
-def train_line(subject: str, site: str, family: str, rank: int | None, out: str = "run") -> str:
+def train_line(subject: str, site: str, family: str, rank: int | None) -> str:
     """Return the command that trains one edit; empty for a family that ``train`` has no method of.
 
     Args:
@@ -54,7 +54,6 @@ def train_line(subject: str, site: str, family: str, rank: int | None, out: str 
         site: The hook point.
         family: ``linear`` or ``vector``.
         rank: Rank of a linear edit, or ``None`` for the default.
-        out: The run's folder.
 
     Returns:
         A command line, or an empty string.
@@ -62,9 +61,7 @@ def train_line(subject: str, site: str, family: str, rank: int | None, out: str 
     if family not in METHODS:
         return ""
     how = f" --rank {rank}" if family == "linear" and isinstance(rank, int) else ""
-    return (
-        f"steerscope train {subject} --method {METHODS[family]} --site {shlex.quote(clean(site, 40))}{how} --out {out}"
-    )
+    return f"steerscope train {subject} --method {METHODS[family]} --site {shlex.quote(clean(site, 40))}{how} --out run"
 
 
 METHODS = {"linear": "post-block", "vector": "vector"}

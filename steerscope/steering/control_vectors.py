@@ -112,6 +112,9 @@ def _require_direction(steering: SteeringModel, site: Site) -> None:
         raise InputError(where + "is added inside one. Use resid_post.")
     if not site.kind.facts.written_by:
         raise InputError(where + "is added before the first one. Use resid_post of a later block.")
+    told = steering.site_map.blocks[site.layer].description
+    if site.kind is not SiteKind.RESID_POST and told.changes_the_stream:
+        raise InputError(where + "is added before the block changes the stream. Use resid_post.")
     if stream_behind(site.kind, kinds) is not SiteKind.RESID_POST:
         raise InputError(where + "before the MLP, which reads it. Use resid_post.")
     if site.layer == 0:

@@ -69,6 +69,11 @@ def held_by(site: Site, site_map: SiteMap, *, has_matrix: bool) -> Holder:
             f"carries its part past every weight of the block. Only a vector, or an edit of '{site.layer}.{added}', "
             "can be merged or exported as a LoRA."
         )
+    if facts.role is Role.STREAM and block.description.adds_at(site.kind) is site.kind:
+        raise InputError(
+            f"the edit at '{site}' is added to the stream after the block changed it (layout "
+            f"'{block.description.layout}'), behind every weight that writes there. Keep it as an adapter."
+        )
     branch = facts.written_by[-1]
     if block.post_norm(branch) is not None:
         raise InputError(

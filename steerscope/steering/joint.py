@@ -227,14 +227,7 @@ class JointCallback(TrainerCallback):
         self.history: list[dict[str, float]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start with the constraint. A resumed run has it already: projecting again would move last bits.
-
-        Args:
-            args: The Trainer's arguments.
-            state: The Trainer's state.
-            control: The Trainer's control object; left as it is.
-            kwargs: What else the Trainer passes; ``optimizer`` is used.
-        """
+        """Start with the constraint. A resumed run has it already: projecting again would move last bits."""
         if state.global_step == 0:
             self.constraint.project(kwargs.get("optimizer"))
             return
@@ -247,47 +240,19 @@ class JointCallback(TrainerCallback):
             ]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the history for a run that is resumed.
-
-        Args:
-            args: The Trainer's arguments.
-            state: The Trainer's state.
-            control: The Trainer's control object; left as it is.
-            kwargs: What else the Trainer passes; not used.
-        """
+        """Keep the history for a run that is resumed."""
         write_text(Path(args.output_dir) / _HISTORY, json.dumps(self.history, allow_nan=False))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Project the gradients.
-
-        Args:
-            args: The Trainer's arguments.
-            state: The Trainer's state.
-            control: The Trainer's control object; left as it is.
-            kwargs: What else the Trainer passes; not used.
-        """
+        """Project the gradients."""
         self.constraint.project_gradients()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Project parameters and moments.
-
-        Args:
-            args: The Trainer's arguments.
-            state: The Trainer's state.
-            control: The Trainer's control object; left as it is.
-            kwargs: What else the Trainer passes; ``optimizer`` is used.
-        """
+        """Project parameters and moments."""
         self.constraint.project(kwargs.get("optimizer"))
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure at every log of the Trainer.
-
-        Args:
-            args: The Trainer's arguments.
-            state: The Trainer's state.
-            control: The Trainer's control object; left as it is.
-            kwargs: What else the Trainer passes; not used.
-        """
+        """Measure at every log of the Trainer."""
         self.measure(state.global_step, args.learning_rate)
 
     def measure(self, step: int, learning_rate: float) -> None:

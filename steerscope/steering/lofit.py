@@ -90,14 +90,7 @@ class SparseScales(TrainerCallback):
         self.edits, self.strength = tuple(_scales(steering).values()), strength
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Add it under the Trainer.
-
-        Args:
-            args: The Trainer's arguments.
-            state: The Trainer's state.
-            control: The Trainer's control object; left as it is.
-            kwargs: What else the Trainer passes; not used.
-        """
+        """Add it under the Trainer."""
         self.add_to_gradients()
 
     @torch.no_grad()

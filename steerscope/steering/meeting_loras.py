@@ -63,6 +63,11 @@ def loras_meeting(steering: SteeringModel, site: Site, constraint: str) -> tuple
             f"no LoRA of a block writes to the tensor of '{site}'; joint constraints are defined at "
             f"{', '.join(kinds_written_by_branches())}."
         )
+    if constraint != "none" and block.description.changes_the_stream:
+        raise InputError(
+            f"block {block.index} changes the stream after the LoRA's map added to it (layout "
+            f"'{block.description.layout}'), so no constraint on B keeps the two apart. Use constraint 'none'."
+        )
     found = []
     for branch in branches:
         norm = block.post_norm(branch)

@@ -34,7 +34,7 @@ from steerscope.steering.adapters import DEFAULT, Adapter, checked_name
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import SteeringEdit
 from steerscope.steering.identity import BaseIdentity
-from steerscope.steering.named import INSTEAD, refused_method
+from steerscope.steering.named import INSTEAD, no_attribute, refused_method
 from steerscope.steering.passes import Passes, passes_on
 from steerscope.steering.running import SteeredRuns
 from steerscope.steering.saved_adapters import SavedAdapters
@@ -210,7 +210,10 @@ class SteeringModel(SavedAdapters, SteeredRuns):
                 raise
             if name in INSTEAD and not is_peft(self.base_model):
                 return refused_method(name)
-            return getattr(self.base_model, name)
+            try:
+                return getattr(self.base_model, name)
+            except AttributeError as error:
+                raise no_attribute(name) or error from None
 
 
 def get_steering_model(

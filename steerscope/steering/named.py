@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,6 +44,17 @@ def refused_method(name: str) -> Callable[..., Any]:
         raise InputError(f"{name}() is for adapters of PEFT, and this model has none; use {INSTEAD[name]}.")
 
     return refuse
+
+
+def no_attribute(name: str) -> AttributeError | None:
+    """Return the error for an attribute that PEFT's models have and this one has not, ``None`` for any other name."""
+    peft = sys.modules.get("peft")  # slow to load; who never did looks for no attribute of it
+    if name.startswith("_") or peft is None or not (name == "peft_config" or hasattr(peft.PeftModel, name)):
+        return None
+    return AttributeError(
+        f"{name!r} is of PEFT's models, and this one has steerscope's edits; expected steering_config, sites, "
+        "adapter_names, active_adapter, adapter(name) or edit_at(site), which say what there is here."
+    )
 
 
 class NamedAdapters(nn.Module):
@@ -153,6 +165,9 @@ class NamedAdapters(nn.Module):
             if current.strength != 1:
                 added = current.strength * added
             if mask is not None:
+                if self.site_map.description.reads_below:
+                    # Gemma 4 computes upper layers at the last tokens alone, those whose logits are kept.
+                    mask = mask[:, -added.shape[1] :]
                 added = torch.where(mask.to(added.device).unsqueeze(-1), added, 0)
             return value + added.to(value)  # what it reads may be on another device than the block
 
@@ -166,6 +181,8 @@ class NamedAdapters(nn.Module):
         Raises:
             InputError: There is none of that name, or several were given.
         """
+        if adapter_name is None:
+            raise InputError("set_adapter() got None; expected a name. disable_adapter() runs the model without edits.")
         chosen = self.adapter(adapter_name)
         self._passes.adapter, self.edits = chosen, chosen.edits
 

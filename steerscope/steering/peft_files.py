@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from steerscope.errors import InputError
-from steerscope.files import json_of
+from steerscope.files import read_object
 from steerscope.steering.peft_types import type_name
 
 CONFIG_NAME = "adapter_config.json"
@@ -85,11 +85,8 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
             would ignore, or makes it read other files.
     """
     path = folder / CONFIG_NAME
-    try:
-        told = json_of(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error}). Copy the adapter again.") from error
-    if not isinstance(told, dict) or "peft_type" not in told:
+    told = read_object(path, "the adapter's configuration", "Copy the adapter again.")
+    if "peft_type" not in told:
         raise InputError(f"{str(path)!r} names no peft_type, so it is no adapter of PEFT. Copy the adapter again.")
     require_readable(told, path)
     return told

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from steerscope.errors import InputError
+from steerscope.errors import InputError, shortened
 
 PROMPT_TYPES = frozenset({"CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"})
 _OTHERS = """
@@ -164,8 +164,8 @@ def require_supported(config: Any) -> None:
             value = values[option.name]
             if option.is_refused(value):
                 raise InputError(
-                    f"PEFT's {name} with {option.name}={_short(value)} does not go under edits: {option.reason}. Leave "
-                    "the option as PEFT has it, or put the edits on the plain model."
+                    f"PEFT's {name} with {option.name}={shortened(repr(value))} does not go under edits: "
+                    f"{option.reason}. Leave the option as PEFT has it, or put the edits on the plain model."
                 )
     if isinstance(config, Mapping):
         return
@@ -173,11 +173,6 @@ def require_supported(config: Any) -> None:
         default = one.default if one.default_factory is MISSING else one.default_factory()
         if one.name not in _KNOWN and values[one.name] != default:
             raise InputError(
-                f"PEFT's {name} with {one.name}={_short(values[one.name])} was not tried under edits. Leave the option "
-                "as PEFT has it, or put the edits on the plain model."
+                f"PEFT's {name} with {one.name}={shortened(repr(values[one.name]))} was not tried under edits. "
+                "Leave the option as PEFT has it, or put the edits on the plain model."
             )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from steerscope.errors import InputError
-from steerscope.files import json_of, parse_json, write_text, written_aside
+from steerscope.files import parse_json, read_object, write_text, written_aside
 from steerscope.finite import require_finite
 from steerscope.folders import CARD_NAME, STEERING_FORMAT, Kind, may_write_card, require_folder_for
 from steerscope.installed import own_version, require
@@ -162,13 +162,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"there is no adapter in {str(folder)!r}: {CONFIG_NAME} is missing. Give a folder that save_pretrained() "
             f"wrote.{instead_of_adapter(folder)}"
         )
-    try:
-        told = json_of(path)
-    except (ValueError, OSError) as error:
-        raise InputError(
-            f"{str(path)!r} cannot be read ({error}); it was cut off or damaged. Copy it again."
-        ) from error
-    return _checked(told, path)
+    return _checked(read_object(path, "the adapter's configuration", "It was cut off or damaged. Copy it again."), path)
 
 
 def _checked(told: Any, path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from steerscope.errors import InputError
-from steerscope.files import json_of, written_aside
+from steerscope.files import read_object, written_aside
 from steerscope.folders import WEIGHTS_FORMAT, Kind, require_folder_for
 from steerscope.installed import own_version
 from steerscope.models.blocks import linear_weight
@@ -220,12 +220,7 @@ def read_changed(folder: Path) -> tuple[dict[str, Any], BaseIdentity]:
     Raises:
         InputError: It is of another version or was changed by hand.
     """
-    try:
-        told = json_of(folder / CONFIG_NAME)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(folder / CONFIG_NAME)!r} cannot be read ({error}). Copy it again.") from error
-    if not isinstance(told, dict):
-        raise InputError(f"{str(folder / CONFIG_NAME)!r} holds no JSON object. Copy it again.")
+    told = read_object(folder / CONFIG_NAME, "the configuration", "Copy it again.")
     lists = all(
         isinstance(told.get(name), list) and all(isinstance(one, str) for one in told[name])
         for name in ("added", "changed")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from steerscope.files import exit_code_of
 from studies.claims.kept import keep, with_kept
 from studies.claims.page import write_claims
+from studies.programs import exit_code_of
 
 
 def main(arguments: list[str] | None = None) -> int:

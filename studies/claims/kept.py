@@ -1,7 +1,7 @@
 """Runs in one small file: what the page of claims reads of them, so that it can be written again without the folders.
 
 Per run the file holds its results without generations, which test questions it answered rightly (a bit each, written as
-one hexadecimal number; the questions are named once per test set), and what was measured for claim (f).
+one hexadecimal number; the questions are named once per test set), and what was measured beside it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from steerscope.experiments.runs.records import RunResults
 from steerscope.files import write_text
 from steerscope.folders import require_json_file
 from studies.claims.leftover import LEFTOVER
+from studies.claims.recalibrated import RECALIBRATED
 from studies.claims.rule import rights
 
 SCHEMA_VERSION = 1
 # Long, and read by nobody once the numbers are there.
 _LEFT_OUT = ("evaluation",)
-_LEFT_OUT_OF_TRAINING = ("losses",)
+MEASURED = {"leftover": LEFTOVER, "recalibrated": RECALIBRATED}
 
 
 def keep(folders: Sequence[str | Path], file: Path) -> None:
@@ -40,15 +41,15 @@ def keep(folders: Sequence[str | Path], file: Path) -> None:
     for place in run_folders(folders):
         read_results(place)  # strictly
         results = {k: v for k, v in read_json(place / RESULTS, "a run").items() if k not in _LEFT_OUT}
-        results["training"] = {k: v for k, v in results["training"].items() if k not in _LEFT_OUT_OF_TRAINING}
         right = rights(str(place))
         asked = _in_order(right)
         names = questions.setdefault(results["test_set"], asked)
         if names != asked:
             raise InputError(f"{str(place)!r} answered other questions than runs of the same test set. Run it again.")
         run: dict[str, Any] = {"results": results, "right": _to_hex([right[name] for name in names])}
-        if (place / LEFTOVER).exists():
-            run["leftover"] = read_json(place / LEFTOVER, "a measurement")
+        run |= {
+            name: read_json(place / file, "a measurement") for name, file in MEASURED.items() if (place / file).exists()
+        }
         runs.append(run)
     text = json.dumps({"schema_version": SCHEMA_VERSION, "questions": questions, "runs": runs}, allow_nan=False)
     # A line per run: a difference between two versions of the file then shows which runs changed.
@@ -103,9 +104,10 @@ def _unpack(file: Path, place: Path) -> None:
             (folder / GENERATIONS).write_text(
                 "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8"
             )
-            if "leftover" in run:
-                _check_leftover(run["leftover"])
-                (folder / LEFTOVER).write_text(json.dumps(run["leftover"], allow_nan=False), encoding="utf-8")
+            for name, check in (("leftover", _check_leftover), ("recalibrated", _check_recalibrated)):
+                if name in run:
+                    check(run[name])
+                    (folder / MEASURED[name]).write_text(json.dumps(run[name], allow_nan=False), encoding="utf-8")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{str(file)!r} holds no kept runs ({error!r}). Write it again with [[keep]].") from error
 
@@ -118,10 +120,16 @@ def _check_leftover(found: Mapping[str, Any]) -> None:
         _check_types(row, {"kind": str, "rank": int, "kl": float})
 
 
+def _check_recalibrated(found: Mapping[str, Any]) -> None:
+    _check_types(found, {"n": int})
+    if found["accuracy"] is not None:
+        _check_types(found, {"accuracy": float})
+
+
 def _check_types(found: Mapping[str, Any], wanted: Mapping[str, type]) -> None:
     for name, kind in wanted.items():
         if not isinstance(found[name], kind):
-            raise TypeError(f"{name} of a measurement for claim (f) is {found[name]!r}; expected {kind.__name__}")
+            raise TypeError(f"{name} of a measurement is {found[name]!r}; expected {kind.__name__}")
 
 
 def _to_hex(bits: Sequence[int]) -> str:

@@ -23,13 +23,14 @@ from steerscope.experiments.evaluation.adapters import read_adapter, with_adapte
 from steerscope.experiments.runs.folder import read_results
 from steerscope.experiments.tasks import Task, get_task
 from steerscope.experiments.tasks.supervised import answer_tokens, supervise
-from steerscope.files import exit_code_of, write_text
+from steerscope.files import json_text, write_text
 from steerscope.models import load_model
 from steerscope.models.lengths import batches_within, switch_length
 from steerscope.models.tokens import pad_token
 from steerscope.models.wrappers import is_peft
 from steerscope.sites import SiteKind
 from steerscope.steering.oracles import Oracles
+from studies.programs import exit_code_of
 
 LEFTOVER = "leftover.json"
 KINDS = (SiteKind.RESID_POST, SiteKind.MLP_OUT, SiteKind.ATTN_OUT, SiteKind.MLP_IN)
@@ -95,7 +96,7 @@ def measure_leftover(
         "data": content_hash(asked, ordered=False),
         "spaces": spaces,
     }
-    write_text(run / LEFTOVER, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    write_text(run / LEFTOVER, json_text(found))
     return found
 
 

@@ -1,24 +1,29 @@
 """All the runs that the claims compare, one ``steerscope train`` after another.
 
-    python -m studies.claims.study [MODEL] --task T --out RUNS [--only NAME,...] [-- options of train]
+    python -m studies.claims.study [MODEL] --task T --out RUNS [--only NAME,...] [--minutes M] [-- options of train]
 
 Every configuration gets the same seeds, steps and budget for its learning rate, chosen on validation: by every seed for
 itself, or with ``--search-once`` by the first, whose rate the others take over. A finished run is read, one that was
 stopped goes on, so the same command again goes on where the last one stopped. A run that fails (a learning rate that
-diverges at every try, a method the model has no place for) is named at the end and left out.
+diverges at every try, a method the model has no place for) is named at the end and left out. After ``--minutes`` no
+other run is begun; those that are left are for the next call.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from steerscope.errors import InputError, did_you_mean, typed
+from steerscope.experiments.runs.folder import RESULTS, read_results
 from studies.claims.leftover import LEFTOVER
+from studies.claims.recalibrated import RECALIBRATED
 
 # What every claim needs: the methods as they are, then one thing changed at a time.
 CONFIGURATIONS: Mapping[str, str] = {
@@ -39,6 +44,11 @@ CONFIGURATIONS: Mapping[str, str] = {
     "lofit": "--method lofit",
     "vector": "--method vector",
     "bitfit": "--method bitfit",
+    # At equal parameters. Joint adaptation of rank 8 has LoRA's parameters and those of the edits, 17 times the width
+    # per layer; LoRA of rank 9 is the least above it wherever one rank of LoRA has as many, as with gated MLPs of 8/3
+    # of the width (SmolLM2-135M: 2,747,520 against 2,736,000). LoRA of rank 1 is about the size of the edits alone.
+    "lora-joint-size": "--method lora --rank 9",
+    "lora-r1": "--method lora --rank 1",
     "post-block-r1": "--method post-block --rank 1",
     "post-block-r32": "--method post-block --rank 32",
     "post-block-no-bias": "--method post-block --no-bias",
@@ -89,14 +99,31 @@ def commands(
     return found
 
 
-def run_all(runs: Mapping[Path, Sequence[str]]) -> list[Path]:
-    """Run the commands, each in a process of its own so that peak memory is that of one run; return what failed."""
-    failed = []
+def run_all(runs: Mapping[Path, Sequence[str]], ends: float = math.inf) -> tuple[list[Path], list[Path]]:
+    """Run the commands, each in a process of its own so that peak memory is that of one run.
+
+    Args:
+        runs: Commands by folder. One that finished with the same command is not even read again.
+        ends: The time (of :func:`time.monotonic`) from which no other run is begun.
+
+    Returns:
+        The folders of runs that failed, and of those that were not begun.
+    """
+    failed, left = [], []
     for i, (place, arguments) in enumerate(runs.items()):
+        if _is_done(place, arguments):
+            continue
+        if time.monotonic() >= ends:
+            left.append(place)
+            continue
         print(f"[{i + 1}/{len(runs)}] steerscope {shlex.join(arguments)}", file=sys.stderr, flush=True)
         if not _succeeds("steerscope", arguments):
             failed.append(place)
-    return failed
+    return failed, left
+
+
+def _is_done(place: Path, arguments: Sequence[str]) -> bool:
+    return (place / RESULTS).exists() and read_results(place).command == shlex.join(["steerscope", *arguments])
 
 
 def _succeeds(module: str, arguments: Sequence[str]) -> bool:
@@ -106,15 +133,19 @@ def _succeeds(module: str, arguments: Sequence[str]) -> bool:
     return code == 0
 
 
-def _measure_leftover(places: Sequence[Path], data: Sequence[str]) -> list[Path]:
-    """Measure claim (f) on runs where it is not yet; return those it failed on."""
-    module = "studies.claims.leftover"
-    open_ones = [place for place in places if not (place / LEFTOVER).exists()]
-    return [place / LEFTOVER for place in open_ones if not _succeeds(module, [str(place), *data])]
+def _measure(module: str, file: str, places: Sequence[Path], told: Sequence[str]) -> list[Path]:
+    """Measure something on finished runs where it is not yet; return those it failed on."""
+    open_ones = [place for place in places if (place / RESULTS).exists() and not (place / file).exists()]
+    return [place / file for place in open_ones if not _succeeds(module, [str(place), *told])]
+
+
+def _runs_of(runs: Mapping[Path, Sequence[str]], names: Sequence[str]) -> list[Path]:
+    return [place for place in runs if place.name.rpartition("-")[0] in names]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line."""
+    begun = time.monotonic()
     given = sys.argv[1:] if arguments is None else arguments
     cut = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -125,6 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--search-once", action="store_true", help="seeds after the first take over its learning rate")
     parser.add_argument("--data-dir", type=Path, help="folder of the task's files")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no other run after so many")
     parser.add_argument("--no-leftover", action="store_true", help="leave out the measurement of claim (f)")
     options = parser.parse_args(given[:cut])
     names = [name for name in options.only.split(",") if name]
@@ -138,13 +170,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"claims: {typed(error)}", file=sys.stderr)
         return 2
     try:
-        failed = run_all(runs)
-        if not options.no_leftover:
-            trained = [place for place in runs if place.name.rpartition("-")[0] in _LEFTOVER_OF and place not in failed]
-            failed += _measure_leftover(trained, data)
+        failed, left = run_all(runs, begun + 60 * options.minutes)
+        failed += _measure("studies.claims.recalibrated", RECALIBRATED, _runs_of(runs, ("none",)), data)
+        if not options.no_leftover and not left:
+            failed += _measure("studies.claims.leftover", LEFTOVER, _runs_of(runs, _LEFTOVER_OF), data)
     except KeyboardInterrupt:
         print("claims: stopped; the same command goes on.", file=sys.stderr)
         return 130
+    if left:
+        print(f"claims: {len(left)} of {len(runs)} runs are left; the same command goes on.", file=sys.stderr)
     for place in failed:
         print(f"claims: {place} failed; its message stands above.", file=sys.stderr)
     return 1 if failed else 0

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 import transformers
 
-from steerscope.files import exit_code_of, write_page, write_text
+from steerscope.files import write_text
 from studies.families.page import TITLE, page
 from studies.families.tiny import families
 from studies.families.trial import Trial, try_family
+from studies.programs import exit_code_of, write_page
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "studies" / "results" / "families.json"

@@ -11,7 +11,7 @@ from studies.families.trial import Trial
 TITLE = "# Families"
 # What a refusal begins with, in words for a table; the first that occurs in its sentence.
 REASONS = (
-    ("so the stream itself is normalised", "the stream itself is normalised after each addition (post-norm)"),
+    ("and what that reads is no sum", "a block is no sum of stream, attention and MLP"),
     ("it has one branch", "a block has one branch, no pair of attention and MLP"),
     ("of its parts mix tokens", "several parts of a block mix tokens"),
     ("is no sum of the stream", "a block is no sum of stream, attention and MLP"),

@@ -132,6 +132,9 @@ def wrong_descriptions(told: BlockDescription, multipliers: tuple[float, float])
         ("no norm before the MLP", replace(told, mlp_norm=None), told.mlp_norm),
         ("no norm behind attention", replace(told, attn_post_norm=None), told.attn_post_norm),
         ("no norm behind the MLP", replace(told, mlp_post_norm=None), told.mlp_post_norm),
+        ("no norm of the stream after attention", replace(told, mid_norm=None), told.mid_norm),
+        ("no norm of the stream after the MLP", replace(told, end_norm=None), told.end_norm),
+        ("no end of its own", replace(told, own_end=False), told.own_end or None),
     ):
         if has is not None:
             found[what] = wrong

@@ -20,10 +20,10 @@ from steerscope.analysis.capture.outputs import Probes, make_probes
 from steerscope.analysis.data.encoding import Encoded, OutputMode, encode
 from steerscope.analysis.data.examples import Example
 from steerscope.analysis.scoring.kernels import Kernel, Rows
-from steerscope.equivalence import reference
 from steerscope.models import true_float64
 from steerscope.models.load import LoadedModel, wrap_model
 from steerscope.sites import Site, SiteKind
+from tests.equivalence import reference
 from tests.tiny import FAMILIES, LAYOUTS, VOCAB, tiny_model, tiny_tokenizer
 
 # Two ways to the same float64 numbers: products of up to a few hundred terms in another order.

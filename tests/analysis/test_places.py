@@ -197,3 +197,20 @@ def test_rankings_hold_the_numbers() -> None:
         assert 0 <= site.scores["lens_accuracy"] <= 1
         assert 0 <= site.scores["projected_residual_norm"] <= 1
         assert site.scores["relative_gradient_norm"] > 0
+
+
+@pytest.mark.parametrize("family", ["bert", "rembert"])
+def test_the_lens_goes_through_all_of_the_head(family: str) -> None:
+    """Behind the last block it says what the model says, also where a layer stands before the output embedding."""
+    from studies.families.tiny import tiny_model as any_model
+    from studies.families.tiny import tiny_tokenizer as its_tokenizer
+
+    loaded = wrap_model(any_model(family), its_tokenizer())
+    examples = [Example(f"{i} {3 * i % 31} =", f" {i % 3}", (" 0", " 1", " 2"), i % 3) for i in range(12)]
+    encoded = encode(examples, loaded.tokenizer, loaded.max_length)
+    right = 0
+    for sequence, choices, answer in zip(encoded.sequences, encoded.choice_tokens, encoded.answers, strict=True):
+        with torch.no_grad():
+            logits = loaded.model(input_ids=torch.tensor([sequence.ids]), use_cache=False).logits[0, -1]
+        right += int(logits[list(choices)].argmax()) == answer
+    assert watched(loaded, encoded)[Site(1, SiteKind.RESID_POST)].lens_accuracy == pytest.approx(right / 12)

@@ -210,7 +210,10 @@ BAD_CONFIGS = {
     "no family": ("{}", ["Should have a `model_type`", "copy or download the folder again"]),
     "a family nobody knows": ('{"model_type": "llamma"}', ["model type `llamma`", "copy or download"]),
     "wrong types": ('{"model_type": "llama", "hidden_size": "wide"}', ["'hidden_size' expected int, got str"]),
-    "OPT-350m": ('{"model_type": "opt", "do_layer_norm_before": false}', ["OPT-350m", "Use another OPT size"]),
+    "GPT-2 with cross-attention": (
+        '{"model_type": "gpt2", "add_cross_attention": true}',
+        ["cross-attention", "use a decoder-only model"],
+    ),
 }
 
 

@@ -16,8 +16,7 @@ import pytest
 
 from steerscope.analysis.results import Ranking
 from steerscope.errors import InputError
-from steerscope.experiments.carrying.once import create_text
-from steerscope.files import alone_in, json_of, read_text, replace_file, write_text, written_aside
+from steerscope.files import alone_in, create_text, json_of, read_text, replace_file, write_text, written_aside
 from tests.cli.runs import lines, one_sentence, run, save_model, write_jsonl
 from tests.experiments.training.tiny_runs import make_place
 from tests.models.test_load import gguf_file

@@ -38,10 +38,14 @@ def test_a_run_is_evaluated_again_to_the_same_accuracy(place, tmp_path, capsys, 
     out = tmp_path / "run"
     assert train(place, "--method", method, "--out", out, "--learning-rate", 0.02) == 0
     printed = capsys.readouterr()
-    assert LINE.match(printed.out.splitlines()[-1])
+    line, _, before = printed.out.strip().partition("; before training ")
+    assert LINE.match(line)
     assert printed.out.count("\n") == 1
     found = read_results(out)
-    assert found.line == printed.out.strip()
+    assert found.line == line
+    asked = found.evaluation_before
+    assert asked is not None
+    assert before == str(asked.accuracy).removesuffix(" n=6")
     assert ("changed weights take up to" in printed.err) == (method == "sft")
     if method == "post-block":
         assert "| Task | listops |" in (out / "adapter" / "README.md").read_text()
@@ -157,7 +161,6 @@ def unloaded(monkeypatch):
         (["--method", "loreft", "--no-bias"], "leaves no choice of bias"),
         (["--seed", -1], "--seed is -1"),
         (["--data-dir", "nowhere"], "there is no folder 'nowhere'"),
-        (["--max-examples", 99], "asked for 99 test examples"),
         (["--train-examples", 999], "asked for 999 train examples"),
     ],
 )

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from steerscope.equivalence import closed_forms as cf
-from steerscope.equivalence import reference, shifts
+from steerscope.equivalence import shifts
 from steerscope.equivalence.remainder import fit_remainder, remainder_slope
 from steerscope.equivalence.shifts import first_order_shift, measured_shift, shift_jacobian
 from steerscope.errors import InputError, UnsupportedModelError
 from steerscope.models import find_sites, forward_differentiable_attention, true_float64
 from steerscope.models.load import wrap_model
 from steerscope.sites import parse_site
+from tests.equivalence import reference
 from tests.tiny import FAMILIES, LAYOUTS, VOCAB, tiny_model, tiny_tokenizer
 
 # Central differences with step 1e-5 of updates of 5%: truncation about 1e-9, rounding 1e-11, relative.

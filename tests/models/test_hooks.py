@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steerscope.equivalence import reference
 from steerscope.errors import InputError, UnsupportedModelError
 from steerscope.models import edited, find_sites, forward_differentiable_attention, reading, tapping, true_float64
 from steerscope.models.compat import checkpoint_activations
@@ -16,6 +15,7 @@ from steerscope.models.hooks import _at_input, _at_output, _Stream
 from steerscope.models.recomputed import ATTRIBUTE, layers_of
 from steerscope.sites import Site, SiteKind
 from steerscope.steering import SteeringConfig, get_steering_model
+from tests.equivalence import reference
 from tests.tiny import FAMILIES, LAYOUTS, VOCAB, tiny_model
 
 TOLERANCE = 1e-9

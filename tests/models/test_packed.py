@@ -60,6 +60,13 @@ def test_rounded_activations_are_told():
     assert max(abs(found[key] - expected[key]) for key in expected) < 0.05
 
 
+def test_weights_that_a_library_made_float_in_the_first_pass_are_told():
+    model = tiny_model("llama")
+    model.config.quantization_config = {"quant_method": "compressed-tensors"}
+    told = wrap_model(model, tiny_tokenizer()).identity.quantised
+    assert told == "weights quantised by compressed-tensors made float again on loading"
+
+
 @pytest.mark.parametrize(
     ("layer", "complaint"),
     [(ForInferenceOnly, "its gradient here is not that of what it computes"), (NotLinear, "no linear map")],

@@ -35,6 +35,15 @@ SHAPES = {
     "jetmoe": "sequential pre-norm, MLP as one map, attention as one map",
     "lfm2": "sequential pre-norm, gated MLP",  # convolutions in place of attention
     "gemma3": "sequential, norms on reads and writes, gated MLP",  # the language model inside one of images
+    "openai-gpt": "sequential post-norm, plain MLP",  # blocks give lists
+    "bert": "sequential post-norm, plain MLP",  # the norms are inside of its attention and of its MLP
+    "gemma4_text": "sequential, norms on reads and writes, gated MLP, an end of its own",
+}
+# Two blocks read the keys and values of the two below them, and none has a part of its own per layer.
+SHARED_KEYS = {
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
 }
 
 
@@ -168,13 +177,111 @@ def test_blocks_that_give_tuples_can_be_left_out_below_an_edit():
         torch.testing.assert_close(model(ids).logits, plain)
 
 
+# --- blocks that change the stream itself ---
+
+
+@pytest.mark.parametrize("family", ["bert", "openai-gpt"])
+@torch.no_grad()
+def test_a_post_norm_stream_is_read_and_moved_behind_its_norms(family):
+    """Against the family's own code: ``hidden_states`` of transformers, and edits written by hand into them."""
+    model = tiny_model(family)
+    sites, ids = find_sites(model), torch.arange(4, 10)[None]
+    vector = torch.linspace(-1, 1, sites.d_model)
+    with reading(
+        sites, ["0.resid_pre", *(f"{layer}.{kind}" for layer in (0, 1) for kind in ("resid_mid", "resid_post"))]
+    ) as read:
+        streams = model(ids, output_hidden_states=True).hidden_states
+    for layer in (0, 1):
+        assert torch.equal(read[f"{layer}.resid_post"], streams[layer + 1])
+    with edited(model, sites, {"1.resid_post": lambda _: vector}), reading(sites, ["1.resid_post"]) as after:
+        model(ids)
+    torch.testing.assert_close(after["1.resid_post"], streams[2] + vector)
+    block = sites.blocks[1]
+    with edited(model, sites, {"1.resid_mid": lambda _: vector}), reading(sites, ["1.resid_post", "1.mlp_in"]) as after:
+        model(ids)
+    mid = read["1.resid_mid"] + vector
+    torch.testing.assert_close(after["1.mlp_in"], mid)
+    torch.testing.assert_close(after["1.resid_post"], block.end_norm(mid + block.mlp_output(block.hidden(mid))))
+
+
+def test_the_member_of_a_known_family_that_is_post_norm_is_recognised():
+    model = known_model("opt", do_layer_norm_before=False, word_embed_proj_dim=8)  # OPT-350m
+    loaded = wrap_model(model, tiny_tokenizer())
+    assert loaded.identity.layout == "sequential post-norm, plain MLP"
+    require_controls_fail(loaded)
+    train_save_and_load(loaded)
+
+
+def test_a_vector_at_a_changed_stream_is_no_vector_of_the_branch_below():
+    for family in ("bert", "gemma4_text"):
+        sites = find_sites(tiny_model(family))
+        assert sites.write(sites.resolve("1.resid_post")) == sites.resolve("1.resid_post")
+        assert sites.written_at(sites.resolve("1.mlp_out")) == [sites.resolve("1.mlp_out")]
+    sites = find_sites(tiny_model("nemotron"))
+    assert sites.write(sites.resolve("1.resid_post")) == sites.resolve("1.mlp_out")
+    assert sites.written_at(sites.resolve("1.mlp_out")) == [sites.resolve("1.mlp_out"), sites.resolve("1.resid_post")]
+
+
+def test_weights_do_not_hold_an_edit_behind_the_norm_of_the_stream():
+    loaded = wrap_model(tiny_model("openai-gpt"), tiny_tokenizer())
+    steering = get_steering_model(loaded, SteeringConfig(sites="1.resid_post", family="vector"))
+    for act in (steering.merge_and_unload, lambda: steering.export_lora("nowhere")):
+        with pytest.raises(InputError, match="after the block changed it"):
+            act()
+    steering.unload()
+    steering = get_steering_model(loaded, SteeringConfig(sites="1.mlp_out", family="vector"))
+    with pytest.raises(InputError, match="before the block changes the stream"):
+        steering.export_gguf("nowhere.gguf")
+    steering.unload()
+    with pytest.raises(UnsupportedModelError, match="the stream itself is changed after it is added to"):
+        loaded.site_map.require_plain_blocks("verify")
+
+
+@torch.no_grad()
+def test_blocks_that_read_keys_of_lower_ones_are_not_left_out_below_an_edit():
+    model = tiny_model("gemma4_text", **SHARED_KEYS)
+    loaded = wrap_model(model, tiny_tokenizer())
+    assert loaded.site_map.description.reads_below
+    assert not find_sites(tiny_model("gemma4_text")).description.reads_below
+    ids = torch.arange(4, 10).repeat(3, 1)
+    with reading(loaded, ["2.resid_post"]) as found:
+        plain = model(ids).logits
+    with entering_block(loaded.site_map, 3, found["2.resid_post"]):
+        torch.testing.assert_close(model(ids).logits, plain)
+
+
+@pytest.mark.parametrize("positions", ["last", "prompt", "completion"])
+def test_generation_whose_upper_layers_skip_the_prompt_is_that_without_a_cache(positions):
+    loaded = wrap_model(tiny_model("gemma4_text", **SHARED_KEYS), tiny_tokenizer())
+    config = SteeringConfig(sites=("1.resid_mid", "3.resid_post"), family="vector", positions=positions)
+    steering = get_steering_model(loaded, config)
+    with torch.no_grad():
+        for parameter in steering.edits.parameters():
+            parameter.copy_(torch.linspace(-2, 2, parameter.numel()).view_as(parameter))
+    ids, options = (
+        torch.tensor([[5, 6, 7, 8], [9, 3, 4, 11]]),
+        {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False},
+    )
+    found = steering.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+    grown = ids
+    for _ in range(4):
+        with torch.no_grad():
+            logits = steering(input_ids=grown, prompt_lengths=torch.tensor([4, 4]), use_cache=False).logits[:, -1]
+        logits[:, 1] = -torch.inf
+        grown = torch.cat([grown, logits.argmax(-1, keepdim=True)], 1)
+    assert torch.equal(found, grown)
+    with steering.disable_adapter():
+        assert not torch.equal(found, steering.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options))
+    steering.unload()
+
+
 # --- refusals ---
 
 
 @pytest.mark.parametrize(
     ("family", "overrides", "complaint"),
     [
-        ("openai-gpt", {}, r"block 0 \(Block\) .* output of the norm 'ln_2', so the stream itself is normalised"),
+        ("xmod", {}, "output of the norm 'output.LayerNorm', and what that reads is no sum of the stream"),
         ("mamba", {}, r"one branch \('mixer'\)"),
         ("rwkv", {}, r"2 of its parts mix tokens \(attention, feed_forward\)"),
         ("doge", {}, "no sum of the stream that enters, a part of attention and a part of an MLP"),
@@ -211,14 +318,12 @@ def test_a_model_of_such_a_family_is_loaded_from_a_folder(tmp_path):
 @pytest.mark.parametrize(
     ("family", "reason"),
     [
-        ("bert", "the output of the norm 'output.LayerNorm', so the stream itself is normalised"),
-        ("bart", "the output of the norm 'final_layer_norm'"),
         ("mamba", "has one branch ('mixer')"),
         ("prophetnet", "expected one position of the stream per token"),
     ],
 )
 def test_a_family_is_refused_by_its_configuration_before_weights_are_read(family, reason, tmp_path):
-    tiny_config(family, **({"is_decoder": True} if family == "bert" else {})).save_pretrained(tmp_path)
+    tiny_config(family).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError) as caught:
         load_model(tmp_path)  # there are no weights
     assert reason in str(caught.value)

@@ -185,8 +185,8 @@ def test_families_of_other_layouts_are_not_taken_for_known_ones(model_type):
 
 
 def test_members_of_a_family_with_another_layout_are_refused():
-    with pytest.raises(UnsupportedModelError, match="do_layer_norm_before=False, OPT-350m"):
-        known_description(tiny_config("opt", do_layer_norm_before=False))
+    with pytest.raises(UnsupportedModelError, match="GPT-2 with cross-attention"):
+        known_description(tiny_config("gpt2", add_cross_attention=True))
     with pytest.raises(UnsupportedModelError, match="cross-attention"):
         known_description(tiny_config("gpt2", add_cross_attention=True))
     assert known_description(tiny_config("gpt_neox")).parallel

@@ -20,7 +20,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags, self.sources, self.alts, self.handlers, self.ids, self.open = set(), [], [], [], [], []
         self.headings, self.labelled, self.policy, self.scripts = [], [], "", []
-        self.tables, self.unnamed = [], []
+        self.tables, self.unnamed, self.regions = [], [], []
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
@@ -44,8 +44,10 @@ class Page(HTMLParser):
             self.tables[-1]["rows"][-1].append("")
             if tag == "th" and "scope" not in values:
                 self.unnamed.append("a heading of a table without scope")
-        if "tabindex" in values and tag != "pre" and not ("aria-label" in values and "role" in values):
+        if "tabindex" in values and not ("aria-label" in values and "role" in values):
             self.unnamed.append(f"{tag} takes the focus and has no name")
+        if tag == "h2" or values.get("role") == "region":
+            self.regions.append(values.get("aria-label", ""))
         if tag not in self.void:
             self.open.append(tag)
 
@@ -55,6 +57,8 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if "script" in self.open:
             self.scripts.append(data)
+        if self.open and self.open[-1] == "h2":
+            self.regions[-1] += data
         if self.open and self.open[-1] in ("th", "td"):
             self.tables[-1]["rows"][-1][-1] += data
 
@@ -82,6 +86,7 @@ def assert_sound(html: str, name: str = "") -> Page:
     assert all(below - above <= 1 for above, below in zip(page.headings, page.headings[1:], strict=False)), name
     assert all(len(alt) > 40 for alt in page.alts), name
     assert not page.unnamed, name
+    assert len(page.regions) == len(set(page.regions)), (name, page.regions)  # each landmark has a name of its own
     for table in page.tables:
         head, *rows = table["rows"]
         assert all(cell.strip() for cell in head), (name, head)

@@ -17,6 +17,8 @@ from steerscope.analysis.results import (
     Stability,
 )
 from steerscope.analysis.scoring.standing import MARGIN, standing_of
+from steerscope.reports.ranking.tables import tables
+from steerscope.reports.tables import plain_table
 
 SEQUENTIAL = ("attn_heads", "attn_out", "resid_mid", "mlp_in", "mlp_hidden", "mlp_out", "resid_post")
 PARALLEL = ("attn_heads", "attn_out", "mlp_in", "mlp_hidden", "mlp_out", "resid_post")
@@ -34,6 +36,10 @@ _KIND = {
 # The point of the stream where a kind adds: kinds that share it share their vector.
 _WRITES = {"attn_out": "mid", "resid_mid": "mid", "mlp_out": "post", "resid_post": "post"}
 _HOSTILE = "<script>alert(1)</script>"
+
+
+def format_table(ranking: Ranking) -> str:
+    return "\n\n".join(map(plain_table, tables(ranking)))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from steerscope import InputError, Validation, Verification, reports
 from steerscope.reports.figure_style import figure_bytes
+from studies.claims.groups import studies
 from studies.claims.kept import with_kept
-from studies.claims.page import studies
 from tests.reports import ranking_cases
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"

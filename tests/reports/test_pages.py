@@ -266,6 +266,48 @@ def test_a_figure_keeps_its_picture_when_it_is_shortened():
     assert "#00224e" in made
 
 
+@pytest.mark.parametrize(
+    ("long", "short"),
+    [
+        ('<g>\n<g id="a">\n<g/>\n<g style="fill: red">\n<path/>\n</g>\n</g>\n</g>', '<g style="fill:red"><path/></g>'),
+        ('<g transform="scale(2)">\n<use xlink:href="#m"/>\n</g>', '<use href="#m" transform="scale(2)"/>'),
+        (
+            '<use xlink:href="#m" x="1" style="fill: red"/>\n<use xlink:href="#m" x="2" style="fill: red"/>',
+            '<g style="fill:red"><use href="#m" x="1"/><use href="#m" x="2"/></g>',
+        ),
+        (  # what is transparent together is not what is transparent one by one
+            '<use href="#m" style="opacity: 0.5"/>\n<use href="#m" style="opacity: 0.5"/>',
+            '<use href="#m" style="opacity:0.5"/><use href="#m" style="opacity:0.5"/>',
+        ),
+        (
+            '<use href="#m" style="fill: red"/>\n<use href="#m" style="fill: blue"/>',
+            '<use href="#m" style="fill:red"/><use href="#m" style="fill:blue"/>',
+        ),
+    ],
+)
+def test_what_a_picture_does_not_need_is_left_out(long, short):
+    assert svg._shortened(f"<svg>\n{long}\n</svg>") == f"<svg>{short}</svg>"
+
+
+def test_the_ranking_of_a_trained_model_stays_below_a_megabyte(tmp_path):
+    """With the trained losses of all sites in it, the longest page there is."""
+    ranking = ranking_cases.thirty_layers()
+    sites = [site for site in ranking.sites if site.family == "linear"]
+    points = [
+        {
+            "site": site.name,
+            "score": site.score,
+            "loss": 2 - site.score,
+            "low": 1.9 - site.score,
+            "high": 2.1 - site.score,
+        }
+        for site in sites
+    ]
+    assert len(sites) > 200
+    made = replace(ranking, evidence={"summary": "Trained.", "points": points, "references": []})
+    assert reports.write_report(made, tmp_path / "report").stat().st_size < 1_000_000
+
+
 def test_most_values_decide_the_scale_over_depth():
     """A model whose last layers fail must not press the others into one line at the top."""
     ranking = ranking_cases.plateau(first=0, last=20, layers=22)

@@ -24,12 +24,12 @@ from steerscope.reports.ranking import figures, text, verdict
 from steerscope.reports.ranking.candidates import agreements, candidates, kind_candidates
 from steerscope.reports.ranking.captions import FIGURE_STEMS, figure_entries
 from steerscope.reports.ranking.page import render_page
-from steerscope.reports.ranking.tables import format_summary, format_table, site_table
+from steerscope.reports.ranking.tables import format_summary, site_table
 from steerscope.reports.ranking.trained import foreseen_table, plot_predicted_against_trained
 from steerscope.reports.tables import plain_table
 from steerscope.reports.vocabulary import clean, format_score, listing, score_words
 from tests.reports.pages import Page, assert_sound
-from tests.reports.ranking_cases import CASES
+from tests.reports.ranking_cases import CASES, format_table
 
 PLOTS = [getattr(figures, name) for name in figures.__all__]
 

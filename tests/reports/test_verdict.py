@@ -14,11 +14,12 @@ from steerscope.analysis.scoring.standing import MARGIN
 from steerscope.errors import InputError
 from steerscope.reports import print_ranking
 from steerscope.reports.ranking import text, verdict
+from steerscope.reports.ranking.evidence import evidence_sentence
 from steerscope.reports.ranking.next_step import next_step, why_not_merged
 from steerscope.reports.ranking.page import render_page
 from steerscope.reports.ranking.regions import edge_runs, find_region, kinds_words
-from steerscope.reports.ranking.tables import format_table, site_table
-from tests.reports.ranking_cases import CASES, Shape, build, plateau, stood
+from steerscope.reports.ranking.tables import site_table
+from tests.reports.ranking_cases import CASES, Shape, build, format_table, plateau, stood
 from tests.tiny import tiny_model, tiny_tokenizer
 
 KINDS = ("attn_heads", "attn_out", "resid_mid", "mlp_in", "mlp_hidden", "mlp_out", "resid_post")
@@ -219,6 +220,7 @@ def test_counts_agree():
 
 
 def test_evidence_is_one_line():
+    # As rankings kept it before tables that may not judge were cited.
     study = {
         "model": "kept elsewhere", "sha256": plateau().model["sha256"], "task": "capitals",
         "n_sites": 24, "spearman": 0.37, "low": -0.15, "high": 0.73,
@@ -226,12 +228,12 @@ def test_evidence_is_one_line():
     }  # fmt: skip
     other = study | {"task": "arc_easy", "low": 0.2}
     ranking = replace(plateau(), evidence={"summary": "long", "studies": [other, study]})
-    said = text.evidence_sentence(ranking)
+    said = evidence_sentence(ranking)
     assert "Trained at 24 sites of this model on this task" in said
     assert "0.37 (-0.15 to 0.73), not surely better than chance; depth alone reached 0.74" in said
     other_weights = replace(ranking, model=ranking.model | {"sha256": "0" * 64})
-    assert "Not trained on this model and task" in text.evidence_sentence(other_weights)
-    elsewhere = text.evidence_sentence(replace(ranking, task="mine"))
+    assert "Not trained on this model and task" in evidence_sentence(other_weights)
+    elsewhere = evidence_sentence(replace(ranking, task="mine"))
     assert "in 1 of 2 tables" in elsewhere
     assert max(len(said), len(elsewhere)) < 260
     assert "arc_easy" in render_page(ranking, [])

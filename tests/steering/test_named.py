@@ -273,6 +273,7 @@ def test_a_swap_does_not_reach_a_pass_that_has_begun():
         (lambda m: m.add_adapter("third", config_of("vector", sites="9.mlp_out")), "layers 0 to 1"),
         (lambda m: m.set_adapter("othre"), "no adapter 'othre'. Did you mean 'other'"),
         (lambda m: m.set_adapter(["default", "other"]), "the name of one adapter"),
+        (lambda m: m.set_adapter(None), r"got None; expected a name. disable_adapter\(\)"),
         (lambda m: m.delete_adapter("default"), "'default' acts; set_adapter"),
         (lambda m: m.set_strength(2, "none"), "no adapter 'none'"),
         (lambda m: m.save_pretrained("x", selected_adapters=["none"]), "no adapter 'none'"),
@@ -291,6 +292,22 @@ def test_what_does_not_go_is_said_in_one_sentence(tmp_path, monkeypatch, do, mes
         do(model)
     assert model.adapter_names == ["default", "other"]
     assert not list(tmp_path.iterdir())
+
+
+def test_every_name_of_pefts_models_is_there_or_says_what_is():
+    from peft import PeftModel
+
+    model = two()
+    missing = []
+    for name in ["peft_config", *(name for name in dir(PeftModel) if not name.startswith("_"))]:
+        if not hasattr(model, name):
+            missing.append(name)
+            with pytest.raises(AttributeError, match=r"this one has steerscope's edits; expected steering_config"):
+                getattr(model, name)
+    assert {"peft_config", "get_layer_status"} <= set(missing)
+    assert not hasattr(model, "peft_config")  # trainers ask, and take a model that has it for PEFT's
+    with pytest.raises(AttributeError, match="LlamaForCausalLM' object has no attribute 'no_such_name'"):
+        _ = model.no_such_name
 
 
 def test_the_names_of_the_settings_are_those_of_the_families():

@@ -202,7 +202,7 @@ def test_a_truncated_or_foreign_configuration_is_refused(saved):
     (saved / CONFIG).write_text(text, encoding="utf-8-sig")  # as Windows writes it
     SteeringModel.from_pretrained(tiny_model("llama"), saved).unload()
     (saved / CONFIG).write_text("[]")
-    refused(saved, "is not a steering adapter")
+    refused(saved, "holds a list; expected a JSON object")
     told = json.loads(text)
     for key, value, message in [
         ("format_version", 2, "has format 2; this steerscope reads 1"),

@@ -101,8 +101,9 @@ def feature_bytes(loaded: LoadedModel, rows: int, slots: int, plan: SketchPlan, 
     for site in site_map.sites():
         width = site_map.width(site)
         numbers += width * width if plan.exact else plan.blocks * plan.size**2
-        features += 1 + (site.write == site)  # one unit each
-        if site.write == site:
+        writes = site_map.write(site) == site
+        features += 1 + writes  # one unit each
+        if writes:
             numbers += width if plan.exact else plan.blocks * plan.size
     if plan.exact:
         for module in site_map.linear_maps().values():

@@ -233,11 +233,7 @@ def _of_choices(examples: Tensor, scores: Sequence[Tensor], encoded: Encoded, pr
 def _of_completions(
     logits: Tensor, log_probs: Tensor, chosen: Tensor, row: Tensor, target: Tensor, batch: Batch, probes: Probes
 ) -> BatchOutputs:
-    """Outputs of completions: signed random projections of the logits, summed over the supervised tokens.
-
-    Returns:
-        One row per example of the batch.
-    """
+    """Outputs of completions: signed random projections of the logits, summed over the supervised tokens."""
     assert probes.projection is not None
     assert probes.signs is not None
     size, k = len(batch.ids), probes.num_probes

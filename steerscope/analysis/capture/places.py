@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steerscope.analysis.capture.outputs import selected_positions
 from steerscope.analysis.data.encoding import Batch, Encoded, OutputMode
 from steerscope.models.blocks import Block, linear_shape, linear_weight
 from steerscope.models.hooks import Tap, tapping
@@ -23,7 +24,7 @@ from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import weights_in_memory
 from steerscope.models.packed import is_packed, matrix_of
 from steerscope.models.upper_blocks import above_blocks
-from steerscope.models.wrappers import acting_layer, decoder_of
+from steerscope.models.wrappers import acting_layer
 from steerscope.site_kinds import Branch, Maps, Place, Role, SiteKind
 from steerscope.sites import Site
 
@@ -69,11 +70,7 @@ class PlaceWatch:
         self._tokens += int(batch.mask.sum())
 
     def attached(self) -> ExitStack:
-        """Set all hooks; closing the stack removes them.
-
-        Returns:
-            The stack that holds the hooks.
-        """
+        """Set all hooks; closing the stack removes them."""
         stack = ExitStack()
         for module in self.loaded.site_map.linear_maps().values():
             stack.callback(module.register_forward_hook(self._map_hook).remove)
@@ -128,9 +125,21 @@ class PlaceWatch:
         """Return how often the final norm and the unembedding find the answer in ``example d_model``."""
         model = self.loaded.model
         ids = torch.zeros(len(end), 1, dtype=torch.long, device=self.loaded.device)
-        with torch.no_grad(), above_blocks(self.loaded.site_map, end[:, None]):
-            hidden = decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state[:, 0]
         head = model.get_output_embeddings()  # type: ignore[operator]
+        read: list[Tensor] = []
+        # What the head reads may be more than the final norm of the stream (BERT's has a layer of its own before it).
+        handle = head.register_forward_pre_hook(lambda _, args: read.append(args[0][:, 0]))
+        nowhere = torch.zeros(1, dtype=torch.long, device=self.loaded.device)
+        try:
+            with (
+                torch.no_grad(),
+                above_blocks(self.loaded.site_map, end[:, None]),
+                selected_positions(model, nowhere, nowhere),
+            ):
+                model(input_ids=ids, use_cache=False)
+        finally:
+            handle.remove()
+        (hidden,) = read
         # The rows of a quantised head are not taken one by one, nor those of one that is elsewhere.
         weight = None if is_packed(head) else linear_weight(head)
         if weight is not None and (weight.is_meta or weight.device != hidden.device):

@@ -19,7 +19,6 @@ from steerscope.models.blocks import as_token_axes
 from steerscope.models.hooks import tapping
 from steerscope.models.load import LoadedModel
 from steerscope.models.packed import compute_dtype
-from steerscope.site_kinds import kinds_adding_at, stream_behind
 from steerscope.sites import Site
 
 
@@ -45,12 +44,13 @@ class Recorder:
         self.loss = torch.zeros(self.rows, dtype=torch.float64)
         self.correct = torch.zeros(self.rows, dtype=torch.float64)
         dtype, home, shape = at_least_float32(compute_dtype(loaded.model)), loaded.device, (self.rows, self.slots)
-        written_at = {site: self._sites_written_at(site) for site in loaded.site_map.sites() if site.write == site}
+        site_map = loaded.site_map
+        written_at = {site: site_map.written_at(site) for site in site_map.sites() if site_map.write(site) == site}
         self.parts: ExactParts | SketchedParts
         if plan.exact:
             self.parts = ExactParts(written_at, scales, shape, dtype, home)
         else:
-            self.parts = SketchedParts(loaded.site_map, written_at, scales, plan, shape, dtype, home, seed)
+            self.parts = SketchedParts(site_map, written_at, scales, plan, shape, dtype, home, seed)
 
     # --- one batch ---
 
@@ -94,7 +94,7 @@ class Recorder:
             correct=self.correct,
             read_rms={site: float(scale.pow(2).mean().sqrt()) for site, scale in self.scales.items()},
             read_length={site: scaled for site, (_, scaled) in lengths.items()},
-            held_length={site: lengths[self._holder(site)][0] for site in lengths if site.write == site},
+            held_length={site: lengths[self._holder(site)][0] for site in lengths if self._write(site) == site},
             spans=self.probes.spans,
             scales=self.scales,
         )
@@ -102,11 +102,7 @@ class Recorder:
     # --- hooks ---
 
     def attached(self) -> ExitStack:
-        """Set all hooks; closing the stack removes them.
-
-        Returns:
-            The stack that holds the hooks.
-        """
+        """Set all hooks; closing the stack removes them."""
         stack = ExitStack()
         site_map = self.loaded.site_map
         embeddings = self.loaded.model.get_input_embeddings()  # type: ignore[operator]
@@ -125,7 +121,7 @@ class Recorder:
         stack.enter_context(
             tapping(
                 site_map,
-                {s: self._write_tap(s) if s.write == s else self._read_tap(s) for s in site_map.sites()},
+                {s: self._write_tap(s) if self._write(s) == s else self._read_tap(s) for s in site_map.sites()},
             )
         )
         return stack
@@ -144,13 +140,12 @@ class Recorder:
     def _read_tap(self, site: Site) -> Callable[[Tensor, Tensor], None]:
         return lambda value, read: self.parts.read_site(site, read.detach())
 
-    def _sites_written_at(self, write: Site) -> list[Site]:
-        kinds = self.loaded.site_map.description.kinds
-        return [Site(write.layer, kind) for kind in kinds_adding_at(write.kind) if kind in kinds]
+    def _write(self, site: Site) -> Site:
+        return self.loaded.site_map.write(site)
 
     def _holder(self, write: Site) -> Site:
         """Return the site that reads what an edit at a write point is added to: the stream, where it is the stream."""
-        return Site(write.layer, stream_behind(write.kind, self.loaded.site_map.description.kinds))
+        return Site(write.layer, self.loaded.site_map.blocks[write.layer].description.stream_behind(write.kind))
 
     def _weight_hook(self, layer: int, group: str, path: str, *, reads: bool) -> Callable[..., Tensor]:
         """Mark a linear map's output, and with ``reads`` record its input (once per group of maps that share it).

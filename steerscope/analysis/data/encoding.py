@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from steerscope.analysis.data.examples import Example
-from steerscope.errors import InputError
+from steerscope.errors import InputError, shortened
 from steerscope.models.lengths import is_beyond, require_one_side, switch_length
 from steerscope.models.load import LoadedModel, require_loaded
 from steerscope.models.tokens import completion_tokens, require_known_tokens
@@ -236,17 +236,13 @@ def batches(
 
 
 def _differ_in_last(texts: list[list[int]]) -> bool:
-    """Whether all token lists agree but for their last token, in which they all differ.
-
-    Returns:
-        Whether one forward pass over the common tokens gives the likelihoods of all texts.
-    """
+    """Whether all token lists agree but for their last token, in which they all differ."""
     heads = {tuple(text[:-1]) for text in texts}
     return len(heads) == 1 and len({text[-1] for text in texts}) == len(texts) and len(texts[0]) > 1
 
 
 def _check_lengths(example: Example, index: int, texts: list[list[int]], start: int, limit: int | None) -> None:
-    shown = example.prompt if len(example.prompt) <= 40 else example.prompt[:37] + "..."
+    shown = shortened(example.prompt, 40)
     if any(len(text) <= start for text in texts):
         raise InputError(
             f"example {index + 1} ({shown!r}) has no supervised token: its completion adds no token to the "

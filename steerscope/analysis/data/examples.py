@@ -156,11 +156,7 @@ def _check_text(name: str, value: object) -> None:
 
 
 def kind_of(value: object) -> str:
-    """Name a type as JSON would.
-
-    Returns:
-        The word for a message.
-    """
+    """Name a type as JSON would."""
     names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "integer", type(None): "null"}
     return names.get(type(value), type(value).__name__)
 

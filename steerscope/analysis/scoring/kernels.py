@@ -34,11 +34,7 @@ class Rows:
 
     @classmethod
     def of(cls, features: Features) -> Rows:
-        """Return the rows of captured features: the probes each example has.
-
-        Returns:
-            One row per example and probe that the example has.
-        """
+        """Return the rows of captured features: the probes each example has."""
         example, probe = features.valid.nonzero(as_tuple=True)
         have = features.valid.sum(1)[example]
         return cls(example, probe, have * 1000 + probe, features.residual[example, probe], features.valid.shape[0])

@@ -100,13 +100,14 @@ class Scorer:
         vector = self._vector_at(site)
         vector_length = vector.squared_length
         assert isinstance(vector_length, float), "a single site's length is a multiple of its kernel"
-        if site.write not in self._vector_scores:
-            self._vector_scores[site.write] = compute_scores(vector, *self.options.needs)
-        own = self._vector_scores[site.write]
+        write = self.loaded.site_map.write(site)
+        if write not in self._vector_scores:
+            self._vector_scores[write] = compute_scores(vector, *self.options.needs)
+        own = self._vector_scores[write]
         kernel = Kernel.of(
             [self.features.linear.pop(site)], self.features, self.rows, cross=False, what=f"an edit of '{site}'"
         )
-        held = self.features.held_length[site.write]
+        held = self.features.held_length[write]
         length = relative_length(kernel, self.features.read_length[site], held)
         linear = self._candidate(kernel, length, "linear", site, vector)
         self._record(site, linear, compute_scores(linear, *self.options.needs))
@@ -159,16 +160,17 @@ class Scorer:
 
     def _vector_at(self, site: Site) -> Candidate:
         """Return the vector at a site: the latest is kept, others are made again, for less than keeping them costs."""
-        if self._vector is None or self._vector[0] != site.write:
+        write = self.loaded.site_map.write(site)
+        if self._vector is None or self._vector[0] != write:
             kernel = Kernel.of(
-                [self.features.vector[site.write]],
+                [self.features.vector[write]],
                 self.features,
                 self.rows,
                 cross=False,
-                what=f"a vector at '{site.write}'",
+                what=f"a vector at '{write}'",
             )
-            length = relative_length(kernel, 1.0, self.features.held_length[site.write])
-            self._vector = site.write, self._candidate(kernel, length, "vector", None)
+            length = relative_length(kernel, 1.0, self.features.held_length[write])
+            self._vector = write, self._candidate(kernel, length, "vector", None)
         return self._vector[1]
 
     def _candidate(
@@ -195,8 +197,9 @@ class Scorer:
         )
 
     def _place(self, site: Site) -> Place:
-        known, blocks = self.features, len(self.loaded.site_map.blocks)
-        return Place(site, blocks, known.read_rms[site], known.held_length[site.write], known.places[site])
+        known, site_map = self.features, self.loaded.site_map
+        held = known.held_length[site_map.write(site)]
+        return Place(site, len(site_map.blocks), known.read_rms[site], held, known.places[site])
 
     def _record(self, site: Site, candidate: Candidate, scores: dict[str, Tensor]) -> None:
         family = candidate.family

@@ -39,7 +39,7 @@ class BlockCall:
         """Return the block's output (``batch token channel``) with some weights, by inner name, replaced."""
         args, kwargs = self.arguments
         output = functional_call(self.block.module, dict(weights), args, kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        return output[0] if isinstance(output, tuple | list) else output
 
     def tensors(self, site_map: SiteMap, layer: int) -> dict[SiteKind, Tensor]:
         """Return every site's tensor (``batch token channel``) of this call. Cost: one pass of the block.

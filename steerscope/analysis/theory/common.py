@@ -41,7 +41,7 @@ class Rows:
         return Rows(self.ids[:count], self.answer)
 
 
-def rows_of_one_length(encoded: Encoded, count: int, device: torch.device | str = "cpu") -> Rows:
+def rows_of_one_length(encoded: Encoded, count: int) -> Rows:
     """Return at most ``count`` sequences of the most frequent length (the longest of equally frequent ones).
 
     Where choices are sequences of their own, the right one is taken.
@@ -49,7 +49,6 @@ def rows_of_one_length(encoded: Encoded, count: int, device: torch.device | str 
     Args:
         encoded: The examples as tokens.
         count: Most sequences to return.
-        device: Where the tensor is made.
 
     Returns:
         Tokens ``(batch token)`` without padding, and the positions that predict the answer.
@@ -70,7 +69,7 @@ def rows_of_one_length(encoded: Encoded, count: int, device: torch.device | str 
     length, first_target = shape
     # The logits one position earlier predict a token; the last token of a fed answer predicts nothing known.
     stop = length if first_target == length else length - 1
-    return Rows(torch.tensor(ids, device=device), slice(first_target - 1, stop))
+    return Rows(torch.tensor(ids), slice(first_target - 1, stop))
 
 
 def weight_names(loaded: LoadedModel) -> dict[tuple[int, str], str]:
@@ -259,6 +258,10 @@ def streams(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> dict[int
     for site, value in found.items():
         require_finite(f"what the site '{site}' reads", value)
     return {site.layer: value for site, value in found.items()}
+
+
+# Positions left out at the start of sequences: their stream is tens of times longer in many models.
+SKIP = 1
 
 
 def flat(tensor: Tensor, skip: int = 0) -> Tensor:

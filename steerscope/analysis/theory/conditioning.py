@@ -166,11 +166,7 @@ def _before_mlp(
 def _after_attention(
     call: BlockCall, update: Update, tensors: dict[SiteKind, Tensor], positions: Sequence[int]
 ) -> tuple[OracleEdit, ...]:
-    """Solve for the edit of ``attn_out`` that gives the updated block's output.
-
-    Returns:
-        One edit per position.
-    """
+    """Solve for the edit of ``attn_out`` that gives the updated block's output."""
     block = call.block
     base = tensors[SiteKind.RESID_POST]
     target = call.output_with(update)[0, list(positions)]
@@ -201,7 +197,7 @@ def after_attention(block: Block, tensors: dict[SiteKind, Tensor], edit: Tensor)
     """
     h, attn = tensors[SiteKind.RESID_PRE], tensors[SiteKind.ATTN_OUT] + edit
     with torch.no_grad():
-        z = block.mlp_input(h, attn)
+        z = block.mlp_input(h, block.stream_mid(h, attn))
         hidden = block.hidden(z)
         out = block.mlp_output(hidden)
         moved = {

@@ -94,7 +94,7 @@ def write_jacobian(block: Block, kind: SiteKind, tensors: dict[SiteKind, Tensor]
 
     Cost: a dense matrix per token; memory ``tokens x d_model x width``.
     """
-    _require_unscaled(block)
+    _require_plain_sums(block)
     match kind:
         case SiteKind.RESID_PRE:
             raise InputError(
@@ -158,7 +158,7 @@ def shared_maps(block: Block, tensors: dict[SiteKind, Tensor]) -> Iterator[Share
 
     Cost: as :func:`write_jacobian` for one site; memory of one site and a chunk.
     """
-    _require_unscaled(block)
+    _require_plain_sums(block)
     parallel = block.description.parallel
     down, write = (effective_weight(module).detach() for module in (block.mlp_write, block.attn_write))
     mlp_post = _post(block.mlp_post_norm, lambda: block.mlp_write(tensors[SiteKind.MLP_HIDDEN]))
@@ -194,11 +194,13 @@ def shared_maps(block: Block, tensors: dict[SiteKind, Tensor]) -> Iterator[Share
     yield SharedMaps(maps, {SiteKind.ATTN_HEADS: write})
 
 
-def _require_unscaled(block: Block) -> None:
-    if (block.attn_scale, block.mlp_scale) != (1.0, 1.0):
+def _require_plain_sums(block: Block) -> None:
+    scaled = (block.attn_scale, block.mlp_scale) != (1.0, 1.0)
+    if scaled or block.description.changes_the_stream:
+        why = "multiplies what its branches write" if scaled else "changes the stream itself after it is added to"
         raise UnsupportedModelError(
-            f"what the branches of block {block.index} write is multiplied by numbers before it is added; these "
-            "matrices are for blocks that add it as it is. Use another model for them."
+            f"block {block.index} {why}; these matrices are for blocks that add to the stream and do nothing else. Use "
+            "another model for them."
         )
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from steerscope.analysis.capture.outputs import selected_positions
-from steerscope.analysis.theory.common import Rows, Update, block_tensors, flat
+from steerscope.analysis.theory.common import SKIP, Rows, Update, block_tensors, flat
 from steerscope.equivalence.closed_forms import activation_slope
 from steerscope.models.blocks import Block
 from steerscope.models.changed_weights import with_update
@@ -65,14 +65,13 @@ class StrengthCurve:
     base_kl: float
 
 
-def modulation(loaded: LoadedModel, ids: Tensor, layers: Sequence[int], skip: int = 1) -> tuple[Modulation, ...]:
+def modulation(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> tuple[Modulation, ...]:
     """Measure both factors in some layers. Cost: one forward pass.
 
     Args:
         loaded: The model.
         ids: Tokens ``(batch token)``, without padding.
         layers: Which blocks.
-        skip: Positions left out at the start: there the stream is tens of times longer in many models.
 
     Returns:
         Per layer the quantiles of both factors, and the shares of them near the activation's minimum.
@@ -80,7 +79,7 @@ def modulation(loaded: LoadedModel, ids: Tensor, layers: Sequence[int], skip: in
     found = []
     for layer, tensors in block_tensors(loaded, ids, layers).items():
         block = loaded.site_map.blocks[layer]
-        slope, phi = factors(block, flat(tensors[SiteKind.MLP_IN], skip))
+        slope, phi = factors(block, flat(tensors[SiteKind.MLP_IN], SKIP))
         low = activation_minimum(block)
         near = [float(((value.abs() - abs(low)).abs() <= _NEAR * abs(low)).double().mean()) for value in (slope, phi)]
         found.append(Modulation(layer, _quantiles(slope), _quantiles(phi), low, near[0], near[1]))

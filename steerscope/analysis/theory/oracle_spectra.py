@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from steerscope.analysis.theory.common import Update, flat, ordinary, streams
+from steerscope.analysis.theory.common import SKIP, Update, flat, ordinary, streams
 from steerscope.errors import InputError
 from steerscope.models.changed_weights import with_update
 from steerscope.models.load import LoadedModel
@@ -60,7 +60,7 @@ class OracleSpectrum:
 
 
 def oracle_spectra(
-    loaded: LoadedModel, update: Update, ids: Tensor, layers: Sequence[int], *, batch_size: int = 16, skip: int = 1
+    loaded: LoadedModel, update: Update, ids: Tensor, layers: Sequence[int], *, batch_size: int = 16
 ) -> tuple[OracleSpectrum, ...]:
     """Measure spectra and linear predictability of the oracle shifts.
 
@@ -71,7 +71,6 @@ def oracle_spectra(
             chooses the ridge.
         layers: Which layers.
         batch_size: Sequences per pass.
-        skip: Positions left out at the start (their stream is an outlier in many models).
 
     Returns:
         Per layer how many directions hold the shifts, and how much of them a linear map of the stream predicts.
@@ -83,10 +82,10 @@ def oracle_spectra(
     """
     if len(ids) < 8:
         raise InputError(f"got {len(ids)} sequences; expected at least 8, of which a quarter is held out. Add prompts.")
-    base = _collect(loaded, ids, layers, batch_size, skip)
+    base = _collect(loaded, ids, layers, batch_size)
     with with_update(loaded, update):
-        tuned = _collect(loaded, ids, layers, batch_size, skip)
-    per_row = ids.shape[1] - skip
+        tuned = _collect(loaded, ids, layers, batch_size)
+    per_row = ids.shape[1] - SKIP
     bounds = [len(ids) // 2 * per_row, (3 * len(ids)) // 4 * per_row]
     found = []
     for layer in layers:
@@ -97,11 +96,11 @@ def oracle_spectra(
     return tuple(found)
 
 
-def _collect(loaded: LoadedModel, ids: Tensor, layers: Sequence[int], batch_size: int, skip: int) -> dict[int, Tensor]:
+def _collect(loaded: LoadedModel, ids: Tensor, layers: Sequence[int], batch_size: int) -> dict[int, Tensor]:
     parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     for batch in ids.split(batch_size):
         for layer, value in streams(loaded, batch, layers).items():
-            parts[layer].append(flat(value, skip))
+            parts[layer].append(flat(value, SKIP))
     return {layer: torch.cat(values) for layer, values in parts.items()}
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from steerscope.analysis.theory.block_call import block_calls
-from steerscope.analysis.theory.common import Update, flat, of_layer
+from steerscope.analysis.theory.common import SKIP, Update, flat, of_layer
 from steerscope.analysis.theory.jacobians import SharedMaps, shared_maps
 from steerscope.analysis.theory.shared_edit import Form, shared_edits
 from steerscope.errors import InputError
@@ -71,7 +71,6 @@ def residual_map(
     ids: Tensor,
     layers: Sequence[int],
     *,
-    skip: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Cell, ...]:
     """Measure the map for some layers.
@@ -81,7 +80,6 @@ def residual_map(
         update: The fine-tuning, by parameter name.
         ids: ``batch token``, without padding; the last fifth of the sequences is held out.
         layers: Which layers.
-        skip: Positions left out at the start (their stream is an outlier in many models).
         progress: Called with sites done and sites in all.
 
     Returns:
@@ -95,19 +93,19 @@ def residual_map(
     """
     if len(ids) < 5:
         raise InputError(f"got {len(ids)} sequences; expected at least 5, of which a fifth is held out. Add prompts.")
-    check_size(loaded, (ids.shape[1] - skip) * len(ids))
+    check_size(loaded, (ids.shape[1] - SKIP) * len(ids))
     kinds = [kind for kind in loaded.site_map.description.kinds if kind.facts.place is not Place.ENTERS]
     calls = block_calls(loaded, ids, layers)
-    split = (len(ids) - max(len(ids) // 5, 1)) * (ids.shape[1] - skip)
+    split = (len(ids) - max(len(ids) // 5, 1)) * (ids.shape[1] - SKIP)
     cells = []
     for place, layer in enumerate(layers):
         with forward_differentiable_attention(loaded.model):
             shifts = {
-                name: flat(calls[layer].shift({name: change}), skip)
+                name: flat(calls[layer].shift({name: change}), SKIP)
                 for name, change in of_layer(loaded, update, layer).items()
             }
             tensors = calls[layer].tensors(loaded.site_map, layer)
-        read = {kind: flat(value, skip).detach() for kind, value in tensors.items()}
+        read = {kind: flat(value, SKIP).detach() for kind, value in tensors.items()}
         target = torch.stack(list(shifts.values()), dim=1)  # token weight channel
         paths = [calls[layer].inner_names[name].removesuffix(".weight") for name in shifts]
         done = 0
@@ -141,11 +139,7 @@ def check_size(loaded: LoadedModel, tokens: int) -> None:
 def _cells(
     layer: int, maps: SharedMaps, read: dict[SiteKind, Tensor], target: Tensor, paths: list[str], split: int
 ) -> list[Cell]:
-    """Fit all sites that share their matrices at once, linear edits and fixed vectors alike.
-
-    Returns:
-        One cell per site and changed weight.
-    """
+    """Fit all sites that share their matrices at once, linear edits and fixed vectors alike."""
     ones = torch.ones_like(target[:, 0, :1])
     forms = [Form(read[kind], right, RIDGE) for kind, right in maps.right.items()]
     forms += [Form(ones, right) for right in maps.right.values()]

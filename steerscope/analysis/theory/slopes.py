@@ -95,7 +95,6 @@ def block_slopes(
     updates: Mapping[str, Update],
     ids: Tensor,
     layers: Sequence[int],
-    sizes: Sequence[float] = SIZES,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Slope, ...]:
     """Measure remainder slopes of single blocks: a block's own weights updated, what enters it held fixed.
@@ -106,7 +105,6 @@ def block_slopes(
             sizes relative to that block's changed weights.
         ids: ``batch token``, without padding.
         layers: Which blocks.
-        sizes: Relative sizes.
         progress: Called with blocks done and blocks in all.
 
     Returns:
@@ -125,7 +123,7 @@ def block_slopes(
                 if not mine:
                     continue
                 unit = scaled(mine, 1 / relative_size(loaded, mine))
-                found.append(slope_at(at, partial(_moved, call, unit, base), call.shift(unit), sizes, name))
+                found.append(slope_at(at, partial(_moved, call, unit, base), call.shift(unit), SIZES, name))
         if progress is not None:
             progress(done + 1, len(layers))
     return tuple(found)

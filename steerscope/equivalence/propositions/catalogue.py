@@ -2,74 +2,25 @@
 
 from __future__ import annotations
 
-import math
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
-from steerscope.equivalence.propositions import (
-    p01_02_first_order,
-    p03_04_05_second_order,
-    p06_row_scaling,
-    p07_08_11_column_space,
-    p09_10_norm_and_skip,
-    p12_13_16_17_skip,
-    p14_15_reft,
-    p18_19_projection,
-    p20_second_moments,
-    p21_22_oracles,
-    p23_propagation,
-    p24_25_lipschitz,
-    p26_27_28_linear_oracles,
-    p29_30_31_steering_forms,
-    p32_gauge,
-    p33_joint,
-    p34_35_36_context,
-    p37_heads,
-    p38_tangent,
-    p39_coverage,
-    p40_identifiability,
-    p41_delta_kl,
-    p42_arithmetic,
-    p43_shared_edit,
-    p44_canonical,
-    p45_token_jacobians,
-    p46_attention,
-)
+from steerscope.equivalence import propositions as _room
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Verdict, joined, verdict_of
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.errors import InputError, did_you_mean
-from steerscope.finite import NotFiniteError
+from steerscope.finite import NotFiniteError, finite_or_none
 
-_FILES = (
-    p01_02_first_order,
-    p03_04_05_second_order,
-    p06_row_scaling,
-    p07_08_11_column_space,
-    p09_10_norm_and_skip,
-    p12_13_16_17_skip,
-    p14_15_reft,
-    p18_19_projection,
-    p20_second_moments,
-    p21_22_oracles,
-    p23_propagation,
-    p24_25_lipschitz,
-    p26_27_28_linear_oracles,
-    p29_30_31_steering_forms,
-    p32_gauge,
-    p33_joint,
-    p34_35_36_context,
-    p37_heads,
-    p38_tangent,
-    p39_coverage,
-    p40_identifiability,
-    p41_delta_kl,
-    p42_arithmetic,
-    p43_shared_edit,
-    p44_canonical,
-    p45_token_jacobians,
-    p46_attention,
+# Every file whose name begins with the numbers of its propositions.
+_FILES = tuple(
+    import_module(f"{_room.__name__}.{file.name}")
+    for file in sorted(iter_modules(_room.__path__), key=lambda file: file.name)
+    if re.match(r"p\d\d_", file.name)
 )
 
 
@@ -120,23 +71,21 @@ class Result:
         return found
 
 
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
 def _measured(measurement: Measurement) -> dict[str, Any]:
     return {
         "name": measurement.name,
-        "value": _number(measurement.value),
-        "low": _number(measurement.low),
-        "high": _number(measurement.high),
+        "value": finite_or_none(measurement.value),
+        "low": finite_or_none(measurement.low),
+        "high": finite_or_none(measurement.high),
         "inside": measurement.inside,
         "of_subject": measurement.of_subject,
     }
 
 
 def _listed(series: dict[str, Any]) -> dict[str, Any]:
-    return {key: [_number(v) for v in value] if isinstance(value, tuple) else value for key, value in series.items()}
+    return {
+        key: [finite_or_none(v) for v in value] if isinstance(value, tuple) else value for key, value in series.items()
+    }
 
 
 def all_propositions() -> tuple[Proposition, ...]:

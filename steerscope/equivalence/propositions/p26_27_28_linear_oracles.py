@@ -211,11 +211,11 @@ def _check_low_rank_is_not_linear(subject: Subject) -> Evidence:
     )
 
 
-def _alternating_error(states: Tensor, targets: Tensor, start: Tensor, rounds: int = 400) -> float:
+def _alternating_error(states: Tensor, targets: Tensor, start: Tensor) -> float:
     """Return the least squared error of ``X C U^T`` found by alternating least squares: shares no formula with RRR."""
     read, inverse = start, torch.linalg.pinv(states)
     error = torch.tensor(0.0)
-    for _ in range(rounds):
+    for _ in range(400):
         write = torch.linalg.lstsq(states @ read, targets).solution  # rank q
         read = inverse @ targets @ torch.linalg.pinv(write)
         error = (targets - states @ read @ write).square().sum()

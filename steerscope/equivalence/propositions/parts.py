@@ -234,7 +234,6 @@ def run(
     *,
     edits: Mapping[SiteKind, Edit] | None = None,
     weights: Mapping[str, Tensor] | None = None,
-    layer: int | None = None,
 ) -> Run:
     """Run the model once on the subject's tokens.
 
@@ -243,12 +242,11 @@ def run(
         kinds: What to read in the block, after edits. ``resid_pre`` is the stream entering it.
         edits: What to add, by kind of site of that block.
         weights: Parameters replaced in this pass, by name.
-        layer: The block; by default the subject's.
 
     Returns:
         What was read, by kind, and the logits.
     """
-    layer = subject.layer if layer is None else layer
+    layer = subject.layer
     sites = {kind: subject.site_map.resolve(Site(layer, kind)) for kind in kinds}
     chosen = {subject.site_map.resolve(Site(layer, kind)): edit for kind, edit in (edits or {}).items()}
     arguments = {"input_ids": subject.input_ids, "use_cache": False}
@@ -257,18 +255,17 @@ def run(
     return Run(logits, {kind: found[site] for kind, site in sites.items()})
 
 
-def tensors_at(subject: Subject, kinds: Sequence[SiteKind], layer: int | None = None) -> tuple[Tensor, ...]:
+def tensors_at(subject: Subject, kinds: Sequence[SiteKind]) -> tuple[Tensor, ...]:
     """Return the tensors (batch token channel) at kinds of site of one block, in their order, unedited.
 
     Args:
         subject: What to run, inside ``subject.ready()``.
         kinds: Kinds of site.
-        layer: The block; by default the subject's.
 
     Returns:
         One tensor ``(batch, token, channel)`` per kind.
     """
-    clean = run(subject, kinds, layer=layer)
+    clean = run(subject, kinds)
     return tuple(clean[kind] for kind in kinds)
 
 

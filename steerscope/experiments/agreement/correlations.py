@@ -12,11 +12,7 @@ Array = NDArray[np.float64]
 
 
 def finite_losses(losses: Array) -> Array:
-    """Replace the losses of diverged runs by one above all others, so that they rank last.
-
-    Returns:
-        Losses of the same shape, all finite.
-    """
+    """Replace the losses of diverged runs by one above all others, so that they rank last."""
     good = losses[np.isfinite(losses)]
     worst = float(good.max()) + 1.0 if len(good) else 1.0
     return np.where(np.isfinite(losses), losses, worst)

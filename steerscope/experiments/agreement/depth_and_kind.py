@@ -70,11 +70,11 @@ def depth_and_kind(
     return total / len(studies)
 
 
-def known_studies(path: Path = CONSTANTS) -> dict[str, dict[str, Any]]:
+def known_studies() -> dict[str, dict[str, Any]]:
     """Return the constants of every study that is kept with the package, by the study's name."""
-    if not path.exists():
+    if not CONSTANTS.exists():
         return {}
-    found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, dict[str, Any]] = json.loads(CONSTANTS.read_text(encoding="utf-8"))
     return found
 
 

@@ -14,7 +14,6 @@ is waited for, as long as for a dead owner, and then taken for lost.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import socket
@@ -26,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from steerscope.files import json_of, told, write_text
+from steerscope.files import json_of, json_text, told, write_text
 
 # Seconds between two signs of life, and without one until others take over.
 BEAT, DEAD_AFTER = 10.0, 120.0
@@ -60,7 +59,7 @@ class Claims:
     def __enter__(self) -> Claims:
         with told(f"share the work in {str(self.folder)!r}"):
             (self.folder / "owners").mkdir(parents=True, exist_ok=True)
-        write_text(self._owner(self.token), json.dumps(_this_process(), indent=1, allow_nan=False) + "\n")
+        write_text(self._owner(self.token), json_text(_this_process()))
         self._ended.clear()
         self._thread = threading.Thread(target=self._live, name="claims", daemon=True)
         self._thread.start()

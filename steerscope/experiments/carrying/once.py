@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from steerscope.errors import InputError
-from steerscope.files import json_of, told
-
-# What file systems without hard links answer.
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+from steerscope.files import create_text, json_of, json_text, told
 
 
 def kept_once(path: Path, make: Callable[[], Any]) -> Any:
@@ -28,7 +22,7 @@ def kept_once(path: Path, make: Callable[[], Any]) -> Any:
         What the file holds.
     """
     if not path.exists():
-        create_text(path, json.dumps(make(), indent=1, allow_nan=False) + "\n")
+        create_text(path, json_text(make()))
     return json_of(path)
 
 
@@ -56,47 +50,3 @@ def begin(path: Path, what: str, asked: Mapping[str, Any], *, folder: Path, advi
             f"the {what} in {str(folder)!r} was begun with another {', '.join(differ)}. {advice}, or name another "
             "folder."
         )
-
-
-def create_text(path: Path, text: str) -> bool:
-    """Write a text file as UTF-8 unless one is there, whole or not at all; of several processes one succeeds.
-
-    Args:
-        path: The file; its folder has to exist.
-        text: What it will hold.
-
-    Returns:
-        Whether it was written.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
-    with told(f"write {str(path)!r}"):
-        aside = path.with_name(f".unfinished-{secrets.token_hex(6)}{path.suffix[:16]}")
-        try:
-            aside.write_text(text, encoding="utf-8", newline="\n")
-            return _is_linked(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
-
-
-def _is_linked(aside: Path, path: Path) -> bool:
-    """Give a file another name, unless that is taken, in one step; without hard links, in two.
-
-    Returns:
-        Whether it has that name now.
-
-    Raises:
-        OSError: The file system refuses.
-    """
-    try:
-        os.link(aside, path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        if path.exists():
-            return False
-        aside.replace(path)
-    return True

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from steerscope.experiments.carrying.claims import BEAT, DEAD_AFTER, Claims
+from steerscope.experiments.carrying.claims import Claims
 from steerscope.experiments.carrying.jobs import Job, Open, Stage, require_time
 from steerscope.experiments.carrying.shard import Shard
 
@@ -30,12 +30,8 @@ class Shards:
         folder: Path,
         shard: Shard,
         progress: Callable[[str, int, int], None] | None = None,
-        *,
-        dead_after: float = DEAD_AFTER,
-        beat: float = BEAT,
     ) -> None:
         self.folder, self.shard, self.progress = folder, shard, progress
-        self.dead_after, self.beat = dead_after, beat
 
     def carry(self, phases: Sequence[Sequence[Stage]], deadline: float = math.inf) -> None:
         """Do or wait for all jobs; see :meth:`~steerscope.experiments.carrying.jobs.Carrier.carry`.
@@ -45,7 +41,7 @@ class Shards:
             deadline: Of ``time.monotonic()``.
         """
         work = Open(phases)
-        with Claims(self.folder, dead_after=self.dead_after, beat=self.beat) as claims:
+        with Claims(self.folder) as claims:
             look, waited = LOOK, 0
             while jobs := work.jobs():
                 job = next((job for job in self._from_its_place(jobs) if claims.take(job.name)), None)

@@ -24,6 +24,7 @@ from steerscope.experiments.runs.accuracy import wilson_interval
 from steerscope.experiments.runs.folder import RESULTS, read_results
 from steerscope.experiments.runs.records import RunResults
 from steerscope.experiments.training.methods import METHODS
+from steerscope.files import json_text
 from steerscope.records import Record
 
 SCHEMA_VERSION = 1
@@ -146,7 +147,7 @@ class Comparison(Record, Tabular, what="comparison", sign="entries", report="com
 
     def to_json(self) -> str:
         """Return the comparison as JSON."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(asdict(self))
 
 
 def run_folders(folders: Sequence[str | Path]) -> list[Path]:

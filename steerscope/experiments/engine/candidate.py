@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from torch import Tensor
 from steerscope.experiments.engine.held_out import HeldOut
 from steerscope.experiments.engine.pack import Pack
 from steerscope.experiments.tasks.supervised import SupervisedSequence
+from steerscope.finite import finite_or_none
 from steerscope.sites import parse_site
 from steerscope.steering.config import SteeringConfig
 
@@ -78,9 +78,9 @@ class Candidate:
     build: Callable[[float, int], tuple[Pack, Callable[[], object]]] | None = None
 
     @property
-    def lowest_block(self) -> int:
+    def first_block(self) -> int:
         """The block at which its runs enter."""
-        return -1 if self.config is None else min(parse_site(name).layer for name in self.config.sites)
+        return -1 if self.config is None else min(parse_site(name).first_block for name in self.config.sites)
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,14 @@ class Outcome:
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-able values; an infinite loss is written as ``None``."""
         found = asdict(self)
-        found["losses"] = [v if math.isfinite(v) else None for v in self.losses]
-        found["tried"] = {k: v if math.isfinite(v) else None for k, v in self.tried.items()}
+        found["losses"] = [finite_or_none(v) for v in self.losses]
+        found["tried"] = {k: finite_or_none(v) for k, v in self.tried.items()}
         return found
 
 
 def by_floor(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
     """Return candidates grouped by the block at which their runs enter, lowest first."""
     floors: dict[int, list[Candidate]] = {}
-    for one in sorted(candidates, key=lambda one: one.lowest_block):
-        floors.setdefault(one.lowest_block, []).append(one)
+    for one in sorted(candidates, key=lambda one: one.first_block):
+        floors.setdefault(one.first_block, []).append(one)
     return list(floors.values())

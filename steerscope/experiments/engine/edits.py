@@ -44,9 +44,9 @@ class PackedEdits(nn.Module):
         self._positions = [Positions.parse(config.positions) for config in configs]
 
     @property
-    def lowest_block(self) -> int:
-        """Index of the first block that any run edits."""
-        return min(site.layer for edits in self.by_run for site in edits)
+    def first_block(self) -> int:
+        """Index of the first block for which any run's edits matter; the number of blocks, where they follow all."""
+        return min(site.first_block for edits in self.by_run for site in edits)
 
     def parameters_of(self, run: int) -> list[nn.Parameter]:
         """Return what one run trains."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from steerscope.analysis.capture.outputs import selected_positions
 from steerscope.experiments.engine.rows import padded, run
 from steerscope.experiments.tasks.supervised import SupervisedSequence
-from steerscope.models.calls import stream_of
+from steerscope.models.calls import first_tensor
 from steerscope.models.lengths import batches_within, switch_length
 from steerscope.models.offloaded import device_of
 from steerscope.models.site_map import SiteMap
@@ -55,7 +55,11 @@ class FrozenStreams:
         self._group = _Group([])
 
     def move_to(self, layer: int) -> None:
-        """Make ready for ``layer``; going down starts again from the embeddings."""
+        """Make ready for ``layer``; going down starts again from the embeddings.
+
+        Where blocks read more of those below than the stream, all of them run every time.
+        """
+        layer = 0 if self.site_map.description.reads_below else layer
         if layer < self.layer:
             self._groups = {}
             self._group = _Group(self._group.batches)
@@ -69,7 +73,10 @@ class FrozenStreams:
         self._group = self._groups[keys]
 
     def entering(self, rows: Sequence[SupervisedSequence]) -> Tensor | None:
-        """Return the stream of some rows ``(row token d_model)``, padded on the right, or None at the first block."""
+        """Return the stream of some rows ``(row token d_model)``, padded on the right, or None at the first block.
+
+        At the number of blocks it is what leaves the last.
+        """
         if self.layer == 0:
             return None
         if any(row.ids not in self._group.places for row in rows):
@@ -115,15 +122,16 @@ class FrozenStreams:
 
 @contextmanager
 def _stopping_at(site_map: SiteMap, layer: int, seen: list[Tensor]) -> Iterator[None]:
-    """Keep what enters a block, and compute nothing from there on."""
+    """Keep what leaves the block below ``layer``, and compute nothing from ``layer`` on."""
 
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(stream_of(args, kwargs))
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        found = first_tensor(output)
+        assert found is not None
+        seen.append(found)
 
-    above = [block.module for block in site_map.blocks[layer:]]
-    handle = above[0].register_forward_pre_hook(keep, with_kwargs=True)
+    handle = site_map.blocks[layer - 1].module.register_forward_hook(keep)
     try:
-        with doing_nothing(above):
+        with doing_nothing([block.module for block in site_map.blocks[layer:]]):
             yield
     finally:
         handle.remove()
@@ -135,14 +143,16 @@ def entering(site_map: SiteMap, layer: int, stream: Tensor | None) -> Iterator[N
 
     Args:
         site_map: The model's blocks.
-        layer: The block to begin at.
+        layer: The block to begin at; the number of blocks for none.
         stream: The residual stream that enters it ``(row column channel)``, or ``None``.
 
     Yields:
-        Nothing; while the context lasts, the blocks below ``layer`` are skipped.
+        Nothing; while the context lasts, the blocks below ``layer`` are skipped. The last of them gives back the kept
+        stream, so that edits of what leaves it act.
     """
     if stream is None:
         yield
         return
-    with entering_block(site_map, layer, stream):
+    below = site_map.blocks[layer - 1]
+    with entering_block(site_map, below.index, stream), doing_nothing([below.module]):
         yield

@@ -90,8 +90,8 @@ def train_pack(
         InputError: A seed without data, or with too few sequences; or a loss of the first step that is NaN or infinite;
             or ``until`` is not a step of the schedule, or lies before ``start``.
 
-    Cost: ``steps`` passes forward and backward through the blocks from the lowest edit on, with ``runs * batch_size``
-    rows.
+    Cost: ``steps`` times forward and backward through the blocks from the lowest edit on, with ``runs * batch_size``
+    rows, in one pass or several (:mod:`~steerscope.experiments.engine.pieces`).
     """
     size, steps = schedule.batch_size, schedule.steps
     for seed in {spec.seed for spec in pack.specs}:
@@ -126,19 +126,16 @@ def train_pack(
             break
         cut = slice(now.step * size, (now.step + 1) * size)
         batches = {seed: data[seed][cut] for seed in {pack.specs[run].seed for run in alive}}
-        losses = pack.losses(alive, [batches[pack.specs[run].seed] for run in alive])
-        values = losses.detach().tolist()
+        optimizer.zero_grad(set_to_none=True)
+        losses = pack.add_gradients(alive, [batches[pack.specs[run].seed] for run in alive])
+        values = losses.tolist()
         if now.step == 0:  # before any step it is the model or its data that cannot be computed with, not a rate
-            require_finite("the loss of the first step", losses.detach())
+            require_finite("the loss of the first step", losses)
         for run, value in zip(alive, values, strict=True):
             now.losses[run].append(value)
-        kept = [place for place, value in enumerate(values) if math.isfinite(value)]
-        optimizer.zero_grad(set_to_none=True)
-        if kept:
-            losses[kept].sum().backward()
-        for place, run in enumerate(alive):
+        for run, value in zip(alive, values, strict=True):
             parameters = pack.parameters_of(run)
-            if place in kept:
+            if math.isfinite(value):
                 torch.nn.utils.clip_grad_norm_(parameters, schedule.clip)
             else:  # zero times infinity: what backward left here are no gradients
                 for parameter in parameters:

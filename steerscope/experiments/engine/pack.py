@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,10 +16,12 @@ from steerscope.analysis.capture.outputs import selected_positions
 from steerscope.errors import InputError
 from steerscope.experiments.engine.edits import PackedEdits
 from steerscope.experiments.engine.frozen import FrozenStreams, entering
+from steerscope.experiments.engine.pieces import GPU_PASS, NUMBERS, PASS, Batch, pieces_of
 from steerscope.experiments.engine.rows import Rows, per_target, run, single_precision
 from steerscope.experiments.engine.spec import RunSpec
-from steerscope.experiments.shared_prefix import cache_of, can_stand_apart, common_length, counted_by
+from steerscope.experiments.shared_prefix import cache_of, can_stand_apart, common_length, counted_by, drops
 from steerscope.experiments.tasks.supervised import SupervisedSequence
+from steerscope.models.fused_norms import FusedNorms
 from steerscope.models.lengths import require_one_side, switch_length
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
@@ -38,9 +40,14 @@ class Pack(ABC):
     pad: int
     specs: tuple[RunSpec, ...]
     _shares = False
+    _cuts = False
+    _norms: FusedNorms | None = None
 
     def prepare(self, sequences: Sequence[SupervisedSequence]) -> None:
         """Try out whether what these sequences begin with can be computed once; unless told, every row is whole.
+
+        Unless told, rows of a step are also computed in one pass, padded to the longest of them, and norms as the model
+        computes them.
 
         Args:
             sequences: All that will be run.
@@ -48,9 +55,15 @@ class Pack(ABC):
         Cost: passes over two rows.
         """
         ids, prompts = [row.ids for row in sequences], [row.first_target for row in sequences]
+        self._norms = self._norms or FusedNorms(self.language_model)
+        # Dropout is drawn for rows as they stand together, and so are the factors of a rotary embedding that switches.
+        self._cuts = not drops(self._tried) and switch_length(self.language_model) is None
         self._shares = can_stand_apart(
             self._tried, ids, prompts, self.pad, common_length(ids, prompts, self._counted_back)
         )
+
+    def _fused(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._norms is None else self._norms.acting()
 
     def _start(self, sequences: Sequence[SupervisedSequence]) -> int:
         """Return how many tokens the rows of one pass begin with that are computed apart."""
@@ -104,11 +117,57 @@ class Pack(ABC):
 
         Returns:
             One loss per run, with its graph.
+
+        Cost: one pass of all rows; or several, of rows of similar length, where padding would cost more.
         """
-        logits, rows = self.logits(runs, batches)
-        negative = per_target(rows, F.cross_entropy(logits, rows.wanted, reduction="none"))
-        counts = rows.is_target.sum(-1).unflatten(0, (len(runs), -1)).sum(-1)
-        return negative.unflatten(0, (len(runs), -1)).sum((1, 2)) / counts
+        parts = [own.new_zeros(len(runs)).index_add(0, places, own) for places, own in self._parts(runs, batches)]
+        return torch.stack(parts).sum(0)
+
+    def add_gradients(self, runs: Sequence[int], batches: Sequence[Sequence[SupervisedSequence]]) -> Tensor:
+        """Add the gradients of :meth:`losses` to those of the parameters, and return the losses ``(run)``.
+
+        What a pass keeps for its gradients is let go of before the next. A run whose loss is NaN or infinite adds
+        nothing to the gradients of others; its own mean nothing.
+
+        Args:
+            runs: Indices of the runs in the pack.
+            batches: The sequences of each of these runs, the same number for all.
+
+        Returns:
+            One loss per run, without a graph.
+        """
+        losses: Tensor | None = None
+        for places, own in self._parts(runs, batches):
+            losses = own.new_zeros(len(runs)).detach() if losses is None else losses
+            losses.index_add_(0, places, own.detach())
+            is_finite = own.isfinite()
+            if bool(is_finite.any()):
+                own[is_finite].sum().backward()
+        assert losses is not None
+        return losses
+
+    def _parts(
+        self, runs: Sequence[int], batches: Sequence[Sequence[SupervisedSequence]]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield per pass the places of its runs, and what it adds to their losses, with its graph."""
+        counts = [sum(len(row.ids) - row.first_target for row in batch) for batch in batches]
+        for places, parts in self._pieces(batches):
+            logits, rows = self.logits([runs[place] for place in places], parts)
+            negative = per_target(rows, F.cross_entropy(logits, rows.wanted, reduction="none"))
+            sums = negative.unflatten(0, (len(places), -1)).sum((1, 2))
+            yield torch.tensor(places, device=sums.device), sums / sums.new_tensor([counts[one] for one in places])
+
+    def _pieces(self, batches: Sequence[Sequence[SupervisedSequence]]) -> list[tuple[list[int], list[Batch]]]:
+        if not self._cuts:
+            return [(list(range(len(batches))), list(batches))]
+        start = self._start([row for batch in {id(batch): batch for batch in batches}.values() for row in batch])
+        is_cuda = next(self.language_model.parameters()).device.type == "cuda"
+        return pieces_of(batches, start, GPU_PASS if is_cuda else PASS, None if is_cuda else self._most)
+
+    @property
+    def _most(self) -> int | None:
+        """How many tokens a pass on a CPU has at most."""
+        return None
 
     @torch.no_grad()
     def load(self, run: int, tensors: Mapping[str, Tensor]) -> None:
@@ -188,6 +247,10 @@ class EditPack(Pack):
         counts = [counted_by(config.positions) for config in self.edits.configs]
         return None if None in counts else max(count for count in counts if count is not None)
 
+    @property
+    def _most(self) -> int | None:
+        return NUMBERS // self.loaded.site_map.d_model
+
     def parameters_of(self, run: int) -> list[nn.Parameter]:
         """Return what one run trains."""
         return self.edits.parameters_of(run)
@@ -207,7 +270,7 @@ class EditPack(Pack):
             Logits of the tokens that predict supervised ones ``(supervised vocab)``, row by row, in float32 at least;
             and the rows of all runs, in the order of ``runs``.
 
-        Cost: one pass through the blocks from the pack's lowest on, for all rows.
+        Cost: one pass through the blocks from the first one that an edit matters to, for all rows.
         """
         different = list({id(batch): batch for batch in batches}.values())
         size = len(different[0])
@@ -222,10 +285,12 @@ class EditPack(Pack):
         device, model, start = self.loaded.device, self.loaded.model, self._start(unique)
         take = torch.tensor([place[id(batch)] + row for batch in batches for row in range(size)], device=device)
         rows = Rows.of(unique, self.pad, device, start).take(take)
-        self.streams.move_to(self.edits.lowest_block)
+        self.streams.move_to(self.edits.first_block)
         stream = self.streams.entering(unique)
-        cache = self._cache_of(runs, unique, start, stream, size) if start else None
+        with self._fused():
+            cache = self._cache_of(runs, unique, start, stream, size) if start else None
         with (
+            self._fused(),
             entering(self.loaded.site_map, self.streams.layer, None if stream is None else stream[take, start:]),
             self._reading_at(*rows.predicting()),
             self.edits.acting(runs, rows.mask, rows.prompts, rows.ids.shape[1]),

@@ -15,6 +15,7 @@ from steerscope.experiments.engine.pack_job import PackJob, Task
 from steerscope.experiments.engine.run_records import trained_record
 from steerscope.experiments.engine.run_state import RunState, progress_of, states_of
 from steerscope.experiments.engine.sweep import Sweep
+from steerscope.finite import finite_or_none
 
 
 @dataclass
@@ -42,7 +43,7 @@ class StagedSweep(Sweep):
         alike: dict[tuple[int, int], list[Run]] = {}
         chosen: list[PackJob] = []
         for run in runs:
-            alike.setdefault((run[0].lowest_block, self._reached(run, until)), []).append(run)
+            alike.setdefault((run[0].first_block, self._reached(run, until)), []).append(run)
         for (_, begun), own in sorted(alike.items(), key=lambda item: item[0]):
             chosen += [self._advancing(pack, begun, until) for pack in self._packs(own) if begun < until]
         self._carried(_at_once(chosen))
@@ -86,7 +87,7 @@ class StagedSweep(Sweep):
                 self.store.put(
                     self._config(*run), trained_record(trained[place], judged[place], spent), trained[place].tensors
                 )
-            losses = [loss if math.isfinite(loss) else None for loss in state.losses]
+            losses = [finite_or_none(loss) for loss in state.losses]
             record = {"losses": losses, "seconds": spent}
             self.store.put(self._at(run, until), record, {} if last else state.stored())
         self._tell(names, len(chosen))

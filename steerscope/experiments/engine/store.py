@@ -16,8 +16,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from steerscope.errors import InputError
-from steerscope.files import parse_json, read_text, replace_file, told, write_text
+from steerscope.files import json_text, read_object, replace_file, told, write_text
 
 # Raised when a change of code makes old runs incomparable.
 RECIPE = 2
@@ -44,13 +43,7 @@ class RunStore:
         path = self._path(config, "json")
         if not path.exists():
             return None
-        text = read_text(path, "the stored run")
-        try:
-            found: dict[str, Any] = parse_json(text)
-        except ValueError as error:
-            raise InputError(
-                f"the stored run {path} cannot be read ({error}). Delete that file; it will be made again."
-            ) from error
+        found = read_object(path, "the stored run", "Delete that file; it will be made again.")
         return {name: _number(value) for name, value in found.items()}
 
     def put(self, config: Mapping[str, Any], record: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -67,7 +60,7 @@ class RunStore:
             kept = {name: value.cpu().contiguous() for name, value in weights.items()}
             replace_file(self._path(config, "safetensors"), lambda aside: save_file(kept, aside))
         plain = {**{k: _plain(v) for k, v in record.items()}, "config": dict(config)}
-        write_text(self._path(config, "json"), json.dumps(plain, indent=1, allow_nan=False) + "\n")
+        write_text(self._path(config, "json"), json_text(plain))
 
     def weights(self, config: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the trained parameters of a stored edit (none for methods that keep none)."""
@@ -79,11 +72,7 @@ class RunStore:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no infinity: a diverged loss is written as a word.
-
-    Returns:
-        The value, or ``"infinite"``.
-    """
+    """JSON has no infinity: a diverged loss is written as a word."""
     return "infinite" if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -255,11 +255,7 @@ class Sweep:
             restore()
 
     def _packs(self, runs: Sequence[Run]) -> list[list[Run]]:
-        """Cut runs into packs, the same ones whatever was finished before: resumed work then gives the same bits.
-
-        Returns:
-            Packs of at most ``pack_size`` edits, and every run that trains weights of the model in a pack of its own.
-        """
+        """Cut runs into packs, the same ones whatever was finished before: resumed work then gives the same bits."""
         edits = [run for run in runs if run[0].config is not None]
         cut = [edits[start : start + self.pack_size] for start in range(0, len(edits), self.pack_size)]
         return cut + [[run] for run in runs if run[0].config is None]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.errors import InputError
-from steerscope.files import json_of
+from steerscope.files import read_object
 from steerscope.folders import adapter_in
 from steerscope.installed import require
 from steerscope.models.load import LoadedModel
@@ -61,17 +61,12 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     if not place.is_dir():
         raise InputError(f"there is no adapter folder {str(folder)!r}. Check the path.")
     place = adapter_in(place)
-    try:
-        config = json_of(place / CONFIG)
-    except FileNotFoundError as error:
+    if not (place / CONFIG).exists():
         raise InputError(
             f"{str(folder)!r} holds no adapter: {CONFIG} is missing. Give a folder that save_pretrained() wrote."
             f"{instead_of_adapter(place)}"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(place / CONFIG)!r} cannot be read ({error}). Copy the adapter again.") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{str(place / CONFIG)!r} holds no JSON object. Copy the adapter again.")
+        )
+    config = read_object(place / CONFIG, "the adapter's configuration", "Copy the adapter again.")
     stored_names(place)
     if "peft_type" in config:
         require("train", f"the PEFT adapter in {str(folder)!r}")

@@ -27,24 +27,20 @@ from steerscope.installed import package_versions
 from steerscope.models.bundled import sha256_of
 from steerscope.models.load import LoadedModel
 from steerscope.models.packed import num_weights
-from steerscope.option_types import plain_fields, require_least
+from steerscope.option_types import LoadingOptions, plain_fields, require_least
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
-    """How a model is loaded and asked.
+class EvaluateOptions(LoadingOptions):
+    """How a model is loaded (:class:`~steerscope.option_types.LoadingOptions`) and asked.
 
     Attributes:
         split: Which part of the task: ``train``, ``validation`` or ``test``.
-        max_examples: How many questions; all unless given.
+        max_examples: Most questions; all unless given.
         batch_size: Prompts per batch.
         max_new_tokens: Longest generation; the task's own limit unless given.
         likelihoods: Whether likelihoods of choices and the loss are computed too.
         seed: Which questions, when not all are used.
-        device: Where the model is loaded to.
-        dtype: Its data type.
-        revision: Of a Hugging Face name.
-        trust_remote_code: Run code that comes with the model.
     """
 
     split: str = "test"
@@ -53,10 +49,6 @@ class EvaluateOptions:
     max_new_tokens: int | None = None
     likelihoods: bool = True
     seed: int = 0
-    device: str = "cpu"
-    dtype: str = "float32"
-    revision: str | None = None
-    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self, split=PARTS)

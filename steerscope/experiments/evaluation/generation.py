@@ -108,6 +108,7 @@ def generate(
                 inputs = torch.cat([prefix.ids.expand(len(chosen), -1), rest], 1)
                 watch = _Watch()
                 given = prefix.before(mask)
+                given.pop("use_cache", None)  # the configuration says so; transformers warns of what is said twice
                 if isinstance(model, SteeringModel):  # what the cache holds was computed as part of the prompt
                     given["prompt_lengths"] = given["attention_mask"].sum(-1)
                 out = model.generate(  # type: ignore[operator]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -22,31 +22,30 @@ from steerscope.installed import require
 CLAIMS = "claims"
 LOCAL, RAY = "local", "ray"
 ENGINES = (LOCAL, RAY)
-# Fields of options that say what carries the work, and decide no result.
-CARRYING = ("engine", "address", "num_cpus", "num_gpus")
 
 
-class Carried(Protocol):
-    """Options that say what carries the work."""
+@dataclass(frozen=True, kw_only=True)
+class CarryingOptions:
+    """What carries the packs of a sweep or a search; for classes of options to inherit.
 
-    @property
-    def engine(self) -> str:
-        """``local`` or ``ray``."""
+    Attributes:
+        engine: What trains: ``local``, this process; ``ray``, a Ray cluster. What is no pack of edits stays here.
+        address: Of the cluster; None for one of this machine, which ends with the work.
+        num_cpus: CPUs (and threads) of one process of the cluster; None for as many as this process has threads.
+        num_gpus: Its GPUs, which may be a fraction; None for one if the model is on a GPU.
+    """
 
-    @property
-    def address(self) -> str | None:
-        """Of a Ray cluster."""
-
-    @property
-    def num_cpus(self) -> int | None:
-        """CPUs of one process there."""
-
-    @property
-    def num_gpus(self) -> float | None:
-        """GPUs of one process there."""
+    engine: str = LOCAL
+    address: str | None = None
+    num_cpus: int | None = None
+    num_gpus: float | None = None
 
 
-def check_carrying(options: Carried) -> None:
+# They decide no result.
+CARRYING = tuple(field.name for field in fields(CarryingOptions))
+
+
+def check_carrying(options: CarryingOptions) -> None:
     """Refuse what says nothing, or contradicts itself, about what carries the work.
 
     Raises:
@@ -67,7 +66,7 @@ def check_carrying(options: Carried) -> None:
 
 @contextmanager
 def carrier_of(
-    options: Carried,
+    options: CarryingOptions,
     elsewhere: Callable[[int], Elsewhere],
     device: str,
     folder: Path,

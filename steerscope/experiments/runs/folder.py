@@ -14,8 +14,6 @@ A training command uses it so::
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -25,7 +23,7 @@ from steerscope.analysis.provenance import changed_versions, differing, knows_da
 from steerscope.errors import InputError
 from steerscope.experiments.runs.evaluation import Generation
 from steerscope.experiments.runs.records import RunConfig, RunResults, require_config
-from steerscope.files import parse_json, read_text, told, write_text
+from steerscope.files import create_text, json_text, read_object, told, write_text
 from steerscope.installed import package_versions
 
 CONFIG, RESULTS, GENERATIONS = "config.json", "results.json", "generations.jsonl"
@@ -64,7 +62,7 @@ class RunFolder:
                 raise InputError(
                     f"folder {str(folder)!r} is not empty; a run is never written over another. Name another folder."
                 )
-            _write_new(folder / CONFIG, _json(asdict(config) | {"versions": package_versions()}))
+            _write_new(folder / CONFIG, asdict(config) | {"versions": package_versions()})
         return cls(folder, config)
 
     @classmethod
@@ -86,7 +84,7 @@ class RunFolder:
         require_config(begun, repr(str(folder / CONFIG)))
         if not isinstance(begun.get("versions", {}), dict):
             raise InputError(f"{str(folder / CONFIG)!r}: versions is no object. Was it changed by hand? Run again.")
-        wanted = json.loads(_json(asdict(config)))
+        wanted = json.loads(json_text(asdict(config)))
         is_finished, note = (folder / RESULTS).exists(), ""
         settings = begun.get("settings")
         if knows_data(wanted["settings"]) and settings is not None and not knows_data(settings):
@@ -139,7 +137,7 @@ class RunFolder:
         lines = "".join(f"{one.to_line()}\n" for one in generations)
         with told(f"write the results of the run in {str(self.path)!r}"):
             write_text(self.path / GENERATIONS, lines)
-            _write_new(self.path / RESULTS, _json(asdict(results)))
+            _write_new(self.path / RESULTS, asdict(results))
 
 
 def read_results(folder: str | Path) -> RunResults:
@@ -171,21 +169,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(f"{str(path.parent)!r} is no folder of {what}: it has no {path.name}. Check the path.")
-    text = read_text(path, what)
-    try:
-        values = parse_json(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error}). It was cut off or damaged.") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{str(path)!r} holds a {type(values).__name__}; expected a JSON object.")
-    return values
-
-
-def _json(values: Any) -> str:
-    try:
-        return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise InputError(f"a run's settings and results must be JSON: {error}. Give plain, finite values.") from error
+    return read_object(path, what)
 
 
 def replace_json(path: Path, values: Any) -> None:
@@ -195,33 +179,12 @@ def replace_json(path: Path, values: Any) -> None:
         path: The file; its folder is made if missing.
         values: Anything that JSON has.
     """
-    text = _json(values)
     with told(f"write {str(path)!r}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+    write_text(path, json_text(values))
 
 
-def _write_new(path: Path, text: str) -> None:
-    """Write a file whole, and refuse to replace one, even if two processes try at once.
-
-    Raises:
-        InputError: It is there already.
-    """
-    aside = path.with_name(f".unfinished-{secrets.token_hex(6)}")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        _publish(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _publish(aside: Path, path: Path) -> None:
-    try:
-        os.link(aside, path)  # unlike a rename, fails where the file exists
-    except FileExistsError as error:
-        raise InputError(f"{str(path)!r} is there already; a run is never written over another.") from error
-    except OSError:  # a file system without links
-        os.replace(aside, path)
+def _write_new(path: Path, values: Any) -> None:
+    """Write a file whole, and refuse to replace one, even if two processes try at once."""
+    if not create_text(path, json_text(values)):
+        raise InputError(f"{str(path)!r} is there already; a run is never written over another.")

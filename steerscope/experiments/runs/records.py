@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from steerscope.analysis.shown import Shown
-from steerscope.errors import InputError
+from steerscope.errors import InputError, shortened
 from steerscope.experiments.runs.evaluation import Evaluation
 from steerscope.records import record_of
 
@@ -72,6 +72,7 @@ class RunResults(Shown):
         evaluation: All that the evaluation says.
         command: How it was made.
         training: What training found on its way: learning rates tried with their validation losses, losses, heads.
+        before: The evaluation of the untrained model on the same questions; ``None`` where it was not made.
         schema_version: Version of this format.
     """
 
@@ -99,6 +100,7 @@ class RunResults(Shown):
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
+    before: Mapping[str, Any] | None = None
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
@@ -115,6 +117,7 @@ class RunResults(Shown):
         versions: Mapping[str, str],
         command: str = "",
         training: Mapping[str, Any] | None = None,
+        before: Evaluation | None = None,
     ) -> RunResults:
         """Put together what a run was and what its evaluation on the test part found.
 
@@ -130,18 +133,21 @@ class RunResults(Shown):
             versions: Version by package.
             command: The command line, empty for a run from Python.
             training: Losses, checkpoints and other facts of the training.
+            before: The evaluation of the untrained model.
 
         Returns:
             The results, ready to be written.
 
         Raises:
-            InputError: The evaluation is of another part than test, or of another task.
+            InputError: An evaluation is of another part than test, of another task or of other questions.
         """
         if evaluation.split != "test" or evaluation.task != config.task:
             raise InputError(
                 f"a run of task {config.task!r} is reported on its test part; got an evaluation of {evaluation.task!r} "
                 f"on {evaluation.split!r}. Evaluate on test."
             )
+        if before is not None and before.test_set != evaluation.test_set:
+            raise InputError("the model was asked other questions before the training. Evaluate on the same ones.")
         low, high = evaluation.accuracy.interval
         return cls(
             **{f.name: getattr(config, f.name) for f in fields(config)},
@@ -162,6 +168,7 @@ class RunResults(Shown):
             evaluation=evaluation.as_dict(),
             command=command,
             training=training or {},
+            before=None if before is None else before.as_dict(),
         )
 
     @classmethod
@@ -182,6 +189,9 @@ class RunResults(Shown):
         own = {one.name: values[one.name] for one in fields(cls) if one.name in values}
         found = record_of(own, cls, f"{where} is no run's results")
         require_hashes(found.model, found.settings, where)
+        before = found.evaluation_before
+        if before is not None and before.test_set != found.test_set:
+            raise InputError(f"{where}: the model was asked other questions before the training. Run again.")
         if not (
             0 <= found.test_low <= found.test_accuracy <= found.test_high <= 1
             and found.n >= 1
@@ -216,11 +226,25 @@ class RunResults(Shown):
             f"loss on the test part: {'none' if self.loss is None else f'{self.loss:.4f} nats per token'}",
         ]
         facts += [f"learning rate: {rate:g}"] if isinstance(rate, float) else []
-        return ["\n".join([self.line, *(f"  {fact}" for fact in facts)])]
+        return ["\n".join([self.outcome, *(f"  {fact}" for fact in facts)])]
+
+    @property
+    def evaluation_before(self) -> Evaluation | None:
+        """What the untrained model answered, or ``None`` where it was not asked."""
+        return None if self.before is None else Evaluation.from_dict(self.before)
+
+    @property
+    def outcome(self) -> str:
+        """The line a run ends with: :attr:`line`, and the accuracy before training where it was measured."""
+        before = self.evaluation_before
+        if before is None:
+            return self.line
+        low, high = before.accuracy.interval
+        return f"{self.line}; before training {before.accuracy.share:.1%} [{low:.1%}, {high:.1%}]"
 
     @property
     def line(self) -> str:
-        """The line a run ends with: ``test accuracy 61.2% [59.0%, 63.3%] n=2000 (majority 12.4%)``."""
+        """The accuracy in one line: ``test accuracy 61.2% [59.0%, 63.3%] n=2000 (majority 12.4%)``."""
         return (
             f"test accuracy {self.test_accuracy:.1%} [{self.test_low:.1%}, {self.test_high:.1%}] n={self.n} "
             f"(majority {self.majority:.1%})"
@@ -255,12 +279,7 @@ def require_hashes(model: Mapping[str, Any], settings: Mapping[str, Any], where:
     """
     data = settings.get("data", {})
     if not isinstance(data, Mapping) or not all(isinstance(value, str) for value in data.values()):
-        raise InputError(f"{where}: settings.data is {_short(data)}; expected a hash per part. Run again.")
+        raise InputError(f"{where}: settings.data is {shortened(repr(data))}; expected a hash per part. Run again.")
     for name in ("name", "sha256", "setup", "dtype"):
         if not isinstance(found := model.get(name), str | None):
-            raise InputError(f"{where}: model.{name} is {_short(found)}; expected a text. Run again.")
-
-
-def _short(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:60]}..."
+            raise InputError(f"{where}: model.{name} is {shortened(repr(found))}; expected a text. Run again.")

@@ -18,6 +18,8 @@ from steerscope.experiments.engine.staged import StagedSweep
 RUNGS = (0.2, 0.45, 1.0)
 # Of the runs of a rung so many go on.
 KEPT = 1 / 3
+# So many sites at least are trained to the end.
+FINALISTS = 2
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,6 @@ def halve(
     sweep: StagedSweep,
     runs: Sequence[Run],
     *,
-    finalists: int = 2,
-    rungs: Sequence[float] = RUNGS,
-    kept: float = KEPT,
     shrink: Callable[[int, float], int] | None = None,
 ) -> list[Standing]:
     """Train runs by successive halving.
@@ -49,9 +48,6 @@ def halve(
     Args:
         sweep: Trains them, and keeps what is done.
         runs: All of one seed; a site may be there with several learning rates.
-        finalists: So many sites at least are trained to the end.
-        rungs: Parts of the schedule after which runs are dropped.
-        kept: The part of the runs that goes on.
         shrink: Called before a rung with how many runs would go on and with its part of the schedule; returns how many
             there is time for.
 
@@ -66,7 +62,7 @@ def halve(
     steps = sweep.schedule.steps
     standings: dict[int, Standing] = {}
     going = list(range(len(runs)))
-    for index, part in enumerate(rungs):
+    for index, part in enumerate(RUNGS):
         until = max(1, round(part * steps))
         if shrink is not None and index:
             going = going[: max(1, shrink(len(going), part))]
@@ -74,8 +70,8 @@ def halve(
         for place, trajectory in zip(going, losses, strict=True):
             standings[place] = Standing(runs[place], until, loss_of(trajectory, until))
         order = sorted(going, key=lambda place: standings[place].loss)
-        if index + 1 < len(rungs):
-            going = _best(order, runs, max(math.ceil(kept * len(going)), finalists))
+        if index + 1 < len(RUNGS):
+            going = _best(order, runs, max(math.ceil(KEPT * len(going)), FINALISTS))
     return sorted(standings.values(), key=lambda one: (-one.steps, one.loss))
 
 

@@ -14,6 +14,7 @@ import torch
 
 from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.options import RankOptions
+from steerscope.analysis.stopwatch import training_progress
 from steerscope.errors import InputError
 from steerscope.experiments.carrying.jobs import Carrier, InProcess, OutOfTime
 from steerscope.experiments.engine.candidate import Candidate, Run
@@ -33,6 +34,7 @@ from steerscope.experiments.searching.options import SearchOptions
 from steerscope.experiments.searching.result import Contender, SearchResult, Tested
 from steerscope.experiments.sweeping.preparing import begin_folder, fitting_pack, read_scales
 from steerscope.experiments.sweeping.recalibration import recalibrate
+from steerscope.finite import finite_or_none
 from steerscope.folders import ADAPTER_FOLDER, Kind, require_folder_for
 from steerscope.installed import is_installed, package_versions
 from steerscope.models.load import LoadedModel, require_loaded
@@ -222,8 +224,8 @@ class _Work:
         """Return how many runs there is time for, by the time that one step of one pack takes."""
         if not math.isfinite(deadline):
             return len(runs)
-        middle = sorted(runs, key=lambda run: run[0].lowest_block)[len(runs) // 2]
-        same = [run for run in runs if run[0].lowest_block == middle[0].lowest_block][: sweep.pack_size]
+        middle = sorted(runs, key=lambda run: run[0].first_block)[len(runs) // 2]
+        same = [run for run in runs if run[0].first_block == middle[0].first_block][: sweep.pack_size]
         seconds = sweep.seconds_per_step(same)
         share = RUNGS[0] + (RUNGS[1] - RUNGS[0]) * KEPT + (1 - RUNGS[1]) * KEPT**2
         per_run = seconds * sweep.schedule.steps * share
@@ -287,12 +289,7 @@ class _Work:
     # --- parts ---
 
     def _sweep(self, deadline: float) -> StagedSweep:
-        options, show = self.options, self.progress
-
-        def tell(what: str, done: int, total: int) -> None:
-            if show is not None:
-                show(f"train: {_short(what)}" if what else "train", done, total)
-
+        options, tell = self.options, training_progress(self.progress)
         size = fitting_pack(self.loaded, self.data, options.seed)
         store = RunStore(self.folder / "runs")
         made = StagedSweep(self.loaded, self.data, options.schedule, store, self.scales, size, tell, (), deadline)
@@ -309,7 +306,7 @@ class _Work:
             name=run[0].name,
             learning_rate=run[1],
             interior=min(places) < _place(run[1]) < max(places),
-            loss=loss if math.isfinite(loss) else None,
+            loss=finite_or_none(loss),
             accuracy=float(tested["accuracy"]),
             n_params=num_params(self.loaded, run[0], self.options.counted_rank),
             seconds=sum(float((sweep.kept(other)[0] or {"seconds": 0.0})["seconds"]) for other in tried),
@@ -328,8 +325,8 @@ class _Work:
                     name=one.run[0].name,
                     learning_rate=one.run[1],
                     steps=one.steps,
-                    train_loss=one.loss if math.isfinite(one.loss) else None,
-                    selection_loss=loss if loss is not None and math.isfinite(loss) else None,
+                    train_loss=finite_or_none(one.loss),
+                    selection_loss=finite_or_none(loss),
                     selection_accuracy=None if trained is None else float(trained["selection_accuracy"]),
                     score=scores.get(one.run[0].name),
                 )
@@ -364,7 +361,3 @@ def _loss(sweep: StagedSweep, run: Run) -> float:
 
 def _place(learning_rate: float) -> int:
     return round(2 * math.log10(learning_rate))
-
-
-def _short(names: str) -> str:
-    return names if len(names) <= 60 else f"{names[:57]}..."

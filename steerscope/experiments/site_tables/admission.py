@@ -110,11 +110,7 @@ class Study:
 
 
 def admission_of(study: Study) -> Admission:
-    """Apply the rule.
-
-    Returns:
-        The criteria of the rule, each with whether it is met and the numbers that decided.
-    """
+    """Apply the rule."""
     return Admission(
         (
             _accuracy("accuracy over untrained", "the untrained model", study, study.base_accuracy),

@@ -10,49 +10,39 @@ from typing import Any
 
 from steerscope.errors import InputError
 from steerscope.experiments.carrying.shard import AUTO, Shard, chosen_shard
-from steerscope.experiments.engine.spec import RunSpec, Schedule
-from steerscope.experiments.groundwork.carriers import CARRYING, ENGINES, LOCAL, check_carrying
+from steerscope.experiments.engine.spec import RunSpec
+from steerscope.experiments.groundwork.carriers import CARRYING, ENGINES, LOCAL
+from steerscope.experiments.groundwork.site_training_options import SiteTrainingOptions
 from steerscope.models.site_map import SiteMap
-from steerscope.option_types import deciding, plain_fields, require_budget, require_least, require_seed
+from steerscope.option_types import deciding, plain_fields
 from steerscope.sites import Site, SiteKind
-from steerscope.steering.config import DEFAULT_RANK, SCALES, SteeringConfig
+from steerscope.steering.config import SCALES
 from steerscope.steering.families import FAMILIES
 
 ALL = "all"
 
 
-@dataclass(frozen=True)
-class SweepOptions:
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(SiteTrainingOptions):
     """Options of a sweep.
+
+    Those that sweeps and searches share are in
+    :class:`~steerscope.experiments.groundwork.site_training_options.SiteTrainingOptions`.
 
     Attributes:
         sites: ``all``, names, or a number: so many at least, all kinds of evenly spread layers together.
-        family: Family of the edits; ``rank``, ``bias`` and ``scale`` as in a ``SteeringConfig``.
         rates: Learning rates to choose among by selection loss; none for a search on a grid of half decades until the
             best one is interior.
         tune_layers: Of every kind, the rates of so many sites are chosen, at evenly spread layers; the others take
             the rate of the nearest of them. None: of all.
         seeds: Training seeds: fresh training data, order and start each.
-        steps: Optimizer steps of every run.
-        batch_size: Examples per step.
         longer: Sites, spread evenly, that are trained for twice as many steps too (with the first seed, at the chosen
             rate): whether more training would order sites otherwise.
-        num_selection: Held-out examples that choose rates.
-        num_test: Test examples.
         scores: Rank all sites at the end, and keep every score of the trained ones in the table.
         budget: Minutes, None without a limit: no training is begun later; what is finished is kept.
         pack_size: Most runs trained together, None to fit the machine. It changes no result.
         shard: ``i/n`` for one of n processes that share the folder, on one machine or many, so that every run is done
             once; ``auto`` for what torchrun or Slurm says. None for one process.
-        engine: What trains: ``local``, this process; ``ray``, a Ray cluster.
-        address: Of the cluster; None for one of this machine, which ends with the sweep.
-        num_cpus: CPUs (and threads) of one process of the cluster; None for as many as this process has threads.
-        num_gpus: Its GPUs, which may be a fraction; None for one if the model is on a GPU.
-        seed: The first seed.
-        device: Where a model that is given by its name is loaded.
-        dtype: Its data type.
-        revision: Branch, tag or commit of a Hugging Face name.
-        trust_remote_code: Run code that comes with the model.
 
     Example:
         >>> options = SweepOptions(sites=("3.mlp_out", "5.resid_post"), rates=(1e-3, 1e-2), seeds=2)
@@ -61,31 +51,13 @@ class SweepOptions:
     """
 
     sites: int | tuple[str, ...] | str = 48
-    family: str = "linear"
-    rank: int | None = None
-    bias: bool | None = None
-    scale: str = "none"
     rates: tuple[float, ...] = ()
     tune_layers: int | None = None
     seeds: int = 3
-    steps: int = 80
-    batch_size: int = 24
     longer: int = 12
-    num_selection: int = 256
-    num_test: int = 512
     scores: bool = True
-    budget: float | None = None
     pack_size: int | None = None
     shard: str | None = None
-    engine: str = LOCAL
-    address: str | None = None
-    num_cpus: int | None = None
-    num_gpus: float | None = None
-    seed: int = 0
-    device: str = "cpu"
-    dtype: str = "float32"
-    revision: str | None = None
-    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         rates = self.rates if isinstance(self.rates, tuple | list) else (self.rates,)
@@ -96,20 +68,11 @@ class SweepOptions:
             if not isinstance(rate, Real) or not 0 < rate < math.inf:
                 raise InputError(f"[[rates]] has {rate!r}; expected positive numbers, such as 1e-3.")
         object.__setattr__(self, "rates", tuple(float(RunSpec(edit, r).learning_rate) for r in rates))
-        least = {"seeds": 1, "steps": 4, "batch_size": 1, "longer": 0, "tune_layers": 1, "pack_size": 1}
-        require_least(self, **least, num_selection=16, num_test=16)
-        check_carrying(self)
+        self.check_shared(seeds=1, steps=4, longer=0, tune_layers=1, pack_size=1)
         if self.chosen_shard is not None and self.engine != LOCAL:
             raise InputError("[[shard]] and [[engine='ray']] exclude each other: Ray shares the work itself.")
-        require_budget(self.budget)
-        require_seed(self.seed)
         if isinstance(self.sites, int) and self.sites < 1:
             raise InputError(f"[[sites]] asks for {self.sites}; expected at least 1, names, or 'all'.")
-
-    @property
-    def schedule(self) -> Schedule:
-        """How runs are trained."""
-        return Schedule(steps=self.steps, batch_size=self.batch_size)
 
     @property
     def chosen_shard(self) -> Shard | None:
@@ -120,15 +83,6 @@ class SweepOptions:
     def all_seeds(self) -> tuple[int, ...]:
         """The training seeds."""
         return tuple(range(self.seed, self.seed + self.seeds))
-
-    def config_at(self, site: str) -> SteeringConfig:
-        """Return the edit at one site."""
-        return SteeringConfig(sites=site, family=self.family, rank=self.rank, bias=self.bias, scale=self.scale)
-
-    @property
-    def counted_rank(self) -> int:
-        """The rank that parameters are counted for, and a LoRA has: the edits', or the default of families without."""
-        return self.config_at("0.resid_post").rank or DEFAULT_RANK
 
     def as_dict(self) -> dict[str, Any]:
         """Return what decides results, as JSON-able values; the model's own record says how it was loaded."""
@@ -154,10 +108,7 @@ def spread_sites(site_map: SiteMap, wanted: int | tuple[str, ...] | str) -> tupl
     layers = len(site_map.blocks)
     wanted = ALL if wanted == (ALL,) else (wanted,) if isinstance(wanted, str) and wanted != ALL else wanted
     if isinstance(wanted, tuple):
-        named = [site_map.resolve(name) for name in wanted]
-        if doubled := sorted({str(site) for site in named if named.count(site) > 1}):
-            raise InputError(f"site {', '.join(doubled)} is named twice; name every site once.")
-        return tuple(sorted(named, key=lambda site: (site.layer, site.kind.order)))
+        return site_map.resolve_each(wanted)
     count = layers if isinstance(wanted, str) else -(-wanted // len(kinds))
     if count > layers:
         raise InputError(

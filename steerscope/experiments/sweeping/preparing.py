@@ -10,13 +10,14 @@ import torch
 
 from steerscope.analysis.provenance import model_key
 from steerscope.experiments.carrying.once import begin
+from steerscope.experiments.engine.pieces import NUMBERS
 from steerscope.experiments.groundwork.split_data import SplitData
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site
 from steerscope.steering.scales import measure_scales
 
-# Numbers in the residual stream of a step that keep a CPU busy; more only move memory.
-CPU_NUMBERS = 2**20
+# Numbers in the residual stream of a step on a CPU: two passes of the engine, of short rows and of long ones.
+CPU_NUMBERS = 2 * NUMBERS
 MOST_RUNS = 32
 # Training sequences that the scale of reads is measured on.
 SCALED_ON = 64

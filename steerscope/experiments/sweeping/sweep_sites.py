@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from steerscope.analysis.stopwatch import training_progress
 from steerscope.errors import InputError
 from steerscope.experiments.carrying.jobs import Carrier, FileJob, OutOfTime, Stage
 from steerscope.experiments.engine.candidate import Candidate, by_floor
@@ -307,7 +308,7 @@ class _Work:
             self.store,
             scales,
             size,
-            self.progress,
+            training_progress(self.progress),
             options.rates,
             self.deadline,
         )
@@ -353,7 +354,7 @@ class _Work:
 
     def _nearest(self, one: Candidate, tuned: Mapping[str, Candidate]) -> Candidate:
         same = [other for other in tuned.values() if other.group == one.group]
-        return min(same, key=lambda other: (abs(other.lowest_block - one.lowest_block), other.lowest_block))
+        return min(same, key=lambda other: (abs(other.first_block - one.first_block), other.first_block))
 
     def _runs_of(self, one: Candidate, sweep: Sweep, steps: int) -> list[SiteRun]:
         """Return all kept runs of a site: at every rate and seed that the sweep can have tried."""

@@ -216,9 +216,5 @@ def _lower(match: re.Match[str] | None) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """Fold case and white space, and drop the decoration and full stop around a text.
-
-    Returns:
-        A text to compare.
-    """
+    """Fold case and white space, and drop the decoration and full stop around a text."""
     return " ".join(text.split()).strip(" *_\"'`“”‘’.").casefold()

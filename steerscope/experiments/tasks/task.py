@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 from steerscope.analysis.data.examples import Example
+from steerscope.analysis.provenance import hash_of
 from steerscope.errors import InputError, did_you_mean
 
 Split = Literal["train", "validation", "test"]
@@ -49,7 +49,7 @@ class TaskExample(Example):
     @property
     def key(self) -> str:
         """Hash of prompt and answer: names the example in files of generations."""
-        return _hash(self.prompt, self.answer)[:16]
+        return hash_of(self.prompt, self.answer)[:16]
 
 
 @dataclass(frozen=True)
@@ -228,18 +228,18 @@ def drawn(pool: Sequence[TaskExample], n: int | None, seed: int, what: str) -> l
     check_count(n, len(pool), what)
 
     def place(one: TaskExample) -> tuple[str, str]:
-        return _hash(str(seed), one.content), _hash(one.prompt, one.completion)
+        return hash_of(str(seed), one.content), hash_of(one.prompt, one.completion)
 
     return sorted(pool, key=place)[:n]
 
 
-def at_most(task: Task, part: Split, n: int, seed: int) -> list[TaskExample]:
+def at_most(task: Task, part: Split, n: int | None, seed: int) -> list[TaskExample]:
     """Return ``n`` examples of one part, or all of them where the part has fewer.
 
     Args:
         task: The task.
         part: ``train``, ``validation`` or ``test``.
-        n: Most examples.
+        n: Most examples; ``None`` for all, or a generated part's usual number.
         seed: Of the draw.
 
     Returns:
@@ -248,7 +248,7 @@ def at_most(task: Task, part: Split, n: int, seed: int) -> list[TaskExample]:
     Raises:
         InputError: Rows are missing or wrong.
     """
-    if task.is_generated:
+    if task.is_generated or n is None:
         return task.split(part, n, seed)
     check_count(n, MOST_GENERATED, f"{part} examples of {task.name}")
     return task.split(part, None, seed)[:n]
@@ -266,7 +266,7 @@ def majority(examples: Sequence[TaskExample]) -> tuple[str, float]:
 
 def fingerprint(examples: Sequence[TaskExample]) -> str:
     """Return a hash of a set of examples, the same in any order: two results with one hash answered one test."""
-    return _hash(*sorted(_hash(one.prompt, one.completion, one.answer) for one in examples))[:16]
+    return hash_of(*sorted(hash_of(one.prompt, one.completion, one.answer) for one in examples))[:16]
 
 
 def is_cut_off(example: TaskExample) -> bool:
@@ -276,7 +276,7 @@ def is_cut_off(example: TaskExample) -> bool:
 
 def place_of(*texts: str) -> float:
     """Return a number from 0 to below 1 that a hash of texts decides: what cuts parts."""
-    return int(_hash(*texts)[:16], 16) / 16**16
+    return int(hash_of(*texts)[:16], 16) / 16**16
 
 
 def folded(*texts: str) -> str:
@@ -318,16 +318,5 @@ def check_count(n: object, available: int, what: str) -> None:
 
 
 def _unique(examples: Iterable[TaskExample]) -> list[TaskExample]:
-    """Keep the first of those that a model could not tell apart.
-
-    Returns:
-        The examples in their order.
-    """
+    """Keep the first of those that a model could not tell apart."""
     return list({(one.prompt, one.completion, one.choices): one for one in reversed(list(examples))}.values())[::-1]
-
-
-def _hash(*texts: str) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(len(text).to_bytes(8, "big") + text.encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()

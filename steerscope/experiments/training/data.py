@@ -9,7 +9,7 @@ from typing import Any
 
 from steerscope.analysis.provenance import RECIPE, content_hash
 from steerscope.experiments.tasks.supervised import SupervisedSequence, supervise
-from steerscope.experiments.tasks.task import MOST_GENERATED, Task, TaskExample, fingerprint
+from steerscope.experiments.tasks.task import MOST_GENERATED, Task, TaskExample, at_most, fingerprint
 from steerscope.experiments.training.options import TrainOptions
 from steerscope.models.lengths import require_one_side, switch_length
 from steerscope.models.load import LoadedModel
@@ -64,7 +64,7 @@ def draw_parts(task: Task, options: TrainOptions) -> Parts:
     Raises:
         InputError: The task lacks rows, or has fewer than were asked for.
     """
-    test = task.split("test", options.test_examples, 0)
+    test = at_most(task, "test", options.test_examples, 0)
     if options.method == "none":
         return Parts((), (), tuple(test))
     needed = options.steps * options.batch_size

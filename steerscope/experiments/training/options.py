@@ -11,24 +11,25 @@ from steerscope.experiments.engine.rate_grid import rate
 from steerscope.experiments.engine.spec import RunSpec, Schedule
 from steerscope.experiments.training.methods import Method, Trains, get_method, method_name
 from steerscope.installed import require
-from steerscope.option_types import plain_fields, require_least, require_seed
-from steerscope.steering.config import SCALES, STARTS, SteeringConfig
+from steerscope.option_types import LOADING, LoadingOptions, plain_fields, require_least, require_seed
+from steerscope.steering.config import DEFAULT_RANK, SCALES, STARTS, SteeringConfig
 from steerscope.steering.families.low_rank import ACTIVATIONS
 from steerscope.steering.joint import CONSTRAINTS
 
 DTYPES = ("float32", "bfloat16", "float64")
-DEFAULT_RANK = 8
 DEFAULT_SPARSITY = 1e-3
 # Of LoFiT's first stage, whose scales only choose heads; its authors' (Yin et al. 2024, TruthfulQA).
 SCALES_RATE = 5e-3
 # What a run is called and where it computes, not what comes out: left out of its settings.
-_NOT_SETTINGS = ("task", "method", "sites", "rank", "seed", "model", "device", "dtype", "revision", "trust_remote_code")
-_ALSO_NOT = ("keep_checkpoints", "save_every", "learning_rate_of")
+_NOT_SETTINGS = ("task", "method", "sites", "rank", "seed", "model", *LOADING)
+_ALSO_NOT = ("keep_checkpoints", "save_every", "learning_rate_of", "before")
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(LoadingOptions):
     """Options of a training run; the defaults train rank 8 for 120 steps of 32 examples.
+
+    What is trained is float32 whatever the model's ``dtype`` (float64 in a float64 model).
 
     Attributes:
         task: Name of the task; :func:`~steerscope.experiments.commands.train` fills in that of the one it is given.
@@ -44,10 +45,6 @@ class TrainOptions:
         heads: Heads that LoFiT keeps; a tenth of all unless given.
         sparsity: Strength of LoFiT's penalty in its first stage; 1e-3 unless given.
         start: ``no-op``, or ``published``: edits start as their authors start them.
-        device: Where to train.
-        dtype: Data type of the model; what is trained is float32 (float64 in a float64 model).
-        revision: Of a Hugging Face name.
-        trust_remote_code: Run code that comes with the model.
         steps: Optimizer steps (LoFiT: of each stage).
         batch_size: Examples per step.
         learning_rate: A value, ``auto`` for a search, or ``None`` for the method's own.
@@ -58,11 +55,13 @@ class TrainOptions:
         seed: Of training data, order and start.
         train_examples: Training examples; as many as the steps need unless given.
         validation_examples: Examples that a search chooses on; all if there are fewer.
-        test_examples: Test questions; all unless given.
+        test_examples: Most test questions; all unless given.
         max_length: Longest training example in tokens; the model's context unless given.
         max_new_tokens: Longest generation; the task's own limit unless given.
         eval_batch_size: Prompts per batch in evaluation.
         likelihoods: Whether the test also compares likelihoods of choices, and computes the loss.
+        before: Whether the untrained model is asked the test questions too, so that the result says what was gained;
+            an evaluation of it that a folder beside the run's keeps is taken over.
         save_every: Steps between checkpoints; a quarter of the run unless given.
         keep_checkpoints: Whether they stay when the run is complete.
     """
@@ -80,10 +79,6 @@ class TrainOptions:
     heads: int | None = None
     sparsity: float | None = None
     start: str = "no-op"
-    device: str = "cpu"
-    dtype: str = "float32"
-    revision: str | None = None
-    trust_remote_code: bool = False
     steps: int = 120
     batch_size: int = 32
     learning_rate: float | str | None = None
@@ -99,6 +94,7 @@ class TrainOptions:
     max_new_tokens: int | None = None
     eval_batch_size: int = 16
     likelihoods: bool = True
+    before: bool = True
     save_every: int | None = None
     keep_checkpoints: bool = False
 

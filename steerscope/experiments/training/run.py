@@ -25,6 +25,7 @@ from steerscope.experiments.runs.memory import peak_memory
 from steerscope.experiments.runs.records import RunConfig, RunResults
 from steerscope.experiments.tasks.supervised import AnswerTokens, SupervisedSequence, answer_tokens, supervise
 from steerscope.experiments.tasks.task import TaskForm
+from steerscope.experiments.training.before import known_before
 from steerscope.experiments.training.data import Parts, supervised, training_rows
 from steerscope.experiments.training.fit import Trained, fit
 from steerscope.experiments.training.learning_rates import choice_of
@@ -32,7 +33,7 @@ from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import SCALES_RATE, TrainOptions
 from steerscope.experiments.training.trainee import Trainee, build
 from steerscope.files import told
-from steerscope.finite import NotFiniteError
+from steerscope.finite import NotFiniteError, finite_or_none
 from steerscope.folders import ADAPTER_FOLDER
 from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel
@@ -40,7 +41,7 @@ from steerscope.models.memory import Memory, memory_needed
 from steerscope.models.tokens import pad_token, require_known_tokens, text_tokens
 from steerscope.steering.lofit import top_heads
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, BEFORE = "checkpoints", "before.json"
 # Training batches that the scale of edits is measured on.
 SCALE_BATCHES = 4
 
@@ -56,6 +57,11 @@ class Run:
     show: StageProgress
     say: Callable[[str], None]
     searched: RunResults | None = None  # whose learning rate is taken over
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything of a training is kept."""
+        return self.checkpoints.is_dir() and any(one.name != BEFORE for one in self.checkpoints.iterdir())
 
     @property
     def checkpoints(self) -> Path:
@@ -80,7 +86,7 @@ class Run:
         if self.options.of.trains is Trains.NOTHING:
             total = self.loaded.identity.n_params
             found, generations = self._test(form, self.loaded.model)
-            numbers, done, training = (0, total), None, dict[str, Any]()
+            numbers, done, training, before = (0, total), None, dict[str, Any](), None
             speed = found.generated_tokens / found.seconds if found.seconds else None
         else:
             answers = answer_tokens(form, self.parts.test, self.loaded.tokenizer)
@@ -89,6 +95,7 @@ class Run:
             if too_long:
                 self.say(f"{too_long} of {len(self.parts.train)} training examples are too long and were left out")
             self.say(str(self._memory(sequences)))
+            before = self._before(form, config, answers)
             if self.options.of.trains is Trains.LOFIT:
                 self._choose_heads(sequences)
             choice = self._choose(sequences, answers.ends)
@@ -112,6 +119,7 @@ class Run:
             seconds=time.perf_counter() - since,
             versions=package_versions(),
             training=training,
+            before=before,
             command=command,
         )
         folder.finish(results, generations)
@@ -316,7 +324,32 @@ class Run:
         with told(f"write the adapter to {str(place)!r}"):
             trainee.save(place, {"Task": task, "Training examples": len(self.parts.train), "Seed": self.options.seed})
 
-    def _test(self, form: TaskForm, model: torch.nn.Module) -> tuple[Evaluation, list[Any]]:
+    def _before(self, form: TaskForm, config: RunConfig, answers: AnswerTokens) -> Evaluation | None:
+        """Ask the untrained model the test questions, once; ``None`` where that is not wanted.
+
+        What is said of it comes before the training, so that a user who stops there has it.
+
+        Returns:
+            The evaluation, kept for a run that is interrupted and goes on.
+        """
+        if not self.options.before:
+            return None
+        kept = self.checkpoints / BEFORE
+        if kept.exists():
+            return Evaluation.from_dict(read_json(kept, "a run"))
+        limit = self.options.max_new_tokens or answers.limit
+        known = known_before(self.path, config, max_new_tokens=limit, likelihoods=self.options.likelihoods)
+        if known is None:
+            found, _ = self._test(form, self.loaded.model, "_before")
+            whence = ""
+        else:
+            found, place = known
+            whence = f" (as {str(place)!r} has it of the same model and questions)"
+        replace_json(kept, found.as_dict())
+        self.say(words(f"before training: {found.line}{whence}"))
+        return found
+
+    def _test(self, form: TaskForm, model: torch.nn.Module, stage: str = "") -> tuple[Evaluation, list[Any]]:
         return evaluate(
             model,
             self.loaded.tokenizer,
@@ -326,11 +359,11 @@ class Run:
             max_new_tokens=self.options.max_new_tokens,
             max_length=self.loaded.max_length,
             likelihoods=self.options.likelihoods,
-            progress=self.show,
+            progress=lambda name, done, total: self.show(name + stage, done, total),
         )
 
     def _facts(self, choice: Choice, done: Trained, too_long: int, examples: int) -> dict[str, Any]:
-        tried = {f"{rate:g}": loss if math.isfinite(loss) else None for rate, loss in choice.tried.items()}
+        tried = {f"{rate:g}": finite_or_none(loss) for rate, loss in choice.tried.items()}
         return {
             "learning_rate": choice.learning_rate,
             "learning_rates_tried": tried,

@@ -92,7 +92,8 @@ def train(
         try:
             results = run.whole(task.form, config, command, folder)
         except InputError:
-            if not run.checkpoints.exists():
+            if not run.has_begun:
+                shutil.rmtree(run.checkpoints, ignore_errors=True)
                 folder.withdraw()
             raise
     if not options.keep_checkpoints:

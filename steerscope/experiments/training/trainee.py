@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from steerscope.errors import InputError
 from steerscope.experiments.training.methods import Trains
-from steerscope.experiments.training.options import DEFAULT_RANK, TrainOptions
+from steerscope.experiments.training.options import TrainOptions
 from steerscope.finite import NotFiniteError
 from steerscope.installed import require
 from steerscope.models.blocks import is_transposed
@@ -22,6 +22,7 @@ from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import device_of
 from steerscope.models.site_map import find_sites
 from steerscope.steering import SteeringConfig, SteeringModel, get_steering_model
+from steerscope.steering.config import DEFAULT_RANK
 from steerscope.steering.families.low_rank import NonlinearAdapter, start_slope
 from steerscope.steering.joint import JointCallback, JointConstraint
 from steerscope.steering.lofit import SparseScales

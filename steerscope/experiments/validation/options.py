@@ -11,15 +11,15 @@ from steerscope.errors import InputError
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.installed import require
 from steerscope.models.site_map import SiteMap
-from steerscope.option_types import deciding, plain_fields, require_least, require_seed
+from steerscope.option_types import LoadingOptions, deciding, plain_fields, require_least, require_seed
 from steerscope.sites import Site, SiteKind
 
 MIN_SITES = 6
 
 
 @dataclass(frozen=True)
-class ValidateOptions:
-    """Options of a validation.
+class ValidateOptions(LoadingOptions):
+    """Options of a validation; the model is loaded in float32 or float64.
 
     Attributes:
         sites: How many sites to train at, spread over depth and kinds, or their names.
@@ -32,10 +32,6 @@ class ValidateOptions:
         num_test: Test prompts.
         references: Train full fine-tuning, LoRA and the greedy set as well.
         seed: Seed of the ranking, of the bootstrap and of the first training run.
-        device: Where the model is loaded to.
-        dtype: Its data type, float32 or float64.
-        revision: Of a Hugging Face name.
-        trust_remote_code: Run code that comes with the model.
     """
 
     sites: int | tuple[str, ...] = 12
@@ -48,10 +44,6 @@ class ValidateOptions:
     num_test: int = 256
     references: bool = True
     seed: int = 0
-    device: str = "cpu"
-    dtype: str = "float32"
-    revision: str | None = None
-    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -108,11 +100,7 @@ def choose_sites(site_map: SiteMap, wanted: int | Sequence[str]) -> tuple[Site, 
         InputError: An unknown site, the same site twice, or more sites than there are.
     """
     if not isinstance(wanted, int):
-        named = [site_map.resolve(name) for name in wanted]
-        doubled = sorted({str(site) for site in named if named.count(site) > 1})
-        if doubled:
-            raise InputError(f"site {', '.join(doubled)} is named twice; name every site once.")
-        return tuple(sorted(named, key=lambda site: (site.layer, site.kind.order)))
+        return site_map.resolve_each(wanted)
     turns = [kind for kind in _TURNS if kind in site_map.description.kinds]
     last = len(site_map.blocks) - 1
     if wanted > len(turns) * (last + 1):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerscope.analysis.shown import Tabular
-from steerscope.finite import require_finite_record
+from steerscope.finite import finite_or_none, require_finite_record
 from steerscope.records import Record
 
 SCHEMA_VERSION = 2
@@ -123,7 +123,7 @@ class Validation(Record, Tabular, what="validation", sign="agreements", report="
             {
                 "site": site.method,
                 "score": site.scores[self.score],
-                "loss": site.mean_loss if math.isfinite(site.mean_loss) else None,
+                "loss": finite_or_none(site.mean_loss),
                 "low": min((v for v in site.losses if v is not None), default=None),
                 "high": max((v for v in site.losses if v is not None), default=None),
             }
@@ -159,7 +159,7 @@ class Validation(Record, Tabular, what="validation", sign="agreements", report="
             {
                 "site": one.method,
                 "is_reference": one in self.references,
-                "mean_loss": one.mean_loss if math.isfinite(one.mean_loss) else None,
+                "mean_loss": finite_or_none(one.mean_loss),
                 "mean_accuracy": one.mean_accuracy,
                 "losses": one.losses,
                 "accuracies": one.accuracies,

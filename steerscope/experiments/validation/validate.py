@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.options import RankOptions
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
+from steerscope.analysis.stopwatch import training_progress
 from steerscope.experiments.agreement.agreements import agreements
 from steerscope.experiments.agreement.attainable import attainable
 from steerscope.experiments.agreement.depth_and_kind import depth_and_kind, known_studies
@@ -77,16 +78,11 @@ def validate_ranking(
     options.check()
     require_folder_for(folder, Kind.VALIDATION, also=(Kind.RANKING,))
     chosen = choose_sites(loaded.site_map, options.sites)
-
-    def tell(what: str, done: int, total: int) -> None:
-        if progress is not None:
-            progress(f"train: {what}", done, total)
-
     data = SplitData(loaded, splits, options.schedule, options.num_selection, options.num_test)
     data.check(options.all_seeds)
     wanted = RankOptions(max_examples=options.num_ranking, seed=options.seed, rank=options.rank)
     ranking = kept_ranking(loaded, splits, folder / "ranking.json", wanted, progress)
-    sweep = Sweep(loaded, data, options.schedule, RunStore(folder / "runs"), {}, progress=tell)
+    sweep = Sweep(loaded, data, options.schedule, RunStore(folder / "runs"), {}, progress=training_progress(progress))
     before = sweep.untrained()
     candidates = [edit_at((site,), options.rank) for site in chosen]
     extra = _references(loaded, ranking, options.rank) if options.references else []

@@ -17,6 +17,7 @@ from typing import Any
 from steerscope.analysis.shown import Tabular
 from steerscope.equivalence.propositions.base import Measurement, Verdict
 from steerscope.equivalence.propositions.catalogue import Result
+from steerscope.finite import finite_or_none
 from steerscope.records import Record
 
 SCHEMA_VERSION = 1
@@ -53,7 +54,7 @@ class Measured:
     @classmethod
     def of(cls, found: Measurement) -> Measured:
         """Return a measurement as it is saved."""
-        value, low, high = map(_finite, (found.value, found.low, found.high))
+        value, low, high = map(finite_or_none, (found.value, found.low, found.high))
         return cls(found.name, value, low, high, found.inside, found.expected(), found.of_subject)
 
 
@@ -228,10 +229,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def _tightness(one: Measured) -> float:

@@ -215,11 +215,7 @@ def _quantised(loaded: LoadedModel) -> list[str]:
 def _measurements(
     load: Loader, exact: LoadedModel, rows: Rows, options: VerifyOptions, watch: Stopwatch
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Fine-tune, then measure; what needs float64 first, so that the large model can go.
-
-    Returns:
-        Measurements by name, how the fine-tuning went, and warnings.
-    """
+    """Fine-tune, then measure; what needs float64 first, so that the large model can go."""
     warnings: list[str] = []
     watch.stage("finetune")
     single = load("float32")
@@ -312,11 +308,7 @@ def _radii(
     options: VerifyOptions,
     watch: Stopwatch,
 ) -> list[Radius]:
-    """Radii of the whole update at every layer and the logits, then of single layers' parts of it.
-
-    Returns:
-        One radius per update, scope and place.
-    """
+    """Radii of the whole update at every layer and the logits, then of single layers' parts of it."""
     updates = _with_random(update, options.random_updates, options.seed)
     places = (*(f"{layer}.{SiteKind.RESID_POST}" for layer in every), LOGITS)
     jobs: list[tuple[str, str, dict[str, Tensor], tuple[str, ...]]] = [

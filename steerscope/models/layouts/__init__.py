@@ -20,16 +20,13 @@ def known_description(config: PretrainedConfig) -> BlockDescription | None:
     """Return the block description of a configuration's family, ``None`` where it is to be recognised by its blocks.
 
     Raises:
-        UnsupportedModelError: This member of a known family has another layout (OPT-350m normalises after attention).
+        UnsupportedModelError: This member of a known family has another layout (GPT-2 with cross-attention).
     """
     family = config.model_type
     if family == "gpt_neox" and not config.use_parallel_residual:
         return gpt_neox_phi.NEOX_SEQUENTIAL
     if family == "opt" and not config.do_layer_norm_before:
-        raise UnsupportedModelError(
-            "this OPT model normalises after attention and MLP (do_layer_norm_before=False, OPT-350m); "
-            "only the pre-norm OPT models are supported. Use another OPT size."
-        )
+        return None  # OPT-350m normalises the stream itself
     if family == "gpt2" and config.add_cross_attention:
         raise UnsupportedModelError("GPT-2 with cross-attention is not supported; use a decoder-only model.")
     return FAMILIES.get(family)

@@ -9,6 +9,7 @@ from steerscope.errors import UnsupportedModelError
 from steerscope.models.description import BlockDescription
 from steerscope.models.packed import has_maps
 from steerscope.models.recognition.maps import all_but, linear_calls, mlp_inside
+from steerscope.models.recognition.sums import Sum, is_norm, one_branch, sum_of
 from steerscope.models.recognition.trace import Trace, Traced, is_result, is_same, mixes_tokens, numbers_of
 
 
@@ -42,7 +43,8 @@ class BlockReader:
             UnsupportedModelError: No equation that steerscope knows holds; the message says which part failed.
         """
         attn = self._attention()
-        wrote, added, scales = self._writers(attn)
+        found = sum_of(self, attn)
+        wrote, added, scales = found.wrote, found.added, found.scales
         unit, mlp_post = self._unit_of(added)
         attn_post = wrote if not wrote.is_inside(attn) and wrote is not attn else None
         attn_norm = self._norm_before(attn, "attention")
@@ -51,15 +53,24 @@ class BlockReader:
         entry = mlp.entry
         if mlp.write is None and entry is not unit:
             raise self.refuse("its MLP is no module, and what its last map reads is not phi(gate) * up or phi(first)")
-        parallel, mlp_norm = self._stream_before(entry, attn, wrote, scales[0])
-        maps = linear_calls(self, [attn, *self._within(attn)])
+        parallel, mlp_norm = self._stream_before(entry, found)
+        maps = linear_calls(self, [attn, *self.within(attn)])
         writing = next((one for one in maps if is_result(one, written)), None)
         reads = tuple(self.path(one) for one in maps if one is not writing and is_same(one.given, attn.given))
         kept = {self.path(writing)} if writing is not None else set()
         attn_inner = tuple(path for path in map(self.path, maps) if path not in {*reads, *kept})
-        described = [*reads, *kept, *attn_inner, *mlp.reads, *mlp.inner, *((mlp.write,) if mlp.write else ())]
+        end_inner = self._maps_of_end(unit) if found.own_end else ()
+        described = [
+            *end_inner,
+            *reads,
+            *kept,
+            *attn_inner,
+            *mlp.reads,
+            *mlp.inner,
+            *((mlp.write,) if mlp.write else ()),
+        ]
         return BlockDescription(
-            layout=_layout(attn_norm, mlp_norm, attn_post, mlp_post, parallel, scales, writing is None, mlp.kind),
+            layout=_layout(attn_norm, mlp_norm, attn_post, mlp_post, parallel, found, writing is None, mlp.kind),
             attn=self.path(attn),
             attn_reads=reads,
             attn_write=None if writing is None else self.path(writing),
@@ -79,6 +90,10 @@ class BlockReader:
             attn_scale=self._named(scales[0]),
             mlp_scale=self._named(scales[1]),
             parallel=parallel,
+            mid_norm=None if found.mid_norm is None else self.path(found.mid_norm),
+            end_norm=None if found.end_norm is None else self.path(found.end_norm),
+            own_end=found.own_end,
+            end_inner=end_inner,
             left_out=all_but(self.module, described),
             copied=any(_was_changed(one) for one in (wrote, added)),
         )
@@ -86,6 +101,10 @@ class BlockReader:
     def path(self, one: Traced) -> str:
         """Return where a call's module is, from the block."""
         return self.paths[id(one.module)]
+
+    def within(self, one: Traced) -> list[Traced]:
+        """Return the calls that a call made."""
+        return [other for other in self.inside if other.is_inside(one)]
 
     def refuse(self, what: str) -> UnsupportedModelError:
         """Return the error that says which part of a block's equation failed.
@@ -99,13 +118,11 @@ class BlockReader:
         return UnsupportedModelError(
             f"block {self.index} ({type(self.module).__name__}) is none that steerscope knows: {what}. Expected "
             "out = h + a A(n1 h) + b M(n2 m), with h or the stream after attention as m, norms n where there are any "
-            "(on what is written, too) and numbers a and b. Use another model, or pass a BlockDescription."
+            "(on what is written, too), numbers a and b, and perhaps norms of the sums themselves. Use another model, "
+            "or pass a BlockDescription."
         )
 
     # --- the parts ---
-
-    def _within(self, one: Traced) -> list[Traced]:
-        return [other for other in self.inside if other.is_inside(one)]
 
     def _attention(self) -> Traced:
         """Return the one part of the block that mixes tokens."""
@@ -119,77 +136,15 @@ class BlockReader:
             else "none of its parts mixes tokens, where one attention is expected"
         )
 
-    def _writers(self, attn: Traced) -> tuple[Traced, Traced, tuple[float, float]]:
-        """Return whose outputs make up ``out - h``: attention's, the MLP's, and the number before each."""
-        size = self.h.numel()
-
-        def fits(one: Traced) -> bool:
-            return (
-                one.gave is not None
-                and one.gave.numel() == size
-                and one.gave.is_floating_point()
-                and not is_same(one.gave, one.given)  # dropout and the like hand on what they get
-                and not is_same(one.gave, self.h)
-            )
-
-        behind = [
-            one for one in self.direct if one is not attn and is_same(one.given, attn.gave) and one.began > attn.ended
-        ]
-        within = sorted(self._within(attn), key=lambda one: -one.ended)
-        of_attention = [one for one in (*behind, attn, *within) if fits(one)]
-        others = [one for one in self.inside if one is not attn and not one.is_inside(attn) and fits(one)]
-        others.sort(key=lambda one: (one not in self.direct, -one.ended))
-        moved = (self.out.double() - self.h.double()).flatten()
-        size_of_move = moved.norm().clamp_min(1e-30)
-        for wrote in of_attention:
-            for added in others:
-                if added is wrote or is_same(added.gave, wrote.gave):
-                    continue
-                columns = torch.stack([_flat(wrote.value), _flat(added.value)], dim=1)
-                found = torch.linalg.lstsq(columns, moved[:, None]).solution[:, 0]
-                left = (columns @ found - moved).norm() / size_of_move
-                if float(left) <= self.tolerance and float(found.abs().min()) > self.tolerance:
-                    a, b = (self._rounded(float(number)) for number in found)
-                    return wrote, added, (a, b)
-        raise self.refuse(self._why_no_sum([*of_attention, *others]))
-
-    def _why_no_sum(self, parts: list[Traced]) -> str:
-        if why := self._last_norm():
-            return why
-        moved = self.out.double() - self.h.double()
-        for one in parts:
-            assert one.value is not None
-            if float((moved.flatten() - _flat(one.value)).norm() / moved.norm()) <= self.tolerance:
-                return _one_branch(self.path(one))
-        return (
-            "what leaves it is no sum of the stream that enters, a part of attention and a part of an MLP (the skip "
-            "connection may be scaled or normed, there may be a third part, or numbers per channel before one)"
-        )
-
-    def _last_norm(self) -> str:
-        """Return why no part adds to the stream if a norm makes what leaves the block; empty otherwise."""
-        for one in self.inside:
-            if is_same(one.gave, self.out) and _is_norm(one.module) and "norm" in type(one.module).__name__.lower():
-                return (
-                    f"what leaves it is the output of the norm {self.path(one)!r}, so the stream itself is normalised "
-                    "after each addition, and no part adds to it"
-                )
-        return ""
-
     def require_two_branches(self) -> None:
-        """Refuse a block that gives back the output of a norm, or has one part with weights; takes no numbers.
+        """Refuse a block that has one part with weights; takes no numbers.
 
         Raises:
-            UnsupportedModelError: It does.
+            UnsupportedModelError: It has.
         """
-        if why := self._last_norm():
-            raise self.refuse(why)
         parts = [one for one in self.direct if has_maps(one.module)]
         if len(parts) == 1:
-            raise self.refuse(_one_branch(self.path(parts[0])))
-
-    def _rounded(self, number: float) -> float:
-        return 1.0 if abs(number - 1) <= 10 * self.tolerance else number
+            raise self.refuse(one_branch(self.path(parts[0])))
 
     def _named(self, number: float) -> float | str:
         """Return a multiplier, as the name of the block's attribute that holds it where there is one."""
@@ -217,30 +172,32 @@ class BlockReader:
         if is_same(one.given, self.h):
             return None
         norm = self._source(one.given, one)
-        if norm is not None and is_same(norm.given, self.h) and _is_norm(norm.module):
+        if norm is not None and is_same(norm.given, self.h) and is_norm(norm.module):
             return norm
         raise self.refuse(f"what its {what} ({self.path(one)!r}) reads is neither h nor a norm of h")
 
     def _unit_of(self, added: Traced) -> tuple[Traced, Traced | None]:
         """Return the MLP, and the norm on what it writes."""
-        if added in self.direct and _is_norm(added.module):
+        if added in self.direct and is_norm(added.module):
             unit = self._source(added.given, added)
             if unit is None:
                 raise self.refuse(f"what the norm {self.path(added)!r} reads is no part's output")
             return unit, added
         return next(one for one in self.direct if one is added or added.is_inside(one)), None
 
-    def _stream_before(self, entry: Traced, attn: Traced, wrote: Traced, scale: float) -> tuple[bool, Traced | None]:
+    def _stream_before(self, entry: Traced, found: Sum) -> tuple[bool, Traced | None]:
         """Return whether the MLP reads the stream that attention reads, and through which norm."""
         candidates: list[tuple[Tensor | None, Traced | None]] = [(entry.given, None)]
-        if (norm := self._source(entry.given, entry)) is not None and _is_norm(norm.module):
+        norm = self._source(entry.given, entry)
+        if norm is not None and norm is not found.mid_norm and is_norm(norm.module):
             candidates.append((norm.given, norm))
-        assert wrote.value is not None
-        mid = self.h.double() + scale * wrote.value.double().reshape(self.h.shape)
+        mid = found.mid.reshape(self.h.shape)
         for stream, norm in candidates:
             if stream is None or stream.numel() != self.h.numel():
                 continue
             if is_same(stream, self.h):
+                if found.changes_the_stream:
+                    raise self.refuse("its attention and MLP read one stream, and it changes their sum")
                 return True, norm
             left = (stream.double().reshape(self.h.shape) - mid).norm() / mid.norm()
             if float(left) <= self.tolerance:
@@ -250,24 +207,15 @@ class BlockReader:
             "nor a norm of one of them"
         )
 
-
-def _one_branch(path: str) -> str:
-    return f"it has one branch ({path!r}) where attention and an MLP are expected"
-
-
-def _flat(value: Tensor | None) -> Tensor:
-    assert value is not None
-    return value.double().flatten()
+    def _maps_of_end(self, unit: Traced) -> tuple[str, ...]:
+        """Return the linear maps that run after the MLP."""
+        behind = [one for one in self.inside if one.began > unit.ended]
+        return tuple(map(self.path, linear_calls(self, behind)))
 
 
 def _was_changed(one: Traced) -> bool:
     """Whether the block changed in place what a part gave it."""
     return one.gave is not None and one.value is not None and not torch.equal(one.gave, one.value)
-
-
-def _is_norm(module: nn.Module) -> bool:
-    """Whether a module has no maps: what it learns, if anything, are numbers per channel."""
-    return not has_maps(module)
 
 
 def _layout(
@@ -276,13 +224,16 @@ def _layout(
     attn_post: Traced | None,
     mlp_post: Traced | None,
     parallel: bool,
-    scales: tuple[float, float],
+    found: Sum,
     attention_is_one_map: bool,
     mlp: str,
 ) -> str:
     """Return a layout's name for people, the same for every block of the same shape."""
     reads, writes = (attn_norm is not None, mlp_norm is not None), (attn_post is not None, mlp_post is not None)
-    if parallel:
+    if found.mid_norm is not None or found.end_norm is not None:
+        shape = "sequential post-norm" + (", norms on reads" if any(reads) else "")
+        shape += ", norms on writes" if any(writes) else ""
+    elif parallel:
         shared = attn_norm is not None and mlp_norm is not None and attn_norm.module is mlp_norm.module
         shape = "parallel, one shared norm" if shared else "parallel, two norms" if all(reads) else "parallel"
     elif any(writes):
@@ -292,6 +243,8 @@ def _layout(
     words = [shape, mlp]
     if attention_is_one_map:
         words.append("attention as one map")
-    if scales != (1.0, 1.0):
+    if found.scales != (1.0, 1.0):
         words.append("branches multiplied by numbers")
+    if found.own_end:
+        words.append("an end of its own")
     return ", ".join(words)

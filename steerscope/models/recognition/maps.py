@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from steerscope.models.blocks import FUNCTIONS
+from steerscope.models.attributes import FUNCTIONS
 from steerscope.models.packed import computes_linear_map, has_maps, is_packed, weights_besides
 from steerscope.models.recognition.trace import Traced, is_result, is_same
 from steerscope.models.wrappers import acting_layer

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TextIO
 
-from rich.console import Console
-
 from steerscope.experiments.comparison.groups import Comparison, Entry
-from steerscope.reports.tables import TextTable, plain_table, rich_table
+from steerscope.reports.tables import TextTable, print_tables
 from steerscope.reports.vocabulary import clean
 
 _RIGHT = frozenset({"rank", "params", "seeds", "test", "sd", "memory", "time"})
@@ -21,12 +18,7 @@ def print_comparison(comparison: Comparison, *, file: TextIO | None = None) -> N
         comparison: The comparison.
         file: Where it is printed; standard output unless given.
     """
-    out = sys.stdout if file is None else file
-    table = comparison_table(comparison)
-    if not out.isatty():
-        out.write(plain_table(table) + "\n")
-        return
-    Console(file=out, highlight=False).print(rich_table(table))
+    print_tables([], [comparison_table(comparison)], file)
 
 
 def comparison_table(comparison: Comparison) -> TextTable:

@@ -71,11 +71,7 @@ def joined(kinds: Sequence[str]) -> str:
 
 
 def _is_same_edit(first: SiteScore | KindScore, second: SiteScore | KindScore) -> bool:
-    """Say whether two scores of family ``vector`` belong to one edit with two names.
-
-    Returns:
-        Whether kind, parameters, score and interval allow it.
-    """
+    """Say whether two scores of family ``vector`` belong to one edit with two names."""
     return (
         first.family == second.family == "vector"
         and first.kind in _WRITES

@@ -11,8 +11,9 @@ from steerscope.reports.page_folder import Drawn, PageFigure
 from steerscope.reports.ranking import text, verdict
 from steerscope.reports.ranking.candidates import candidates, prompts_learned_from
 from steerscope.reports.ranking.cost import pareto_table
+from steerscope.reports.ranking.evidence import evidence_sentence, studies_table
 from steerscope.reports.ranking.next_step import next_step
-from steerscope.reports.ranking.tables import by_score, greedy_table, kind_table, site_table, studies_table
+from steerscope.reports.ranking.tables import by_score, greedy_table, kind_table, site_table
 from steerscope.reports.ranking.trained import foreseen_table
 from steerscope.reports.tables import TextTable
 from steerscope.reports.vocabulary import (
@@ -50,7 +51,7 @@ def page_of(ranking: Ranking, figures: Sequence[PageFigure[Ranking]]) -> Page:
         The page, a section per figure.
     """
     model, task = clean(ranking.model.get("name", "unnamed model"), 80), clean(ranking.task, 80)
-    evidence = text.evidence_sentence(ranking)
+    evidence = evidence_sentence(ranking)
     certainty = tuple(sentence for sentence in text.certainty_sentences(ranking) if sentence != evidence)
     can_tell, answer = ranking.stability.can_tell, tuple(verdict.answer_sentences(ranking))
     return Page(

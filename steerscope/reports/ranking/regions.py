@@ -143,9 +143,5 @@ _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 def number_words(number: int) -> str:
-    """Write a small number as a word, as in running text.
-
-    Returns:
-        ``two``, or digits for a larger number.
-    """
+    """Write a small number as a word, as in running text."""
     return _NUMBERS[number] if number < len(_NUMBERS) else f"{number:,}"

@@ -12,9 +12,10 @@ from rich.text import Text
 from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.standing import Standing
 from steerscope.reports.ranking.candidates import Candidate, candidates, kind_candidates, score_of_kinds, standing
+from steerscope.reports.ranking.evidence import evidence_sentence
 from steerscope.reports.ranking.next_step import next_step
 from steerscope.reports.ranking.terminal_map import map_lines
-from steerscope.reports.ranking.text import certainty_sentences, evidence_sentence, warning_sentences
+from steerscope.reports.ranking.text import certainty_sentences, warning_sentences
 from steerscope.reports.ranking.verdict import answer_sentences, headline, recommends
 from steerscope.reports.tables import WIDTH, TextTable, plain_table, rich_table
 from steerscope.reports.vocabulary import clean, count, format_interval, format_score, score_words
@@ -136,30 +137,6 @@ def kind_table(ranking: Ranking, limit: int | None = 5) -> TextTable:
     )
 
 
-def studies_table(ranking: Ranking) -> TextTable:
-    """Return the trainings elsewhere that the score was compared with; no rows where the evidence holds none."""
-    studies = (ranking.evidence or {}).get("studies")
-    return TextTable(
-        title="Trainings that this score was compared with",
-        columns=("model", "task", "sites", "Spearman", "95% interval", "attainable", "plain baseline"),
-        right=frozenset({"sites", "Spearman", "95% interval", "attainable"}),
-        rows=tuple(
-            (
-                clean(one["model"], 24),
-                clean(one["task"], 24),
-                f"{one['n_sites']:,}",
-                f"{one['spearman']:.2f}",
-                f"{one['low']:.2f} to {one['high']:.2f}",
-                "" if one["attainable"] is None else f"{one['attainable']:.2f}",
-                f"{clean(one['baseline'], 24)} {one['baseline_spearman']:.2f}",
-            )
-            for one in (studies if isinstance(studies, list) else [])
-        ),
-        note="Spearman correlation of the score with trained held-out loss; attainable: what a perfect score would "
-        "have, given how well training seeds agree. docs/site_tables.md has the tables.",
-    )
-
-
 def greedy_table(ranking: Ranking) -> TextTable:
     """Return how the best set of sites grows."""
     name = ranking.set_score
@@ -193,19 +170,6 @@ def tables(ranking: Ranking, limit: int = 10) -> list[TextTable]:
     """
     every = [site_table(ranking, limit), kind_table(ranking), greedy_table(ranking)]
     return [table for table in every if table.rows]
-
-
-def format_table(ranking: Ranking, limit: int = 10) -> str:
-    """Return the ranking as plain aligned text: sites, kinds over all layers, greedy set.
-
-    Args:
-        ranking: The ranking to print.
-        limit: Number of sites to print, best first.
-
-    Returns:
-        Text of at most 100 columns, without box characters or ANSI codes, without a final newline.
-    """
-    return "\n\n".join(plain_table(table) for table in tables(ranking, limit))
 
 
 def summary(ranking: Ranking, *, verbose: bool = False) -> list[str]:

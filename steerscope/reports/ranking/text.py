@@ -14,6 +14,7 @@ from steerscope.reports.ranking.candidates import (
     score_of_kinds,
     tells_the_best,
 )
+from steerscope.reports.ranking.evidence import NOT_VALIDATED, evidence_sentence
 from steerscope.reports.ranking.verdict import edit_words, is_baseline, recommends
 from steerscope.reports.vocabulary import (
     clean,
@@ -25,8 +26,6 @@ from steerscope.reports.vocabulary import (
     score_words,
 )
 
-NOT_VALIDATED = "The score has not yet been validated by training on this model."
-
 
 def best_set(ranking: Ranking) -> GreedyStep | None:
     """Return the greedy step with the highest score, or ``None`` without a greedy search."""
@@ -34,20 +33,12 @@ def best_set(ranking: Ranking) -> GreedyStep | None:
 
 
 def _in_its_own_score(ranking: Ranking, score: str) -> str:
-    """Say by which score a number is, where it is not the ranking's.
-
-    Returns:
-        A part of a sentence, or an empty string.
-    """
+    """Say by which score a number is, where it is not the ranking's."""
     return "" if score == ranking.score else f" (by the {score_words(score).label}, not by the score of the sites)"
 
 
 def set_sentence(ranking: Ranking) -> str:
-    """Say how much more the best greedy set reaches than the best single site.
-
-    Returns:
-        Text, empty where there is nothing to say.
-    """
+    """Say how much more the best greedy set reaches than the best single site."""
     top = best_set(ranking)
     if top is None or not ranking.sites or is_baseline(ranking):
         return ""
@@ -70,11 +61,7 @@ def set_sentence(ranking: Ranking) -> str:
 
 
 def kinds_sentence(ranking: Ranking) -> str:
-    """Say which kind does best when it is steered at every layer at once.
-
-    Returns:
-        Text, empty where there is nothing to say.
-    """
+    """Say which kind does best when it is steered at every layer at once."""
     rows = kind_candidates(ranking)
     if not rows or rows[0].kind.n_layers < 2 or is_baseline(ranking):
         return ""
@@ -88,11 +75,7 @@ def kinds_sentence(ranking: Ranking) -> str:
 
 
 def stability_sentence(ranking: Ranking) -> str:
-    """Say whether two disjoint halves of the prompts order the sites alike, and whether they agree on the best.
-
-    Returns:
-        One or two sentences.
-    """
+    """Say whether two disjoint halves of the prompts order the sites alike, and whether they agree on the best."""
     found = ranking.stability
     halves = f"Two disjoint halves of the prompts ({found.n_per_half:,} each)"
     relation = "above" if found.spearman > found.threshold else "at"
@@ -106,11 +89,7 @@ def stability_sentence(ranking: Ranking) -> str:
 
 
 def top_sentence(ranking: Ranking) -> str:
-    """Say whether the halves agree on which sites are best.
-
-    Returns:
-        One or two sentences.
-    """
+    """Say whether the halves agree on which sites are best."""
     found = ranking.stability
     overlap = f"They share {100 * found.top_overlap:.0f}% of their ten best sites"
     if found.top_agreement is None:
@@ -125,11 +104,7 @@ def top_sentence(ranking: Ranking) -> str:
 
 
 def mean_sentence(ranking: Ranking) -> str:
-    """Say how much of the target one shift common to all prompts makes, and what became of it.
-
-    Returns:
-        Text, empty where there is nothing to say.
-    """
+    """Say how much of the target one shift common to all prompts makes, and what became of it."""
     energy = ranking.outputs.get("mean_energy")
     if not isinstance(energy, (int, float)):
         return ""
@@ -139,11 +114,7 @@ def mean_sentence(ranking: Ranking) -> str:
 
 
 def negative_sentence(ranking: Ranking) -> str:
-    """Explain zero and negative shares where the ranking holds any.
-
-    Returns:
-        Text, empty where there is nothing to say.
-    """
+    """Explain zero and negative shares where the ranking holds any."""
     if not score_words(ranking.score).is_share:
         return ""
     rows = candidates(ranking)
@@ -154,38 +125,6 @@ def negative_sentence(ranking: Ranking) -> str:
     return (
         f"{number} {len(rows):,} candidates score zero or less, printed as measured: on prompts it has not "
         "seen, such an edit predicts worse than predicting no update."
-    )
-
-
-def evidence_sentence(ranking: Ranking) -> str:
-    """Say in one line what training says about the score: on this model and task, else elsewhere.
-
-    Returns:
-        One or two sentences.
-    """
-    evidence = ranking.evidence
-    if evidence is None:
-        return f"{NOT_VALIDATED} It is a prediction."
-    studies = evidence.get("studies")
-    if not isinstance(studies, list) or not studies:
-        return clean(evidence.get("summary") or "Validation by training left no summary.")
-    # By the weights: a model's name is where its user keeps it.
-    ours = (ranking.model.get("sha256"), ranking.task)
-    same = [one for one in studies if (one.get("sha256"), one["task"]) == ours]
-    if same:
-        one = same[-1]
-        limits = f"{one['spearman']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
-        sure = "" if one["low"] > 0 else ", not surely better than chance"
-        return (
-            f"Trained at {count(one['n_sites'], 'site')} of this model on this task, the order agreed with the losses "
-            f"at Spearman {limits}{sure}; {clean(one['baseline'])} alone reached {one['baseline_spearman']:.2f} "
-            "(docs/site_tables.md)."
-        )
-    sure = sum(one["low"] > 0 for one in studies)
-    return (
-        f"Not trained on this model and task. Elsewhere the order was surely better than chance in {sure} of "
-        f"{count(len(studies), 'table')} of trained outcomes (docs/site_tables.md): a hypothesis, which steerscope "
-        "sweep or validate tests."
     )
 
 
@@ -202,11 +141,7 @@ def warning_sentences(ranking: Ranking) -> list[str]:
 
 
 def kernel_sentence(ranking: Ranking) -> str:
-    """Say whether kernels are exact, and how far a sketch is off.
-
-    Returns:
-        One or two sentences.
-    """
+    """Say whether kernels are exact, and how far a sketch is off."""
     kernels = ranking.kernels
     if kernels.get("exact"):
         return "Kernels are exact: no sketch stands between the model and the score."
@@ -222,11 +157,7 @@ def kernel_sentence(ranking: Ranking) -> str:
 
 
 def probe_sentence(ranking: Ranking) -> str:
-    """Say how many output directions were differentiated and whether they see everything.
-
-    Returns:
-        Text, empty where there is nothing to say.
-    """
+    """Say how many output directions were differentiated and whether they see everything."""
     outputs = ranking.outputs
     if not isinstance(n_probes := outputs.get("n_probes"), int):
         return ""
@@ -260,11 +191,7 @@ def caveats(ranking: Ranking) -> list[str]:
 
 
 def counts_sentence(ranking: Ranking) -> str:
-    """Say how sites, edits and rows of the file are counted.
-
-    Returns:
-        One or two sentences.
-    """
+    """Say how sites, edits and rows of the file are counted."""
     places = len({(site.layer, site.kind) for site in ranking.sites})
     rows = len(candidates(ranking))
     merged = "" if rows == len(ranking.sites) else ", because a vector that several kinds share is one candidate"

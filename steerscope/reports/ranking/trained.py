@@ -20,6 +20,8 @@ from steerscope.reports.vocabulary import clean, count, ordered_kinds, score_wor
 
 # Where, as a part of the width, every other reference line has its name.
 _BESIDE = 0.32
+# Sites up to which marks are large.
+_FEW = 30
 
 
 @dataclass(frozen=True)
@@ -122,15 +124,26 @@ def plot_predicted_against_trained(result: Ranking | Validation) -> Figure:
     if not points:
         raise InputError("there are no trained sites to draw. Run steerscope validate.")
     figure, ax = new_figure(4.6)
-    for point in points:
-        colour, marker, _ = look(point.kind)
-        ax.plot([point.score] * 2, [point.low, point.high], color=colour, linewidth=1)
-        ax.plot(point.score, point.loss, marker=marker, color=colour, markersize=7, linestyle="")
+    # Hundreds of sites may be drawn: a mark is then smaller, and a kind's lines and marks are one element each.
+    size = 7 if len(points) <= _FEW else 4
+    for kind in ordered_kinds(point.kind for point in points):
+        own = [point for point in points if point.kind == kind]
+        colour, marker, _ = look(kind)
+        at = [point.score for point in own]
+        ax.vlines(at, [point.low for point in own], [point.high for point in own], color=colour, linewidth=1)
+        ax.plot(at, [point.loss for point in own], marker=marker, color=colour, markersize=size, linestyle="")
     best = min(points, key=lambda point: point.loss)
     scores = [point.score for point in points]
     side = "right" if best.score > (min(scores) + max(scores)) / 2 else "left"  # inwards, not over the edge
     ax.annotate(best.site, (best.score, best.low), (0, -6), textcoords="offset points", ha=side, va="top", fontsize=9)
     lines = sorted(evidence.get("references", []), key=lambda line: float(line["loss"]))
+    top, bottom = max(point.high for point in points), min(point.low for point in points)
+    # What is far above all sites would press them together: it is said, not drawn.
+    far = [line for line in lines if line["loss"] > top + (top - bottom)]
+    lines = [line for line in lines if line not in far]
+    if far:
+        said = ", ".join(f"{figure_text(line['name'], 24)} {line['loss']:.2f}" for line in far)
+        ax.annotate(f"above: {said}", (0.01, 0.99), xycoords="axes fraction", va="top", fontsize=8.5, color=MUTED)
     for i, line in enumerate(lines):
         name = line["name"] if "+" not in line["name"] else f"set of {line['name'].count('+') + 1} sites"
         ax.axhline(line["loss"], color=MUTED, linewidth=1, linestyle="--", zorder=0)

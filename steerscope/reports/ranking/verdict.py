@@ -64,30 +64,18 @@ def edit_words(ranking: Ranking, family: str, n_params: int) -> str:
 
 
 def is_baseline(ranking: Ranking) -> bool:
-    """Whether the score that orders the sites is there to be beaten.
-
-    Returns:
-        Whether the score is registered as a baseline.
-    """
+    """Whether the score that orders the sites is there to be beaten."""
     return any(score.name == ranking.score and score.is_baseline for score in all_scores())
 
 
 def gains(ranking: Ranking) -> bool:
-    """Whether the best candidate scores better than doing nothing, where the score says what that is.
-
-    Returns:
-        ``True`` also where the score has no zero to compare with.
-    """
+    """Whether the best candidate scores better than doing nothing, where the score says what that is."""
     unit = next((score.unit for score in all_scores() if score.name == ranking.score), None)
     return bool(ranking.sites) and (ranking.sites[0].score > 0 or unit not in _FROM_ZERO)
 
 
 def recommends(ranking: Ranking) -> bool:
-    """Whether the report recommends anything: no baseline orders the sites, the data can tell, something is gained.
-
-    Returns:
-        Whether all of these hold.
-    """
+    """Whether the report recommends anything: no baseline orders the sites, the data can tell, something is gained."""
     return bool(ranking.sites) and ranking.stability.can_tell and gains(ranking) and not is_baseline(ranking)
 
 
@@ -126,12 +114,11 @@ class Verdict:
         usual = main_family(self.ranking)
         return usual if any(row.site.family == usual for row in self.equal) else self.rows[0].site.family
 
-    def cells(self, *wanted: Standing, family: str | None = None) -> dict[Cell, bool]:
-        """Return every site of a family, and whether it has one of some standings.
+    def cells(self, *wanted: Standing) -> dict[Cell, bool]:
+        """Return every site of :attr:`family`, and whether it has one of some standings.
 
         Args:
             *wanted: The standings to look for.
-            family: The family; that of the best candidate unless given.
 
         Returns:
             ``True`` by layer and kind where the site has one of the standings.
@@ -139,7 +126,7 @@ class Verdict:
         return {
             (site.layer, site.kind): standing(self.ranking, site) in wanted
             for site in self.ranking.sites
-            if site.family == (family or self.family)
+            if site.family == self.family
         }
 
     @cached_property
@@ -154,11 +141,7 @@ class Verdict:
 
 
 def headline(ranking: Ranking) -> str:
-    """Say in one sentence where an edit does well and what to avoid, or that the data does not say.
-
-    Returns:
-        One sentence.
-    """
+    """Say in one sentence where an edit does well and what to avoid, or that the data does not say."""
     if not ranking.sites:
         return "This ranking holds no sites."
     if is_baseline(ranking):
@@ -176,11 +159,7 @@ def headline(ranking: Ranking) -> str:
 
 
 def _good(verdict: Verdict) -> str:
-    """Say which places are good, without a full stop.
-
-    Returns:
-        The first half of the headline.
-    """
+    """Say which places are good, without a full stop."""
     ranking, family = verdict.ranking, verdict.family
     edit = _AN_EDIT.get(family, f"a {clean(family, 24)} edit")
     if len(verdict.rows) == 1:
@@ -221,11 +200,7 @@ def _names(rows: Sequence[Candidate], with_family: bool = True) -> str:
 
 
 def _avoid(verdict: Verdict) -> str:
-    """Say which layers or kinds are worse, without a full stop; nothing where the worse ones have no pattern.
-
-    Returns:
-        The second half of the headline, or an empty string.
-    """
+    """Say which layers or kinds are worse, without a full stop; nothing where the worse ones have no pattern."""
     equal, margin = verdict.cells(Standing.EQUAL), verdict.ranking.equal_margin or 0.0
     # Many a place is surely worse by too little to be avoided: what counts is worse by more than the margin.
     worse = {
@@ -260,11 +235,7 @@ def _avoid(verdict: Verdict) -> str:
 
 
 def cheapest_sentence(ranking: Ranking) -> str:
-    """Say what the cheapest equal choice is, and whether a fixed vector does as well as a linear edit.
-
-    Returns:
-        One or two sentences, or an empty string where one candidate alone is best.
-    """
+    """Say what the cheapest equal choice is, and whether a fixed vector does as well as a linear edit."""
     verdict = Verdict(ranking)
     vectors = [row for row in verdict.equal if row.site.family == "vector"]
     others = [row for row in verdict.equal if row.site.family != "vector"]
@@ -289,11 +260,7 @@ def cheapest_sentence(ranking: Ranking) -> str:
 
 
 def standings_sentence(ranking: Ranking) -> str:
-    """Count the candidates of each class, and say what equal means.
-
-    Returns:
-        Two sentences, or an empty string for a ranking of one candidate.
-    """
+    """Count the candidates of each class, and say what equal means."""
     verdict = Verdict(ranking)
     others = len(verdict.rows) - 1
     if others < 1:
@@ -315,11 +282,7 @@ def standings_sentence(ranking: Ranking) -> str:
 
 
 def amount_sentence(ranking: Ranking) -> str:
-    """Say how much the good ones learn, and how sure that is.
-
-    Returns:
-        One or two sentences, or an empty string for a ranking without sites.
-    """
+    """Say how much the good ones learn, and how sure that is."""
     if not ranking.sites:
         return ""
     verdict = Verdict(ranking)
@@ -349,11 +312,7 @@ def amount_sentence(ranking: Ranking) -> str:
 
 
 def task_sentence(ranking: Ranking) -> str:
-    """Say whether the model can do the task at all, as far as the ranked prompts tell.
-
-    Returns:
-        One or two sentences, or an empty string where it was not measured.
-    """
+    """Say whether the model can do the task at all, as far as the ranked prompts tell."""
     accuracy, loss = ranking.outputs.get("model_accuracy"), ranking.outputs.get("model_loss")
     if not isinstance(accuracy, (int, float)):
         return ""

@@ -68,11 +68,7 @@ def answer_sentences(result: SearchResult) -> list[str]:
 
 
 def _beside(best: Tested, other: Tested, num_test: int) -> str:
-    """Compare with a plain default by whether intervals overlap: on the same examples, so they are rather too wide.
-
-    Returns:
-        One sentence.
-    """
+    """Compare with a plain default by whether intervals overlap: on the same examples, so they are rather too wide."""
     (low, high), (other_low, other_high) = (interval_of(one.accuracy, num_test) for one in (best, other))
     size = f"with {count(other.n_params, 'number')}"
     if low > other_high:

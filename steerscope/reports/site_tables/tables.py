@@ -97,11 +97,7 @@ def admission_table(result: Judgement) -> TextTable:
 
 
 def attainable_sentence(result: Judgement) -> str:
-    """Say what a perfect score would have.
-
-    Returns:
-        One sentence.
-    """
+    """Say what a perfect score would have."""
     found = result.attainable
     if found.spearman is None:
         return "What correlation a perfect score would have is not known from one seed."
@@ -112,11 +108,7 @@ def attainable_sentence(result: Judgement) -> str:
 
 
 def pairs_sentence(result: Judgement) -> str:
-    """Say how many pairs within layers can be asked about.
-
-    Returns:
-        One sentence.
-    """
+    """Say how many pairs within layers can be asked about."""
     return (
         f"{result.num_pairs} of {result.num_all_pairs} pairs of sites of one layer differ by more than noise; which of "
         "two is better, depth cannot say."
@@ -139,20 +131,12 @@ def spearman_of(one: JudgedScore) -> Estimate:
 
 
 def interval(found: Estimate) -> str:
-    """Write a value with its interval.
-
-    Returns:
-        Two decimals each.
-    """
+    """Write a value with its interval."""
     return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def signed(found: Estimate) -> str:
-    """Write a difference with its interval.
-
-    Returns:
-        Two decimals each, the difference with its sign.
-    """
+    """Write a difference with its interval."""
     return f"{found.value:+.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-import textwrap
 from typing import Any, TextIO
 
-from rich.console import Console
-from rich.text import Text
-
 from steerscope.experiments.validation.result import TrainedSite, Validation
-from steerscope.reports.tables import WIDTH, TextTable, plain_table, rich_table
+from steerscope.reports.tables import TextTable, print_tables
 from steerscope.reports.vocabulary import clean, score_words
 
 
@@ -21,16 +16,7 @@ def print_validation(result: Validation, *, file: TextIO | None = None) -> None:
         result: The validation.
         file: Where it is printed; standard output unless given.
     """
-    out = sys.stdout if file is None else file
-    text = "\n".join(textwrap.fill(line, WIDTH, break_on_hyphens=False) for line in sentences(result))
-    tables = [trained_table(result), score_table(result)]
-    if not out.isatty():
-        out.write("\n\n".join([text, *map(plain_table, tables)]) + "\n")
-        return
-    console = Console(file=out, highlight=False)
-    console.print(Text(text), soft_wrap=True)
-    for table in tables:
-        console.print(rich_table(table))
+    print_tables(sentences(result), [trained_table(result), score_table(result)], file)
 
 
 def sentences(result: Validation) -> list[str]:

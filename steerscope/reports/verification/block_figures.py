@@ -13,11 +13,7 @@ from steerscope.reports.verification.figure_parts import finish, line, measured
 
 @styled
 def plot_conditioning(found: Verification) -> Figure:
-    """Draw condition numbers and needed edits over the layers.
-
-    Returns:
-        The figure.
-    """
+    """Draw condition numbers and needed edits over the layers."""
     figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     entries = measured(found, "conditioning")
@@ -45,11 +41,7 @@ def plot_conditioning(found: Verification) -> Figure:
 
 @styled
 def plot_stream_shares(found: Verification) -> Figure:
-    """Draw the three parts of the output, and the published ratio that leaves one out.
-
-    Returns:
-        The figure.
-    """
+    """Draw the three parts of the output, and the published ratio that leaves one out."""
     figure, ax = new_figure(3.7)
     entries = measured(found, "stream_shares")
     layers = [one["layer"] for one in entries]
@@ -72,11 +64,7 @@ def plot_stream_shares(found: Verification) -> Figure:
 
 @styled
 def plot_modulation(found: Verification) -> Figure:
-    """Draw both modulation factors over the layers as bands of quantiles.
-
-    Returns:
-        The figure.
-    """
+    """Draw both modulation factors over the layers as bands of quantiles."""
     figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
     entries = measured(found, "modulation")

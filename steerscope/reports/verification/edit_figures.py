@@ -16,11 +16,7 @@ from steerscope.reports.vocabulary import ordered_kinds
 
 @styled
 def plot_oracle_spectra(found: Verification) -> Figure:
-    """Draw concentration of the shifts' spectra and the part that linear maps predict, against rank.
-
-    Returns:
-        The figure.
-    """
+    """Draw concentration of the shifts' spectra and the part that linear maps predict, against rank."""
     figure = Figure(figsize=(WIDTH, 5.8), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     entries = measured(found, "oracle_spectra")
@@ -42,11 +38,7 @@ def plot_oracle_spectra(found: Verification) -> Figure:
 
 @styled
 def plot_residual_map(found: Verification) -> Figure:
-    """Draw what token-shared linear edits leave over, sites against weight matrices, one panel per layer.
-
-    Returns:
-        The figure.
-    """
+    """Draw what token-shared linear edits leave over, sites against weight matrices, one panel per layer."""
     entries = measured(found, "residual_map")
     layers = list(dict.fromkeys(one["layer"] for one in entries))
     sites = ordered_kinds(one["site"] for one in entries)
@@ -77,11 +69,7 @@ def plot_residual_map(found: Verification) -> Figure:
 
 @styled
 def plot_strength(found: Verification) -> Figure:
-    """Draw delta-KL over the layers, one line per strength, one panel per site.
-
-    Returns:
-        The figure.
-    """
+    """Draw delta-KL over the layers, one line per strength, one panel per site."""
     entries = measured(found, "strength")
     sites = list(dict.fromkeys(one["site"] for one in entries))
     figure = Figure(figsize=(WIDTH, 2.2 * len(sites) + 1.2), layout="constrained")

@@ -23,11 +23,7 @@ VERDICT_LOOKS = {
 
 @styled
 def plot_verdicts(found: Verification) -> Figure:
-    """Draw one lettered cell per proposition.
-
-    Returns:
-        The figure.
-    """
+    """Draw one lettered cell per proposition."""
     columns = 7
     rows = -(-len(found.propositions) // columns)
     figure, ax = new_figure(0.5 * rows + 1.5)
@@ -78,7 +74,7 @@ def plot_curves(found: Verification) -> Figure:
     if not curves:
         raise InputError("no proposition of this verification recorded a curve. Verify more of them.")
     rows = -(-len(curves) // 3)
-    figure = Figure(figsize=(WIDTH, 1.45 * rows + 0.9), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.75 * rows + 0.9), layout="constrained")
     panels = np.atleast_1d(figure.subplots(rows, 3)).flatten()
     for ax in panels[len(curves) :]:
         ax.set_visible(False)
@@ -92,9 +88,9 @@ def plot_curves(found: Verification) -> Figure:
             log_scale(ax, "x")
         if len(y) and (y > 0).all() and y.max() > 9.9 * y.min():
             log_scale(ax, "y")
-        ax.set_title(figure_text(f"{proposition} {name}", 18), fontsize=8, loc="left")
-        ax.set_xlabel(figure_text(data["x_name"], 24), fontsize=7)
-        ax.set_ylabel(figure_text(data["y_name"], 22), fontsize=7)
+        ax.set_title(figure_text(f"{proposition} {name}", 56, lines_of=28), fontsize=8, loc="left")
+        ax.set_xlabel(figure_text(data["x_name"], 64, lines_of=32), fontsize=7)
+        ax.set_ylabel(figure_text(data["y_name"], 44, lines_of=22), fontsize=7)
         ax.tick_params(labelsize=6.5)
         ax.minorticks_off()
     finish(figure, found, "Curves behind the verdicts")

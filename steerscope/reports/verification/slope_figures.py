@@ -18,11 +18,7 @@ BAND = (1.95, 2.05)
 
 @styled
 def plot_slopes(found: Verification) -> Figure:
-    """Draw the remainder against the size of the update, with a line of slope two.
-
-    Returns:
-        The figure.
-    """
+    """Draw the remainder against the size of the update, with a line of slope two."""
     figure, ax = new_figure(3.9)
     entries = measured(found, "slopes")
     handles = []
@@ -55,11 +51,7 @@ def slope_words(one: dict[str, Any]) -> str:
 
 @styled
 def plot_block_slopes(found: Verification) -> Figure:
-    """Draw the slope of every single block, one line per update, with the band it must lie in.
-
-    Returns:
-        The figure.
-    """
+    """Draw the slope of every single block, one line per update, with the band it must lie in."""
     figure, ax = new_figure(3.3)
     entries = measured(found, "block_slopes")
     ax.axhspan(*BAND, color=PALE, zorder=0)
@@ -80,11 +72,7 @@ def plot_block_slopes(found: Verification) -> Figure:
 
 @styled
 def plot_radius(found: Verification) -> Figure:
-    """Draw the radius per layer for the trained and the random updates.
-
-    Returns:
-        The figure.
-    """
+    """Draw the radius per layer for the trained and the random updates."""
     figure, ax = new_figure(3.6)
     entries = [one for one in measured(found, "radius") if one["scope"] == "all layers"]
     handles = []

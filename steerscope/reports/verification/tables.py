@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import textwrap
 from collections.abc import Sequence
 from statistics import median
 from typing import Any, TextIO
 
-from rich.console import Console
-from rich.text import Text
-
 from steerscope.experiments.verification.results import Measured, PropositionResult, Verification
-from steerscope.reports.tables import WIDTH, TextTable, plain_table, rich_table
+from steerscope.reports.tables import TextTable, print_tables
 from steerscope.reports.vocabulary import clean, count
 
 
@@ -346,16 +341,5 @@ def print_verification(found: Verification, file: TextIO | None = None) -> None:
         found: The verification.
         file: Where it is printed; standard output unless given.
     """
-    out = sys.stdout if file is None else file
-    table = proposition_table(found)
-    failing = f"Fails: {', '.join(found.failed)}." if found.failed else ""
-    if not out.isatty():
-        out.write(
-            "\n".join(filter(None, [textwrap.fill(headline(found), WIDTH), failing, "", plain_table(table)])) + "\n"
-        )
-        return
-    console = Console(file=out, highlight=False)
-    console.print(Text(headline(found), style="bold"))
-    if failing:
-        console.print(Text(failing, style="bold"))
-    console.print(rich_table(table))
+    failing = [f"Fails: {', '.join(found.failed)}."] if found.failed else []
+    print_tables([headline(found), *failing], [proposition_table(found)], file, style="bold")

@@ -25,7 +25,7 @@ from steerscope.experiments.engine import sweep as engine_sweep
 from steerscope.experiments.groundwork.splits import splits_of_task
 from steerscope.experiments.site_tables import SiteTable
 from steerscope.experiments.sweeping import SweepOptions, sweep_sites
-from steerscope.files import exit_code_of
+from studies.programs import exit_code_of
 from tests.byte_models import byte_model, byte_tokenizer
 
 # 24 runs: three rates at two layers of two kinds, the other layer's, a second seed at all, four longer ones.

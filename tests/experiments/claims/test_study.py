@@ -10,7 +10,6 @@ import pytest
 from steerscope.errors import InputError
 from steerscope.experiments.training.methods import METHODS
 from studies.claims.page import write_claims
-from studies.claims.sections import SECTIONS
 from studies.claims.study import CONFIGURATIONS, commands, main
 from tests.experiments.training.tiny_runs import make_place
 
@@ -54,8 +53,13 @@ def test_runs_of_a_study_decide_claims_and_are_not_run_again(tmp_path, capfd):
     assert len(results) == 2
     assert main(study) == 0
     assert all(path.stat().st_mtime_ns == time for path, time in results.items())
+    # Without time nothing begins, and what is left is said.
+    capfd.readouterr()
+    assert main([*told, "--only", "post-block,vector", "--minutes", "0", "--no-leftover", "--", *own, "--quiet"]) == 0
+    assert capfd.readouterr().err == "claims: 1 of 2 runs are left; the same command goes on.\n"
+    assert not (tmp_path / "runs" / "vector-0").exists()
     write_claims([tmp_path / "runs"], tmp_path / "claims.md")
-    assert f"({SECTIONS[0].letter}) {SECTIONS[0].title} | 0 | 0 | 1 |" in (tmp_path / "claims.md").read_text()
+    assert "| post-block r8 >= post-mlp r8 |" in (tmp_path / "claims.md").read_text()
     # A run that cannot be is named, and does not stop the others.
     capfd.readouterr()
     assert main([*told, "--only", "post-block-r32", "--", *own, "--dtype", "float8"]) == 1

@@ -18,6 +18,7 @@ from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.experiments.training.data import training_rows
 from steerscope.steering.joint import JointConstraint
+from studies.families.tiny import tiny_model as any_model
 from tests.experiments.engine.stock_trainer import Collator, supervised_loss
 from tests.steering.cases import SETTINGS
 from tests.tiny import FAMILIES, VOCAB, tiny_model, tiny_tokenizer
@@ -148,6 +149,30 @@ def test_a_pack_of_one_equals_the_stock_trainer(family, sites, tmp_path):
     close(found.tensors, expected, 1e-9)
 
 
+# Blocks that give a list and normalise the stream; blocks that read keys and values of those below, and tokens.
+CHANGED = {
+    "openai-gpt": {"num_hidden_layers": 3, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+    "gemma4_text": {
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+}
+
+
+@pytest.mark.parametrize("family", CHANGED)
+def test_above_blocks_that_change_the_stream_a_pack_equals_the_stock_trainer(family, tmp_path):
+    loaded = wrap_model(any_model(family, torch.float64, **CHANGED[family]), tiny_tokenizer())
+    one = spec(("2.resid_mid", "2.resid_post"), 0.02, positions="last:2")
+    model = get_steering_model(loaded, one.config)
+    seen = stock_losses(model, tmp_path, one.learning_rate, True)
+    expected = {name: value.clone() for name, value in model.steering_tensors().items()}
+    model.unload()
+    for found in (trained(loaded, [one])[0], trained(loaded, [spec("2.mlp_out"), one])[1]):
+        assert found.losses == pytest.approx(seen, abs=1e-9, rel=0)
+        close(found.tensors, expected, 1e-9)
+
+
 def lora_of(model):
     torch.manual_seed(0)
     config = LoraConfig(r=2, lora_alpha=2, target_modules=["down_proj", "o_proj", "q_proj"], task_type="CAUSAL_LM")
@@ -250,6 +275,24 @@ def test_kept_streams_give_the_losses_of_whole_passes():
     assert direct.entering(rows).shape[:2] == (len(rows), max(len(row.ids) for row in rows))
 
 
+@pytest.mark.parametrize(
+    ("sites", "computed"), [(["1.resid_post"], 0), (["0.resid_post"], 1), (["0.resid_post", "0.mlp_out"], 2)]
+)
+def test_what_an_edit_follows_is_not_computed_again(sites, computed):
+    loaded, data = loaded_model(), data_of(0)[0]
+    pack = EditPack(loaded, [spec(site) for site in sites])
+    pack.losses(list(range(len(sites))), [data[:SIZE]] * len(sites))  # the streams are kept now
+    ran = []
+    handles = [
+        block.attn.register_forward_hook(lambda *_, index=block.index: ran.append(index))
+        for block in loaded.site_map.blocks
+    ]
+    pack.losses(list(range(len(sites))), [data[:SIZE]] * len(sites))
+    for handle in handles:
+        handle.remove()
+    assert len(ran) == computed
+
+
 def test_what_cannot_be_trained_is_refused():
     loaded = loaded_model()
     with pytest.raises(InputError, match="at least one run"):
@@ -271,8 +314,9 @@ def test_every_family_can_be_entered_at_any_block(family):
     rows = sequences(9)
     streams = FrozenStreams(loaded.model, loaded.site_map, 2)
     expected = None
-    for layer in (0, 1, 3, 2, 0):  # up, down again, and to the embeddings
-        config = SteeringConfig(sites=f"{layer}.resid_post", family="vector")
+    # Up, what leaves the last block included, down again, and to the embeddings.
+    for layer, site in ((0, "0.mlp_out"), (1, "0.resid_post"), (4, "3.resid_post"), (3, "3.mlp_out"), (0, "0.mlp_out")):
+        config = SteeringConfig(sites=site, family="vector")
         pack = EditPack(loaded, [RunSpec(config, 0.1)], None, streams)
         with torch.no_grad():
             found, _ = pack.logits([0], [rows])

@@ -25,7 +25,7 @@ def test_a_damaged_run_is_named(tmp_path):
     store, config = RunStore(tmp_path), {"a": 1}
     store.put(config, {"loss": 1.0}, {})
     (tmp_path / f"{key_of(config)}.json").write_text('{"loss": 1')
-    with pytest.raises(InputError, match=f"{key_of(config)}.json cannot be read.*Delete that file"):
+    with pytest.raises(InputError, match=f"{key_of(config)}.json' cannot be read.*Delete that file"):
         store.get(config)
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from steerscope import InputError, judge
+from steerscope import InputError
 from steerscope.analysis.evidence import EVIDENCE
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
 from steerscope.experiments.site_tables.table import Base, SiteRun, SiteTable
-from studies.site_tables_page import evidence_lines, render, write_tables_page
+from studies.plan_3 import judged_by_plan
+from studies.shipped_evidence import shipped
+from studies.site_tables_page import render, write_tables_page
 from tests.experiments.site_tables.tiny import made_up
 
 ROOT = Path(__file__).parents[3]
@@ -23,9 +25,9 @@ def reporting(table):
 
 @pytest.fixture(scope="module")
 def page():
-    first = reporting(made_up(note="The sweep was stopped once."))
+    first = reporting(made_up(12, note="The sweep was stopped once."))
     first = replace(first, scores={DEFAULT_SCORE: first.scores["right"], "random": first.scores["right"]})
-    second = reporting(made_up(task="others", seed=5))
+    second = reporting(made_up(12, task="others", seed=5))
     second = replace(second, scores={DEFAULT_SCORE: second.scores["right"]})
     not_one = replace(made_up(task="nothing learned", longer_order=-1), scores={})
     return render({"a": first, "b": second, "c": not_one}, {})
@@ -35,7 +37,7 @@ def test_the_page_has_every_table_with_its_admission_and_command(page):
     for text in (
         "## smollm2-135m on sums",
         "## small on nothing learned",
-        "| smollm2-135m on sums | 24 x 3 | yes |",
+        "| smollm2-135m on sums | 48 x 3 | yes |",
         "| small on nothing learned | 24 x 3 | no |",
         "do not keep the order of 12 sites",
         "Made by: `steerscope sweep small --task sums`",
@@ -68,14 +70,21 @@ def test_the_kept_page_is_the_one_that_the_kept_files_give(tmp_path):
     assert (tmp_path / "evidence.json").read_text() == EVIDENCE.read_text()
 
 
-def test_reports_cite_admitted_tables_alone():
+def test_the_package_knows_every_table_and_why_some_may_not_judge():
     table = made_up()
     table = replace(table, scores={DEFAULT_SCORE: table.scores["right"]})
-    (line,) = evidence_lines(table, judge(table))
-    assert (line["score"], line["task"], line["n_sites"]) == (DEFAULT_SCORE, "sums", 24)
-    assert line["spearman"] == pytest.approx(judge(table).scores[DEFAULT_SCORE].agreement.spearman, abs=1e-4)
-    not_one = replace(made_up(longer_order=-1), scores=table.scores)
-    assert evidence_lines(not_one, judge(not_one)) == []
+    found = judged_by_plan(table)
+    line = shipped(table, found, {9: {DEFAULT_SCORE: {site: -v for site, v in table.scores[DEFAULT_SCORE].items()}}})
+    assert (line["task"], line["n_sites"], line["admitted"], line["why_not"]) == ("sums", 24, True, "")
+    assert [one["n_probes"] for one in line["rankings"]] == [4, 9]
+    own, again = (one["scores"][DEFAULT_SCORE] for one in line["rankings"])
+    assert own["spearman"] == pytest.approx(found.scores[DEFAULT_SCORE].agreement.spearman, abs=1e-4)
+    assert again["spearman"] == pytest.approx(-own["spearman"], abs=1e-4)
+    assert line["trained"]["0.mlp_in"][1] <= line["trained"]["0.mlp_in"][0] <= line["trained"]["0.mlp_in"][2]
+    not_one = replace(made_up(longer_order=-1, ranking={"settings": {"num_probes": 7}}), scores=table.scores)
+    line = shipped(not_one, judged_by_plan(not_one), {})
+    assert (line["admitted"], line["rankings"][0]["n_probes"]) == (False, 7)
+    assert line["why_not"].startswith("Twice as many steps do not keep the order of 12 sites")
 
 
 def test_the_cards_example_runs(tmp_path, monkeypatch, capsys):

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.scale_on_paper import SHAPES, rows
+from benchmarks.shapes import Shape, ranking_features, ranking_operations, sweep_operations
 from steerscope import wrap_model
 from steerscope.analysis.capture.features import SketchPlan, feature_bytes
 from steerscope.experiments.sweeping.cost import operations_per_token
 from steerscope.experiments.sweeping.options import spread_sites
-from steerscope.experiments.sweeping.shapes import Shape, ranking_features, ranking_operations, sweep_operations
 from tests.tiny import VOCAB, tiny_model, tiny_tokenizer
 
 TINY = Shape("tiny", 2, 16, 20, 4, 2, 4, VOCAB)

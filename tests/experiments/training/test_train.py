@@ -43,6 +43,7 @@ def outcome(folder) -> dict:
         found.pop(name)
     found["training"].pop("training_seconds")
     found["evaluation"].pop("seconds")
+    found["before"].pop("seconds")
     weights = {str(p.relative_to(folder)): p.read_bytes() for p in (folder / "adapter").rglob("*.safetensors")}
     return {"results": found, "generations": (folder / "generations.jsonl").read_text(), "weights": weights}
 
@@ -343,7 +344,7 @@ def test_long_examples_are_left_out_and_said(place, tmp_path):
     # A byte is a token, and one more ends the sequence.
     sizes = [len((one.prompt + one.completion).encode()) + 1 for one in examples]
     assert min(sizes) < max(sizes)
-    limits = options(place, task="boolq", steps=20)
+    limits = options(place, task="boolq", steps=20, before=False)
     whole = train(limits, task, tmp_path / "whole", say=said.append)
     (memory,) = said
     assert memory.startswith("memory about ")
@@ -415,3 +416,62 @@ def test_generated_examples_are_as_many_as_the_steps_need():
     fewer = draw_parts(task, replace(run, steps=2))
     assert parts.train[:64] == fewer.train
     assert len(draw_parts(task, replace(run, train_examples=50)).train) == 50
+
+
+# --- before training -----------------------------------------------------------------------------------------
+
+
+def stages(run, task, out, **more):
+    """Train, and return the results with the stages that progress told of and what was said."""
+    seen, said = [], []
+    found = train(run, task, out, progress=lambda stage, done, total: seen.append(stage), say=said.append, **more)
+    return found, set(seen), " ".join(said)
+
+
+def test_the_untrained_model_is_asked_the_same_questions_first(place, tmp_path):
+    task = task_of(place)
+    alone = train(options(place, "none"), task, tmp_path / "elsewhere" / "none")
+    found, seen, said = stages(options(place), task, tmp_path / "runs" / "run")
+    before = found.evaluation_before
+    assert {"generate_before", "generate"} <= seen
+    assert said.count("before training: test accuracy") == 1
+    assert before.as_dict() | {"seconds": 0} == dict(alone.evaluation) | {"seconds": 0}
+    assert before.test_set == found.test_set
+    assert found.outcome.startswith(found.line + "; before training ")
+    assert found.outcome in str(found)
+    kept = read_results(tmp_path / "runs" / "run")
+    assert kept.evaluation_before == before
+    # Results that contradict themselves are refused.
+    path = tmp_path / "runs" / "run" / "results.json"
+    values = json.loads(path.read_text())
+    values["before"]["test_set"] = "0" * 64
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="other questions before the training"):
+        read_results(tmp_path / "runs" / "run")
+
+
+def test_a_folder_beside_the_run_spares_the_evaluation(place, tmp_path):
+    task = task_of(place)
+    train(options(place, "none"), task, tmp_path / "none")
+    found, seen, said = stages(options(place), task, tmp_path / "run")
+    assert "generate_before" not in seen
+    assert f"(as {str(tmp_path / 'none')!r} has it of the same model and questions)" in said
+    (tmp_path / "none" / "results.json").unlink()
+    again, seen, _ = stages(options(place, seed=1), task, tmp_path / "other seed")  # from a training
+    assert "generate_before" not in seen
+    assert again.before == found.before
+    _, seen, _ = stages(options(place, seed=2, test_examples=5), task, tmp_path / "other questions")
+    assert "generate_before" in seen
+    _, seen, _ = stages(options(place, seed=3, dtype="float64"), task, tmp_path / "other model")
+    assert "generate_before" in seen
+    (tmp_path / "run" / "results.json").write_text("{")
+    (tmp_path / "other seed" / "results.json").unlink()
+    _, seen, _ = stages(options(place, seed=4), task, tmp_path / "beside a damaged one")
+    assert "generate_before" in seen
+
+
+def test_without_it_nothing_is_asked_before(place, tmp_path):
+    found, seen, said = stages(options(place, before=False), task_of(place), tmp_path / "run")
+    assert (found.before, found.outcome) == (None, found.line)
+    assert "generate_before" not in seen
+    assert "before training" not in said

@@ -16,11 +16,7 @@ from steerscope.analysis.scoring.scores.score import Unit, register_score
     source="Cristianini et al. 2001",
 )
 def alignment(candidate: Candidate) -> Tensor:
-    """`<K_s, K_FT> / (|K_s| |K_FT|)` over all rows, uncentred.
-
-    Returns:
-        ``column``: the whole sample, then one entry per left-out group.
-    """
+    """`<K_s, K_FT> / (|K_s| |K_FT|)` over all rows, uncentred."""
     included = candidate.included[candidate.rows.example]
     between, own = candidate.kernel.pair_sums(candidate.target, included)
     return between / (own * candidate.target.own_sums(included)).sqrt().clamp_min(1e-300)

@@ -17,11 +17,7 @@ from steerscope.analysis.scoring.scores.score import Unit, register_score
     cost="sums over pairs of prompts",
 )
 def gradient_capture(candidate: Candidate) -> Tensor:
-    """`sum k_s(i, j) / sum k_FT(i, j)`, i in one half, j in the other, kernels along the loss direction.
-
-    Returns:
-        ``column``: the whole sample, then one entry per left-out group.
-    """
+    """`sum k_s(i, j) / sum k_FT(i, j)`, i in one half, j in the other, kernels along the loss direction."""
     rows, included = candidate.rows, candidate.included
     here, there = candidate.zeros(), candidate.zeros()
     for way in candidate.problem.directions:

@@ -18,11 +18,7 @@ from steerscope.analysis.scoring.scores.score import Unit, register_score
     is_baseline=True,
 )
 def gradient_norm(candidate: Candidate) -> Tensor:
-    """Norm of the gradient of the mean loss over prompts by the edit's parameters.
-
-    Returns:
-        ``column``: the whole sample, then one entry per left-out group.
-    """
+    """Norm of the gradient of the mean loss over prompts by the edit's parameters."""
     included = candidate.included
     squares = torch.einsum("ec,ec->c", included, candidate.kernel.loss.double() @ included)
     return squares.clamp_min(0).sqrt() / included.sum(0)

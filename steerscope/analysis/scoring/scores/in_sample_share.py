@@ -15,9 +15,5 @@ from steerscope.analysis.scoring.scores.score import Unit, register_score
     cost="shared with the learnable share",
 )
 def in_sample_share(candidate: Candidate) -> Tensor:
-    """The learnable share with the prediction judged on the half that it was fitted on.
-
-    Returns:
-        ``column``: the whole sample, then one entry per left-out group.
-    """
+    """The learnable share with the prediction judged on the half that it was fitted on."""
     return r_squared([(one.update_in_sample, way.update[0], way.train_in) for one, way in candidate.predictions])

@@ -15,10 +15,6 @@ from steerscope.analysis.scoring.scores.score import Unit, register_score
     cost="shared with the learnable share",
 )
 def learnable_share_with_mean(candidate: Candidate) -> Tensor:
-    """The learnable share with the mean of `u` per probe left in, which can hold most of its energy.
-
-    Returns:
-        ``column``: the whole sample, then one entry per left-out group.
-    """
+    """The learnable share with the mean of `u` per probe left in, which can hold most of its energy."""
     parts = [(one.update_with_mean, way.update_with_mean[1], way.test_in) for one, way in candidate.predictions]
     return r_squared(parts)

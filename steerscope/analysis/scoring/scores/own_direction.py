@@ -16,11 +16,7 @@ from steerscope.analysis.scoring.scores.score import Unit, register_score
     cost="shared with the learnable share",
 )
 def own_direction(candidate: Candidate) -> Tensor:
-    """Cosine of `r` on one half and what kernel ridge regression of `r` on the other half predicts there.
-
-    Returns:
-        ``column``: the whole sample, then one entry per left-out group.
-    """
+    """Cosine of `r` on one half and what kernel ridge regression of `r` on the other half predicts there."""
     along, length, size = candidate.zeros(), candidate.zeros(), candidate.zeros()
     for found, way in candidate.predictions:
         truth = way.residual[1][:, None]

@@ -33,52 +33,32 @@ def place_of(candidate: Candidate) -> Place:
 
 @_baseline(label="activation norm", meaning="how large the activations are at the site")
 def activation_norm(candidate: Candidate) -> float:
-    """Root mean square of what the site reads.
-
-    Returns:
-        One number, the same with every group left out.
-    """
+    """Root mean square of what the site reads."""
     return place_of(candidate).read_rms
 
 
 @_baseline(label="depth", meaning="how early the layer is")
 def depth(candidate: Candidate) -> float:
-    """Minus the layer.
-
-    Returns:
-        One number, the same with every group left out.
-    """
+    """Minus the layer."""
     return -float(place_of(candidate).site.layer)
 
 
 @_baseline(label="middle layer", meaning="how close the layer is to the middle")
 def middle_layer(candidate: Candidate) -> float:
-    """Minus the distance to the middle layer.
-
-    Returns:
-        One number, the same with every group left out.
-    """
+    """Minus the distance to the middle layer."""
     place = place_of(candidate)
     return -abs(place.site.layer - (place.num_layers - 1) / 2)
 
 
 @_baseline(label="last layer", meaning="how late the layer is")
 def last_layer(candidate: Candidate) -> float:
-    """The layer.
-
-    Returns:
-        One number, the same with every group left out.
-    """
+    """The layer."""
     return float(place_of(candidate).site.layer)
 
 
 @_baseline(label="depth, then kind", meaning="how early the layer is, and within a layer a fixed order of kinds")
 def depth_then_kind(candidate: Candidate) -> float:
-    """Minus the layer, minus a tenth for every kind that comes before it in `KIND_ORDER`.
-
-    Returns:
-        One number, the same with every group left out.
-    """
+    """Minus the layer, minus a tenth for every kind that comes before it in `KIND_ORDER`."""
     return layer_then_kind(place_of(candidate).site)
 
 
@@ -89,11 +69,7 @@ def layer_then_kind(site: Site) -> float:
 
 @_baseline(label="random", meaning="an order drawn at random", source="the null")
 def random(candidate: Candidate) -> float:
-    """Uniform in [0, 1), fixed by seed, site and family.
-
-    Returns:
-        One number, the same with every group left out.
-    """
+    """Uniform in [0, 1), fixed by seed, site and family."""
     return random_numbers.Random(f"{candidate.seed} {place_of(candidate).site} {candidate.family}").random()
 
 

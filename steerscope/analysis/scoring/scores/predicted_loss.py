@@ -17,11 +17,7 @@ from steerscope.analysis.scoring.scores.score import Unit, register_score
     cost="shared with the learnable share",
 )
 def predicted_loss(candidate: Candidate) -> Tensor:
-    """`<r, v> - v C v / 2` per held-out prompt, `v` what `own_direction` predicts, `C` the softmax's Fisher matrix.
-
-    Returns:
-        ``column``: the whole sample, then one entry per left-out group.
-    """
+    """`<r, v> - v C v / 2` per held-out prompt, `v` what `own_direction` predicts, `C` the softmax's Fisher matrix."""
     gain, count = candidate.zeros(), candidate.zeros()
     for found, way in candidate.predictions:
         straight, bent, judged = loss_terms(candidate, found, way)

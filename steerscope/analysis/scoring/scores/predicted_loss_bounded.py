@@ -22,11 +22,7 @@ LONGEST_EDIT = 0.5
     source="this project, docs/validation_plan_2.md",
 )
 def predicted_loss_bounded(candidate: Candidate) -> Tensor:
-    """`<t r, v> - t^2 v C v / 2`, `t` up to 1 such that the edit moves a typical token by at most half its length.
-
-    Returns:
-        ``column``: the whole sample, then one entry per left-out group.
-    """
+    """`<t r, v> - t^2 v C v / 2`, `t` up to 1 such that the edit moves a typical token by at most half its length."""
     gain, count = candidate.zeros(), candidate.zeros()
     for found, way in candidate.predictions:
         straight, bent, judged = loss_terms(candidate, found, way)

@@ -5,26 +5,19 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from steerscope.experiments.tasks.formats.fields import LETTERS, answer_index, lettered, letters, options, text
+from steerscope.experiments.tasks.formats.fields import (
+    LETTERS,
+    answer_index,
+    lettered,
+    lettered_question,
+    options,
+    text,
+)
 from steerscope.experiments.tasks.parsing import letter
 from steerscope.experiments.tasks.sources import HubSource
 from steerscope.experiments.tasks.task import Row, TaskExample, TaskForm, folded
 
 _LABEL = re.compile(r"^\s*[A-E]\s*\)\s*")
-
-
-def _build(row: Row) -> TaskExample:
-    question, choices = text(row, "question").strip(), options(row)
-    right = answer_index(row, len(choices))
-    return TaskExample(
-        f"Question: {question}\n{lettered(choices)}\nAnswer:",
-        letters(choices)[right],
-        letters(choices),
-        right,
-        answer=LETTERS[right],
-        options=choices,
-        content=folded(question),
-    )
 
 
 def _build_paper(row: Row) -> TaskExample:
@@ -52,7 +45,7 @@ def _convert(row: Row) -> Row:
 FORM = TaskForm(
     name="aqua",
     description="AQuA-RAT: an algebra question with five options; the answer is a letter, without a rationale.",
-    build=_build,
+    build=lettered_question,
     parse=lambda generation, example: letter(generation, example.options),
     max_new_tokens=None,
     official=("train", "validation", "test"),

@@ -5,24 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from steerscope.experiments.tasks.formats.fields import LETTERS, answer_index, lettered, letters, options, text
+from steerscope.experiments.tasks.formats.fields import (
+    LETTERS,
+    answer_index,
+    lettered,
+    lettered_question,
+    options,
+    text,
+)
 from steerscope.experiments.tasks.parsing import letter
 from steerscope.experiments.tasks.sources import HubSource
 from steerscope.experiments.tasks.task import Row, TaskExample, TaskForm, folded
-
-
-def _build(row: Row) -> TaskExample:
-    question, choices = text(row, "question").strip(), options(row)
-    right = answer_index(row, len(choices))
-    return TaskExample(
-        f"Question: {question}\n{lettered(choices)}\nAnswer:",
-        letters(choices)[right],
-        letters(choices),
-        right,
-        answer=LETTERS[right],
-        options=choices,
-        content=folded(question),
-    )
 
 
 def _build_paper(row: Row) -> TaskExample:
@@ -52,11 +45,7 @@ def _convert(row: Row) -> Row:
 
 
 def _is_short(row: Row) -> bool:
-    """Choose rows by characters, so that a tokenizer changes nothing; they are about a quarter of ARC-Easy.
-
-    Returns:
-        Whether question and options are short enough.
-    """
+    """Choose rows by characters, so that a tokenizer changes nothing; they are about a quarter of ARC-Easy."""
     return len(text(row, "question")) <= 80 and max(map(len, options(row))) <= 24
 
 
@@ -77,8 +66,8 @@ def _form(
 
 _ASKED = "a science question with lettered options; the answer is"
 _LETTER, _TEXT = f"{_ASKED} a letter.", f"{_ASKED} a letter and its text (the paper's template)."
-EASY = _form("arc_easy", f"ARC-Easy: {_LETTER}", _build, None, ends=False)
-CHALLENGE = _form("arc_challenge", f"ARC-Challenge: {_LETTER}", _build, None, ends=False)
+EASY = _form("arc_easy", f"ARC-Easy: {_LETTER}", lettered_question, None, ends=False)
+CHALLENGE = _form("arc_challenge", f"ARC-Challenge: {_LETTER}", lettered_question, None, ends=False)
 _SHORT = "ARC-Easy with questions of at most 80 and answers of at most 24 characters; the answer is a letter."
 EASY_SHORT = replace(EASY, name="arc_easy_short", description=_SHORT, keeps=_is_short)
 # Long enough for most options' texts; the letter stands at the start, so a cut costs nothing.

@@ -45,11 +45,7 @@ class Twice(Generator):
 
 
 def _twice(row: str, index: int) -> TaskExample:
-    """A letter after a colon and a space is one token with most tokenizers.
-
-    Returns:
-        An example whose answer is one letter.
-    """
+    """A letter after a colon and a space is one token with most tokenizers."""
     return TaskExample(f"{row} twice:", _CHOICES[index], _CHOICES, index, answer=LETTERS[index], content=folded(row))
 
 

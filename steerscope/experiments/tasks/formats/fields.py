@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from steerscope.experiments.tasks.task import Row
+from steerscope.errors import shortened
+from steerscope.experiments.tasks.task import Row, TaskExample, folded
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -23,7 +24,7 @@ def text(row: Row, name: str) -> str:
     """
     value = row[name]
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{name} is {_short(value)}, expected a text")
+        raise ValueError(f"{name} is {shortened(repr(value))}, expected a text")
     return value
 
 
@@ -44,7 +45,7 @@ def options(row: Row, least: int = 2, most: int = len(LETTERS)) -> tuple[str, ..
     """
     value = row["choices"]
     if not isinstance(value, list | tuple) or not all(isinstance(one, str) and one.strip() for one in value):
-        raise ValueError(f"choices is {_short(value)}, expected a list of texts")
+        raise ValueError(f"choices is {shortened(repr(value))}, expected a list of texts")
     if not least <= len(value) <= most:
         raise ValueError(f"choices has {len(value)} entries, expected {least} to {most}")
     return tuple(one.strip() for one in value)
@@ -66,7 +67,7 @@ def answer_index(row: Row, count: int) -> int:
     """
     value = row["answer_index"]
     if type(value) is not int or not 0 <= value < count:
-        raise ValueError(f"answer_index is {_short(value)}, expected an integer from 0 to {count - 1}")
+        raise ValueError(f"answer_index is {shortened(repr(value))}, expected an integer from 0 to {count - 1}")
     return value
 
 
@@ -93,6 +94,16 @@ def letters(choices: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f" {label}" for label in LETTERS[: len(choices)])
 
 
-def _short(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+def lettered_question(row: Row) -> TaskExample:
+    """Return a row with options as a question that is answered by the letter of one."""
+    question, choices = text(row, "question").strip(), options(row)
+    right = answer_index(row, len(choices))
+    return TaskExample(
+        f"Question: {question}\n{lettered(choices)}\nAnswer:",
+        letters(choices)[right],
+        letters(choices),
+        right,
+        answer=LETTERS[right],
+        options=choices,
+        content=folded(question),
+    )

@@ -41,20 +41,12 @@ class Recall(Generator):
 
 
 def _capital(question: str, value: int) -> TaskExample:
-    """``b=3 d=7 a=1 c=9 D=7``: who recalls has to read the letter otherwise.
-
-    Returns:
-        An example that asks by the capital letter.
-    """
+    """``b=3 d=7 a=1 c=9 D=7``: who recalls has to read the letter otherwise."""
     return digit_after(f"{question[:-1]}{question[-1].upper()}=", value, question)
 
 
 def _plus(question: str, value: int) -> TaskExample:
-    """``b=3 d=7 a=1 c=9 d+1=8``: who recalls has to answer otherwise; 0 follows 9.
-
-    Returns:
-        An example that asks for the digit after the recalled one.
-    """
+    """``b=3 d=7 a=1 c=9 d+1=8``: who recalls has to answer otherwise; 0 follows 9."""
     return digit_after(f"{question}+1=", (value + 1) % 10, question)
 
 

@@ -16,9 +16,9 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from steerscope.equivalence.reference_blocks import BLOCKS, HEADS
 from steerscope.errors import InputError, UnsupportedModelError, did_you_mean
 from steerscope.sites import Site, SiteKind
+from tests.equivalence.reference_blocks import BLOCKS, HEADS
 
 # From the tensor at a site (batch token channel) to what is added there.
 Edit = Callable[[Tensor], Tensor]

@@ -1,0 +1,68 @@
+"""What the model answers before a training: evaluated once, on the questions that the training is tested on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from steerscope.errors import InputError
+from steerscope.experiments.runs.evaluation import Evaluation
+from steerscope.experiments.runs.folder import RESULTS, read_results
+from steerscope.experiments.runs.records import RunConfig, RunResults
+from steerscope.installed import package_versions
+
+# Versions of these decide numbers; those of others do not.
+_DECIDE = ("torch", "transformers", "steerscope")
+
+
+def known_before(
+    place: Path, config: RunConfig, *, max_new_tokens: int, likelihoods: bool
+) -> tuple[Evaluation, Path] | None:
+    """Look for an evaluation of the same untrained model on the same questions in the folders beside a run's.
+
+    Args:
+        place: The run's folder.
+        config: What the run is.
+        max_new_tokens: Longest generation.
+        likelihoods: Whether likelihoods are wanted as well.
+
+    Returns:
+        The evaluation and the folder it is from, or ``None``. Folders that cannot be read are passed over.
+    """
+    if not place.absolute().parent.is_dir():
+        return None
+    for other in sorted(place.absolute().parent.iterdir()):
+        if other.name == place.name or not (other / RESULTS).is_file():
+            continue
+        try:
+            run = read_results(other)
+            found = _untrained(run)
+        except (InputError, OSError):
+            continue
+        if found is None or not _is_same(run, config):
+            continue
+        if found.max_new_tokens == max_new_tokens and (run.settings.get("likelihoods") is True or not likelihoods):
+            return found, other
+    return None
+
+
+def _untrained(run: RunResults) -> Evaluation | None:
+    if run.method == "none":
+        return Evaluation.from_dict(run.evaluation)
+    return None if run.before is None else Evaluation.from_dict(run.before)
+
+
+def _is_same(run: RunResults, config: RunConfig) -> bool:
+    versions, data = package_versions(), config.settings.get("data", {})
+    return (
+        run.task == config.task
+        and _plain(run.model) == _plain(config.model)
+        and run.settings.get("data", {}).get("test") == data.get("test")
+        and all(run.versions.get(name) == versions.get(name) for name in _DECIDE)
+    )
+
+
+def _plain(values: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(dict(values)))

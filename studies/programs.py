@@ -1,0 +1,54 @@
+"""What the programs of this folder share: how they end, and how they write a page."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from steerscope.errors import InputError, typed
+from steerscope.files import read_text, sentence_of, trouble, write_text
+
+
+def exit_code_of(program: str, work: Callable[[], int | None]) -> int:
+    """Return the exit code of a program of this package: 2, after one sentence on stderr, for what is refused.
+
+    Args:
+        program: Its name, before the sentence.
+        work: What it does; returns its exit code, or nothing for 0.
+
+    Returns:
+        What ``sys.exit`` takes.
+
+    Raises:
+        OSError: One that says nothing a user could do something about.
+    """
+    try:
+        return work() or 0
+    except InputError as error:
+        print(f"{program}: {typed(error)}", file=sys.stderr)
+    except OSError as error:
+        if trouble(error) is None:
+            raise
+        print(f"{program}: {sentence_of(error)}", file=sys.stderr)
+    return 2
+
+
+def write_page(path: Path, head: str, text: str) -> None:
+    """Write a generated page; a file that is there is replaced only if it begins with the same title.
+
+    Args:
+        path: The file.
+        head: What every version of the page begins with; its first line is compared.
+        text: The page.
+
+    Raises:
+        InputError: Another file is there, or it cannot be written.
+    """
+    title = head.partition("\n")[0]
+    if path.is_file() and not read_text(path, "the page").startswith(title):
+        raise InputError(
+            f"the file {str(path)!r} is there and is another one than the page {title.lstrip('# ')!r}, so it was not "
+            "touched. Name the page last, or delete that file first."
+        )
+    write_text(path, text)

@@ -1,0 +1,49 @@
+"""Rankings of blocks that change the stream itself (post-norm, Gemma 4): features are derivatives by real edits."""
+
+import pytest
+import torch
+
+from steerscope.analysis.capture.capture import capture
+from steerscope.analysis.capture.features import SketchPlan
+from steerscope.analysis.capture.outputs import make_probes
+from steerscope.analysis.data.encoding import encode
+from steerscope.analysis.scoring.kernels import Kernel, Rows
+from steerscope.models import edited, reading, true_float64, wrap_model
+from studies.families.tiny import VOCAB, tiny_model, tiny_tokenizer
+from tests.analysis.test_capture_exact import CHOICES, gap, rows_and_losses, scores_of, together
+
+
+@pytest.mark.parametrize("family", ["bert", "gemma4_text"])
+def test_features_of_every_site_are_derivatives_by_an_edit_there(family):
+    loaded = wrap_model(tiny_model(family, torch.float64), tiny_tokenizer())
+    model, site_map = loaded.model, loaded.site_map
+    encoded = encode(CHOICES, loaded.tokenizer, 64)
+    probes = make_probes(encoded, 2, VOCAB, 0, torch.float64)
+    ids, mask = together(encoded)
+
+    def scores():
+        return scores_of(model(input_ids=ids, attention_mask=mask, use_cache=False).logits, encoded, probes)
+
+    with true_float64(model):
+        features = capture(loaded, encoded, probes, SketchPlan(exact=True), seed=0, batch_size=16, padding_side="right")
+        rows, plain = Rows.of(features), scores()
+        sites = [site for site in site_map.sites() if site.layer == 1]
+        with reading(site_map, sites) as read:
+            scores()
+        for site in sites:
+            width = site_map.width(site)
+            rms = read[site][mask.bool()].square().mean(0).sqrt()
+            for found, size, edit in (
+                (features.vector[site_map.write(site)], (width,), lambda x, v: v.expand_as(x)),
+                (features.linear[site], (width, width), lambda x, m, rms=rms: (x / rms) @ m.T),
+            ):
+
+                def moved(parameter, site=site, edit=edit):
+                    with edited(model, site_map, {site: lambda x: edit(x, parameter)}):
+                        return torch.cat(scores())
+
+                jacobian = torch.autograd.functional.jacobian(moved, torch.zeros(size, dtype=torch.float64))
+                expected, _ = rows_and_losses(jacobian, plain, encoded, probes)
+                expected = expected.flatten(1) @ expected.flatten(1).T
+                assert expected.abs().max() > 0
+                assert gap(Kernel.of([found], features, rows).probe, expected) < 1e-8, f"{site}, {size}"
