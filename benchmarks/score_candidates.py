@@ -85,13 +85,13 @@ class Variants:
         width = self.width[site]
 
         def at(value: Tensor, read: Tensor) -> Tensor:
-            seen = read.detach() * self.recorder.mask
+            seen = read.detach() * self.recorder.batch.mask[..., None]
             raw = seen / self.scales[site].pow(2).mean().sqrt()
             scaled = (seen / self.scales[site]) @ self.right[width]
             raw_projected, thin = raw @ self.right[width], [raw @ down for down in self.downs[site]]
 
             def on_grad(grad: Tensor) -> None:
-                grad = grad * self.recorder.mask
+                grad = grad * self.recorder.batch.mask[..., None]
                 if site not in self.grad_scale:  # the first pass measures how large derivatives are
                     self.squares[site] += grad.pow(2).sum((0, 1))
                     return
@@ -110,12 +110,11 @@ class Variants:
 
     def put(self, variant: str, site: Site, feature: Tensor) -> None:
         recorder = self.recorder
-        if recorder.several:
-            feature = feature.new_zeros(len(recorder.examples), feature.shape[1]).index_add_(0, recorder.local, feature)
+        feature = recorder.batch.by_example(feature[None])[0]
         if (variant, site) not in self.features:
             shape = (recorder.rows, recorder.slots, feature.shape[1])
             self.features[variant, site] = torch.zeros(shape, dtype=torch.bfloat16)
-        self.features[variant, site][recorder.examples, recorder.slot] = feature.bfloat16()
+        self.features[variant, site][recorder.batch.examples, recorder.slot] = feature.bfloat16()
 
     def measure_grads(self) -> None:
         for site in self.sites:

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from steerscope.equivalence.kernels import gram
 
+# Rows of a Gram matrix of whole numbers that are computed in one product.
+_ROWS = 216
+
 
 @cache
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -41,9 +44,20 @@ def rough_factor(factor: Tensor, dtype: torch.dtype) -> Tensor:
     Returns:
         The factor itself where it has that data type already.
     """
-    if dtype == torch.float32 and multiplies_bfloat16(factor.device):
-        return factor.to(torch.bfloat16)
-    return factor.to(dtype)
+    return factor.to(rough_dtype(dtype, factor.device))
+
+
+def rough_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the data type that factors are multiplied in: bfloat16 for float32 where a device multiplies it fast.
+
+    Args:
+        dtype: What is to be computed in: float32 or float64.
+        device: Where the factors are.
+
+    Returns:
+        bfloat16, or ``dtype`` itself.
+    """
+    return torch.bfloat16 if dtype == torch.float32 and multiplies_bfloat16(device) else dtype
 
 
 def rough_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
@@ -72,7 +86,12 @@ def integer_products(rows: Tensor) -> Tensor:
     Cost: a quarter of float32's on CPUs with AMX.
     """
     product = getattr(torch, "_int_mm", None)  # not public: where it is missing, float32 gives the same
-    if product is not None and rows.numel() and rows.device.type == "cpu" and multiplies_bfloat16(rows.device):
-        found: Tensor = product(rows, rows.T).float()
-        return found
-    return gram(rows.float())
+    if product is None or not rows.numel() or rows.device.type != "cpu" or not multiplies_bfloat16(rows.device):
+        return gram(rows.float())
+    out = torch.empty(len(rows), len(rows))
+    # As in gram(): below the diagonal, and what is above it is the mirror image.
+    for start in range(0, len(rows), _ROWS):
+        stop = start + _ROWS
+        out[start:, start:stop] = product(rows[start:], rows[start:stop].T)
+        out[start:stop, stop:] = out[stop:, start:stop].T
+    return out

@@ -91,7 +91,7 @@ class Case:
 
     def scores(self, kernel: Kernel | None = None, held_length: float = 1.0) -> dict[str, Tensor]:
         kernel = kernel or self.kernel
-        length = relative_length(kernel.probe, READ_LENGTH, held_length)
+        length = relative_length(kernel, READ_LENGTH, held_length)
         return compute_scores(self.candidate(kernel, length))
 
     def candidate(self, kernel: Kernel, length: Tensor) -> Candidate:
@@ -338,6 +338,39 @@ def test_ridge_fit_without_rows_is_the_fit_of_the_rest():
     smaller = kernel[kept][:, kept] + 0.7 * eye[: len(kept), : len(kept)]
     torch.testing.assert_close(found[kept][:, 1:], torch.linalg.solve(smaller, targets[kept, 1:]))
     assert torch.count_nonzero(found[out, 1:]) == 0
+
+
+def test_several_groups_left_out_are_each_the_fit_of_the_rest():
+    case = case_of(6)
+    kernel = case.kernel.probe / case.kernel.scale
+    targets, count = case.target_features[:, :3].clone(), len(kernel)
+    groups = [slice(0, 4), slice(4, 9)]
+    for column, out in enumerate(groups):
+        targets[out, column] = 0
+    found = RidgeFit.of(kernel, 0.7).weights_without(targets, [(out, [n]) for n, out in enumerate(groups)])
+    for column, out in enumerate(groups):
+        kept = [row for row in range(count) if not out.start <= row < out.stop]
+        rest = kernel[kept][:, kept] + 0.7 * torch.eye(len(kept), dtype=torch.float64)
+        torch.testing.assert_close(found[kept, column], torch.linalg.solve(rest, targets[kept, column]))
+
+
+def test_a_kernel_by_its_features_has_the_scores_of_the_matrix():
+    case = case_of(7)
+    matrix = case.kernel
+    by_features = Kernel(None, matrix.cross, matrix.loss, case.features)
+    expected, found = case.scores(matrix), case.scores(by_features)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=EXACT, atol=EXACT)
+    assert by_features._probe is None  # no score needed the matrix
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_products_with_loss_directions_are_sums_over_the_rows_of_an_example(most):
+    """With as many rows for each example, which are added up in one product, and with some more than others."""
+    case = case_of(8, most=most)
+    assert (len(torch.unique(torch.bincount(case.rows.example))) == 1) == (most == 1)
+    torch.testing.assert_close(case.rows.along_loss(case.features).T, case.loss_features(case.features))
 
 
 # --- known answers ---

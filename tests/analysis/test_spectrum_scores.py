@@ -12,6 +12,7 @@ from scipy.optimize import brentq
 from steerscope.analysis.data.examples import Example
 from steerscope.analysis.ranking import rank_sites
 from steerscope.analysis.scoring.converged import PENALTIES, Converged
+from steerscope.analysis.scoring.kernels import Kernel
 from steerscope.analysis.scoring.options import RankOptions
 from steerscope.analysis.scoring.scores import Candidate, Needs, compute_scores, ranking_scores, relative_length
 from steerscope.analysis.scoring.scores.learned_at_n import effective_ridge
@@ -225,7 +226,7 @@ def test_a_kernel_of_zero_and_a_vector() -> None:
 def test_halves_of_float32_kernels_agree_with_float64() -> None:
     found = candidate_of(case_of(6))
     kernel = found.kernel
-    single = replace(found, kernel=replace(kernel, probe=kernel.probe.float()))
+    single = replace(found, kernel=Kernel(kernel.probe.float(), kernel.cross, kernel.loss))
     wide, narrow = (compute_scores(one, Needs.SPECTRUM) for one in (found, single))
     for name in NAMES:
         torch.testing.assert_close(narrow[name], wide[name], rtol=1e-3, atol=1e-3)

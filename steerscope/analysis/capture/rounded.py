@@ -19,10 +19,25 @@ UNIT_BYTES = 4
 
 def rounded(feature: Tensor) -> Tensor:
     """Return features ``... feature`` as ``int8``, ``... feature + 4``; what is not finite keeps a unit that is not."""
-    units = (feature.abs().amax(-1, keepdim=True) / LARGEST).float()
-    divisor = torch.where(units == 0, torch.ones_like(units), units)
-    numbers = (feature / divisor).round_().to(torch.int8)
-    return torch.cat([numbers, units.view(torch.int8)], dim=-1)
+    return rounded_over(feature.clone())
+
+
+def rounded_over(feature: Tensor, factor: float = 1.0) -> Tensor:
+    """Return :func:`rounded` of features times a positive number, writing over the features.
+
+    Args:
+        feature: ``... feature``, whose memory is used.
+        factor: What they are to be multiplied by.
+
+    Returns:
+        ``int8``, ``... feature + 4``.
+    """
+    units = feature.abs().amax(-1, keepdim=True) / LARGEST
+    numbers = feature.mul_(torch.where(units == 0, 1, units).reciprocal_()).round_()
+    out = torch.empty(*feature.shape[:-1], feature.shape[-1] + UNIT_BYTES, dtype=torch.int8, device=feature.device)
+    out[..., :-UNIT_BYTES] = numbers
+    out[..., -UNIT_BYTES:] = (units * factor).float().view(torch.int8)
+    return out
 
 
 def numbers_of(feature: Tensor) -> Tensor:

@@ -151,7 +151,6 @@ class JointScores:
         scale = self.scales[members[0]] if n == 1 else 1.0
         probe = _sum(self.units[site] for site in members)
         loss = _sum(self.losses[site] for site in members)
-        length = _sum(self.units[site] * self.lengths[site] for site in members) / n**3
         vector = self.vectors(members[0]) if n == 1 else None
         return replace(
             self.like,
@@ -159,7 +158,7 @@ class JointScores:
             place=None,
             kernel=Kernel(probe * scale, probe.new_empty(len(probe), 0), loss * scale),
             problem=problem,
-            squared_length=length,
+            squared_length=lambda: _sum(self.units[site] * self.lengths[site] for site in members) / n**3,
             converged=converged,
             vector=None if vector is None else replace(vector, problem=problem, converged=converged),
             step=None,

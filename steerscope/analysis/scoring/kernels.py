@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from steerscope.analysis.capture.features import Features
@@ -47,7 +48,12 @@ class Rows:
         Returns:
             The sums over an example's rows, each times its residual.
         """
-        weighted = products * self.residual.to(products)[:, None]
+        residual, per_example = self.residual.to(products), len(self.example) // max(1, self.num_examples)
+        counted = torch.arange(self.num_examples).repeat_interleave(per_example)
+        if torch.equal(self.example.cpu(), counted):  # all have as many, side by side: one product for each
+            split = products.unflatten(0, (-1, per_example))
+            return (residual.view(-1, 1, per_example) @ split)[:, 0].T
+        weighted = products * residual[:, None]
         sums = products.new_zeros(self.num_examples, products.shape[1])
         return sums.index_add_(0, self.example.to(products.device), weighted).T
 
@@ -58,19 +64,34 @@ class Rows:
         return slice(int(found[0]), int(found[-1]) + 1)
 
 
-@dataclass(frozen=True)
 class Kernel:
     """One tangent kernel. ``row``: (example, probe) pairs; ``example``: the loss direction of each example.
 
     Attributes:
-        probe: ``row row``.
         cross: ``row example``; ``row 0`` where it was not asked for.
         loss: ``example example``.
+        factor: ``row feature``, where features are few: the kernel between rows is ``factor @ factor.T``, which is
+            computed when it is asked for.
     """
 
-    probe: Tensor
-    cross: Tensor
-    loss: Tensor
+    def __init__(self, probe: Tensor | None, cross: Tensor, loss: Tensor, factor: Tensor | None = None) -> None:
+        assert probe is not None or factor is not None
+        self._probe, self.cross, self.loss, self.factor = probe, cross, loss, factor
+        # Of a target that every candidate is compared with, once.
+        self._own_sums: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def probe(self) -> Tensor:
+        """The kernel between rows ``row row``."""
+        if self._probe is None:
+            assert self.factor is not None
+            self._probe = gram(self.factor)
+        return self._probe
+
+    @property
+    def diagonal(self) -> Tensor:
+        """Its diagonal ``row``."""
+        return self.probe.diagonal() if self.factor is None else self.factor.pow(2).sum(1)
 
     @classmethod
     def of(
@@ -99,22 +120,11 @@ class Kernel:
         """
         total: Kernel | None = None
         for one in feature_sets:
-            k = features.valid.shape[1]
-            # Rows are picked before they are widened: a float copy of all features would be made in vain.
-            picked = one[rows.example, rows.probe]
-            probe = gram_of(picked)
-            if features.spans:
-                # An example's loss direction is the sum of its rows times their residuals, and so are its products.
-                between = rows.along_loss(probe)
-                part = cls(probe.cpu(), (between if cross else between[:, :0]).cpu(), rows.along_loss(between).cpu())
-            else:
-                loss = wide_feature(one[:, k])
-                between = wide_feature(picked) @ loss.T if cross else loss.new_empty(len(picked), 0)
-                part = cls(probe.cpu(), between.cpu(), gram(loss).cpu())
+            part = _kernel_of(one, features, rows, cross)
             total = part if total is None else total + part
         assert total is not None
         # Sums of squares: a number that is not finite, anywhere in the features, shows there.
-        require_finite(f"a derivative of the outputs by {what}", total.probe.diagonal(), total.loss.diagonal())
+        require_finite(f"a derivative of the outputs by {what}", total.diagonal, total.loss.diagonal())
         return total
 
     def __add__(self, other: Kernel) -> Kernel:
@@ -124,9 +134,88 @@ class Kernel:
     @property
     def scale(self) -> float:
         """The mean of the diagonal over rows."""
-        return float(self.probe.diagonal().mean())
+        return float(self.diagonal.mean())
 
     @property
     def unit(self) -> float:
         """What a kernel is divided by to have unit scale: 1 for one of zero, which stays zero."""
         return self.scale or 1.0
+
+    def pair_sums(self, other: Kernel, included: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``sum_ij k_ij l_ij`` and ``sum_ij k_ij k_ij`` over the rows that take part, per column.
+
+        Args:
+            other: A kernel ``l`` over the same rows.
+            included: ``row column``: 1 where a row takes part, else 0.
+
+        Returns:
+            Sums ``(column)`` of both, in float64.
+
+        Cost: one pass over both kernels; with ``factor`` a product of it with the other one.
+        """
+        if self.factor is None:
+            between, own = _sums_of_products(self.probe, (other.probe, self.probe), included)
+            return between, own
+        factor = self.factor.double()
+        whole, by_row = factor.T @ factor, ((other.probe.to(self.factor) @ self.factor).double() * factor).sum(1)
+        between, own = torch.zeros(2, included.shape[1], dtype=torch.float64)
+        # Columns leave a few rows out: what these make is taken off the whole.
+        for column, inside in enumerate(included.bool().T):
+            out = (~inside).nonzero()[:, 0]
+            gone = factor[out]
+            among = (gone @ gone.T * other.probe[out[:, None], out]).sum()
+            between[column] = by_row.sum() - 2 * by_row[out].sum() + among
+            own[column] = (whole - gone.T @ gone).pow(2).sum()
+        return between, own
+
+    def own_sums(self, included: Tensor) -> Tensor:
+        """Return the second part of :meth:`pair_sums`, kept for the next time it is asked for."""
+        if self._own_sums is None or not torch.equal(self._own_sums[0], included):
+            self._own_sums = included, _sums_of_products(self.probe, (self.probe,), included)[0]
+        return self._own_sums[1]
+
+
+# Rows at a time of sums over pairs of rows, so that products stay in the cache.
+_ROWS = 96
+
+
+def _sums_of_products(one: Tensor, others: Sequence[Tensor], included: Tensor) -> Tensor:
+    """Return per other symmetric matrix ``row row`` and column the sum of its products with one, in float64."""
+    by_row = included.to(one)
+    sums = torch.zeros(len(others), included.shape[1], dtype=torch.float64)
+    for start in range(0, len(one), _ROWS):  # up to the diagonal: what is beyond is alike
+        rows = slice(start, min(start + _ROWS, len(one)))
+        counted = torch.cat([2 * by_row[:start], by_row[rows]])
+        part = one[rows, : rows.stop]
+        for place, other in enumerate(others):
+            sums[place] += (by_row[rows] * ((part * other[rows, : rows.stop].to(part)) @ counted)).double().sum(0)
+    return sums
+
+
+# Fewer features than so many times the rows: products with features cost less than those with the kernel.
+_FEW = 0.25
+
+
+def _kernel_of(one: Tensor, features: Features, rows: Rows, cross: bool) -> Kernel:
+    k = features.valid.shape[1]
+    # Rows are picked before they are widened: a float copy of all features would be made in vain.
+    every = bool(features.valid.all())
+    picked = one[:, :k].flatten(0, 1) if every else one[rows.example, rows.probe]
+    few = not cross and one.shape[-1] <= _FEW * len(picked)
+    factor = wide_feature(picked) if few else None
+    probe = None if few else gram_of(picked)
+    if not features.spans:
+        loss = wide_feature(one[:, k])
+        between = wide_feature(picked) @ loss.T if cross else loss.new_empty(len(picked), 0)
+        along = gram(loss)
+    elif factor is not None:
+        # An example's loss direction is the sum of its rows times their residuals.
+        along, between = gram(rows.along_loss(factor).T), factor.new_empty(len(picked), 0)
+    else:
+        assert probe is not None
+        between = rows.along_loss(probe)
+        along = rows.along_loss(between)
+        between = between if cross else between[:, :0]
+    return Kernel(
+        None if probe is None else probe.cpu(), between.cpu(), along.cpu(), None if factor is None else factor.cpu()
+    )

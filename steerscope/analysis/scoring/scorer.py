@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from itertools import product
@@ -66,12 +67,12 @@ class Scorer:
         self._linear_scales: dict[Site, float] = {}
         self._linear_losses: dict[Site, Tensor] = {}
         self._linear_lengths: dict[Site, float] = {}
+        self._vector_losses: dict[Site, Tensor] = {}
+        self._vector_lengths: dict[Site, float] = {}
         # Sites that write at one point share their vector, whose kernel scores are computed once.
         self._vector_scores: dict[Site, dict[str, Tensor]] = {}
         self._vector: tuple[Site, Candidate] | None = None
         self._scores: dict[tuple[Site, str], dict[str, Tensor]] = {}
-        # Per kind and family the sums over its sites of unit kernels, of those along the loss, and of squared lengths.
-        self._kind_kernels: dict[tuple[SiteKind, str], tuple[Triangle, Tensor, Triangle]] = {}
         self._kind_sites: dict[tuple[SiteKind, str], list[Site]] = {}
 
     def num_params(self, site: Site, family: str) -> int:
@@ -97,6 +98,8 @@ class Scorer:
     def add(self, site: Site) -> None:
         """Score one site, both families."""
         vector = self._vector_at(site)
+        vector_length = vector.squared_length
+        assert isinstance(vector_length, float), "a single site's length is a multiple of its kernel"
         write = self.loaded.site_map.write(site)
         if write not in self._vector_scores:
             self._vector_scores[write] = compute_scores(vector, *self.options.needs)
@@ -105,12 +108,14 @@ class Scorer:
             [self.features.linear.pop(site)], self.features, self.rows, cross=False, what=f"an edit of '{site}'"
         )
         held = self.features.held_length[write]
-        length = relative_length(kernel.probe, self.features.read_length[site], held)
+        length = relative_length(kernel, self.features.read_length[site], held)
         linear = self._candidate(kernel, length, "linear", site, vector)
         self._record(site, linear, compute_scores(linear, *self.options.needs))
         self._linear_scales[site] = kernel.scale
         self._linear_losses[site] = kernel.loss / kernel.unit
         self._linear_lengths[site] = length
+        self._vector_losses[site] = vector.kernel.loss / vector.kernel.unit
+        self._vector_lengths[site] = vector_length
         self.linear_kernels.kept[site] = Triangle(linear.unit_kernel, torch.float32)
         at_place = compute_scores(replace(vector, place=self._place(site)), Needs.PLACE)
         self._record(site, vector, own | at_place)
@@ -164,12 +169,17 @@ class Scorer:
                 cross=False,
                 what=f"a vector at '{write}'",
             )
-            length = relative_length(kernel.probe, 1.0, self.features.held_length[write])
+            length = relative_length(kernel, 1.0, self.features.held_length[write])
             self._vector = write, self._candidate(kernel, length, "vector", None)
         return self._vector[1]
 
     def _candidate(
-        self, kernel: Kernel, length: Tensor | float, family: str, site: Site | None, vector: Candidate | None = None
+        self,
+        kernel: Kernel,
+        length: Callable[[], Tensor] | float,
+        family: str,
+        site: Site | None,
+        vector: Candidate | None = None,
     ) -> Candidate:
         return Candidate(
             family=family,
@@ -192,20 +202,11 @@ class Scorer:
         return Place(site, len(site_map.blocks), known.read_rms[site], held, known.places[site])
 
     def _record(self, site: Site, candidate: Candidate, scores: dict[str, Tensor]) -> None:
-        family, kernel, length = candidate.family, candidate.kernel, candidate.squared_length
+        family = candidate.family
         self._scores[site, family] = scores
         for name, values in scores.items():
             require_finite(f"the score {name!r} of '{site}' ({family})", values)
-        assert isinstance(length, float), "a single site's length is a multiple of its kernel"
-        probe, loss = Triangle(candidate.unit_kernel), kernel.loss / kernel.unit
         key = (site.kind, family)
-        if key in self._kind_kernels:
-            total_probe, total_loss, lengths = self._kind_kernels[key]
-            total_probe += probe  # in place, as the next two
-            total_loss += loss
-            lengths += probe * length
-        else:
-            self._kind_kernels[key] = probe, loss, probe * length
         self._kind_sites.setdefault(key, []).append(site)
 
     def site_scores(self) -> tuple[SiteScore, ...]:
@@ -271,14 +272,9 @@ class Scorer:
         by = self.kind_score
         vectors: dict[SiteKind, Candidate] = {}
         out = []
-        for kind, family in sorted(self._kind_kernels, key=lambda key: key[1] != "vector"):
-            probe, loss, lengths = self._kind_kernels[kind, family]
+        for kind, family in sorted(self._kind_sites, key=lambda key: key[1] != "vector"):
             sites = self._kind_sites[kind, family]
-            # Each of n sites makes the n-th part of the regression's change; its edit is that much shorter. The
-            # length of the whole is the root mean square over sites.
-            length = lengths.whole() / len(sites) ** 3
-            kernel = Kernel(probe.whole(), loss.new_empty(len(self.rows.example), 0), loss)
-            candidate = self._candidate(kernel, length, family, None, vectors.get(kind))
+            candidate = self._of_kind(sites, family, vectors.get(kind))
             if family == "vector":
                 vectors[kind] = candidate
             scores = compute_score(candidate, get_score(by))
@@ -287,6 +283,34 @@ class Scorer:
             count = sum(self.num_params(site, family) for site in sites)
             out.append(KindScore(kind.value, family, value, low, high, count, len(sites)))
         return tuple(sorted(out, key=lambda k: (-k.score, k.kind, k.family)))
+
+    def _of_kind(self, sites: list[Site], family: str, vector: Candidate | None) -> Candidate:
+        """Return the edit of several sites at once, each kernel of unit scale."""
+
+        def sum_of(factors: Mapping[Site, float]) -> Tensor:
+            total: Triangle | None = None
+            for site, factor in factors.items():
+                if family == "linear":
+                    part = self.linear_kernels.kept[site]
+                else:
+                    part = Triangle(self._vector_at(site).unit_kernel)
+                part = part if factor == 1 else part * factor
+                total = part if total is None else total + part
+            assert total is not None
+            return total.whole()
+
+        if family == "linear":
+            losses, lengths = self._linear_losses, self._linear_lengths
+        else:
+            losses, lengths = self._vector_losses, self._vector_lengths
+        loss = torch.stack([losses[site] for site in sites]).sum(0)
+        # Each of n sites makes the n-th part of the regression's change; its edit is that much shorter. The length of
+        # the whole is the root mean square over sites.
+        n = len(sites)
+        kernel = Kernel(sum_of(dict.fromkeys(sites, 1.0)), loss.new_empty(len(self.rows.example), 0), loss)
+        return self._candidate(
+            kernel, lambda: sum_of({site: lengths[site] for site in sites}) / n**3, family, None, vector
+        )
 
     def sketch_errors(self, sites: list[Site], plan: SketchPlan) -> dict[str, Any]:
         """Measure the sketches' error: two halves of the blocks are two independent sketches.

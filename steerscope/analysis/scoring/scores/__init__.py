@@ -104,7 +104,7 @@ def compute_score(candidate: Candidate, score: Score) -> Tensor:
     Returns:
         The whole sample, then one entry per left-out group ``(column)``.
     """
-    if score.needs.is_of_kernels and is_zero(candidate.kernel.probe):
+    if score.needs.is_of_kernels and is_zero(candidate.kernel):
         return candidate.zeros()
     value = torch.as_tensor(score.compute(candidate), dtype=torch.float64)
     return value if value.dim() else value.expand(candidate.num_columns)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +13,7 @@ from torch import Tensor
 from steerscope.analysis.capture.places import PlaceStats
 from steerscope.analysis.scoring.converged import Converged
 from steerscope.analysis.scoring.kernels import Kernel, Rows
-from steerscope.analysis.scoring.problem import Direction, Predictions, Problem, predict
+from steerscope.analysis.scoring.problem import Direction, Predictions, Problem, predict, predict_by_features
 from steerscope.analysis.scoring.spectrum import Spectrum, spectra_of
 from steerscope.finite import require_finite
 from steerscope.sites import Site
@@ -51,8 +53,8 @@ class Candidate:
         problem: The held-out regression made from ``target``.
         rows: What the kernels' rows are: (example, probe) pairs.
         curvature: ``example probe probe``: the softmax's Fisher matrices.
-        squared_length: ``row row``: its quadratic form in a regression's dual weights is the square of the edit's
-            length over that of what it is added to. A number stands for so many times the unit kernel
+        squared_length: Returns ``row row``, whose quadratic form in a regression's dual weights is the square of the
+            edit's length over that of what it is added to. A number stands for so many times the unit kernel
             (:func:`relative_length`).
         seed: Seed of what is drawn.
         converged: Fine-tuning's converged update, for scores that need a spectrum.
@@ -68,7 +70,7 @@ class Candidate:
     problem: Problem
     rows: Rows
     curvature: Tensor
-    squared_length: Tensor | float
+    squared_length: Callable[[], Tensor] | float
     seed: int = 0
     converged: Converged | None = None
     vector: Candidate | None = None
@@ -89,8 +91,13 @@ class Candidate:
     def predictions(self) -> tuple[tuple[Predictions, Direction], ...]:
         """What the unit kernel predicts from each half on the other, with the problem it answers.
 
-        Cost: one factorisation of half the rows per direction, once for all scores.
+        Cost: one factorisation of half the rows per direction, or of the features where they are few, once for all
+        scores.
         """
+        factor = self.kernel.factor
+        if factor is not None:
+            unit = factor.double() / math.sqrt(self.kernel.unit)
+            return tuple((predict_by_features(unit, one, self.problem.ridge), one) for one in self.problem.directions)
         return tuple((predict(self.unit_kernel, one, self.problem.ridge), one) for one in self.problem.directions)
 
     @cached_property
@@ -116,9 +123,12 @@ class Candidate:
         Returns:
             The quadratic form of ``squared_length`` in them.
         """
-        if isinstance(self.squared_length, Tensor):
-            form = self.squared_length[way.train, way.train]
+        if not isinstance(self.squared_length, float):
+            form = self.squared_length()[way.train, way.train]
             return (weights * (form.double() @ weights)).sum(0)
+        if self.kernel.factor is not None:
+            changed = self.kernel.factor[way.train].double().T @ weights
+            return self.squared_length * changed.pow(2).sum(0) / self.kernel.unit
         kernel = self.unit_kernel[way.train, way.train]
         return self.squared_length * (weights * (kernel @ weights.to(kernel)).double()).sum(0)
 
@@ -134,7 +144,7 @@ def r_squared(parts: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     return 1 - error / size.clamp_min(1e-300)
 
 
-def is_zero(kernel: Tensor) -> bool:
+def is_zero(kernel: Tensor | Kernel) -> bool:
     """Whether a kernel ``row row`` is zero: an edit that moves no output.
 
     Returns:
@@ -143,11 +153,12 @@ def is_zero(kernel: Tensor) -> bool:
     Raises:
         InputError: It is NaN or infinite.
     """
-    require_finite("a kernel", kernel.diagonal())
-    return float(kernel.diagonal().mean()) <= 0
+    diagonal = kernel.diagonal if isinstance(kernel, Kernel) else kernel.diagonal()
+    require_finite("a kernel", diagonal)
+    return float(diagonal.mean()) <= 0
 
 
-def relative_length(kernel: Tensor, read_length: float, held_length: float) -> float:
+def relative_length(kernel: Tensor | Kernel, read_length: float, held_length: float) -> float:
     """Return the ``squared_length`` of an edit whose kernel ``row row`` this is, in units of the unit kernel.
 
     With dual weights ``b`` of the kernel at unit scale, ``c`` that scale, the edit's matrix has the squared norm
@@ -163,4 +174,5 @@ def relative_length(kernel: Tensor, read_length: float, held_length: float) -> f
     """
     if is_zero(kernel):
         return 0.0
-    return (read_length / max(held_length, 1e-30)) ** 2 / float(kernel.diagonal().mean())
+    diagonal = kernel.diagonal if isinstance(kernel, Kernel) else kernel.diagonal()
+    return (read_length / max(held_length, 1e-30)) ** 2 / float(diagonal.mean())

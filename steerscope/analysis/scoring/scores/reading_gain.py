@@ -28,7 +28,7 @@ def reading_gain(candidate: Candidate) -> Tensor:
     vector = candidate.vector
     if vector is None:
         return candidate.zeros()
-    if is_zero(vector.kernel.probe):
+    if is_zero(vector.kernel):
         return converged_share(candidate)
     both = (candidate.unit_kernel + vector.unit_kernel) / 2
     return share_of_converged(candidate, both) - share_of_converged(vector, vector.unit_kernel, vector.spectra)
