@@ -53,22 +53,45 @@ class ExactParts(Stored):
         self.map_reads.clear()
 
     def read_site(self, site: Site, read: Tensor) -> None:
-        """Keep what a site reads ``batch token channel``."""
+        """Keep what a site reads ``batch token channel``.
+
+        Args:
+            site: The site.
+            read: ``batch token channel``.
+        """
         self.reads[site] = self._wide(read) / self.scales[site].to(self.dtype) * self.mask
 
     def read_maps(self, layer: int, group: str, read: Tensor) -> None:
-        """Keep what a group of linear maps reads."""
+        """Keep what a group of linear maps reads.
+
+        Args:
+            layer: Their block.
+            group: Which maps of the block.
+            read: ``batch token channel``.
+        """
         self.map_reads[layer, group] = self._wide(read) * self.mask
 
     def grad_of_site(self, write: Site, grad: Tensor) -> None:
-        """Make features from the derivative by what is added at a write point."""
+        """Make features from the derivative by what is added at a write point.
+
+        Args:
+            write: The write point.
+            grad: ``batch token channel``.
+        """
         grad = self._wide(grad)
         for site in self.written_at[write]:
             self._keep(self.linear, site, combine(grad, self.reads[site]))
         self._keep(self.vector, write, vector_tangent(grad * self.mask))
 
     def grad_of_map(self, layer: int, group: str, path: str, grad: Tensor) -> None:
-        """Make features from the derivative by a linear map's output."""
+        """Make features from the derivative by a linear map's output.
+
+        Args:
+            layer: Its block.
+            group: Which maps share what it reads.
+            path: The map inside the block.
+            grad: ``batch token channel``.
+        """
         self._keep(self.weights, (layer, path), combine(self._wide(grad), self.map_reads[layer, group]))
 
     def _keep(self, into: dict[Any, Tensor], key: Any, feature: Tensor) -> None:

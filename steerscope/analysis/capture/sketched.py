@@ -113,7 +113,12 @@ class SketchedParts(Stored):
     # --- what hooks bring ---
 
     def read_site(self, site: Site, read: Tensor) -> None:
-        """Project what a site reads ``batch token channel``."""
+        """Project what a site reads ``batch token channel``.
+
+        Args:
+            site: The site.
+            read: ``batch token channel``.
+        """
         place, number = self._site_number[site]
         size = self.plan.blocks * self.plan.size
         projected = self._few_digits(read) @ self._factor("site read", read.shape[-1], size, self.plan.blocks, site)
@@ -121,19 +126,37 @@ class SketchedParts(Stored):
         torch.mul(split, self.mask[:, None, :, None], out=self.reads[place][number])
 
     def read_maps(self, layer: int, group: str, read: Tensor) -> None:
-        """Project what a group of linear maps reads."""
+        """Project what a group of linear maps reads.
+
+        Args:
+            layer: Their block.
+            group: Which maps of the block.
+            read: ``batch token channel``.
+        """
         projected = self._few_digits(read) @ self._factor((layer, group), read.shape[-1], self.plan.weight_size)
         out = self.map_reads[:, self._group_number[layer, group]]
         torch.mul(projected.view(*self.mask.shape, -1), self.mask[..., None], out=out)
 
     def grad_of_site(self, write: Site, grad: Tensor) -> None:
-        """Project the derivative by what is added at a write point."""
+        """Project the derivative by what is added at a write point.
+
+        Args:
+            write: The write point.
+            grad: ``batch token channel``.
+        """
         factor = self._factor("site write", grad.shape[-1], self.plan.blocks * self.plan.size, self.plan.blocks)
         torch.mm(self._few_digits(grad), factor, out=self.grads[self._write_number[write]])
         self._seen.add(write)
 
     def grad_of_map(self, layer: int, group: str, path: str, grad: Tensor) -> None:
-        """Project the derivative by a linear map's output."""
+        """Project the derivative by a linear map's output.
+
+        Args:
+            layer: Its block.
+            group: Which maps share what it reads.
+            path: The map inside the block.
+            grad: ``batch token channel``.
+        """
         # Sketched features of all maps are summed, so maps must meet in independent directions: those that share
         # what they read differ in ``path``, those in other layers or groups in how what they read was projected.
         grad, out = self._few_digits(grad), self.map_grads[self._group_number[layer, group]]

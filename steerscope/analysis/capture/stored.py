@@ -63,7 +63,14 @@ class Stored:
         self.weights: dict[Any, Tensor] = {}
 
     def keep(self, into: dict[Any, Tensor], key: Any, feature: Tensor, slot: int) -> None:
-        """Put the features ``example feature`` of a batch's examples in their rows."""
+        """Put the features of a batch's examples in their rows.
+
+        Args:
+            into: ``linear``, ``vector`` or ``weights``.
+            key: Whose features they are.
+            feature: ``example feature``.
+            slot: The backward pass.
+        """
         if key not in into:
             # Every row is written once, by its batch; memory that is not written yet takes no room.
             into[key] = feature.new_empty(*self.shape, feature.shape[1])
