@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -81,8 +82,9 @@ class FusedNorms:
                 del module.forward  # the class's own method shows again
 
 
-def _forward_of(weight: Tensor, epsilon: float) -> Callable[[Tensor], Tensor]:
-    def forward(x: Tensor) -> Tensor:
+def _forward_of(weight: Tensor, epsilon: float) -> Callable[..., Tensor]:
+    def forward(*args: Tensor, **kwargs: Tensor) -> Tensor:
+        (x,) = (*args, *kwargs.values())  # whatever the module calls it
         found: Tensor = _RootMeanSquareNorm.apply(x, weight, epsilon)
         return found
 
@@ -94,6 +96,8 @@ def _as_norm(module: nn.Module) -> tuple[Callable[[], Tensor], float] | None:
     held: Sequence[Tensor] = [*module.parameters(), *module.buffers()]
     epsilon = next((value for name in _EPSILON if isinstance(value := getattr(module, name, None), float)), None)
     if epsilon is None or len(held) != 1 or [*module.children()] or "forward" in vars(module):
+        return None
+    if len(signature(module.forward).parameters) != 1:  # a gate beside it (Mamba's norms), which may be left out here
         return None
     (weight,) = held
     limit = _ROUNDING.get(weight.dtype)
@@ -107,7 +111,7 @@ def _as_norm(module: nn.Module) -> tuple[Callable[[], Tensor], float] | None:
     with torch.no_grad():
         try:
             expected = module(x)
-        except (TypeError, RuntimeError, ValueError):  # it takes more than what it norms
+        except Exception:  # whatever a module raises that is no norm of two rows
             return None
         if not isinstance(expected, Tensor) or expected.shape != x.shape or expected.dtype != x.dtype:
             return None

@@ -90,3 +90,41 @@ def test_nothing_is_fused_under_gradient_checkpointing():
     model = frozen("llama")
     checkpoint_activations(model)
     assert len(FusedNorms(model)) == 0
+
+
+class Gated(torch.nn.Module):
+    """As of Mamba's blocks: a gate that may be left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.variance_epsilon = torch.nn.Parameter(torch.rand(8)), 1e-6
+
+    def forward(self, hidden_states, gate=None):
+        x = hidden_states if gate is None else hidden_states * gate
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+class Odd(Gated):
+    """Raises what nobody expects."""
+
+    def forward(self, hidden_states):
+        return hidden_states.cache.to(self.weight)
+
+
+class Named(Gated):
+    """Takes one tensor, under a name of its own."""
+
+    def forward(self, hidden):
+        return super().forward(hidden)
+
+
+@pytest.mark.parametrize(("module", "number"), [(Gated, 0), (Odd, 0), (Named, 1)])
+def test_modules_that_take_or_raise_something_else_are_left_alone(module, number):
+    norm = module().requires_grad_(False)
+    assert len(norms := FusedNorms(torch.nn.Sequential(norm))) == number
+    if number:
+        x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+        expected = norm(x)
+        with norms.acting():
+            assert "forward" in vars(norm)
+            torch.testing.assert_close(norm(hidden=x), expected)
