@@ -14,8 +14,8 @@ from steerscope.experiments.engine.loop import Progress, train_pack
 from steerscope.experiments.engine.pack_job import PackJob, Task
 from steerscope.experiments.engine.run_records import trained_record
 from steerscope.experiments.engine.run_state import RunState, progress_of, states_of
-from steerscope.experiments.engine.sweep import Sweep
 from steerscope.experiments.engine.store import key_of
+from steerscope.experiments.engine.sweep import Sweep
 from steerscope.finite import finite_or_none
 
 
