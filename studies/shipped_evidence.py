@@ -48,6 +48,7 @@ def shipped(
     return {
         "model": Path(str(table.model["name"])).name,
         "sha256": table.model["sha256"],
+        "setup": table.model.get("setup", ""),
         "layout": table.model["layout"],
         "task": table.task,
         "n_sites": found.num_sites,

@@ -11,6 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from steerscope.analysis.data.examples import Example
+from steerscope.analysis.provenance import hash_of
+
 EVIDENCE = Path(__file__).with_name("evidence.json")
 # Of a table, what every line on one of its scores holds too.
 _SHARED = ("model", "sha256", "layout", "task", "n_sites", "n_seeds", "admitted", "why_not", "attainable", "baseline",
@@ -33,14 +36,14 @@ def known_evidence(score: str, path: Path = EVIDENCE) -> dict[str, Any] | None:
 
 
 def evidence_for(
-    score: str, model: Mapping[str, Any], task: str, scored: Iterable[tuple[str, float]], path: Path = EVIDENCE
+    score: str, model: Mapping[str, Any], task: str | None, scored: Iterable[tuple[str, float]], path: Path = EVIDENCE
 ) -> dict[str, Any] | None:
     """Return :func:`known_evidence`, with what training came to at this model's sites on this task, if it was trained.
 
     Args:
         score: Name of a score.
         model: Identity of the model: its ``sha256`` counts, because a name is where its user keeps it.
-        task: Name of the task.
+        task: Name of the registered task that drew the examples (:func:`drawn_from`), if one did.
         scored: Names of sites, and what a linear edit there scores.
         path: JSON file of site tables, in short.
 
@@ -62,18 +65,45 @@ def evidence_for(
     return found | {"points": points, "references": [{"name": "no training", "loss": table["before"]["loss"]}]}
 
 
-def is_of(line: Mapping[str, Any], model: Mapping[str, Any], task: str) -> bool:
+def drawn_mark(task: str, example: Example) -> str:
+    """Return what an example carries that a registered task drew: a hash of the task's name and of the example.
+
+    Args:
+        task: Name of the task.
+        example: Its example.
+
+    Returns:
+        A hexadecimal SHA-256 digest.
+    """
+    return hash_of(task, example.prompt, example.completion, *(example.choices or ()))
+
+
+def drawn_from(task: str, examples: Sequence[Example]) -> str | None:
+    """Return the task's name if the registered task of that name drew all examples; a name alone proves nothing.
+
+    Args:
+        task: What the task is called; a user's own file may be called so, too.
+        examples: What is ranked with.
+
+    Returns:
+        The name, or ``None``.
+    """
+    return task if all(getattr(one, "drawn", "") == drawn_mark(task, one) for one in examples) else None
+
+
+def is_of(line: Mapping[str, Any], model: Mapping[str, Any], task: str | None) -> bool:
     """Say whether a table, or a line of one, is of a model and a task.
 
     Args:
         line: The table or line.
         model: Identity of the model.
-        task: Name of the task.
+        task: Name of the registered task that drew the examples (:func:`drawn_from`), if one did.
 
     Returns:
-        Whether weights and task are the same.
+        Whether weights and task are the same, and the rest of the model's folder where the table knows it.
     """
-    return (line.get("sha256"), line["task"]) == (model.get("sha256"), task)
+    same_setup = not line.get("setup") or line["setup"] == model.get("setup")
+    return same_setup and (line.get("sha256"), line["task"]) == (model.get("sha256"), task)
 
 
 def ranked_alike(studies: Sequence[Mapping[str, Any]], n_probes: int | None) -> list[Mapping[str, Any]]:
@@ -104,7 +134,7 @@ def _tables(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(table: Mapping[str, Any], score: str) -> list[dict[str, Any]]:
-    shared = {name: table[name] for name in _SHARED}
+    shared = {name: table[name] for name in _SHARED} | {"setup": table.get("setup", "")}
     return [
         {**shared, "score": score, "n_probes": one["n_probes"], **one["scores"][score]}
         for one in table["rankings"]

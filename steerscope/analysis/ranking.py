@@ -14,7 +14,7 @@ from steerscope.analysis.capture.features import Features, SketchPlan, feature_b
 from steerscope.analysis.capture.outputs import Probes, make_probes
 from steerscope.analysis.data.encoding import Encoded, OutputMode, encode_for
 from steerscope.analysis.data.examples import Example, check_examples, content_order
-from steerscope.analysis.evidence import evidence_for
+from steerscope.analysis.evidence import drawn_from, evidence_for
 from steerscope.analysis.provenance import RECIPE, content_hash
 from steerscope.analysis.results import LearningCurve, Ranking, SiteScore, Stability
 from steerscope.analysis.scoring.greedy import grow_set
@@ -167,6 +167,7 @@ def rank_sites(
             "kinds": [kind.value for kind in kinds],
             # Its file's name says nothing: the order decides nothing, content does.
             "data": content_hash(kept, ordered=False),
+            "drawn_from": drawn_from(task, kept),
             "recipe": RECIPE,
         },
         timing=watch.seconds,
@@ -174,7 +175,7 @@ def rank_sites(
         evidence=evidence_for(
             options.score,
             loaded.identity.as_dict(),
-            task,
+            drawn_from(task, kept),
             [(site.name, site.score) for site in scored if site.family == "linear"],
         ),
         equal_margin=scorer.equal_margin(),

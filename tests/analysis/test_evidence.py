@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from steerscope import RankOptions, rank_sites
-from steerscope.analysis.evidence import evidence_for, known_evidence, ranked_alike
+from steerscope import Example, RankOptions, get_task, rank_sites
+from steerscope.analysis.evidence import drawn_from, evidence_for, is_of, known_evidence, ranked_alike
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
+from steerscope.experiments.tasks import FileTask, ListOps
 from steerscope.models import wrap_model
 from steerscope.reports.ranking.evidence import evidence_sentence, studies_table
 from tests.experiments.validation.tiny import examples
@@ -52,6 +53,7 @@ def told(place, *tables, task="sums", n_probes=9, sha256="a" * 64):
         base,
         model=base.model | {"sha256": sha256},
         task=task,
+        settings=base.settings | {"drawn_from": task},
         outputs=base.outputs | {"n_probes": n_probes},
         evidence=known_evidence(DEFAULT_SCORE, kept(place, *tables)),
     )
@@ -133,6 +135,20 @@ def test_outcomes_of_this_model_and_task_come_with_the_ranking(tmp_path):
     assert found["references"] == [{"name": "no training", "loss": 2.0}]
     assert "points" not in evidence_for(DEFAULT_SCORE, {"sha256": "b" * 64}, "products", scored, path)
     assert "points" not in evidence_for(DEFAULT_SCORE, {"sha256": "a" * 64}, "mine", scored, path)
+
+
+def test_a_name_alone_makes_no_examples_those_of_a_task():
+    twice = get_task("twice").split("train", 4)
+    assert drawn_from("twice", twice) == "twice"
+    own = FileTask.of("twice", [Example(one.prompt, one.completion) for one in twice])
+    assert drawn_from("twice", own.examples) is None
+    assert drawn_from("twice", [*twice[1:], replace(twice[0], prompt="Q: " + twice[0].prompt)]) is None
+    assert drawn_from("recall", twice) is None
+    listops = get_task("listops")
+    assert drawn_from("listops", replace(listops, generator=ListOps(max_depth=3)).split("train", 4)) is None
+    ranking = plateau()
+    assert not is_of({"sha256": "a", "task": "t", "setup": "b"}, {"sha256": "a", "setup": "c"}, "t")
+    assert not is_of(TABLE, ranking.model | {"sha256": TABLE["sha256"]}, None)
 
 
 def test_a_ranking_cites_what_is_known():

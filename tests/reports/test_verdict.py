@@ -227,13 +227,15 @@ def test_evidence_is_one_line():
         "baseline": "depth", "baseline_spearman": 0.74, "attainable": 0.93, "score": "learnable_share",
     }  # fmt: skip
     other = study | {"task": "arc_easy", "low": 0.2}
-    ranking = replace(plateau(), evidence={"summary": "long", "studies": [other, study]})
+    ranking = replace(
+        plateau(), settings={"drawn_from": "capitals"}, evidence={"summary": "long", "studies": [other, study]}
+    )
     said = evidence_sentence(ranking)
     assert "Trained at 24 sites of this model on this task" in said
     assert "0.37 (-0.15 to 0.73), not surely better than chance; depth alone reached 0.74" in said
     other_weights = replace(ranking, model=ranking.model | {"sha256": "0" * 64})
     assert "Not trained on this model and task" in evidence_sentence(other_weights)
-    elsewhere = evidence_sentence(replace(ranking, task="mine"))
+    elsewhere = evidence_sentence(replace(ranking, settings={"drawn_from": None}))
     assert "in 1 of 2 tables" in elsewhere
     assert max(len(said), len(elsewhere)) < 260
     assert "arc_easy" in render_page(ranking, [])

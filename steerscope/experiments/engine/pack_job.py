@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steerscope.errors import InputError
 from steerscope.experiments.engine.candidate import Run, Store
+from steerscope.experiments.engine.run_count import RunCount
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.engine.store import key_of
 
@@ -46,7 +47,8 @@ class PackJob:
         needs: Those of the records that it reads.
         task: What it is.
         work: Does it here.
-        skipped: Called where it was done already.
+        count: Counts runs for the progress.
+        keys: Keys of the runs that it is counted as.
     """
 
     store: Store
@@ -54,8 +56,10 @@ class PackJob:
     needs: tuple[dict[str, Any], ...]
     task: Task
     work: Callable[[], object]
-    skipped: Callable[[], object]
+    count: RunCount
+    keys: tuple[str, ...]
     _is_done: bool = field(default=False, repr=False)
+    _was_open: bool = field(default=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -65,6 +69,7 @@ class PackJob:
     def is_done(self) -> bool:
         """Say whether all its records are kept."""
         self._is_done = self._is_done or all(self.store.get(config) is not None for config in self.gives)
+        self._was_open = self._was_open or not self._is_done
         return self._is_done
 
     def do(self) -> None:
@@ -72,8 +77,11 @@ class PackJob:
         self.work()
 
     def skip(self) -> None:
-        """Count it as done."""
-        self.skipped()
+        """Count it as done: as kept before, unless another process did it while this one ran."""
+        if self._was_open:
+            self.count.tell("", self.keys)
+        else:
+            self.count.keep(self.keys)
 
     def stays(self) -> bool:
         """Say whether it trains weights of this process's model."""
@@ -98,7 +106,7 @@ class PackJob:
         for config, record, weights in result:
             if self.store.get(config) is None:
                 self.store.put(config, record, weights)
-        self.skipped()
+        self.count.tell("", self.keys)
 
 
 class MemoryStore:

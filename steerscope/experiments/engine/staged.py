@@ -14,6 +14,7 @@ from steerscope.experiments.engine.loop import Progress, train_pack
 from steerscope.experiments.engine.pack_job import PackJob, Task
 from steerscope.experiments.engine.run_records import trained_record
 from steerscope.experiments.engine.run_state import RunState, progress_of, states_of
+from steerscope.experiments.engine.store import key_of
 from steerscope.experiments.engine.sweep import Sweep
 from steerscope.finite import finite_or_none
 
@@ -46,6 +47,7 @@ class StagedSweep(Sweep):
             alike.setdefault((run[0].first_block, self._reached(run, until)), []).append(run)
         for (_, begun), own in sorted(alike.items(), key=lambda item: item[0]):
             chosen += [self._advancing(pack, begun, until) for pack in self._packs(own) if begun < until]
+        self.count.ask(sum(len(job.task.runs) for job in chosen))
         self._carried(_at_once(chosen))
         return [self._losses(run, until) for run in runs]
 
@@ -55,7 +57,9 @@ class StagedSweep(Sweep):
             gives += tuple(self._config(*run) for run in runs)
         needs = tuple(self._at(run, begun) for run in runs) if begun else ()
         task = Task("advance", tuple(runs), self.schedule, begun, until)
-        return PackJob(self.store, gives, needs, task, lambda: self.do(task), lambda: self._tell("", len(runs)))
+        return PackJob(
+            self.store, gives, needs, task, lambda: self.do(task), self.count, tuple(map(key_of, gives[: len(runs)]))
+        )
 
     def do(self, task: Task) -> None:
         """Do what a job is; see :meth:`Sweep.do`."""
@@ -66,7 +70,7 @@ class StagedSweep(Sweep):
 
     def _advance(self, chosen: Sequence[Run], begun: int, until: int) -> None:
         names = ", ".join(dict.fromkeys(one.name for one, _, _ in chosen))
-        self._tell(names, 0)
+        self.count.tell(names)
         pack, ended = self._edits(chosen), list[Progress]()
         start = None
         if begun:
@@ -90,7 +94,7 @@ class StagedSweep(Sweep):
             losses = [finite_or_none(loss) for loss in state.losses]
             record = {"losses": losses, "seconds": spent}
             self.store.put(self._at(run, until), record, {} if last else state.stored())
-        self._tell(names, len(chosen))
+        self.count.tell(names, [key_of(self._at(run, until)) for run in chosen])
 
     def _reached(self, run: Run, until: int) -> int:
         """Return the last step, up to ``until``, at which a run is kept."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,14 +25,14 @@ from steerscope.experiments.engine.loop import train_pack
 from steerscope.experiments.engine.pack import EditPack, Pack
 from steerscope.experiments.engine.pack_job import PackJob, Task
 from steerscope.experiments.engine.rate_grid import Choice, choice_among, next_places, rate
+from steerscope.experiments.engine.run_count import RunCount, SweepProgress
 from steerscope.experiments.engine.run_records import seeded, spec_of, tested_record, trained_record
 from steerscope.experiments.engine.spec import Schedule
+from steerscope.experiments.engine.store import key_of
 from steerscope.finite import require_finite
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
 
-# Called with what is being done, runs done and runs in all (an estimate: searches for a rate vary in length).
-SweepProgress = Callable[[str, int, int], None]
 JUDGE_BATCH = 32
 
 
@@ -52,6 +52,7 @@ class Sweep:
             worse neighbours on both sides.
         deadline: Of ``time.monotonic()``: no pack is begun after it.
         carrier: What carries packs: this process, unless given.
+        count: Counts runs for :attr:`progress`; sweeps that are one piece of work share it.
     """
 
     loaded: LoadedModel
@@ -64,10 +65,12 @@ class Sweep:
     rates: tuple[float, ...] = ()
     deadline: float = math.inf
     carrier: Carrier = field(default_factory=InProcess)
+    count: RunCount = field(default_factory=RunCount)
     _near: dict[str, int] = field(default_factory=dict)
     _streams: FrozenStreams | None = None
-    _done: int = 0
-    _total: int = 0
+
+    def __post_init__(self) -> None:
+        self.count.progress = self.progress
 
     def run(self, candidates: Sequence[Candidate], seeds: Sequence[int]) -> list[Outcome]:
         """Train every candidate with every seed; return outcomes in the order of the candidates.
@@ -95,7 +98,7 @@ class Sweep:
 
     def expect(self, runs: int) -> None:
         """Say how many runs there will be, for the progress."""
-        self._done, self._total = 0, runs
+        self.count.expect(runs)
 
     def untrained(self) -> Judged:
         """Judge the model as it is on the test examples.
@@ -153,6 +156,8 @@ class Sweep:
             ]  # for those whose best rate has both neighbours there is none
             if not wanted:
                 break
+            if any(tried.values()):
+                self.count.more(len(wanted))  # the three that every search takes are expected
             records = yield from self.training([(one, rate(place), seed) for one, place in wanted])
             for (one, place), record in zip(wanted, records, strict=True):
                 tried[one.name][place] = float(record["selection_loss"])
@@ -206,6 +211,7 @@ class Sweep:
             Their records.
         """
         if runs:
+            self.count.ask(sum(self.store.get(self._config(*run)) is None for run in runs))
             yield [self.job("train", own) for own in self._packs(runs)]
         found = [self.store.get(self._config(*run)) for run in runs]
         return [record for record in found if record is not None]
@@ -231,10 +237,10 @@ class Sweep:
             What a carrier does, or finds done.
         """
         trained, task = tuple(self._config(*run) for run in runs), Task(what, tuple(runs), self.schedule)
-        gives, needs, count = trained, tuple[dict[str, Any], ...](), len(runs)
+        gives, needs, keys = trained, tuple[dict[str, Any], ...](), tuple(map(key_of, trained))
         if what == "test":
-            gives, needs, count = tuple(self._test_config(*run) for run in runs), trained, 0
-        return PackJob(self.store, gives, needs, task, lambda: self.do(task), lambda: self._tell("", count))
+            gives, needs, keys = tuple(self._test_config(*run) for run in runs), trained, ()
+        return PackJob(self.store, gives, needs, task, lambda: self.do(task), self.count, keys)
 
     def do(self, task: Task) -> None:
         """Do what a job is: train or test the runs of one pack, and keep what they come to.
@@ -263,7 +269,7 @@ class Sweep:
     def _keep(self, chosen: Sequence[Run], pack: Pack) -> None:
         """Train a pack, judge its runs on the selection examples, and keep them."""
         names = ", ".join(dict.fromkeys(one.name for one, _, _ in chosen))
-        self._tell(names, 0)
+        self.count.tell(names)
         since = time.perf_counter()
         trained = train_pack(pack, {seed: self.data.rows(seed) for _, _, seed in chosen}, self.schedule)
         seconds = (time.perf_counter() - since) / len(chosen)
@@ -275,7 +281,7 @@ class Sweep:
                 self.store.put(self._test_config(*key), tested_record(tested[run], result.diverged), {})
             tensors = result.tensors if key[0].config is not None else {}
             self.store.put(self._config(*key), trained_record(result, one, seconds), tensors)
-            self._tell(names, 1)
+            self.count.tell(names, [key_of(self._config(*key))])
 
     def seconds_per_step(self, runs: Sequence[Run], steps: int = 2) -> float:
         """Return how long one training step of one run takes, of runs that enter at one block and train together.
@@ -387,8 +393,3 @@ class Sweep:
 
     def _test_config(self, one: Candidate, learning_rate: float, seed: int) -> dict[str, Any]:
         return {**self._config(one, learning_rate, seed), "test": self.data.content_hash("test")}
-
-    def _tell(self, what: str, step: int) -> None:
-        self._done = min(self._done + step, self._total)
-        if self.progress is not None:
-            self.progress(what, self._done, self._total)

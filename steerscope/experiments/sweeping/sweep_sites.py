@@ -16,6 +16,7 @@ from steerscope.errors import InputError
 from steerscope.experiments.carrying.jobs import Carrier, FileJob, OutOfTime, Stage
 from steerscope.experiments.engine.candidate import Candidate, by_floor
 from steerscope.experiments.engine.rate_grid import EDIT_START, HIGHEST, LOWEST, Choice, rate
+from steerscope.experiments.engine.run_count import RunCount
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.engine.sweep import Sweep
@@ -135,6 +136,7 @@ class _Work:
     folder: Path
     progress: Progress | None
     choices: dict[str, Choice] = field(default_factory=dict)
+    count: RunCount = field(default_factory=RunCount)
 
     def __post_init__(self) -> None:
         options = self.options
@@ -312,6 +314,7 @@ class _Work:
             training_progress(self.progress),
             options.rates,
             self.deadline,
+            count=self.count,
         )
 
     def _floors(self, candidates: Iterable[Candidate], runs: int) -> list[list[Candidate]]:

@@ -34,12 +34,15 @@ class TaskExample(Example):
         options: Texts of the options where the question lists some, in order.
         group: Examples of one group (one passage, twins of one sentence) never stand on both sides of a cut.
         content: What makes two examples the same question; the prompt unless given, case and white space folded.
+        drawn: Says that a registered task drew just this example
+            (:func:`~steerscope.analysis.evidence.drawn_mark`); whatever changes the example makes it void.
     """
 
     answer: str = field(kw_only=True)
     options: tuple[str, ...] = field(default=(), kw_only=True)
     group: str = field(default="", kw_only=True)
     content: str = field(default="", kw_only=True)
+    drawn: str = field(default="", kw_only=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,7 +33,7 @@ def evidence_sentence(ranking: Ranking) -> str:
     if not isinstance(studies, list) or not studies:
         return clean(evidence.get("summary") or "Validation by training left no summary.")
     lines = _alike(ranking)
-    own = [one for one in lines if is_of(one, ranking.model, ranking.task)]
+    own = [one for one in lines if is_of(one, ranking.model, ranking.settings.get("drawn_from"))]
     others = [one for one in lines if one not in own and _may_judge(one)]
     if not own:
         return f"Not trained on this model and task. {_elsewhere(ranking, others)}"

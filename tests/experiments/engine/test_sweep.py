@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 
 from steerscope import SteeringConfig
+from steerscope.cli.progress import Log
 from steerscope.experiments.engine import EditPack, RunSpec, train_pack
 from steerscope.experiments.engine import sweep as sweep_module
 from steerscope.experiments.engine.candidate import Candidate
@@ -16,6 +18,7 @@ from steerscope.experiments.engine.held_out import HeldOut
 from steerscope.experiments.engine.judge import judge_pack
 from steerscope.experiments.engine.model_pack import ModelPack
 from steerscope.experiments.engine.rate_grid import HIGHEST, LOWEST, choice_among, choose, next_places, rate
+from steerscope.experiments.engine.run_count import RunCount
 from steerscope.experiments.engine.run_records import spec_of
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.engine.sweep import Sweep
@@ -117,6 +120,53 @@ def test_what_is_kept_is_not_trained_again(monkeypatch):
     before = len(store.puts)
     assert swept(loaded, store) == again
     assert len(store.puts) == before
+
+
+def test_what_was_kept_before_is_not_told_as_work_and_nothing_is_done_before_its_end(monkeypatch, capsys):
+    """Ten seconds a run: what is left is said by the runs that were trained, however many were found done."""
+    loaded, store, now, packs = loaded_model(), Memory(), [0.0], []
+
+    def timed(pack, *given, **more):
+        packs.append(len(pack.specs))
+        now[0] += 10 * len(pack.specs)
+        return train_pack(pack, *given, **more)
+
+    swept(loaded, store, seeds=(0,))
+    kept = len(store.puts) - len(CANDIDATES)  # without tests
+    monkeypatch.setattr(sweep_module, "train_pack", timed)
+    told, log = [], Log(lambda: now[0])
+
+    def tell(names, done, total):
+        told.append((done, total))
+        log(f"train: {names}", done, total)
+
+    seeds = tuple(range(9))
+    swept(loaded, store, seeds=seeds, pack_size=1, progress=tell)
+    added = len(CANDIDATES) * (len(seeds) - 1)
+    assert sum(packs) == added
+    assert told[0][0] == kept
+    assert [done for done, _ in told if done == told[-1][0]] == [told[-1][0]], "done, and done again"
+    assert told[-1] == (kept + added, kept + added)
+    quarters = [line for line in capsys.readouterr().err.splitlines() if "left" in line]
+    assert quarters
+    for line in quarters:
+        share, left = (int(part) for part in re.search(r"(\d+)%, about (\d+) ", line).groups())
+        seconds = left * (60 if "min" in line else 1)
+        assert seconds == pytest.approx(10 * (1 - share / 100) * (kept + added), abs=31)
+
+
+def test_runs_kept_among_others_leave_the_total_and_a_search_raises_it():
+    count, told = RunCount(lambda *call: told.append(call)), []
+    count.expect(10)
+    count.keep("stuv")
+    assert told == []
+    count.tell("a")
+    count.tell("a", "a")
+    count.keep("a")
+    count.keep("wx")
+    count.more(1)
+    count.tell("b", "bcde")
+    assert told == [("a", 4, 10), ("a", 5, 10), ("", 5, 8), ("b", 9, 9)]
 
 
 def test_a_method_that_trains_weights_is_a_pack_of_one():

@@ -103,6 +103,15 @@ def test_what_an_interruption_leaves_is_gone_on_with_to_the_same_bits(loaded, wh
     assert numbers(swept(loaded, tmp_path / "sweep")) == numbers(whole)
 
 
+def test_longer_runs_are_counted_with_all_others(loaded, tmp_path):
+    told = []
+    swept(loaded, tmp_path / "sweep", progress=lambda *call: told.append(call))
+    counts = [(done, total) for stage, done, total in told if stage.startswith("train")]
+    assert {total for _, total in counts} == {11}, counts  # as in the first test above
+    assert counts[-1] == (11, 11)
+    assert [done for done, _ in counts] == sorted(done for done, _ in counts)
+
+
 def test_a_table_alone_is_enough_to_go_on_from(loaded, whole, tmp_path, monkeypatch):
     """What a machine that is gone has finished is not trained again."""
     kept = {"0.mlp_out", "1.resid_post"}

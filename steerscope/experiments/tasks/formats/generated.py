@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from steerscope.analysis.evidence import drawn_mark
 from steerscope.experiments.tasks.formats.fields import answer_index, text
 from steerscope.experiments.tasks.generator import DIGITS, Generator
 from steerscope.experiments.tasks.parsing import leading_integer
@@ -98,7 +99,12 @@ class GeneratedTask:
         check_part(part)
         check_count(n, MOST_GENERATED, f"{part} examples of {self.name}")
         drawn = self.generator.draw(part, SIZES[part] if n is None else n, seed)
-        return [self.template(question, value) for question, value in drawn]
+        examples = [self.template(question, value) for question, value in drawn]
+        from steerscope.experiments.tasks.formats import GENERATED  # which imports this file
+
+        if GENERATED.get(self.name) != self:  # another task of that name
+            return examples
+        return [replace(one, drawn=drawn_mark(self.name, one)) for one in examples]
 
 
 def row_form(
