@@ -77,14 +77,14 @@ class Shape:
         return 5 * self.layers + 1
 
     def operations_per_token(self) -> list[float]:
-        """Return, by layer, the operations per token of a training step of an edit that enters there.
+        """Return the operations per token of a training step by the first block that an edit makes run.
 
         As :func:`~steerscope.experiments.sweeping.cost.operations_per_token` counts them of a loaded model.
 
         Returns:
-            One number per layer, largest for layer 0.
+            One number per block, largest for the first, and 0 behind the last.
         """
-        return [4.0 * self.per_block * (self.layers - layer) for layer in range(self.layers)]
+        return [4.0 * self.per_block * (self.layers - first) for first in range(self.layers + 1)]
 
 
 def ranking_operations(shape: Shape, tokens: int, passes: int) -> float:
@@ -133,7 +133,8 @@ def sweep_operations(shape: Shape, layers: Sequence[int], tokens: int, tries: in
         seeds: Training seeds.
 
     Returns:
-        Floating-point operations of training alone; tests and what lies below an edit are left out.
+        Floating-point operations of training alone; tests and what lies below an edit are left out. Edits of a block's
+        output count with that block, which a sweep does not run for them.
     """
     runs = shape.kinds * (tries + seeds - 1)
     per_token = shape.operations_per_token()

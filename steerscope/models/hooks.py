@@ -96,8 +96,16 @@ class _Stream(threading.local):
 
 
 def _of_copy(tap: Tap) -> Tap:
-    """Return a tap that gets a copy: the block goes on to add to the tensor itself."""
-    return lambda value, read: tap(value.clone(), read.clone())
+    """Return a tap that gets a copy, and of whose tensor the block gets one: it goes on to add to that itself.
+
+    A derivative that the tap asks of its tensor would else be of what the block made of it.
+    """
+
+    def copying(value: Tensor, read: Tensor) -> Tensor | None:
+        replaced = tap(value.clone(), read.clone())
+        return None if replaced is None else replaced.clone()
+
+    return copying
 
 
 def _at_input(module: nn.Module, stream: _Stream, tap: Tap) -> Any:

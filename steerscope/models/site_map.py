@@ -174,15 +174,15 @@ def find_sites(model: nn.Module, description: BlockDescription | None = None) ->
     config = getattr(decoder, "config", None)
     if config is None:
         raise UnsupportedModelError(f"{type(decoder).__name__} has no config; expected a transformers model.")
-    known = description or known_description(config)
-    chosen = known or recognised(model)
+    known = None if description is not None else known_description(config)
+    chosen = description or known or recognised(model)
     stack = module_at(decoder, chosen.layers)
     blocks = tuple(Block.bind(module, chosen, index) for index, module in enumerate(stack.children()))
     if not blocks:
         raise UnsupportedModelError(f"{type(decoder).__name__}.{chosen.layers} holds no blocks.")
     measure(model, [module for block in blocks for module in block.linear_maps().values()])
     found = SiteMap(chosen, blocks, _width(blocks[0], config), _heads(blocks, config))
-    if known is not None or not reads_below(model, found):
+    if known is not None or chosen.reads_below or not reads_below(model, found):
         return found
     return replace(found, description=replace(chosen, reads_below=True))
 

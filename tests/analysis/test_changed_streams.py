@@ -1,8 +1,9 @@
-"""Rankings of blocks that change the stream itself (post-norm, Gemma 4): features are derivatives by real edits."""
+"""Rankings of blocks that change the stream (post-norm, Gemma 4) or a tensor in place (Falcon), by real edits."""
 
 import pytest
 import torch
 
+from steerscope import Example, RankOptions, rank_sites
 from steerscope.analysis.capture.capture import capture
 from steerscope.analysis.capture.features import SketchPlan
 from steerscope.analysis.capture.outputs import make_probes
@@ -13,7 +14,7 @@ from studies.families.tiny import VOCAB, tiny_model, tiny_tokenizer
 from tests.analysis.test_capture_exact import CHOICES, gap, rows_and_losses, scores_of, together
 
 
-@pytest.mark.parametrize("family", ["bert", "gemma4_text"])
+@pytest.mark.parametrize("family", ["bert", "gemma4_text", "falcon"])
 def test_features_of_every_site_are_derivatives_by_an_edit_there(family):
     loaded = wrap_model(tiny_model(family, torch.float64), tiny_tokenizer())
     model, site_map = loaded.model, loaded.site_map
@@ -47,3 +48,15 @@ def test_features_of_every_site_are_derivatives_by_an_edit_there(family):
                 expected = expected.flatten(1) @ expected.flatten(1).T
                 assert expected.abs().max() > 0
                 assert gap(Kernel.of([found], features, rows).probe, expected) < 1e-8, f"{site}, {size}"
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_sites_whose_tensor_the_block_goes_on_to_change_are_ranked(exact):
+    """Falcon adds attention's output in place to what its MLP writes."""
+    loaded = wrap_model(tiny_model("falcon"), tiny_tokenizer())
+    prompts = [Example(f"{3 * i % 31} {i} =", (" yes", " no")[i % 2], (" yes", " no"), i % 2) for i in range(24)]
+    ranking = rank_sites(loaded, prompts, RankOptions(num_probes=1, exact=exact))
+    ranked = [one for one in ranking.sites if one.family == "linear"]
+    linear = {f"{one.layer}.{one.kind}": one.scores["gradient_norm"] for one in ranked}
+    assert set(linear) == {str(site) for site in loaded.site_map.sites()}
+    assert all(value > 0 for value in linear.values())

@@ -161,6 +161,8 @@ class Kernel:
         between, own = torch.zeros(2, included.shape[1], dtype=torch.float64)
         # Columns leave a few rows out: what these make is taken off the whole.
         for column, inside in enumerate(included.bool().T):
+            if not inside.any():  # where rounding would leave something of nothing
+                continue
             out = (~inside).nonzero()[:, 0]
             gone = factor[out]
             among = (gone @ gone.T * other.probe[out[:, None], out]).sum()

@@ -333,7 +333,8 @@ class Scorer:
                 Kernel.of([part], self.features, self.rows, cross=False, what=f"an edit of '{site}'").probe
                 for part in (blocks_of(feature, blocks, plan.blocks) for blocks in (slice(half), slice(half, None)))
             )
-            relative.append(float((first - second).norm() / (first + second).norm().clamp_min(1e-300)))
+            whole = float((first + second).norm())
+            relative.append(float((first - second).norm()) / whole if whole > 0 else 0.0)
             shares.append([quick_share(kernel, self.problem) for kernel in (first, second)])
         pairs = torch.tensor(shares, dtype=torch.float64)
         return {

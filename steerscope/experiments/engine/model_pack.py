@@ -80,11 +80,11 @@ class ModelPack(Pack):
         told = {"prompt_lengths": rows.prompts} if isinstance(self.model, SteeringModel) else {}
         if start:
             ids, nowhere = torch.tensor([batches[0][0].ids[:start]], device=device), rows.prompts[:0]
-            with self._fused(), selected_positions(self.language_model, nowhere, nowhere):
+            with selected_positions(self.language_model, nowhere, nowhere):
                 # What is common ends before any prompt does.
                 least = {name: ends.min()[None] for name, ends in told.items()}
                 cache = cache_of(self.model, ids, len(rows.ids), least)
-        with self._fused(), selected_positions(self.language_model, *rows.predicting()):
+        with selected_positions(self.language_model, *rows.predicting()):
             return single_precision(run(self.model, rows.ids, rows.mask, cache, **told)[0]), rows
 
     def begin(self, optimizer: Optimizer) -> None:

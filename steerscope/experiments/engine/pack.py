@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,12 +16,11 @@ from steerscope.analysis.capture.outputs import selected_positions
 from steerscope.errors import InputError
 from steerscope.experiments.engine.edits import PackedEdits
 from steerscope.experiments.engine.frozen import FrozenStreams, entering
-from steerscope.experiments.engine.pieces import GPU_PASS, NUMBERS, PASS, Batch, pieces_of
+from steerscope.experiments.engine.pieces import GPU_PASS, NUMBERS, PASS, Batch, may_cut, pieces_of
 from steerscope.experiments.engine.rows import Rows, per_target, run, single_precision
 from steerscope.experiments.engine.spec import RunSpec
-from steerscope.experiments.shared_prefix import cache_of, can_stand_apart, common_length, counted_by, drops
+from steerscope.experiments.shared_prefix import cache_of, can_stand_apart, common_length, counted_by
 from steerscope.experiments.tasks.supervised import SupervisedSequence
-from steerscope.models.fused_norms import FusedNorms
 from steerscope.models.lengths import require_one_side, switch_length
 from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import device_of
@@ -42,13 +41,11 @@ class Pack(ABC):
     specs: tuple[RunSpec, ...]
     _shares = False
     _cuts = False
-    _norms: FusedNorms | None = None
 
     def prepare(self, sequences: Sequence[SupervisedSequence]) -> None:
         """Try out whether what these sequences begin with can be computed once; unless told, every row is whole.
 
-        Unless told, rows of a step are also computed in one pass, padded to the longest of them, and norms as the model
-        computes them.
+        Unless told, rows of a step are also computed in one pass, padded to the longest of them.
 
         Args:
             sequences: All that will be run.
@@ -56,16 +53,10 @@ class Pack(ABC):
         Cost: passes over two rows.
         """
         ids, prompts = [row.ids for row in sequences], [row.first_target for row in sequences]
-        if self._norms is None:
-            self._norms = FusedNorms(self.language_model)
-        # Dropout is drawn for rows as they stand together, and so are the factors of a rotary embedding that switches.
-        self._cuts = not drops(self._tried) and switch_length(self.language_model) is None
+        self._cuts = may_cut(self._tried)
         self._shares = can_stand_apart(
             self._tried, ids, prompts, self.pad, common_length(ids, prompts, self._counted_back)
         )
-
-    def _fused(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._norms is None else self._norms.acting()
 
     def _start(self, sequences: Sequence[SupervisedSequence]) -> int:
         """Return how many tokens the rows of one pass begin with that are computed apart."""
@@ -289,10 +280,8 @@ class EditPack(Pack):
         rows = Rows.of(unique, self.pad, device, start).take(take)
         self.streams.move_to(self.edits.first_block)
         stream = self.streams.entering(unique)
-        with self._fused():
-            cache = self._cache_of(runs, unique, start, stream, size) if start else None
+        cache = self._cache_of(runs, unique, start, stream, size) if start else None
         with (
-            self._fused(),
             entering(self.loaded.site_map, self.streams.layer, None if stream is None else stream[take, start:]),
             self._reading_at(*rows.predicting()),
             self.edits.acting(runs, rows.mask, rows.prompts, rows.ids.shape[1]),

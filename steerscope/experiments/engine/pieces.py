@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+from torch import nn
+
+from steerscope.experiments.shared_prefix import drops
 from steerscope.experiments.tasks.supervised import SupervisedSequence
+from steerscope.models.lengths import switch_length
+from steerscope.models.wrappers import language_model
 
 Batch = Sequence[SupervisedSequence]
 # What one more pass costs beside its tokens, as so many tokens: calls of modules on a CPU, launches on a GPU.
@@ -13,6 +18,15 @@ PASS, GPU_PASS = 64, 16384
 # Numbers in the residual stream of a pass that keep a CPU busy; more only take memory.
 NUMBERS = 2**20
 _NEVER = 2**60
+
+
+def may_cut(model: nn.Module) -> bool:
+    """Whether a model's rows may be run in several passes instead of one.
+
+    Returns:
+        No where dropout is drawn, for rows as they stand together, or a rotary embedding switches its factors by them.
+    """
+    return not drops(model) and switch_length(language_model(model)) is None
 
 
 def pieces_of(

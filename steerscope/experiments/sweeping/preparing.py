@@ -10,14 +10,14 @@ import torch
 
 from steerscope.analysis.provenance import model_key
 from steerscope.experiments.carrying.once import begin
-from steerscope.experiments.engine.pieces import NUMBERS
+from steerscope.experiments.engine.pieces import NUMBERS, may_cut
 from steerscope.experiments.groundwork.split_data import SplitData
 from steerscope.models.load import LoadedModel
 from steerscope.sites import Site
 from steerscope.steering.scales import measure_scales
 
-# Numbers in the residual stream of a step on a CPU: two passes of the engine, of short rows and of long ones.
-CPU_NUMBERS = 2 * NUMBERS
+# Passes of a step on a CPU, of short rows and of long ones, where the engine may cut it.
+CPU_PASSES = 2
 MOST_RUNS = 32
 # Training sequences that the scale of reads is measured on.
 SCALED_ON = 64
@@ -41,7 +41,8 @@ def fitting_pack(loaded: LoadedModel, data: SplitData, seed: int) -> int:
     size = data.schedule.batch_size
     tokens = max(sum(len(row.ids) for row in rows[at : at + size]) for at in range(0, len(rows), size))
     if loaded.device.type != "cuda":
-        return max(1, min(MOST_RUNS, CPU_NUMBERS // (tokens * loaded.site_map.d_model)))
+        numbers = NUMBERS * (CPU_PASSES if may_cut(loaded.model) else 1)
+        return max(1, min(MOST_RUNS, numbers // (tokens * loaded.site_map.d_model)))
     free, _ = torch.cuda.mem_get_info(loaded.device)
     config: Any = loaded.model.config
     config = config.get_text_config()

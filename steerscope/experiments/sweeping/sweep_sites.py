@@ -177,7 +177,8 @@ class _Work:
         per_token = operations_per_token(self.loaded)
         tokens = {seed: sum(len(row.ids) for row in self.data.rows(seed)) for seed in {run.seed for run in runs}}
         operations = sum(
-            per_token[parse_site(run.site).layer] * tokens[run.seed] * run.steps / self.options.steps for run in runs
+            per_token[parse_site(run.site).first_block] * tokens[run.seed] * run.steps / self.options.steps
+            for run in runs
         )
         return {"runs": len(runs), "seconds": round(sum(run.seconds for run in runs), 1), "operations": operations}
 

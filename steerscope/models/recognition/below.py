@@ -21,6 +21,9 @@ def reads_below(model: nn.Module, site_map: DescribedBlocks) -> bool:
     Returns:
         Whether the model's last block, or the upper half of its blocks, gives something else without those below.
 
+    Raises:
+        OutOfMemoryError: There is no room for a pass; any other error says that a lower block is missed.
+
     Cost: three forward passes over 12 tokens, two of them through some of the blocks.
     """
     blocks = site_map.blocks
@@ -44,6 +47,8 @@ def reads_below(model: nn.Module, site_map: DescribedBlocks) -> bool:
             with entering_block(site_map, layer, entered[layer]):
                 try:
                     run_on_random_tokens(model)
+                except torch.OutOfMemoryError:
+                    raise
                 except Exception:  # what a block raises that does not find what a lower one keeps for it
                     return True
     finally:
