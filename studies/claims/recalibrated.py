@@ -18,7 +18,7 @@ from steerscope.errors import InputError
 from steerscope.experiments.engine.held_out import hold_out
 from steerscope.experiments.runs.folder import read_results
 from steerscope.experiments.sweeping.recalibration import recalibrate
-from steerscope.experiments.tasks import Task, get_task
+from steerscope.experiments.tasks import Task, at_most, get_task
 from steerscope.experiments.tasks.supervised import supervise
 from steerscope.files import write_text
 from steerscope.models import load_model
@@ -49,7 +49,7 @@ def measure_recalibrated(run: Path, task: Task) -> dict[str, Any]:
         raise InputError(f"{str(run)!r} is a run of method {results.method!r}; expected none, the model as it is.")
     model = results.model
     loaded = load_model(str(model["name"]), dtype=str(model["dtype"]), revision=model.get("revision"))
-    asked = task.split("test", results.settings.get("test_examples"), 0)
+    asked = at_most(task, "test", results.settings.get("test_examples"), 0)
     if content_hash(asked, ordered=False) != results.settings.get("data", {}).get("test"):
         raise InputError(f"{str(run)!r} was asked other questions than these. Give the [[data_dir]] of the run.")
     texts = [(one.prompt, one.completion, one.choices) for one in asked]

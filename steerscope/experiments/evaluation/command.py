@@ -132,6 +132,7 @@ def evaluate_model(
                 seconds=time.perf_counter() - since,
                 versions=package_versions(),
                 command=command,
+                model_from_files=not keeps,
             )
             folder.finish(results, generations)
         elif out is not None:

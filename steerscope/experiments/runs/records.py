@@ -67,12 +67,14 @@ class RunResults(Shown):
         total_parameters: Numbers in the model, those included.
         tokens_per_second: Of training; of generation for method ``none``.
         peak_memory: Bytes.
-        seconds: Wall time of the run.
+        seconds: Wall time of the run, without the evaluation of the untrained model.
         versions: Package versions.
         evaluation: All that the evaluation says.
         command: How it was made.
         training: What training found on its way: learning rates tried with their validation losses, losses, heads.
         before: The evaluation of the untrained model on the same questions; ``None`` where it was not made.
+        model_from_files: Whether the run itself read the model from the files that ``model`` names; one that was handed
+            over in memory may have other weights. Runs of versions that did not say count as such.
         schema_version: Version of this format.
     """
 
@@ -101,6 +103,7 @@ class RunResults(Shown):
     command: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
     before: Mapping[str, Any] | None = None
+    model_from_files: bool = False
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
@@ -118,6 +121,7 @@ class RunResults(Shown):
         command: str = "",
         training: Mapping[str, Any] | None = None,
         before: Evaluation | None = None,
+        model_from_files: bool = False,
     ) -> RunResults:
         """Put together what a run was and what its evaluation on the test part found.
 
@@ -134,6 +138,7 @@ class RunResults(Shown):
             command: The command line, empty for a run from Python.
             training: Losses, checkpoints and other facts of the training.
             before: The evaluation of the untrained model.
+            model_from_files: Whether the run itself read the model from its files.
 
         Returns:
             The results, ready to be written.
@@ -169,6 +174,7 @@ class RunResults(Shown):
             command=command,
             training=training or {},
             before=None if before is None else before.as_dict(),
+            model_from_files=model_from_files,
         )
 
     @classmethod

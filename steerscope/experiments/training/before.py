@@ -22,6 +22,9 @@ def known_before(
 ) -> tuple[Evaluation, Path] | None:
     """Look for an evaluation of the same untrained model on the same questions in the folders beside a run's.
 
+    Models are told apart by their files, so this is for a model that was just read from them, and runs of models that
+    were handed over in memory, whose weights may have changed since, are passed over.
+
     Args:
         place: The run's folder.
         config: What the run is.
@@ -31,12 +34,14 @@ def known_before(
     Returns:
         The evaluation and the folder it is from, or ``None``. Folders that cannot be read are passed over.
     """
-    if not place.absolute().parent.is_dir():
+    try:
+        beside = sorted(place.absolute().parent.iterdir())
+    except OSError:
         return None
-    for other in sorted(place.absolute().parent.iterdir()):
-        if other.name == place.name or not (other / RESULTS).is_file():
-            continue
+    for other in beside:
         try:
+            if other.name == place.name or not (other / RESULTS).is_file():
+                continue
             run = read_results(other)
             found = _untrained(run)
         except (InputError, OSError):
@@ -57,7 +62,8 @@ def _untrained(run: RunResults) -> Evaluation | None:
 def _is_same(run: RunResults, config: RunConfig) -> bool:
     versions, data = package_versions(), config.settings.get("data", {})
     return (
-        run.task == config.task
+        run.model_from_files
+        and run.task == config.task
         and _plain(run.model) == _plain(config.model)
         and run.settings.get("data", {}).get("test") == data.get("test")
         and all(run.versions.get(name) == versions.get(name) for name in _DECIDE)

@@ -57,6 +57,7 @@ class Run:
     show: StageProgress
     say: Callable[[str], None]
     searched: RunResults | None = None  # whose learning rate is taken over
+    from_files: bool = False  # whether the model was read for this run
 
     @property
     def has_begun(self) -> bool:
@@ -95,7 +96,10 @@ class Run:
             if too_long:
                 self.say(f"{too_long} of {len(self.parts.train)} training examples are too long and were left out")
             self.say(str(self._memory(sequences)))
+            asking = time.perf_counter()
             before = self._before(form, config, answers)
+            # Later runs in the folder take it over: wall times are compared without it.
+            since += time.perf_counter() - asking
             if self.options.of.trains is Trains.LOFIT:
                 self._choose_heads(sequences)
             choice = self._choose(sequences, answers.ends)
@@ -121,6 +125,7 @@ class Run:
             training=training,
             before=before,
             command=command,
+            model_from_files=self.from_files,
         )
         folder.finish(results, generations)
         return results
@@ -338,7 +343,9 @@ class Run:
         if kept.exists():
             return Evaluation.from_dict(read_json(kept, "a run"))
         limit = self.options.max_new_tokens or answers.limit
-        known = known_before(self.path, config, max_new_tokens=limit, likelihoods=self.options.likelihoods)
+        known = None
+        if self.from_files:
+            known = known_before(self.path, config, max_new_tokens=limit, likelihoods=self.options.likelihoods)
         if known is None:
             found, _ = self._test(form, self.loaded.model, "_before")
             whence = ""

@@ -46,7 +46,9 @@ def train(
         out: The run's folder, new or empty; with ``resume`` one that this run began.
         loaded: The model; loaded as the options say unless given.
         resume: Go on where the folder's run stopped; a complete one is read and returned.
-        progress: Called with stages ``load``, ``train``, one per learning rate tried, ``generate``, ``likelihood``.
+        progress: Called with stages ``load``, ``generate_before`` and ``likelihood_before`` (the untrained model's
+            answers, unless they are known), one per learning rate tried, ``scales`` (LoFiT), ``train``, ``generate``,
+            ``likelihood``.
         say: Called with sentences a user should read.
         command: What the user typed, kept with the results.
 
@@ -66,6 +68,7 @@ def train(
         require_no_older(place / CHECKPOINTS)
     parts = draw_parts(task, options)
     searched = read_search(options, parts)
+    from_files = loaded is None
     if loaded is None:
         show("load", 0, 1)
         loaded = load_model(
@@ -87,7 +90,7 @@ def train(
             return read_results(place)
     else:
         folder = RunFolder.create(place, config)
-    run = Run(loaded, options, parts, folder.path, show, tell, searched)
+    run = Run(loaded, options, parts, folder.path, show, tell, searched, from_files)
     with alone_in(folder.path, "train"):
         try:
             results = run.whole(task.form, config, command, folder)

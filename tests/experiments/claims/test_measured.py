@@ -49,6 +49,14 @@ def test_recalibration_is_measured_on_the_untrained_model(tmp_path):
     assert json.loads((run_ / "recalibrated.json").read_text()) == found
 
 
+def test_recalibration_knows_a_run_on_all_of_a_test_part_smaller_than_asked(tmp_path):
+    place = make_place(tmp_path)
+    task, run_ = task_of(place, "boolq"), tmp_path / "runs" / "none"
+    n = len(task.split("test", None, 0))
+    train(options(place, "none", task="boolq", learning_rate=None, test_examples=n + 1), task, run_)
+    assert measure_recalibrated(run_, task)["n"] == n
+
+
 def test_recalibration_is_of_the_run_and_its_questions(tmp_path):
     place = make_place(tmp_path)
     train(options(place, "none", learning_rate=None), task_of(place), tmp_path / "runs" / "none")
