@@ -33,7 +33,7 @@ from steerscope.models.offloaded import device_of, require_runs
 from steerscope.models.packed import compute_dtype, is_packed, is_packed_tensor, num_weights, quantisation_of
 from steerscope.models.recognition.skeleton import refuse_from_configuration
 from steerscope.models.selfcheck import check_sites
-from steerscope.models.site_map import SiteMap, find_sites
+from steerscope.models.site_map import SiteMap, find_sites, told_what_is_below
 from steerscope.models.weight_hashes import digest_of_parameters
 from steerscope.option_types import dtype_name
 
@@ -298,6 +298,8 @@ def wrap_model(
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    if description is not None:
+        site_map = told_what_is_below(model, site_map)
     check_sites(model, site_map)
     identity = ModelIdentity(
         name=name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -174,15 +174,29 @@ def find_sites(model: nn.Module, description: BlockDescription | None = None) ->
     config = getattr(decoder, "config", None)
     if config is None:
         raise UnsupportedModelError(f"{type(decoder).__name__} has no config; expected a transformers model.")
-    known = None if description is not None else known_description(config)
-    chosen = description or known or recognised(model)
+    known = description or known_description(config)
+    chosen = known or recognised(model)
     stack = module_at(decoder, chosen.layers)
     blocks = tuple(Block.bind(module, chosen, index) for index, module in enumerate(stack.children()))
     if not blocks:
         raise UnsupportedModelError(f"{type(decoder).__name__}.{chosen.layers} holds no blocks.")
     measure(model, [module for block in blocks for module in block.linear_maps().values()])
     found = SiteMap(chosen, blocks, _width(blocks[0], config), _heads(blocks, config))
-    if known is not None or chosen.reads_below or not reads_below(model, found):
+    return found if known is not None else told_what_is_below(model, found)
+
+
+def told_what_is_below(model: nn.Module, found: SiteMap) -> SiteMap:
+    """Try out whether blocks read more of those below than the stream, where their description does not say so.
+
+    Args:
+        model: The model, without hooks that change it.
+        found: Its sites, by a description that nobody tried yet: recognised, or a user's own.
+
+    Returns:
+        The same sites, with a description that says so.
+    """
+    chosen, config = found.description, cast(Any, decoder_of(model)).config
+    if chosen.reads_below or chosen == known_description(config) or not reads_below(model, found):
         return found
     return replace(found, description=replace(chosen, reads_below=True))
 

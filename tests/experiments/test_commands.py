@@ -79,7 +79,16 @@ def trained(place, tmp_path_factory):
 
 
 def plain(results) -> dict:
-    clocks = ("seconds", "tokens_per_second", "peak_memory", "model", "training", "evaluation", "before")
+    clocks = (
+        "seconds",
+        "tokens_per_second",
+        "peak_memory",
+        "model",
+        "training",
+        "evaluation",
+        "before",
+        "model_from_files",
+    )
     return {name: value for name, value in vars(results).items() if name not in clocks}
 
 

@@ -110,6 +110,20 @@ def written_update(up: Tensor, down: Tensor, weight: Tensor, bias: Tensor) -> tu
     return up @ (down @ weight), up @ (down @ bias)
 
 
+def skip_read(up: Tensor, down: Tensor, h: Tensor) -> Tensor:
+    """Return ``U D h``: the share that reads the stream entering the block. Source: P31.
+
+    Args:
+        up: U, ``(d, r)``.
+        down: D, ``(r, d)``.
+        h: The residual stream entering the block, ``(..., d)``.
+
+    Returns:
+        ``(..., d)``.
+    """
+    return (h @ down.T) @ up.T
+
+
 def _drawn(subject: Subject, h: Tensor, salt: int) -> tuple[Tensor, Tensor]:
     """Return U and D; D such that ``D h`` has root mean square 1."""
     width = h.shape[-1]
@@ -237,7 +251,7 @@ def check_decomposition(subject: Subject) -> Evidence:
     of_attention = written_update(up, down, output_first(block.attn_write), bias_of(block.attn_write))
     from_mlp = hidden @ of_mlp[0].T + of_mlp[1]
     from_attention = heads @ of_attention[0].T + of_attention[1]
-    from_skip = linear_adapter(up, down, stream)
+    from_skip = skip_read(up, down, stream)
     adapter = linear_adapter(up, down, after)
 
     # In the model: W_d really updated; W_O's share and the skip's are added at the block's output.

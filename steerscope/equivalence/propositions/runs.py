@@ -114,13 +114,16 @@ def input_mapped(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Ite
         handle.remove()
 
 
-def low_rank_change(subject: Subject, module: nn.Module, *, rank: int = RANK, salt: int = 0) -> tuple[Tensor, Tensor]:
-    """Return LoRA factors ``B`` (out rank) and ``A`` (rank in) with ``|B A| = TUNING |W|`` (Frobenius).
+def low_rank_change(
+    subject: Subject, module: nn.Module, *, rank: int = RANK, size: float = TUNING, salt: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Return LoRA factors ``B`` (out rank) and ``A`` (rank in) with ``|B A| = size |W|`` (Frobenius).
 
     Args:
         subject: Seeds the draw.
         module: The linear map.
         rank: Rank of the change.
+        size: Frobenius norm of the change, relative to the weight's.
         salt: Tells draws of one check apart.
 
     Returns:
@@ -130,7 +133,7 @@ def low_rank_change(subject: Subject, module: nn.Module, *, rank: int = RANK, sa
     out, into = weight.shape
     write = subject.draw(out, rank, salt=2 * salt)
     read = subject.draw(rank, into, salt=2 * salt + 1)
-    return write * (TUNING * weight.norm() / (write @ read).norm()), read
+    return write * (size * weight.norm() / (write @ read).norm()), read
 
 
 def as_update(subject: Subject, module: nn.Module, change: Tensor) -> dict[str, Tensor]:
@@ -147,12 +150,16 @@ def as_update(subject: Subject, module: nn.Module, change: Tensor) -> dict[str, 
     return {parameter_name(subject, module): as_stored(module, change)}
 
 
-def fine_tuning(subject: Subject, layers: Iterable[int] | None = None) -> dict[str, Tensor]:
+def fine_tuning(
+    subject: Subject, layers: Iterable[int] | None = None, *, size: float = TUNING, salt: int = 100
+) -> dict[str, Tensor]:
     """Return a seeded low-rank update of every linear map of the given blocks (by default :func:`spread`).
 
     Args:
         subject: Seeds the draws.
         layers: Which blocks.
+        size: Frobenius norm of every change, relative to the weight's.
+        salt: Tells updates of one check apart.
 
     Returns:
         Change per parameter name.
@@ -160,7 +167,7 @@ def fine_tuning(subject: Subject, layers: Iterable[int] | None = None) -> dict[s
     update = {}
     for layer in spread(subject) if layers is None else layers:
         for index, module in enumerate(subject.site_map.blocks[layer].linear_maps().values()):
-            write, read = low_rank_change(subject, module, salt=100 + 20 * layer + index)
+            write, read = low_rank_change(subject, module, size=size, salt=salt + 20 * layer + index)
             update.update(as_update(subject, module, write @ read))
     return update
 

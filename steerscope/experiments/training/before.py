@@ -71,4 +71,4 @@ def _is_same(run: RunResults, config: RunConfig) -> bool:
 
 
 def _plain(values: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(dict(values)))
+    return json.loads(json.dumps(dict(values), allow_nan=False))

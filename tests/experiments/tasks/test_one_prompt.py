@@ -45,7 +45,7 @@ class Recorder:
 
     def see(self, input_ids, attention_mask=None, past_key_values=None, **_) -> None:
         goes_on = past_key_values is not None and past_key_values.get_seq_length() > 0
-        if self.paused or goes_on:
+        if self.paused or goes_on or input_ids.shape[1] == 1:  # one token stands for a stream that the head reads
             return
         masks = [[1] * input_ids.shape[1]] * len(input_ids) if attention_mask is None else attention_mask.tolist()
         for ids, mask in zip(input_ids.tolist(), masks, strict=True):
