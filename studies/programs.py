@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,3 +53,16 @@ def write_page(path: Path, head: str, text: str) -> None:
             "touched. Name the page last, or delete that file first."
         )
     write_text(path, text)
+
+
+def portable(command: str) -> str:
+    """Return a command as it may be printed: of absolute paths, which are one machine's, their last two names.
+
+    Args:
+        command: What was typed.
+
+    Returns:
+        ``steerscope train m --out runs/sft-0`` of ``steerscope train m --out /somewhere/runs/sft-0``.
+    """
+    parts = [part if not Path(part).is_absolute() else "/".join(Path(part).parts[-2:]) for part in shlex.split(command)]
+    return shlex.join(parts)

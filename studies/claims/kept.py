@@ -22,6 +22,7 @@ from steerscope.folders import require_json_file
 from studies.claims.leftover import LEFTOVER
 from studies.claims.recalibrated import RECALIBRATED
 from studies.claims.rule import rights
+from studies.programs import portable
 
 SCHEMA_VERSION = 1
 # Long, and read by nobody once the numbers are there.
@@ -41,6 +42,7 @@ def keep(folders: Sequence[str | Path], file: Path) -> None:
     for place in run_folders(folders):
         read_results(place)  # strictly
         results = {k: v for k, v in read_json(place / RESULTS, "a run").items() if k not in _LEFT_OUT}
+        results["command"] = portable(results.get("command", ""))
         right = rights(str(place))
         asked = _in_order(right)
         names = questions.setdefault(results["test_set"], asked)

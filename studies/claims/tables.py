@@ -19,6 +19,7 @@ from studies.claims.outcomes import Outcome, Row
 from studies.claims.power import chance_for_equals
 from studies.claims.rule import MIN_SEEDS, is_interior
 from studies.claims.sections import trained_words
+from studies.programs import portable
 
 
 def table(head: str, rows: Iterable[Sequence[object]]) -> str:
@@ -47,7 +48,7 @@ def runs_table(group: Group) -> str:
     parts = [table(f"{head} | learning rate", rows)]
     if group.runs.data_note:
         parts.append(f"{group.runs.data_note}\n")
-    command = read_results(group.entries[0].folders[0]).command
+    command = portable(read_results(group.entries[0].folders[0]).command)
     if command:
         parts.append(f"One of the runs: `{command}`; the others differ in the method's options and the seed.\n")
     return "\n".join(parts)

@@ -38,6 +38,20 @@ def test_the_page_can_be_written_from_kept_runs(tmp_path):
     assert pages[1].read_text() == pages[2].read_text()
 
 
+def test_no_path_of_a_machine_is_kept_or_printed(tmp_path):
+    run(tmp_path / "runs", "post-block", [first(150)] * 3)
+    for seed in range(3):
+        results = tmp_path / "runs" / f"post-block-8-{seed}" / "results.json"
+        place = tmp_path / "runs" / f"post-block-{seed}"
+        told = json.loads(results.read_text()) | {"command": f"steerscope train m --lr 1e-3 --out {place} --resume"}
+        results.write_text(json.dumps(told))
+    kept, page = tmp_path / "kept.json", tmp_path / "page.md"
+    assert main([str(tmp_path / "runs"), str(page), "--keep", str(kept)]) == 0
+    for text in (kept.read_text(), page.read_text()):
+        assert str(tmp_path) not in text
+        assert "steerscope train m --lr 1e-3 --out runs/post-block-" in text
+
+
 @pytest.mark.parametrize(
     "change",
     [
