@@ -9,6 +9,7 @@ from steerscope.analysis.capture.features import SketchPlan
 from steerscope.analysis.capture.outputs import make_probes
 from steerscope.analysis.data.encoding import encode
 from steerscope.analysis.scoring.kernels import Kernel, Rows
+from steerscope.errors import UnsupportedModelError
 from steerscope.models import edited, reading, true_float64, wrap_model
 from studies.families.tiny import VOCAB, tiny_model, tiny_tokenizer
 from tests.analysis.test_capture_exact import CHOICES, gap, rows_and_losses, scores_of, together
@@ -60,3 +61,13 @@ def test_sites_whose_tensor_the_block_goes_on_to_change_are_ranked(exact):
     linear = {f"{one.layer}.{one.kind}": one.scores["gradient_norm"] for one in ranked}
     assert set(linear) == {str(site) for site in loaded.site_map.sites()}
     assert all(value > 0 for value in linear.values())
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_site_that_no_derivative_comes_back_to_is_refused(exact, monkeypatch):
+    loaded = wrap_model(tiny_model("falcon"), tiny_tokenizer())
+    # The block changes the tensor whose derivative is asked for.
+    monkeypatch.setattr("steerscope.models.hooks._of_copy", lambda tap: lambda value, read: tap(value.clone(), read))
+    prompts = [Example(f"{3 * i % 31} {i} =", (" yes", " no")[i % 2], (" yes", " no"), i % 2) for i in range(24)]
+    with pytest.raises(UnsupportedModelError, match=r"comes back to '\d\.mlp_out' \(4 of 13 sites\)"):
+        rank_sites(loaded, prompts, RankOptions(num_probes=1, exact=exact))

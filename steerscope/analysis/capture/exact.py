@@ -78,6 +78,7 @@ class ExactParts(Stored):
             write: The write point.
             grad: ``batch token channel``.
         """
+        self.reached.add(write)
         grad = self._wide(grad)
         for site in self.written_at[write]:
             self._keep(self.linear, site, combine(grad, self.reads[site]))

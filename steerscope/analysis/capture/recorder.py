@@ -15,6 +15,7 @@ from steerscope.analysis.capture.outputs import Probes
 from steerscope.analysis.capture.sketched import SketchedParts
 from steerscope.analysis.capture.stored import BatchRows
 from steerscope.analysis.data.encoding import Batch, Encoded
+from steerscope.errors import UnsupportedModelError
 from steerscope.models.blocks import as_token_axes
 from steerscope.models.hooks import tapping
 from steerscope.models.load import LoadedModel
@@ -82,7 +83,17 @@ class Recorder:
 
         Returns:
             The features of all sites, with losses in nats, residuals and Fisher matrices.
+
+        Raises:
+            UnsupportedModelError: No derivative came back to a site, whose features would be left out or zero.
         """
+        lost = [site for site in lengths if self._write(site) not in self.parts.reached]
+        if lost:
+            raise UnsupportedModelError(
+                f"no derivative of the outputs comes back to '{lost[0]}' ({len(lost)} of {len(lengths)} sites), though "
+                "edits there change the logits: the block detaches what is added there, or changes it in place. Such a "
+                "model cannot be ranked."
+            )
         return Features(
             linear=self.parts.linear,
             vector=self.parts.vector,

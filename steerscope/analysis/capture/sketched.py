@@ -147,6 +147,7 @@ class SketchedParts(Stored):
         factor = self._factor("site write", grad.shape[-1], self.plan.blocks * self.plan.size, self.plan.blocks)
         torch.mm(self._few_digits(grad), factor, out=self.grads[self._write_number[write]])
         self._seen.add(write)
+        self.reached.add(write)
 
     def grad_of_map(self, layer: int, group: str, path: str, grad: Tensor) -> None:
         """Project the derivative by a linear map's output.

@@ -61,6 +61,8 @@ class Stored:
         self.linear: dict[Site, Tensor] = {}
         self.vector: dict[Site, Tensor] = {}
         self.weights: dict[Any, Tensor] = {}
+        # Write points that a derivative came back to.
+        self.reached: set[Site] = set()
 
     def keep(self, into: dict[Any, Tensor], key: Any, feature: Tensor, slot: int) -> None:
         """Put the features of a batch's examples in their rows.
