@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from steerscope.models.hooks import Tap, tapping
 from steerscope.models.load import LoadedModel
 from steerscope.models.packed import compute_dtype
 from steerscope.models.tokens import pad_token
-from steerscope.process import return_freed_memory
+from steerscope.process import return_freed_memory, side_by_side
 from steerscope.sites import Site
 
 # Called with (passes done, passes in all) as work goes on.
@@ -203,10 +204,15 @@ def capture(
         scalars = [outputs.probes[:, p].sum() for p in range(probes.num_probes)]
         if not probes.spans:
             scalars.append(outputs.log_likelihood.sum())
-        for slot, scalar in enumerate(scalars):
+
+        def go_back(slot: int) -> None:
             recorder.start_slot(slot)
-            torch.autograd.grad(scalar, recorder.source, retain_graph=slot + 1 < len(scalars))
+            torch.autograd.grad(scalars[slot], recorder.source, retain_graph=True)  # others are on their way
             recorder.finish_slot()
+
+        # A batch's derivatives are too small for threads to share: each makes whole passes, as many as the others.
+        shared = len(scalars) % torch.get_num_threads() if recorder.side_by_side else len(scalars)
+        for _ in chain(map(go_back, range(shared)), side_by_side(go_back, range(shared, len(scalars)))):
             tick()
         recorder.finish()
 

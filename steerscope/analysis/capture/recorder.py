@@ -28,7 +28,6 @@ class Recorder:
     """The hooks of one capture pass and the features they fill."""
 
     source: Tensor
-    slot: int
 
     def __init__(
         self,
@@ -64,9 +63,13 @@ class Recorder:
         self.batch = BatchRows.of(batch)
         self.parts.start(self.batch)
 
+    @property
+    def side_by_side(self) -> bool:
+        """Whether several backward passes may be made at once, in threads of their own."""
+        return isinstance(self.parts, SketchedParts) and self.parts.home.type == "cpu"
+
     def start_slot(self, slot: int) -> None:
         """Make ready for one backward pass."""
-        self.slot = slot
         self.parts.start_slot(slot)
 
     def finish_slot(self) -> None:

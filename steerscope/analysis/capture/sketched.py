@@ -8,7 +8,9 @@ reads, rounding to eight bits) is done for many sites in one operation.
 from __future__ import annotations
 
 import math
+import threading
 import zlib
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +29,21 @@ _AT_ONCE = {"cpu": 2**19}
 _AT_ONCE_ELSEWHERE = 2**23
 
 
+@dataclass
+class _Pass:
+    """One backward pass: its slot, the projected derivatives ``where batch*token projected``, and whose came."""
+
+    slot: int
+    grads: Tensor
+    map_grads: Tensor
+    seen: set[Any] = field(default_factory=set)
+
+    def begin(self, slot: int) -> None:
+        """Begin another one in the same room."""
+        self.slot = slot
+        self.seen.clear()
+
+
 class SketchedParts(Stored):
     """What hooks project in a batch, and the features of sites, vectors and weights that come of it.
 
@@ -40,9 +57,6 @@ class SketchedParts(Stored):
         home: Device of the features.
         seed: Seed of the projections.
     """
-
-    # What a tensor was known by, the tensor, and it in few digits.
-    _latest: tuple[Any, Tensor, Tensor] | None = None
 
     def __init__(
         self,
@@ -72,7 +86,10 @@ class SketchedParts(Stored):
         # Linear maps of a block by what they read: those of one group share it.
         names = [(block.index, group) for block in site_map.blocks for group, _ in block.groups()]
         self._group_number = {name: number for number, name in enumerate(names)}
-        # Projections as they are multiplied: scaled for a site, in few digits.
+        # By thread: the backward pass that it makes; and of its latest tensor what it was known by, itself, few digits.
+        self._passes: dict[int, _Pass] = {}
+        self._latest: dict[int, tuple[Any, Tensor, Tensor]] = {}
+        # Projections: as they are drawn where they are scaled for a site, else as they are multiplied, in few digits.
         self._drawn: dict[Any, Tensor] = {}
         self._factors: dict[Any, Tensor] = {}
 
@@ -90,25 +107,38 @@ class SketchedParts(Stored):
 
         # Reads are split into blocks once for all backward passes: ``site batch block token q``.
         self.reads = [room(len(sites), batch, plan.blocks, tokens, plan.size) for sites in self.by_place]
-        self.grads = room(len(self.writes), batch * tokens, plan.blocks * plan.size)
         self.map_reads = room(batch, len(self._group_number), tokens, plan.weight_size)
-        self.map_grads = room(len(self._group_number), batch * tokens, plan.weight_size)
         # Sums over the tokens of an example: ``example batch*token``.
         self.sums = torch.zeros(len(rows.examples), batch, tokens, dtype=self.dtype, device=self.home)
         self.sums[rows.local, torch.arange(batch, device=self.home)] = rows.mask.to(self.dtype)
         self.sums = self.sums.flatten(1)
-        self._forget()
+        self._passes.clear()
+        self._latest.clear()
 
     def start_slot(self, slot: int) -> None:
-        """Make ready for one backward pass."""
-        self.slot = slot
-        self._seen: set[Any] = set()
-        self._forget()
+        """Make ready for one backward pass, which this thread makes."""
+        here = threading.get_ident()
+        if here in self._passes:  # its room is used again
+            self._passes[here].begin(slot)
+            return
+        plan, size = self.plan, self.mask.numel()
+        grads = torch.zeros(len(self.writes), size, plan.blocks * plan.size, dtype=self.digits, device=self.home)
+        map_grads = torch.zeros(len(self._group_number), size, plan.weight_size, dtype=self.digits, device=self.home)
+        self._passes[here] = _Pass(slot, grads, map_grads)
 
     def finish(self) -> None:
         """Let go of the batch."""
-        del self.reads, self.grads, self.map_reads, self.map_grads, self.sums
-        self._forget()
+        del self.reads, self.map_reads, self.sums
+        self._passes.clear()
+        self._latest.clear()
+
+    @property
+    def _now(self) -> _Pass:
+        """The backward pass that this thread is in; the only one where a device derives in a thread of its own."""
+        found = self._passes.get(threading.get_ident())
+        if found is None:
+            (found,) = self._passes.values()
+        return found
 
     # --- what hooks bring ---
 
@@ -120,8 +150,7 @@ class SketchedParts(Stored):
             read: ``batch token channel``.
         """
         place, number = self._site_number[site]
-        size = self.plan.blocks * self.plan.size
-        projected = self.few_digits(read) @ self._factor("site read", read.shape[-1], size, self.plan.blocks, site)
+        projected = self.few_digits(read) @ self._read_factor(site, read.shape[-1])
         split = projected.view(*self.mask.shape, self.plan.blocks, self.plan.size).transpose(1, 2)
         torch.mul(split, self.mask[:, None, :, None], out=self.reads[place][number])
 
@@ -145,8 +174,9 @@ class SketchedParts(Stored):
             grad: ``batch token channel``.
         """
         factor = self._factor("site write", grad.shape[-1], self.plan.blocks * self.plan.size, self.plan.blocks)
-        torch.mm(self.few_digits(grad), factor, out=self.grads[self._write_number[write]])
-        self._seen.add(write)
+        now = self._now
+        torch.mm(self.few_digits(grad), factor, out=now.grads[self._write_number[write]])
+        now.seen.add(write)
         self.reached.add(write)
 
     def grad_of_map(self, layer: int, group: str, path: str, grad: Tensor) -> None:
@@ -160,46 +190,48 @@ class SketchedParts(Stored):
         """
         # Sketched features of all maps are summed, so maps must meet in independent directions: those that share
         # what they read differ in ``path``, those in other layers or groups in how what they read was projected.
-        grad, out = self.few_digits(grad), self.map_grads[self._group_number[layer, group]]
+        now = self._now
+        grad, out = self.few_digits(grad), now.map_grads[self._group_number[layer, group]]
         factor = self._factor(path, grad.shape[-1], self.plan.weight_size)
-        if (layer, group) in self._seen:
+        if (layer, group) in now.seen:
             out.addmm_(grad, factor)
         else:
             torch.mm(grad, factor, out=out)
-        self._seen.add((layer, group))
+        now.seen.add((layer, group))
 
     # --- the features of a backward pass ---
 
     def finish_slot(self) -> None:
-        """Make and keep the features of the backward pass that ended."""
-        self._forget()
-        for buffer, places in ((self.grads, self._write_number), (self.map_grads, self._group_number)):
+        """Make and keep the features of the backward pass of this thread, which ended."""
+        now = self._now
+        self._latest.pop(threading.get_ident(), None)
+        for buffer, places in ((now.grads, self._write_number), (now.map_grads, self._group_number)):
             for name, place in places.items():
-                if name not in self._seen:  # no way leads from there to an output
+                if name not in now.seen:  # no way leads from there to an output
                     buffer[place].zero_()
-        self._keep_weights()
+        self._keep_weights(now)
         numbers = len(self.mask) * self.plan.blocks * self.plan.size**2
         step = max(1, _AT_ONCE.get(self.home.type, _AT_ONCE_ELSEWHERE) // numbers)
         for start in range(0, len(self.writes), step):
-            self._keep_sites(slice(start, start + step))
+            self._keep_sites(now, slice(start, start + step))
 
-    def _keep_weights(self) -> None:
+    def _keep_weights(self, now: _Pass) -> None:
         if not self._group_number:
             return
         batch, tokens = self.mask.shape
-        grads = self.map_grads.unflatten(1, (batch, tokens)).transpose(0, 1).flatten(1, 2)
+        grads = now.map_grads.unflatten(1, (batch, tokens)).transpose(0, 1).flatten(1, 2)
         summed = (grads.mT @ self.map_reads.flatten(1, 2)).flatten(1).to(self.dtype)
-        self.keep(self.weights, "all", self.batch.by_example(summed[None])[0], self.slot)
+        self.keep(self.weights, "all", self.batch.by_example(summed[None])[0], now.slot)
 
-    def _keep_sites(self, part: slice) -> None:
+    def _keep_sites(self, now: _Pass, part: slice) -> None:
         batch, tokens = self.mask.shape
         writes, plan = self.writes[part], self.plan
-        grads = self.grads[part]
+        grads = now.grads[part]
         # Every block estimates the whole inner product; side by side they count it once per block.
         share = 1 / math.sqrt(plan.blocks)
         vectors = rounded_over(self.sums @ grads.to(self.dtype), share)
         for write, vector in zip(writes, vectors, strict=True):
-            self.keep(self.vector, write, vector, self.slot)
+            self.keep(self.vector, write, vector, now.slot)
         split = grads.view(len(writes), batch, tokens, plan.blocks, plan.size).transpose(2, 3)
         wide = split.to(self.dtype, memory_format=torch.contiguous_format)
         for sites, reads in zip(self.by_place, self.reads, strict=True):
@@ -210,7 +242,7 @@ class SketchedParts(Stored):
             made = torch.bmm(wide[: len(sites)].reshape(-1, tokens, plan.size).mT, read)
             features = rounded_over(self.batch.by_example(made.view(len(sites), batch, -1)), share)
             for site, feature in zip(sites, features, strict=True):
-                self.keep(self.linear, site, feature, self.slot)
+                self.keep(self.linear, site, feature, now.slot)
 
     # --- projections ---
 
@@ -220,25 +252,27 @@ class SketchedParts(Stored):
         Sites and maps that follow each other often see the same tensor. It is held until another comes, so that no
         other tensor can be at its address, and nothing writes over it.
         """
-        key = (tensor.data_ptr(), tensor.shape[-1], tensor.numel(), tensor.stride(), tensor.dtype, tensor._version)
-        if self._latest is None or self._latest[0] != key:
+        here, known = threading.get_ident(), (tensor.data_ptr(), tensor.shape[-1], tensor.numel(), tensor.stride())
+        key = (*known, tensor.dtype, tensor._version)
+        latest = self._latest.get(here)
+        if latest is None or latest[0] != key:
             flat = tensor.to(self.home).reshape(-1, tensor.shape[-1])
-            self._latest = key, tensor, rough_factor(flat, self.dtype)
-        found: Tensor = self._latest[2]
-        return found
+            latest = self._latest[here] = key, tensor, rough_factor(flat, self.dtype)
+        return latest[2]
 
-    def _forget(self) -> None:
-        self._latest = None
+    def _factor(self, role: Any, width: int, rows: int, blocks: int = 1) -> Tensor:
+        """Return the projection ``width rows`` of a role."""
+        if (role, width) not in self._factors:
+            self._factors[role, width] = rough_factor(self._draw(role, width, rows, blocks), self.dtype)
+        return self._factors[role, width]
 
-    def _factor(self, role: Any, width: int, rows: int, blocks: int = 1, scaled_for: Site | None = None) -> Tensor:
-        """Return the projection ``width rows`` of a role; for reads, channels are divided by the site's scale first."""
-        key = (role, width, scaled_for)
-        if key not in self._factors:
-            drawn = self._draw(role, width, rows, blocks)
-            if scaled_for is not None:
-                drawn = drawn / self.scales[scaled_for].to(self.dtype)[:, None]
-            self._factors[key] = rough_factor(drawn, self.dtype)
-        return self._factors[key]
+    def _read_factor(self, site: Site, width: int) -> Tensor:
+        """Return the projection of what a site reads, whose channels are divided by the site's scale first.
+
+        It is made for every batch: kept, those of all sites would take 40 MB of a 135M model's ranking.
+        """
+        drawn = self._draw("site read", width, self.plan.blocks * self.plan.size, self.plan.blocks)
+        return rough_factor(drawn / self.scales[site].to(self.dtype)[:, None], self.dtype)
 
     def _draw(self, role: Any, width: int, rows: int, blocks: int) -> Tensor:
         if (role, width) not in self._drawn:

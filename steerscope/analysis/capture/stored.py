@@ -75,5 +75,6 @@ class Stored:
         """
         if key not in into:
             # Every row is written once, by its batch; memory that is not written yet takes no room.
-            into[key] = feature.new_empty(*self.shape, feature.shape[1])
+            # Another thread may be here too: the first one's room is taken.
+            into.setdefault(key, feature.new_empty(*self.shape, feature.shape[1]))
         into[key][self.batch.examples, slot] = feature

@@ -384,8 +384,8 @@ class Scorer:
             Errors of kernels, relative to their norm, and of learnable shares, over the sampled sites.
         """
         sample = sites[:: max(1, len(sites) // 24)]
-        relative, shares = [], []
-        for site in sample:
+
+        def of_halves(site: Site) -> tuple[float, list[float]]:
             feature = self.features.linear[site]
             half = (plan.blocks + 1) // 2
             first, second = (
@@ -393,8 +393,10 @@ class Scorer:
                 for part in (blocks_of(feature, blocks, plan.blocks) for blocks in (slice(half), slice(half, None)))
             )
             whole = float((first + second).norm())
-            relative.append(float((first - second).norm()) / whole if whole > 0 else 0.0)
-            shares.append([quick_share(kernel, self.problem) for kernel in (first, second)])
+            relative = float((first - second).norm()) / whole if whole > 0 else 0.0
+            return relative, [quick_share(kernel, self.problem) for kernel in (first, second)]
+
+        relative, shares = zip(*side_by_side(of_halves, sample), strict=True)
         pairs = torch.tensor(shares, dtype=torch.float64)
         return {
             "sketch_error": sum(relative) / len(relative),
