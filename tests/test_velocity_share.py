@@ -1,0 +1,104 @@
+"""A second kernel, part of a step on: studies/velocity_share.py against whole Jacobians of the edited model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from steerscope import RankOptions
+from steerscope.analysis.data.examples import Example, content_order
+from steerscope.models.hooks import edited
+from steerscope.models.load import wrap_model
+from steerscope.sites import parse_site
+from studies import velocity_share as study
+from tests.tiny import tiny_model, tiny_tokenizer
+
+TABLE = Path(__file__).parents[1] / "studies" / "site_tables" / "small-gpt2-compare_next.json"
+
+
+def prompts() -> list[Example]:
+    found = []
+    for i in range(24):
+        choices = tuple(f" {(i + k) % 30}" for k in range(3))
+        words = " ".join(str(i * (j + 3) % 31) for j in range(1 + i % 3))
+        found.append(Example(f"[ MAX {i} {words} ] =", choices[i % 3], choices, i % 3))
+    return [found[i] for i in content_order(found, 0)]
+
+
+def look(family="llama", exact=True):
+    model = tiny_model(family)
+    options = RankOptions(rank=2, batch_size=5)
+    return study.SecondLook(
+        wrap_model(model.double() if exact else model, tiny_tokenizer()), prompts(), options, exact=exact
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("llama", "0.resid_mid"), ("gpt_neox", "1.attn_heads"), ("gemma2", "0.mlp_out")]
+)
+def test_the_second_kernel_is_that_of_the_edited_model(family, name):
+    second, site = look(family), parse_site(name)
+    width, scale = second.loaded.site_map.width(site), second.first.scales[site]
+    there = torch.randn(width, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / 10
+    chosen, rows = [0, 7, 23], []
+    for example in chosen:
+
+        def outputs(matrix, example=example):
+            edit = {site: lambda read: (read / scale) @ matrix.T}
+            with edited(second.loaded.model, second.loaded.site_map, edit):
+                ids = torch.tensor([second.encoded.sequences[example].ids])
+                logits = second.loaded.model(input_ids=ids).logits[0, -1]
+            return second.probes.contrasts[3] @ logits[list(second.encoded.choice_tokens[example])]
+
+        rows.append(torch.autograd.functional.jacobian(outputs, there).flatten(1))
+    expected = torch.cat(rows) @ torch.cat(rows).T
+    found = second.kernel_behind(site, lambda read: (read / scale) @ there.T).probe
+    where = torch.cat([(second.rows.example == example).nonzero()[:, 0] for example in chosen])
+    torch.testing.assert_close(found[where][:, where], expected, rtol=1e-8, atol=1e-12)
+    assert (found - second.kernel(site).probe).norm() > 1e-3 * found.norm()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_with_no_step_the_second_look_sees_what_the_first_one_saw(exact):
+    second, site = look(exact=exact), parse_site("0.mlp_hidden")
+    before = second.kernel(site)
+    again = second.kernel_behind(site, second.step(site, before)(0.0))
+    error = (again.probe - before.probe).norm() / before.probe.norm()
+    assert error < (1e-12 if exact else 2e-3)  # sketches, the same ones, are rounded to eight bits
+    scores = second.scores(site, length=0.0)
+    near = 1e-9 if exact else 5e-3
+    assert scores["velocity_share"] == pytest.approx(scores["learnable_share"], abs=near)
+    assert scores["velocity_converged"] == pytest.approx(scores["converged_share"], abs=near)
+    assert scores["after_step_share"] == pytest.approx(scores["learnable_share"], abs=near)
+    assert second.scores(site)["velocity_share"] != pytest.approx(scores["learnable_share"], abs=1e-6)
+
+
+def test_the_kernel_changes_in_proportion_to_a_short_step():
+    second, site = look(), parse_site("0.resid_post")
+    before = second.kernel(site)
+    step, zero = second.step(site, before), before.probe
+    change = {length: second.kernel_behind(site, step(length)).probe - zero for length in (-1e-3, 5e-4, 1e-3)}
+    ratio = change[1e-3].norm() / change[5e-4].norm()
+    assert float(ratio) == pytest.approx(2, rel=0.02)
+    bent = (change[1e-3] + change[-1e-3]).norm() / change[1e-3].norm()
+    assert bent < 0.05  # the part that is even in the step is of second order
+
+
+def test_the_program_keeps_every_site_and_goes_on(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "found.json"
+    fixed = ["velocity_share", str(TABLE), "--layers", "13", "--out", str(out), "--prompts"]
+    monkeypatch.setattr(sys, "argv", [*fixed, "24", "--limit", "1"])
+    assert study.main() == 0
+    first = json.loads(out.read_text())["tables"][TABLE.stem]["sites"]
+    assert list(first) == ["13.attn_heads"]
+    assert study.main() == 0
+    both = json.loads(out.read_text())["tables"][TABLE.stem]["sites"]
+    assert list(both) == ["13.attn_heads", "13.attn_out"]
+    assert both["13.attn_heads"] == first["13.attn_heads"]
+    monkeypatch.setattr(sys, "argv", [*fixed, "25"])
+    assert study.main() == 2
+    assert "scores of small-gpt2-compare_next from 24 prompts" in capsys.readouterr().err
