@@ -141,17 +141,8 @@ class SecondLook:
 
         Cost: a forward pass and a backward pass per output direction, from the site's block on.
         """
-        site_map, shape = self.loaded.site_map, (self.encoded.num_examples, self.probes.num_probes)
-        write = site_map.write(site)
-        given = (
-            {write: [site]},
-            self.first.scales,
-            *(() if self.plan.exact else (self.plan,)),
-            shape,
-            at_least_float32(compute_dtype(self.loaded.model)),
-            self.loaded.device,
-        )
-        parts = ExactParts(*given) if self.plan.exact else SketchedParts([], *given, self.options.seed)
+        site_map, write = self.loaded.site_map, self.loaded.site_map.write(site)
+        parts = self._parts(write, site)
         for batch, streams in zip(self._batches(), self.streams, strict=True):
             parts.start(BatchRows.of(batch))
             leaves: list[Tensor] = []
@@ -169,6 +160,14 @@ class SecondLook:
                 parts.finish_slot()
             parts.finish()
         return self._kernel(parts.linear[site], site)
+
+    def _parts(self, write: Site, site: Site) -> ExactParts | SketchedParts:
+        written_at, scales, device = {write: [site]}, self.first.scales, self.loaded.device
+        shape = self.encoded.num_examples, self.probes.num_probes
+        dtype = at_least_float32(compute_dtype(self.loaded.model))
+        if self.plan.exact:
+            return ExactParts(written_at, scales, shape, dtype, device)
+        return SketchedParts([], written_at, scales, self.plan, shape, dtype, device, self.options.seed)
 
     def _kernel(self, feature: Tensor, site: Site) -> Kernel:
         return Kernel.of([feature], self.first, self.rows, cross=False, what=f"an edit of '{site}'")

@@ -6,15 +6,17 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from steerscope import RankOptions
+from steerscope import RankOptions, SiteTable
 from steerscope.analysis.data.examples import Example, content_order
 from steerscope.models.hooks import edited
 from steerscope.models.load import wrap_model
 from steerscope.sites import parse_site
 from studies import velocity_share as study
+from studies import velocity_verdict as verdict
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TABLE = Path(__file__).parents[1] / "studies" / "site_tables" / "small-gpt2-compare_next.json"
@@ -90,6 +92,7 @@ def test_the_kernel_changes_in_proportion_to_a_short_step():
 
 def test_the_program_keeps_every_site_and_goes_on(tmp_path, monkeypatch, capsys):
     out = tmp_path / "found.json"
+    monkeypatch.chdir(TABLE.parents[2])  # the table names its model from there
     fixed = ["velocity_share", str(TABLE), "--layers", "13", "--out", str(out), "--prompts"]
     monkeypatch.setattr(sys, "argv", [*fixed, "24", "--limit", "1"])
     assert study.main() == 0
@@ -102,3 +105,33 @@ def test_the_program_keeps_every_site_and_goes_on(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(sys, "argv", [*fixed, "25"])
     assert study.main() == 2
     assert "scores of small-gpt2-compare_next from 24 prompts" in capsys.readouterr().err
+
+
+def made_scores(better, noise=0.3):
+    """Scores of a kept table's sites: ``better`` from the trained loss, the others from it with noise."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for one in SiteTable.load(TABLE).outcomes():
+        site, off = str(one.site), rng.normal(0, noise)
+        own = dict.fromkeys(("learnable_share", "converged_share", "gauss_newton_step"), -one.loss + off)
+        own |= dict.fromkeys(("velocity_share", "velocity_converged"), -one.loss + (0 if better else off))
+        found[site] = {**own, "kernel_change": -abs(off), "seconds": 1.0}
+    return found
+
+
+def test_the_rule_tells_a_better_score_from_the_same(tmp_path, monkeypatch, capsys):
+    for better, expected in ((True, "worth it"), (False, "not worth it")):
+        found = {"one": verdict.judged(SiteTable.load(TABLE), made_scores(better, noise=1.0))}
+        assert found["one"].admitted
+        assert found["one"].judgement.scores["velocity_share"].agreement.spearman == pytest.approx(1) or not better
+        assert found["one"].warning.low > 0.2  # the change of the kernel was made from the very errors
+        for candidate in verdict.CANDIDATES:
+            assert verdict.answer(found, candidate)["verdict"] == expected
+    gap = found["one"].differences["velocity_share"]["learnable_share"]
+    assert (gap.value, gap.low, gap.high) == pytest.approx((0, 0, 0), abs=1e-12)
+    kept = tmp_path / "kept.json"
+    kept.write_text(json.dumps({"tables": {TABLE.stem: {"sites": made_scores(True)}}}))
+    monkeypatch.setattr(sys, "argv", ["velocity_verdict", str(kept), str(TABLE.parent)])
+    assert verdict.main() == 0
+    assert "velocity_share: " in capsys.readouterr().out
+    assert json.loads(kept.read_text())["judged"]["tables"][TABLE.stem]["sites"] == 98
