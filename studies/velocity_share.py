@@ -3,16 +3,21 @@ r"""Does a kernel made again, half a Gauss-Newton step on, order sites better? T
     python -m studies.velocity_share studies/site_tables/small-*.json --prompts 96
     python -m studies.velocity_share studies/site_tables/smollm2-135m-recall.json --prompts 64 \
         --layers 10,19,0,29,5,24,14
+    python -m studies.velocity_share studies/site_tables/small-*.json --bounded \
+        --out studies/results/velocity_share_bounded.json
 
 The plan, written before a number was computed, is docs/validation_plan_4.md. At every site the Gauss-Newton step is
 solved on one half of the prompts, half of it is put into the model, and the site's kernel is made again there: ``K'``,
-with the scales and sketches of ``K``. Sites are scored by ``K + K'``, and beside it by ``K`` alone, on the other half.
-Every site is kept as it ends, and a second call goes on with what is missing; ``studies/velocity_verdict.py`` judges.
+with the scales and sketches of ``K`` (``--bounded``: half of the step, or as much of it as moves a typical token by a
+quarter of the length of what it is added to). Sites are scored by ``K + K'``, and beside it by ``K`` alone, on the other
+half. Every site is kept as it ends, and a second call goes on with what is missing; ``studies/velocity_verdict.py``
+judges.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,11 +39,12 @@ from steerscope.analysis.capture.stored import BatchRows
 from steerscope.analysis.data.encoding import Encoded, batches, encode_for
 from steerscope.analysis.data.examples import Example, check_examples, content_order
 from steerscope.analysis.scoring.converged import Converged
-from steerscope.analysis.scoring.gauss_newton import Stepper, dual_step
+from steerscope.analysis.scoring.gauss_newton import EditOfLength, Stepper, dual_step
 from steerscope.analysis.scoring.kernels import Kernel, Rows
 from steerscope.analysis.scoring.options import MIN_EXAMPLES, RankOptions
 from steerscope.analysis.scoring.problem import Problem
-from steerscope.analysis.scoring.scores import Candidate, compute_score, get_score
+from steerscope.analysis.scoring.scores import Candidate, compute_score, get_score, relative_length
+from steerscope.analysis.scoring.scores.predicted_loss_bounded import LONGEST_EDIT
 from steerscope.errors import InputError
 from steerscope.experiments.groundwork.splits import splits_of_task
 from steerscope.experiments.site_tables import sites_of
@@ -56,6 +62,11 @@ from studies.programs import exit_code_of
 
 HALF = 0.5
 """How much of the step is put into the model before the kernel is made again."""
+BOUND = LONGEST_EDIT / 2
+"""With ``--bounded``, the edit that is put in is at most so long, relative to what it is added to."""
+FACTS = ("seconds", "relative_length", "part", "size")
+"""Kept of a site beside its scores: seconds of the second look alone, relative length of the whole step, the part of it
+that was put in, and the size of the second kernel as a part of the first one's."""
 RESULT = Path("studies/results/velocity_share.json")
 
 
@@ -172,16 +183,40 @@ class SecondLook:
     def _kernel(self, feature: Tensor, site: Site) -> Kernel:
         return Kernel.of([feature], self.first, self.rows, cross=False, what=f"an edit of '{site}'")
 
-    def step(self, site: Site, kernel: Kernel) -> Any:
-        """Return the Gauss-Newton step at a site, made from the first half: from a part of it to an edit.
+    def step(self, site: Site, kernel: Kernel) -> tuple[EditOfLength, float]:
+        """Return the Gauss-Newton step at a site, made from the first half, and how long it is.
 
         Args:
             site: The site.
             kernel: Its kernel in the model as it is.
+
+        Returns:
+            From a part of the step to an edit; and the most by which the whole step, before it is cut to the rank,
+            moves a typical token, relative to what it is added to (by its Frobenius norm).
         """
         dual = dual_step(kernel.probe / kernel.unit, kernel.unit, self.problem, self.rows, self.first.curvature)
-        key = (site, "linear")
-        return self.stepper.edits({key: dual}, self.halves[0])[key]
+        key, way = (site, "linear"), self.problem.directions[0]
+        weights = dual.weights[self.rows.example[way.train], self.rows.probe[way.train]] * kernel.unit
+        held = self.first.held_length[self.loaded.site_map.write(site)]
+        candidate = self._candidate(kernel, relative_length(kernel, self.first.read_length[site], held))
+        squares = candidate.squares_of_edit(weights[:, None], way)
+        return self.stepper.edits({key: dual}, self.halves[0])[key], float(squares.sqrt())
+
+    def _candidate(
+        self, kernel: Kernel, squared_length: float = 0.0, *, both_ways: bool = False, step: Tensor | None = None
+    ) -> Candidate:
+        return Candidate(
+            family="linear",
+            place=None,
+            kernel=kernel,
+            target=self.target,
+            problem=self.both_ways if both_ways else self.problem,
+            rows=self.rows,
+            curvature=self.first.curvature,
+            squared_length=squared_length,
+            converged=self.converged_both_ways if both_ways else self.converged,
+            step=step,
+        )
 
     def score(self, name: str, kernel: Kernel, *, both_ways: bool = False, step: Tensor | None = None) -> float:
         """Return a score of the package of some kernel.
@@ -192,29 +227,19 @@ class SecondLook:
             both_ways: Let both halves learn and judge in turn.
             step: ``length example``: how far a step lowers the loss, for the score of one.
         """
-        candidate = Candidate(
-            family="linear",
-            place=None,
-            kernel=kernel,
-            target=self.target,
-            problem=self.both_ways if both_ways else self.problem,
-            rows=self.rows,
-            curvature=self.first.curvature,
-            squared_length=0.0,
-            converged=self.converged_both_ways if both_ways else self.converged,
-            step=step,
-        )
+        candidate = self._candidate(kernel, both_ways=both_ways, step=step)
         return float(compute_score(candidate, get_score(name))[0])
 
-    def scores(self, site: Site, length: float = HALF) -> dict[str, float]:
+    def scores(self, site: Site, length: float = HALF, *, longest: float = math.inf) -> dict[str, float]:
         """Return everything that the plan asks of one site.
 
         Args:
             site: The site.
             length: The part of the step that is put into the model.
+            longest: Less of it is put in where it would be longer than this, relative to what it is added to.
 
         Returns:
-            Scores by name, higher for a better site, but for ``seconds`` of the second look alone.
+            Scores by name, higher for a better site; and :data:`FACTS`.
         """
         before = self.kernel(site)
         own = {name: self.score(name, before) for name in ("learnable_share", "converged_share", "predicted_loss")}
@@ -224,20 +249,22 @@ class SecondLook:
         }
         if before.scale <= 0:  # an edit that moves nothing moves nothing later
             names = ("gauss_newton_step", "velocity_share", "velocity_converged", "after_step_share", "kernel_change")
-            return own | dict.fromkeys((*names, "seconds"), 0.0)
-        edit, key = self.step(site, before), (site, "linear")
+            return own | dict.fromkeys((*names, *FACTS), 0.0)
+        (edit, relative), key = self.step(site, before), (site, "linear")
         decreases = self.stepper.decreases({key: edit}, self.halves[1])[key]
         # Judged on the second half whatever the problem, which has to know all prompts.
         own["gauss_newton_step"] = self.score("gauss_newton_step", before, both_ways=True, step=decreases)
         started = time.perf_counter()
-        after = self.kernel_behind(site, edit(length))
+        part = min(length, longest / max(relative, 1e-30))
+        after = self.kernel_behind(site, edit(part))
         seconds = time.perf_counter() - started
         together = before + after
         own["velocity_share"] = self.score("learnable_share", together)
         own["velocity_converged"] = self.score("converged_share", together)
         own["after_step_share"] = self.score("learnable_share", after)
         own["kernel_change"] = -float((after.probe - before.probe).norm() / before.probe.norm())
-        return own | {"seconds": seconds}
+        shrunk = float(after.probe.norm() / before.probe.norm())
+        return own | dict(zip(FACTS, (seconds, relative, part, shrunk), strict=True))
 
 
 def _changed(edit: Edit, read_site: Any, leaves: list[Tensor]) -> Tap:
@@ -316,7 +343,7 @@ def look(path: Path, asked: argparse.Namespace, found: dict[str, Any]) -> None:
     own["seconds_of_first_look"] = time.perf_counter() - started
     own["output_directions"] = second.probes.num_probes
     for done, site in enumerate(todo):
-        own["sites"][site] = second.scores(parse_site(site))
+        own["sites"][site] = second.scores(parse_site(site), longest=BOUND if asked.bounded else math.inf)
         write_text(asked.out, json_text(found))
         if not (done + 1) % 7 or done + 1 == len(todo):
             print(f"{path.stem}: {done + 1} of {len(todo)}, {time.perf_counter() - started:.0f} s", flush=True)
@@ -330,13 +357,14 @@ def main() -> int:
     parser.add_argument(
         "--layers", type=lambda text: [int(one) for one in text.split(",")], help="only these, in order"
     )
+    parser.add_argument("--bounded", action="store_true", help=f"put in an edit of relative length {BOUND} at most")
     parser.add_argument("--limit", type=int, help="at most so many sites of a table in this call")
     parser.add_argument("--out", type=Path, default=RESULT)
     asked = parser.parse_args()
 
     def work() -> None:
         found: dict[str, Any] = json_of(asked.out) if asked.out.exists() else {"tables": {}}
-        found |= {"length": HALF, "versions": package_versions()}
+        found |= {"length": HALF, "longest": BOUND if asked.bounded else None, "versions": package_versions()}
         for path in asked.tables:
             look(path, asked, found)
 

@@ -27,6 +27,7 @@ from steerscope.experiments.site_tables.common import common_outcomes, score_arr
 from steerscope.experiments.site_tables.judging import Judgement, fixed_baselines, judge
 from steerscope.files import json_of, json_text, write_text
 from studies.programs import exit_code_of
+from studies.velocity_share import FACTS
 
 CANDIDATES = ("velocity_converged", "velocity_share")
 # What a candidate has to beat: by HIGHER in J with an interval above 0; and by any amount.
@@ -65,7 +66,7 @@ def judged(table: SiteTable, scores: Mapping[str, Mapping[str, float]], seed: in
     """
     admitted = judge(table, {}, seed=seed).admission.holds
     part = replace(table, runs=tuple(run for run in table.runs if run.site in scores))
-    names = [name for name in next(iter(scores.values())) if name != "seconds"]
+    names = [name for name in next(iter(scores.values())) if name not in FACTS]
     by_name = {name: {site: own[name] for site, own in scores.items()} for name in names}
     judgement = judge(part, by_name, seed=seed)
     common = common_outcomes(part)

@@ -68,7 +68,7 @@ def test_the_second_kernel_is_that_of_the_edited_model(family, name):
 def test_with_no_step_the_second_look_sees_what_the_first_one_saw(exact):
     second, site = look(exact=exact), parse_site("0.mlp_hidden")
     before = second.kernel(site)
-    again = second.kernel_behind(site, second.step(site, before)(0.0))
+    again = second.kernel_behind(site, second.step(site, before)[0](0.0))
     error = (again.probe - before.probe).norm() / before.probe.norm()
     assert error < (1e-12 if exact else 2e-3)  # sketches, the same ones, are rounded to eight bits
     scores = second.scores(site, length=0.0)
@@ -82,12 +82,27 @@ def test_with_no_step_the_second_look_sees_what_the_first_one_saw(exact):
 def test_the_kernel_changes_in_proportion_to_a_short_step():
     second, site = look(), parse_site("0.resid_post")
     before = second.kernel(site)
-    step, zero = second.step(site, before), before.probe
+    step, zero = second.step(site, before)[0], before.probe
     change = {length: second.kernel_behind(site, step(length)).probe - zero for length in (-1e-3, 5e-4, 1e-3)}
     ratio = change[1e-3].norm() / change[5e-4].norm()
     assert float(ratio) == pytest.approx(2, rel=0.02)
     bent = (change[1e-3] + change[-1e-3]).norm() / change[1e-3].norm()
     assert bent < 0.05  # the part that is even in the step is of second order
+
+
+def test_the_length_of_a_step_is_that_of_its_matrix_and_bounds_the_part_put_in():
+    second, site = look(), parse_site("1.resid_post")
+    second.stepper.rank = 16  # nothing is cut
+    before, scale = second.kernel(site), second.first.scales[site]
+    edit, relative = second.step(site, before)
+    matrix = edit(1.0)(torch.diag(scale)).T
+    first = second.first
+    expected = matrix.norm() * first.read_length[site] / first.held_length[second.loaded.site_map.write(site)]
+    assert relative == pytest.approx(float(expected), rel=1e-6)
+    short = second.scores(site, longest=relative / 50)
+    assert short["part"] == pytest.approx(0.02)
+    assert second.scores(site)["part"] == study.HALF
+    assert abs(short["kernel_change"]) < abs(second.scores(site)["kernel_change"]) / 5
 
 
 def test_the_program_keeps_every_site_and_goes_on(tmp_path, monkeypatch, capsys):
