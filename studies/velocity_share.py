@@ -9,9 +9,9 @@ r"""Does a kernel made again, half a Gauss-Newton step on, order sites better? T
 The plan, written before a number was computed, is docs/validation_plan_4.md. At every site the Gauss-Newton step is
 solved on one half of the prompts, half of it is put into the model, and the site's kernel is made again there: ``K'``,
 with the scales and sketches of ``K`` (``--bounded``: half of the step, or as much of it as moves a typical token by a
-quarter of the length of what it is added to). Sites are scored by ``K + K'``, and beside it by ``K`` alone, on the other
-half. Every site is kept as it ends, and a second call goes on with what is missing; ``studies/velocity_verdict.py``
-judges.
+quarter of the length of what it is added to). Sites are scored by ``K + K'``, and beside it by ``K`` alone, on
+the other half. Every site is kept as it ends, and a second call goes on with what is missing. What is kept is judged by
+``studies/velocity_verdict.py``.
 """
 
 from __future__ import annotations
