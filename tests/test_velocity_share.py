@@ -17,6 +17,7 @@ from steerscope.models.load import wrap_model
 from steerscope.sites import parse_site
 from studies import velocity_share as study
 from studies import velocity_verdict as verdict
+from tests.documents import ROOT, section_of
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TABLE = Path(__file__).parents[1] / "studies" / "site_tables" / "small-gpt2-compare_next.json"
@@ -150,3 +151,25 @@ def test_the_rule_tells_a_better_score_from_the_same(tmp_path, monkeypatch, caps
     assert verdict.main() == 0
     assert "velocity_share: " in capsys.readouterr().out
     assert json.loads(kept.read_text())["judged"]["tables"][TABLE.stem]["sites"] == 98
+
+
+def test_the_page_says_what_was_kept():
+    section = section_of((ROOT / "docs" / "evidence.md").read_text(encoding="utf-8"), "Does a kernel made again")
+    kept = json.loads((ROOT / "studies/results/velocity_share.json").read_text(encoding="utf-8"))["judged"]
+    counted = [one for one in kept["tables"].values() if one["admitted"]]
+    for label, score in (
+        ("converged share of `K + K'`", "velocity_converged"),
+        ("converged share of `K` |", "converged_share"),
+        ("learnable share of `K + K'`", "velocity_share"),
+        ("learnable share of `K` |", "learnable_share"),
+        ("`gauss_newton_step`", "gauss_newton_step"),
+        ("depth, then kind", "depth_then_kind"),
+    ):
+        (row,) = (line for line in section.splitlines() if line.startswith(f"| {label}"))
+        own = [one["scores"][score]["J"] for one in counted]
+        assert " | ".join(f"{one['value']:.2f} [{one['low']:.2f}, {one['high']:.2f}]" for one in own) in row
+    for one in kept["answers"]:
+        assert one["verdict"] == "not worth it"
+    for gap in (kept["answers"][0]["differences"][other] for other in verdict.SAME_HALF):
+        assert f"{-gap['value']:.2f} " in section
+        assert f"[{gap['low']:.2f}, {gap['high']:.2f}]" in section
