@@ -12,6 +12,7 @@ import pytest
 
 from steerscope import SiteTable
 from studies import score_draws as study
+from tests.documents import ROOT, section_of
 
 TABLE = Path(__file__).parents[1] / "studies" / "site_tables" / "small-gpt2-compare_next.json"
 
@@ -65,3 +66,19 @@ def test_draws_of_a_table_are_judged_kept_and_not_made_again(tmp_path, monkeypat
             assert own["error_of_J"] > 0
     assert first["scores"] != other["scores"]
     assert "| small | `predicted_loss` | 9 | 1 |" in capsys.readouterr().out
+
+
+def test_the_page_says_what_was_kept():
+    section = section_of((ROOT / "docs" / "evidence.md").read_text(encoding="utf-8"), "How much of a verdict")
+    kept = json.loads((ROOT / study.RESULT).read_text(encoding="utf-8"))["tables"]
+    rows = [line for line in section.splitlines() if "| `" in line]
+    named = (("bundled model", "smollm2-135m-recall"), ("small Gemma-2", "small-gemma2-compare_other"))
+    assert len(rows) == len(named) * len(study.SCORES)
+    for label, stem in named:
+        for score in study.SCORES:
+            (row,) = (line for line in rows if line.startswith(f"| {label}") and f"`{score}`" in line)
+            own = study.spread(kept[stem]["draws"], score)
+            for one in own["by_directions"].values():
+                assert f"| {one['J']['mean']:.2f} ± {one['J']['sd']:.2f} ({one['error_of_J']:.2f}) |" in row
+            mean, low, high = own["more_less_few"]["J"]
+            assert f"| {mean:+.2f} [{low:+.2f}, {high:+.2f}] |" in row
