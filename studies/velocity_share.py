@@ -106,7 +106,8 @@ class SecondLook:
                 f"{self.probes.num_probes} output directions do not span the outputs of these examples; expected "
                 "examples with choices, and as many directions as one fewer than there are choices."
             )
-        self.plan = replace(options.sketch, exact=exact)
+        # Both looks go back through the weights as they are.
+        self.plan = replace(options.sketch, exact=exact, rounded_back=False)
         self.first: Features = capture(
             loaded, self.encoded, self.probes, self.plan, seed=options.seed, batch_size=options.batch_size
         )

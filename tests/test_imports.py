@@ -26,6 +26,7 @@ ORDER = [
     "errors",
     "installed",
     "lazy",
+    "process",
     "finite",
     "files",
     "folders",

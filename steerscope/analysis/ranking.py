@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,7 +13,8 @@ import torch
 from steerscope.analysis.capture.capture import capture
 from steerscope.analysis.capture.features import Features, SketchPlan, feature_bytes
 from steerscope.analysis.capture.outputs import Probes, make_probes
-from steerscope.analysis.data.encoding import Encoded, OutputMode, encode_for
+from steerscope.analysis.capture.way_back import rounds_back
+from steerscope.analysis.data.encoding import Encoded, OutputMode, encode_for, token_limit
 from steerscope.analysis.data.examples import Example, check_examples, content_order
 from steerscope.analysis.evidence import drawn_from, evidence_for
 from steerscope.analysis.provenance import RECIPE, content_hash
@@ -34,6 +36,7 @@ from steerscope.models.offloaded import require_runs
 from steerscope.models.virtual_tokens import require_no_virtual_tokens
 from steerscope.models.wrappers import vocab_size
 from steerscope.option_types import options_or_default
+from steerscope.process import return_freed_memory
 from steerscope.sites import Site, SiteKind
 
 
@@ -101,6 +104,7 @@ def rank_sites(
         padding_side=options.padding_side,
         progress=watch.tick,
     )
+    return_freed_memory()  # projections, and what the capture's last batch took
     rows = Rows.of(features)
     # Content decided the order, so the first half is a random half whatever the file's order was.
     halves = (range(len(kept) // 2), range(len(kept) // 2, len(kept)))
@@ -111,9 +115,7 @@ def rank_sites(
     chosen = [site for site in features.linear if site.kind in kinds]
     scorer = Scorer(loaded, features, rows, target, problem, options)
     sketch_error = scorer.sketch_errors(chosen, plan) if not plan.exact else {}
-    for done, site in enumerate(chosen):
-        scorer.add(site)
-        watch.tick(done + 1, len(chosen))
+    scorer.add(chosen, watch.tick)
     if Needs.STEP in options.needs:
         watch.stage("step")
         scorer.take_steps(encoded, probes, halves, watch.tick)
@@ -152,7 +154,12 @@ def rank_sites(
         curves=curves,
         stability=stability,
         outputs=_outputs_summary(encoded, probes, problem, features),
-        kernels={"exact": plan.exact, "description": plan.describe(), **sketch_error},
+        kernels={
+            "exact": plan.exact,
+            "description": plan.describe(),
+            **sketch_error,
+            "rounding_error": features.rounding,
+        },
         settings={
             "ridge": options.ridge,
             "rank": options.rank,
@@ -194,12 +201,18 @@ def _memory(loaded: LoadedModel, encoded: Encoded, probes: Probes, plan: SketchP
     itemsize = 8 if loaded.identity.dtype == "float64" else 4
     longest = max(encoded.sequences, key=lambda sequence: len(sequence.ids))
     rows = min(options.batch_size, len(encoded.sequences))
-    tokens = rows * len(longest.ids)
-    predicted = max(1, len(longest.ids) - longest.first_target)
+    length = len(longest.ids)
+    rows = min(rows, max(1, token_limit(encoded, options.batch_size) // length))
+    tokens = rows * length
+    predicted = max(1, length - longest.first_target)
     # What linear maps read, and of sketches the two sums over groups of maps, are held beside the graph.
     groups = [maps for block in loaded.site_map.blocks for _, maps in block.groups()]
     read = sum(linear_shape(next(iter(maps.values())))[1] for maps in groups)
     held = tokens * (read if plan.exact else 2 * len(groups) * plan.weight_size) * itemsize
+    if not plan.exact and plan.rounded_back:  # a second copy of the weights, in fewer digits
+        maps = loaded.site_map.linear_maps().values()
+        dtype = torch.float64 if itemsize == 8 else torch.float32
+        held += sum(2 * math.prod(linear_shape(module)) for module in maps if rounds_back(module, dtype))
     features = feature_bytes(loaded, encoded.num_examples, probes.num_backward, plan, itemsize)
     found = memory_needed(loaded, tokens, rows * predicted, kept=features)
     return replace(found, batch=found.batch + held)

@@ -141,7 +141,8 @@ class Ranking(Record, Tabular, what="ranking", sign="kernels", report="ranking")
             the probes span the whole output space), ``mean_energy`` (fraction of the target that one
             shift common to all prompts makes, removed before scoring).
         kernels: ``exact`` (bool), ``description``, ``sketch_error`` (relative, of kernels; 0 when exact),
-            ``score_error`` (root mean square of the score between two independent half-size sketches).
+            ``score_error`` (root mean square of the score between two independent half-size sketches),
+            ``rounding_error`` (how far rounding moved derivatives, relative; ``None`` where nothing was rounded).
         settings: Options the run used (ridge, rank, budget, ...).
         timing: Seconds by stage.
         warnings: Plain sentences a reader must know before believing the ranking.

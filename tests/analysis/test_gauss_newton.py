@@ -118,8 +118,7 @@ def scored(subject: Subject, rank: int, sites: list[Site], batch_size: int = 5) 
     problem = Problem.of(target, rows, halves, num_groups=3, ridge=1.0)
     options = RankOptions(rank=rank, batch_size=batch_size, score="gauss_newton_step")
     scorer = Scorer(subject.loaded, features, rows, target, problem, options)
-    for site in sites:
-        scorer.add(site)
+    scorer.add(sites)
     scorer.take_steps(subject.encoded, subject.probes, halves)
     return scorer
 

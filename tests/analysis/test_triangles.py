@@ -30,8 +30,7 @@ def test_a_triangle_is_its_matrix(size):
     room = first.empty()
     first.put_lower(room, second)
     assert torch.equal(room.tril(), (one + other).tril())
-    first += second
-    assert torch.equal(first.whole(), one + other)
+    assert torch.equal((first + second).whole(), one + other)
     assert torch.equal(second.whole(), other)
 
 
@@ -39,6 +38,18 @@ def test_a_triangle_keeps_half_and_no_view():
     kernel = kernel_of(8 * PANEL)
     panels = Triangle(kernel)._panels
     assert sum(panel.untyped_storage().nbytes() for panel in panels) <= 0.6 * kernel.untyped_storage().nbytes()
+
+
+def test_half_precision_is_what_is_kept_and_not_what_is_computed_in():
+    kernel = (kernel_of(2 * PANEL + 3) + 6e4 * torch.eye(2 * PANEL + 3)).float()
+    half = Triangle(kernel, torch.float16)
+    assert {panel.dtype for panel in half._panels} == {torch.float16}
+    room = half.empty()
+    half.put_lower(room, half)
+    for found, factor in ((half.whole(), 1), ((half + half).whole(), 2), ((half * 3).whole(), 3), (room.tril(), 2)):
+        expected = factor * (kernel.tril() if found is room or not found.triu(1).any() else kernel)
+        assert found.dtype == torch.float32
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-2)
 
 
 def test_sets_grow_alike_in_triangles():
@@ -66,7 +77,7 @@ def test_what_is_above_the_diagonal_of_a_search_is_not_read():
     expected = float(shares.of_set(sites)[0])
     for _ in range(2):
         assert float(shares.of_set(sites, quick=True)[0]) == pytest.approx(expected, abs=1e-6)
-        shares._search["room"].fill_(float("nan"))
+        shares._search.room.fill_(float("nan"))
 
 
 def test_the_third_site_is_one_of_those_best_at_second_place(monkeypatch):

@@ -36,6 +36,8 @@ class Features:
             has no slot of its own.
         scales: Per site ``channel``: what its reads are divided by.
         places: Per site what is known of it without a derivative.
+        rounding: How far rounding on the way back moved derivatives, relative to their length; ``None`` where nothing
+            was rounded.
     """
 
     linear: dict[Site, Tensor]
@@ -52,6 +54,7 @@ class Features:
     spans: bool
     scales: dict[Site, Tensor] = field(default_factory=dict)
     places: dict[Site, PlaceStats] = field(default_factory=dict)
+    rounding: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,16 @@ class SketchPlan:
     """How long features are.
 
     ``exact`` keeps the full matrices. Otherwise a site's feature is ``blocks`` blocks of ``size x size``, and
-    that of all weight matrices together one block of ``weight_size x weight_size``.
+    that of all weight matrices together one block of ``weight_size x weight_size``. With ``rounded_back`` the
+    derivatives that are sketched go back through frozen linear maps in bfloat16, where the device multiplies it faster
+    (:mod:`steerscope.analysis.capture.way_back`).
     """
 
     exact: bool
     blocks: int = 8
     size: int = 16
     weight_size: int = 80
+    rounded_back: bool = True
 
     def __post_init__(self) -> None:
         plain_fields(self)

@@ -14,6 +14,7 @@ from steerscope.analysis.capture.features import Features, SketchPlan
 from steerscope.analysis.capture.outputs import Probes
 from steerscope.analysis.capture.sketched import SketchedParts
 from steerscope.analysis.capture.stored import BatchRows
+from steerscope.analysis.capture.way_back import RoundedBack, rounded_weight, rounds_back
 from steerscope.analysis.data.encoding import Batch, Encoded
 from steerscope.errors import UnsupportedModelError
 from steerscope.models.blocks import as_token_axes
@@ -53,6 +54,9 @@ class Recorder:
         else:
             groups = [(block.index, group) for block in site_map.blocks for group, _ in block.groups()]
             self.parts = SketchedParts(groups, written_at, scales, plan, shape, dtype, home, seed)
+        # Whether derivatives go back through linear maps in few digits, where a device is faster so.
+        self.rounds = plan.rounded_back and not plan.exact
+        self.weights_back: dict[nn.Module, Tensor] = {}
 
     # --- one batch ---
 
@@ -128,6 +132,8 @@ class Recorder:
         for block in site_map.blocks:
             for group, maps in block.groups():
                 for place, (path, module) in enumerate(maps.items()):
+                    if self.rounds and rounds_back(module, self.parts.dtype):
+                        self.weights_back[module] = rounded_weight(module, self.parts.dtype)
                     hook = self._weight_hook(block.index, group, path, reads=place == 0)
                     stack.callback(module.register_forward_hook(hook).remove)
         stack.enter_context(
@@ -172,10 +178,21 @@ class Recorder:
             if reads:
                 read = as_token_axes(args[0].detach(), *self.batch.mask.shape)
                 self.parts.read_maps(layer, group, read)
+
+            def derived(grad: Tensor) -> None:
+                self.parts.grad_of_map(layer, group, path, as_token_axes(grad, *self.batch.mask.shape))
+
+            parts, back = self.parts, self.weights_back.get(module)
+            if self.rounds and back is not None and isinstance(parts, SketchedParts) and args[0].requires_grad:
+
+                def few_digits(grad: Tensor) -> Tensor:
+                    derived(grad)
+                    return parts.few_digits(grad)
+
+                rounded: Tensor = RoundedBack.apply(args[0], output.detach(), back, few_digits)
+                return rounded
             marked = output.view_as(output)
-            marked.register_hook(
-                lambda grad: self.parts.grad_of_map(layer, group, path, as_token_axes(grad, *self.batch.mask.shape))
-            )
+            marked.register_hook(derived)
             return marked
 
         return hook

@@ -119,7 +119,7 @@ class SketchedParts(Stored):
         """
         place, number = self._site_number[site]
         size = self.plan.blocks * self.plan.size
-        projected = self._few_digits(read) @ self._factor("site read", read.shape[-1], size, self.plan.blocks, site)
+        projected = self.few_digits(read) @ self._factor("site read", read.shape[-1], size, self.plan.blocks, site)
         split = projected.view(*self.mask.shape, self.plan.blocks, self.plan.size).transpose(1, 2)
         torch.mul(split, self.mask[:, None, :, None], out=self.reads[place][number])
 
@@ -131,7 +131,7 @@ class SketchedParts(Stored):
             group: Which maps of the block.
             read: ``batch token channel``.
         """
-        projected = self._few_digits(read) @ self._factor((layer, group), read.shape[-1], self.plan.weight_size)
+        projected = self.few_digits(read) @ self._factor((layer, group), read.shape[-1], self.plan.weight_size)
         out = self.map_reads[:, self._group_number[layer, group]]
         torch.mul(projected.view(*self.mask.shape, -1), self.mask[..., None], out=out)
 
@@ -143,7 +143,7 @@ class SketchedParts(Stored):
             grad: ``batch token channel``.
         """
         factor = self._factor("site write", grad.shape[-1], self.plan.blocks * self.plan.size, self.plan.blocks)
-        torch.mm(self._few_digits(grad), factor, out=self.grads[self._write_number[write]])
+        torch.mm(self.few_digits(grad), factor, out=self.grads[self._write_number[write]])
         self._seen.add(write)
         self.reached.add(write)
 
@@ -158,7 +158,7 @@ class SketchedParts(Stored):
         """
         # Sketched features of all maps are summed, so maps must meet in independent directions: those that share
         # what they read differ in ``path``, those in other layers or groups in how what they read was projected.
-        grad, out = self._few_digits(grad), self.map_grads[self._group_number[layer, group]]
+        grad, out = self.few_digits(grad), self.map_grads[self._group_number[layer, group]]
         factor = self._factor(path, grad.shape[-1], self.plan.weight_size)
         if (layer, group) in self._seen:
             out.addmm_(grad, factor)
@@ -212,7 +212,7 @@ class SketchedParts(Stored):
 
     # --- projections ---
 
-    def _few_digits(self, tensor: Tensor) -> Tensor:
+    def few_digits(self, tensor: Tensor) -> Tensor:
         """Return a tensor as it is multiplied, ``batch*token channel``; the latest is kept for whoever is next to ask.
 
         Sites and maps that follow each other often see the same tensor. It is held until another comes, so that no

@@ -23,7 +23,7 @@ from steerscope.analysis.capture.capture import Progress, capture
 from steerscope.analysis.capture.features import Features, SketchPlan
 from steerscope.analysis.capture.outputs import Probes
 from steerscope.analysis.capture.places import PlaceStats
-from steerscope.analysis.data.encoding import Encoded, batches
+from steerscope.analysis.data.encoding import Encoded, batches, token_limit
 from steerscope.errors import InputError
 from steerscope.files import replace_file, told
 from steerscope.models.load import LoadedModel
@@ -63,7 +63,7 @@ class Slice:
         own |= {f"weights/{place}": value for place, value in enumerate(found.weights)}
         # The order of sites is that in which they were met, and sums over them follow it.
         order = {name: [str(site) for site in getattr(found, name)] for name in (*_BY_SITE, "scales")}
-        numbers: dict[str, Any] = {"rows": self.rows, "spans": found.spans, "order": order}
+        numbers: dict[str, Any] = {"rows": self.rows, "spans": found.spans, "rounding": found.rounding, "order": order}
         for name in _LENGTHS:
             numbers[name] = {str(site): value for site, value in getattr(found, name).items()}
         numbers["places"] = {str(site): asdict(value) for site, value in found.places.items()}
@@ -95,7 +95,11 @@ class Slice:
             parts[name] = {parse_site(site): value for site, value in numbers[name].items()}
         places = {parse_site(site): PlaceStats(**value) for site, value in numbers["places"].items()}
         features = Features(
-            **parts, weights=[own[key].to(device) for key in weights], spans=numbers["spans"], places=places
+            **parts,
+            weights=[own[key].to(device) for key in weights],
+            spans=numbers["spans"],
+            places=places,
+            rounding=numbers.get("rounding"),
         )
         return cls(tuple(numbers["rows"]), features)
 
@@ -114,7 +118,8 @@ def cut(encoded: Encoded, batch_size: int, count: int) -> list[list[int]]:
     Raises:
         InputError: There are fewer batches than slices.
     """
-    found = list(batches(encoded, batch_size=batch_size, pad_id=0, device=torch.device("cpu")))
+    limit = token_limit(encoded, batch_size)
+    found = list(batches(encoded, batch_size=batch_size, pad_id=0, device=torch.device("cpu"), most_tokens=limit))
     if not 1 <= count <= len(found):
         raise InputError(
             f"asked for {count} slices of {len(found)} batches; expected at least one batch for each. Ask for fewer, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -181,6 +182,7 @@ def batches(
     device: torch.device,
     padding_side: str = "right",
     examples: Sequence[int] | None = None,
+    most_tokens: int | None = None,
 ) -> Iterator[Batch]:
     """Yield padded batches of at most ``batch_size`` sequences, examples of similar length together.
 
@@ -195,6 +197,7 @@ def batches(
         device: Where the tensors are made.
         padding_side: ``right`` or ``left``.
         examples: Indices of the examples to take; without it all.
+        most_tokens: A batch of several examples has no more tokens than that, padding included.
 
     Yields:
         Batches in order of length, not of the examples; ``Batch.example`` says whose rows they are.
@@ -207,7 +210,10 @@ def batches(
     groups: list[list[TokenSequence]] = []
     for example in chosen:
         beyond = is_beyond(len(grouped[example][0].ids), encoded.switch)
-        full = not groups or len(groups[-1]) + len(grouped[example]) > batch_size
+        count = len(groups[-1] if groups else []) + len(grouped[example])
+        full = not groups or count > batch_size
+        if most_tokens is not None:
+            full = full or count * max(len(sequence.ids) for sequence in grouped[example]) > most_tokens
         if full or beyond != is_beyond(len(groups[-1][0].ids), encoded.switch):
             groups.append([])
         groups[-1] += grouped[example]
@@ -233,6 +239,21 @@ def batches(
             example=column([row.example for row in rows]),
             choice=column([row.choice for row in rows]),
         )
+
+
+def token_limit(encoded: Encoded, batch_size: int) -> int:
+    """Return how many tokens a batch should have at most: those of a usual one, and half as many again.
+
+    The few longest texts, side by side, would take as much memory as everything else together.
+
+    Args:
+        encoded: The examples as tokens.
+        batch_size: Sequences per batch.
+
+    Returns:
+        A number of tokens, padding included.
+    """
+    return int(1.5 * batch_size * median(len(sequence.ids) for sequence in encoded.sequences))
 
 
 def _differ_in_last(texts: list[list[int]]) -> bool:

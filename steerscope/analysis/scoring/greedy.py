@@ -11,6 +11,7 @@ from steerscope.analysis.scoring.intervals import jackknife_interval
 from steerscope.analysis.scoring.joint import JointScores, LearnableShares
 from steerscope.analysis.scoring.problem import Problem
 from steerscope.analysis.scoring.scores import get_score
+from steerscope.process import side_by_side
 from steerscope.sites import Site
 
 TRIED = 64
@@ -57,10 +58,11 @@ def grow_set(
         fits = [s for s in candidates if s not in members and (budget is None or spent + num_params[s] <= budget)]
         if not fits:
             break
-        known = alone if step == 1 else None
-        values = [
-            known[site] if known is not None else float(score.of_set([*members, site], quick=True)[0]) for site in fits
-        ]
+        if step == 1 and alone is not None:
+            values = [alone[site] for site in fits]
+        else:
+            sets = [[*members, site] for site in fits]
+            values = list(side_by_side(lambda sites: float(score.of_set(sites, quick=True)[0]), sets))
         if step == 2:
             kept = torch.tensor(values).topk(min(TRIED, len(values))).indices
             candidates = [fits[place] for place in sorted(kept.tolist())]

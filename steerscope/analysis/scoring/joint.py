@@ -7,10 +7,11 @@ answers in its place, and the result says so.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,9 +21,17 @@ from steerscope.analysis.scoring.kernels import Kernel
 from steerscope.analysis.scoring.problem import Direction, Problem
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE, Candidate, Needs, compute_score, get_score
 from steerscope.analysis.scoring.scores.learnable_share import quick_share, share_of
-from steerscope.analysis.scoring.triangles import Triangles
+from steerscope.analysis.scoring.triangles import Triangle, Triangles
 from steerscope.finite import require_finite
 from steerscope.sites import Site
+
+
+class _Search(threading.local):
+    """What a search adds each candidate to, and where it adds it up: room that is used again costs no new memory."""
+
+    members: Sequence[Site] | None = None
+    base: Triangle | None = None
+    room: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,7 @@ class LearnableShares:
     units: Mapping[Site, Tensor]
     problem: Problem
     of_sets: ClassVar[str] = DEFAULT_SCORE
-    # What a search adds each candidate to, and where it adds it up: room that is used again costs no new memory.
-    _search: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _search: _Search = field(default_factory=_Search, repr=False, compare=False)
 
     def of_set(self, members: Sequence[Site], *, quick: bool = False) -> Tensor:
         """Return the share of a set ``column``; ``quick``: the whole alone, entry 0, in the kernels' precision.
@@ -55,15 +63,14 @@ class LearnableShares:
             return _sum(self.units[site] for site in members)
         *others, last = (self.units.kept[site] for site in members)
         search = self._search
-        if "room" not in search:
-            search["room"] = last.empty()
-        if search.get("members") != members[:-1]:
-            search["members"], search["base"] = list(members[:-1]), None
+        if search.room is None:
+            search.room = last.empty()
+        if search.members != members[:-1]:
+            search.members, search.base = list(members[:-1]), None
             for other in others:
-                search["base"] = search["base"] + other if search["base"] else other
-        last.put_lower(search["room"], search["base"])
-        room: Tensor = search["room"]
-        return room
+                search.base = search.base + other if search.base else other
+        last.put_lower(search.room, search.base)
+        return search.room
 
 
 class JointScores:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -38,6 +38,7 @@ from steerscope.analysis.scoring.standing import MARGIN, standing_of
 from steerscope.analysis.scoring.triangles import Triangle, Triangles
 from steerscope.finite import require_finite
 from steerscope.models.load import LoadedModel
+from steerscope.process import return_freed_memory, side_by_side
 from steerscope.sites import Site, SiteKind
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.holding import served_as
@@ -47,6 +48,40 @@ _EDITS = {
     "linear": lambda site: SteeringConfig((site,), family="linear", bias=False),
     "vector": lambda site: SteeringConfig((site,), family="vector"),
 }
+
+# After so many sites freed memory goes back to the system: to fetch it again takes a while, too.
+_TRIMMED = 20
+# Half precision ends at 65504.
+_LARGEST_HALF = 6e4
+
+
+def _kept_as(feature: Tensor, unit_kernel: Tensor) -> torch.dtype:
+    """Return the data type that a unit kernel is kept in: of sketches half precision holds far more than they know.
+
+    No number of a positive kernel is larger than the largest of its diagonal.
+    """
+    sketched = feature.dtype == torch.int8
+    return torch.float16 if sketched and float(unit_kernel.diagonal().max()) < _LARGEST_HALF else torch.float32
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Of one family at a site: its scores, and its loss kernel and squared length at unit scale."""
+
+    scores: dict[str, Tensor]
+    loss: Tensor
+    length: float
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What is kept of a site: both families, and the linear edit's scale and unit kernel."""
+
+    site: Site
+    scale: float
+    linear: _Part
+    vector: _Part
+    unit_kernel: Triangle
 
 
 class Scorer:
@@ -69,8 +104,6 @@ class Scorer:
         self._linear_lengths: dict[Site, float] = {}
         self._vector_losses: dict[Site, Tensor] = {}
         self._vector_lengths: dict[Site, float] = {}
-        # Sites that write at one point share their vector, whose kernel scores are computed once.
-        self._vector_scores: dict[Site, dict[str, Tensor]] = {}
         self._vector: tuple[Site, Candidate] | None = None
         self._scores: dict[tuple[Site, str], dict[str, Tensor]] = {}
         self._kind_sites: dict[tuple[SiteKind, str], list[Site]] = {}
@@ -95,30 +128,57 @@ class Scorer:
             return None
         return Converged.of(self.target, self.problem, self.rows, self.features.curvature)
 
-    def add(self, site: Site) -> None:
-        """Score one site, both families."""
-        vector = self._vector_at(site)
-        vector_length = vector.squared_length
-        assert isinstance(vector_length, float), "a single site's length is a multiple of its kernel"
-        write = self.loaded.site_map.write(site)
-        if write not in self._vector_scores:
-            self._vector_scores[write] = compute_scores(vector, *self.options.needs)
-        own = self._vector_scores[write]
-        kernel = Kernel.of(
-            [self.features.linear.pop(site)], self.features, self.rows, cross=False, what=f"an edit of '{site}'"
-        )
-        held = self.features.held_length[write]
-        length = relative_length(kernel, self.features.read_length[site], held)
+    def add(self, sites: Iterable[Site], progress: Callable[[int, int], None] | None = None) -> None:
+        """Score sites, both families.
+
+        Args:
+            sites: The sites; those that write at one point are scored together.
+            progress: Called with sites done and sites in all.
+        """
+        by_write: dict[Site, list[Site]] = {}
+        for site in sites:
+            by_write.setdefault(self.loaded.site_map.write(site), []).append(site)
+        done, total = 0, sum(map(len, by_write.values()))
+        _ = self.converged  # made once, before threads ask for it
+        for found in side_by_side(self._at_write, by_write.items()):
+            for one in found:
+                self._keep(one)
+            done += len(found)
+            if done // _TRIMMED > (done - len(found)) // _TRIMMED:
+                return_freed_memory()
+            if progress is not None:
+                progress(done, total)
+
+    def _at_write(self, write_and_sites: tuple[Site, list[Site]]) -> list[_Scored]:
+        """Score the sites that write at one point: they share their vector, whose kernel scores are computed once."""
+        write, sites = write_and_sites
+        vector = self._vector_candidate(write)
+        vector_scores = compute_scores(vector, *self.options.needs)
+        return [self._scored(site, write, vector, vector_scores) for site in sites]
+
+    def _scored(self, site: Site, write: Site, vector: Candidate, vector_scores: dict[str, Tensor]) -> _Scored:
+        feature = self.features.linear.pop(site)
+        kernel = Kernel.of([feature], self.features, self.rows, cross=False, what=f"an edit of '{site}'")
+        length = relative_length(kernel, self.features.read_length[site], self.features.held_length[write])
         linear = self._candidate(kernel, length, "linear", site, vector)
-        self._record(site, linear, compute_scores(linear, *self.options.needs))
-        self._linear_scales[site] = kernel.scale
-        self._linear_losses[site] = kernel.loss / kernel.unit
-        self._linear_lengths[site] = length
-        self._vector_losses[site] = vector.kernel.loss / vector.kernel.unit
-        self._vector_lengths[site] = vector_length
-        self.linear_kernels.kept[site] = Triangle(linear.unit_kernel, torch.float32)
+        assert isinstance(vector.squared_length, float), "a single site's length is a multiple of its kernel"
         at_place = compute_scores(replace(vector, place=self._place(site)), Needs.PLACE)
-        self._record(site, vector, own | at_place)
+        return _Scored(
+            site,
+            kernel.scale,
+            _Part(compute_scores(linear, *self.options.needs), kernel.loss / kernel.unit, length),
+            _Part(vector_scores | at_place, vector.kernel.loss / vector.kernel.unit, vector.squared_length),
+            Triangle(linear.unit_kernel, _kept_as(feature, linear.unit_kernel)),
+        )
+
+    def _keep(self, one: _Scored) -> None:
+        site = one.site
+        self._record(site, "linear", one.linear.scores)
+        self._record(site, "vector", one.vector.scores)
+        self._linear_scales[site] = one.scale
+        self._linear_losses[site], self._vector_losses[site] = one.linear.loss, one.vector.loss
+        self._linear_lengths[site], self._vector_lengths[site] = one.linear.length, one.vector.length
+        self.linear_kernels.kept[site] = one.unit_kernel
 
     def take_steps(
         self, encoded: Encoded, probes: Probes, halves: tuple[range, range], progress: Progress | None = None
@@ -161,17 +221,17 @@ class Scorer:
     def _vector_at(self, site: Site) -> Candidate:
         """Return the vector at a site: the latest is kept, others are made again, for less than keeping them costs."""
         write = self.loaded.site_map.write(site)
-        if self._vector is None or self._vector[0] != write:
-            kernel = Kernel.of(
-                [self.features.vector[write]],
-                self.features,
-                self.rows,
-                cross=False,
-                what=f"a vector at '{write}'",
-            )
-            length = relative_length(kernel, 1.0, self.features.held_length[write])
-            self._vector = write, self._candidate(kernel, length, "vector", None)
-        return self._vector[1]
+        kept = self._vector
+        if kept is None or kept[0] != write:
+            kept = self._vector = write, self._vector_candidate(write)
+        return kept[1]
+
+    def _vector_candidate(self, write: Site) -> Candidate:
+        kernel = Kernel.of(
+            [self.features.vector[write]], self.features, self.rows, cross=False, what=f"a vector at '{write}'"
+        )
+        length = relative_length(kernel, 1.0, self.features.held_length[write])
+        return self._candidate(kernel, length, "vector", None)
 
     def _candidate(
         self,
@@ -201,8 +261,7 @@ class Scorer:
         held = known.held_length[site_map.write(site)]
         return Place(site, len(site_map.blocks), known.read_rms[site], held, known.places[site])
 
-    def _record(self, site: Site, candidate: Candidate, scores: dict[str, Tensor]) -> None:
-        family = candidate.family
+    def _record(self, site: Site, family: str, scores: dict[str, Tensor]) -> None:
         self._scores[site, family] = scores
         for name, values in scores.items():
             require_finite(f"the score {name!r} of '{site}' ({family})", values)

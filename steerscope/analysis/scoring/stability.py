@@ -14,6 +14,7 @@ from steerscope.analysis.scoring.kernels import Kernel, Rows
 from steerscope.analysis.scoring.problem import Problem
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
 from steerscope.analysis.scoring.scores.learnable_share import quick_share
+from steerscope.process import side_by_side
 from steerscope.sites import Site
 
 THRESHOLD = 0.5
@@ -54,7 +55,7 @@ def stability_of_halves(
         quarters = (range(half.start, middle), range(middle, half.stop))
         problem = Problem.of(target, rows, quarters, num_groups=0, ridge=ridge)
         score = joint.on(problem) if joint else lambda site, problem=problem: quick_share(kernels[site], problem)
-        scores.append(torch.tensor([score(site) for site in kernels], dtype=torch.float64))
+        scores.append(torch.tensor(list(side_by_side(score, kernels)), dtype=torch.float64))
     top = min(10, len(kernels))
     best = [set(score.topk(top).indices.tolist()) for score in scores]
     value = spearman(*scores, at_least=2) or 0.0

@@ -17,6 +17,8 @@ PANEL = 128
 class Triangle:
     """The lower triangle of a symmetric matrix ``row row``, in panels of consecutive rows.
 
+    In half precision it is kept only: matrices and sums that are made of it are of float32.
+
     Memory: ``row * (row + PANEL) / 2`` numbers.
     """
 
@@ -28,24 +30,18 @@ class Triangle:
     def __mul__(self, factor: float) -> Triangle:
         """Return the matrix times a number."""
         part = copy.copy(self)
-        part._panels = [panel * factor for panel in self._panels]
+        part._panels = [_wide(panel) * factor for panel in self._panels]
         return part
 
     def __add__(self, other: Triangle) -> Triangle:
         """Return the sum with another matrix of the same size."""
         total = copy.copy(self)
-        total._panels = [one + two for one, two in zip(self._panels, other._panels, strict=True)]
+        total._panels = [_wide(one) + two for one, two in zip(self._panels, other._panels, strict=True)]
         return total
-
-    def __iadd__(self, other: Triangle) -> Triangle:
-        """Add another matrix of the same size."""
-        for one, two in zip(self._panels, other._panels, strict=True):
-            one += two
-        return self
 
     def empty(self) -> Tensor:
         """Return room for the matrix ``row row``, for :meth:`put_lower`."""
-        return self._panels[0].new_zeros(self._size, self._size)
+        return _wide(self._panels[0]).new_zeros(self._size, self._size)
 
     def put_lower(self, out: Tensor, other: Triangle | None = None) -> None:
         """Write the matrix, or its sum with another one, into the lower triangle of ``out``.
@@ -58,11 +54,11 @@ class Triangle:
             if other is None:
                 out[rows, : rows.stop] = panel
             else:
-                torch.add(panel, other._panels[place], out=out[rows, : rows.stop])
+                torch.add(_wide(panel), other._panels[place], out=out[rows, : rows.stop])
 
     def whole(self) -> Tensor:
         """Return the matrix ``row row``."""
-        out = self._panels[0].new_empty(self._size, self._size)
+        out = _wide(self._panels[0]).new_empty(self._size, self._size)
         for rows, panel in self._by_rows():
             out[rows, : rows.stop] = panel
             out[: rows.start, rows] = panel[:, : rows.start].T
@@ -86,6 +82,10 @@ class Triangles(Mapping[Site, Tensor]):
 
     def __len__(self) -> int:
         return len(self.kept)
+
+
+def _wide(panel: Tensor) -> Tensor:
+    return panel.float() if panel.dtype == torch.float16 else panel
 
 
 def _panels(size: int) -> list[slice]:

@@ -153,7 +153,13 @@ def kernel_sentence(ranking: Ranking) -> str:
             "scores from two independent half-size sketches differ by "
             f"{format_difference(error, ranking.score)} (root mean square)"
         )
-    return f"Kernels are sketched: {'; '.join(parts) or 'the error was not measured'}."
+    told = f"Kernels are sketched: {'; '.join(parts) or 'the error was not measured'}."
+    if isinstance(error := kernels.get("rounding_error"), (int, float)):
+        told += (
+            " Derivatives went back through the model's linear maps in bfloat16, which moved them by "
+            f"{100 * error:.1f}% of their length."
+        )
+    return told
 
 
 def probe_sentence(ranking: Ranking) -> str:

@@ -1,0 +1,61 @@
+"""The threads and the memory of this process.
+
+Independent pieces of work run side by side, on as many threads as torch may use, each with one of its own: matrices of
+a thousand rows are too small for several threads to share. They would wait for each other more than they work, and most
+where a machine does something else beside.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield ``work(item)`` for every item, in the items' order.
+
+    With one thread of torch this is :func:`map`. Results are made at most a few ahead of what is asked for, so that
+    they take no more memory than that; those begun are waited for where the caller stops early or one fails.
+
+    Args:
+        work: What is done with an item; it may run in several threads at once.
+        items: What it is done with.
+
+    Yields:
+        The results.
+    """
+    threads = torch.get_num_threads()
+    if threads < 2:
+        yield from map(work, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    try:
+        with ThreadPoolExecutor(threads, "steerscope", torch.set_num_threads, (1,)) as pool:
+            try:
+                for item in items:
+                    waiting.append(pool.submit(work, item))
+                    if len(waiting) > threads:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for one in waiting:
+                    one.cancel()
+    finally:
+        torch.set_num_threads(threads)  # the number is also that of threads which others begin later
+
+
+def return_freed_memory() -> None:
+    """Let the system have freed memory again: glibc would keep what a batch or a kernel took beside what grows."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -1,0 +1,112 @@
+"""Derivatives that go back through linear maps in bfloat16: close to the others, and only where that is certain."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from steerscope import wrap_model
+from steerscope.analysis.capture import capture as capturing
+from steerscope.analysis.capture.features import Features, SketchPlan
+from steerscope.analysis.capture.outputs import make_probes
+from steerscope.analysis.capture.way_back import RoundedBack, rounded_weight, rounds_back
+from steerscope.analysis.data.encoding import encode_for
+from steerscope.analysis.scoring.kernels import Kernel, Rows
+from steerscope.equivalence import products
+from tests.analysis.test_slices import examples
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def fast_bfloat16(monkeypatch):
+    """Any processor multiplies bfloat16; here it is taken to be fast at it."""
+    monkeypatch.setattr(products, "multiplies_bfloat16", lambda device: True)
+
+
+def captured(layout: str, plan: SketchPlan, dtype: torch.dtype = torch.float32) -> Features:
+    loaded = wrap_model(tiny_model(layout).to(dtype), tiny_tokenizer())
+    encoded = encode_for(loaded, examples("one token"))
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return capturing.capture(loaded, encoded, make_probes(encoded, 2, 64, 0, wide), plan, seed=0, batch_size=4)
+
+
+def kernels(found: Features) -> dict[str, torch.Tensor]:
+    rows = Rows.of(found)
+    of = {str(site): Kernel.of([feature], found, rows).probe for site, feature in found.linear.items()}
+    return of | {"weights": Kernel.of(found.weights, found, rows).probe}
+
+
+@pytest.mark.parametrize("layout", ["llama", "gpt2", "gpt_neox", "gemma2"])
+def test_rounded_derivatives_are_the_others_but_for_their_last_digits(layout):
+    rounded, plain = (captured(layout, SketchPlan(False, 4, 8, 24, rounded_back=back)) for back in (True, False))
+    assert plain.rounding is None
+    assert rounded.rounding is not None
+    assert 1e-5 < rounded.rounding < 0.02
+    assert torch.equal(rounded.loss, plain.loss)
+    assert torch.equal(rounded.residual, plain.residual)
+    pairs = list(zip(kernels(rounded).values(), kernels(plain).values(), strict=True))
+    assert all(float((one - other).norm()) <= 0.02 * float(other.norm()) for one, other in pairs)
+    assert any(not torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize("layout", ["llama", "gpt2"])
+def test_a_model_that_rounding_moves_too_far_is_captured_without(layout, monkeypatch):
+    monkeypatch.setattr(capturing, "LARGEST_ERROR", 1e-9)
+    rounded, plain = (captured(layout, SketchPlan(False, 4, 8, 24, rounded_back=back)) for back in (True, False))
+    assert rounded.rounding is None
+    assert all(torch.equal(rounded.linear[site], feature) for site, feature in plain.linear.items())
+
+
+@pytest.mark.parametrize(
+    ("plan", "dtype"), [(SketchPlan(True), torch.float32), (SketchPlan(False, 4, 8, 24), torch.float64)]
+)
+def test_exact_features_and_float64_are_never_rounded(plan, dtype):
+    assert captured("llama", plan, dtype).rounding is None
+
+
+@pytest.mark.parametrize("module", [nn.Linear(6, 4), Conv1D(4, 6)], ids=["Linear", "Conv1D"])
+def test_the_way_back_is_the_weight_and_its_output_may_change_in_place(module):
+    module.requires_grad_(False)
+    read = torch.randn(2, 3, 6, requires_grad=True)
+    seen: list[torch.Tensor] = []
+
+    def few_digits(grad: torch.Tensor) -> torch.Tensor:
+        seen.append(grad)
+        return grad.flatten(0, 1).bfloat16()
+
+    (expected,) = torch.autograd.grad((3 * module(read)).sin().sum(), read)
+    output = RoundedBack.apply(read, module(read).detach(), rounded_weight(module, torch.float32), few_digits)
+    (found,) = torch.autograd.grad(output.mul_(3).sin().sum(), read)
+    assert torch.allclose(found, expected, atol=0.02 * float(expected.norm()))
+    assert torch.allclose(seen[0], 3 * (3 * module(read)).cos())
+
+
+def test_maps_that_may_do_more_are_left_to_autograd():
+    def hooked(map_: nn.Module) -> nn.Module:
+        map_.register_forward_hook(lambda module, args, output: 2 * output)
+        return map_
+
+    def replaced(map_: nn.Module) -> nn.Module:
+        map_.forward = lambda read: nn.Linear.forward(map_, 2 * read)
+        return map_
+
+    class Scaled(nn.Linear):
+        def forward(self, read: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(read)
+
+    adapted = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"]))
+    (wrapped, *_) = (module for name, module in adapted.named_modules() if name.endswith("q_proj"))
+    others = [
+        hooked(nn.Linear(4, 4)),
+        replaced(nn.Linear(4, 4)),
+        Scaled(4, 4),
+        nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+        nn.Linear(4, 4, dtype=torch.float64),
+        nn.Linear(4, 4, device="meta"),
+        wrapped,
+    ]
+    assert rounds_back(nn.Linear(4, 4), torch.float32)
+    assert [rounds_back(map_, torch.float32) for map_ in others] == [False] * len(others)
