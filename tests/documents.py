@@ -26,6 +26,12 @@ def blocks(page: Path, *languages: str) -> list[str]:
     return [body for language, body in _BLOCK.findall(page.read_text(encoding="utf-8")) if language in languages]
 
 
+def section_of(text: str, heading: str) -> str:
+    """Return a page's section of second level whose title begins so, with its title; nothing where there is none."""
+    found = re.search(rf"^## {re.escape(heading)}.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return found[0] if found else ""
+
+
 def lessened(code: str) -> str:
     """Return code with sizes that a tiny model does in seconds."""
     for name, most in MOST.items():

@@ -56,6 +56,29 @@ def entering_block(site_map: DescribedBlocks, layer: int, stream: Tensor) -> Ite
 
 
 @contextmanager
+def streams_entering(site_map: DescribedBlocks) -> Iterator[list[Tensor]]:
+    """Keep what enters every block of a forward pass inside the context, to begin there again.
+
+    Args:
+        site_map: The model's blocks.
+
+    Yields:
+        A list that the pass fills, from below: the residual stream before each block, ``batch token d_model``.
+    """
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(stream_of(args, kwargs))
+
+    handles = [block.module.register_forward_pre_hook(keep, with_kwargs=True) for block in site_map.blocks]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def doing_nothing(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Let blocks hand on the stream that enters them inside the context, whoever else replaced their ``forward``.
 

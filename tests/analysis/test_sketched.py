@@ -34,7 +34,8 @@ def projection(role: object, rows: int, blocks: int) -> torch.Tensor:
 def parts_of(scales: dict) -> tuple[SketchedParts, BatchRows]:
     site_map = wrap_model(tiny_model("llama"), tiny_tokenizer()).site_map
     written_at = {TWO: [TWO], ONE: [ONE, BOTH]}
-    made = SketchedParts(site_map, written_at, scales, PLAN, (6, 2), torch.float32, torch.device("cpu"), SEED)
+    groups = [(block.index, group) for block in site_map.blocks for group, _ in block.groups()]
+    made = SketchedParts(groups, written_at, scales, PLAN, (6, 2), torch.float32, torch.device("cpu"), SEED)
     examples, local = torch.unique(torch.tensor(EXAMPLES), return_inverse=True)
     mask = torch.ones(3, TOKENS, dtype=torch.long)
     mask[1, 3:] = 0

@@ -51,7 +51,8 @@ class Recorder:
         if plan.exact:
             self.parts = ExactParts(written_at, scales, shape, dtype, home)
         else:
-            self.parts = SketchedParts(site_map, written_at, scales, plan, shape, dtype, home, seed)
+            groups = [(block.index, group) for block in site_map.blocks for group, _ in block.groups()]
+            self.parts = SketchedParts(groups, written_at, scales, plan, shape, dtype, home, seed)
         # Whether derivatives go back through linear maps in few digits, where a device is faster so.
         self.rounds = plan.rounded_back and not plan.exact
         self.weights_back: dict[nn.Module, Tensor] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,6 @@ from steerscope.analysis.capture.rounded import rounded_over
 from steerscope.analysis.capture.stored import BatchRows, Stored
 from steerscope.equivalence.products import rough_dtype, rough_factor
 from steerscope.equivalence.tangents import random_projection
-from steerscope.models.site_map import SiteMap
 from steerscope.sites import Site
 
 # Numbers of features that are made in one operation: few enough for a processor's cache, many for a GPU.
@@ -48,7 +48,7 @@ class SketchedParts(Stored):
     """What hooks project in a batch, and the features of sites, vectors and weights that come of it.
 
     Args:
-        site_map: The model's sites and linear maps.
+        groups: Linear maps by block and by what they read (those of one group share it), if their features are wanted.
         written_at: Per write point the sites whose edits are added there.
         scales: Per site ``channel``: what its reads are divided by.
         plan: Size of the sketches.
@@ -60,7 +60,7 @@ class SketchedParts(Stored):
 
     def __init__(
         self,
-        site_map: SiteMap,
+        groups: Sequence[tuple[int, str]],
         written_at: dict[Site, list[Site]],
         scales: dict[Site, Tensor],
         plan: SketchPlan,
@@ -83,9 +83,7 @@ class SketchedParts(Stored):
         self._site_number = {
             site: (place, number) for place, sites in enumerate(self.by_place) for number, site in enumerate(sites)
         }
-        # Linear maps of a block by what they read: those of one group share it.
-        names = [(block.index, group) for block in site_map.blocks for group, _ in block.groups()]
-        self._group_number = {name: number for number, name in enumerate(names)}
+        self._group_number = {name: number for number, name in enumerate(groups)}
         # By thread: the backward pass that it makes; and of its latest tensor what it was known by, itself, few digits.
         self._passes: dict[int, _Pass] = {}
         self._latest: dict[int, tuple[Any, Tensor, Tensor]] = {}

@@ -21,11 +21,11 @@ from steerscope.analysis.scoring.converged import loss_decrease
 from steerscope.analysis.scoring.kernels import Rows
 from steerscope.analysis.scoring.problem import Problem
 from steerscope.analysis.scoring.spectrum import RIDGES
-from steerscope.models.calls import stream_of
+from steerscope.models.addends import Edit
 from steerscope.models.hooks import edited, tapping
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
-from steerscope.models.upper_blocks import entering_block
+from steerscope.models.upper_blocks import entering_block, streams_entering
 from steerscope.sites import Site
 
 LENGTHS = (0.25, 0.5, 1.0, 2.0)
@@ -34,6 +34,8 @@ LENGTHS = (0.25, 0.5, 1.0, 2.0)
 # A site and a family of edits.
 Key = tuple[Site, str]
 Progress = Callable[[int, int], None]
+# From a part of a step (1 is the whole) to an edit.
+EditOfLength = Callable[[float], Edit]
 
 
 @dataclass(frozen=True)
@@ -101,26 +103,39 @@ class Stepper:
         self.loaded, self.encoded, self.probes, self.scales, self.rank = loaded, encoded, probes, scales, rank
         self.batch_size, self.progress = batch_size, progress
 
-    def decreases(self, duals: Mapping[Key, Dual], halves: tuple[range, range]) -> dict[Key, Tensor]:
-        """Return how far each step lowers the loss: ``length example``, zero outside the second half, in nats.
+    def edits(self, duals: Mapping[Key, Dual], half: Sequence[int]) -> dict[Key, EditOfLength]:
+        """Return the steps as edits, of the rank that the ranking counts parameters for.
 
         Args:
             duals: Per site and family the step, as weights on the rows of the kernel.
-            halves: Examples that the steps are made from, and examples that they are judged on.
+            half: The examples that the steps are made from.
 
         Returns:
-            Per site and family, the decrease for each length of the step.
+            Per site and family what makes an edit of a part of the step: 1 is the whole.
 
-        Cost: over the first half one forward pass and a backward pass down to every site; over the second one forward
-        pass, and ``len(LENGTHS)`` from every site's block on. Memory: one batch's graph, and a matrix per site.
+        Cost: over the half one forward pass and a backward pass down to every site. Memory: one batch's graph, and a
+        matrix per site.
         """
-        steps = {key: self._cut(key, step) for key, step in self._edits(duals, halves[0]).items()}
-        found = {key: torch.zeros(len(LENGTHS), self.encoded.num_examples, dtype=torch.float64) for key in duals}
-        total = len(duals) * len(list(self._batches(halves[1])))
+        return {key: self._cut(key, step) for key, step in self._summed(duals, half).items()}
+
+    def decreases(self, steps: Mapping[Key, EditOfLength], judged: Sequence[int]) -> dict[Key, Tensor]:
+        """Return how far each step lowers the loss: ``length example``, zero for examples that are not judged, in nats.
+
+        Args:
+            steps: Per site and family what makes an edit of a part of the step.
+            judged: The examples that the steps are judged on.
+
+        Returns:
+            Per site and family, the decrease for each of :data:`LENGTHS`.
+
+        Cost: over these examples one forward pass, and ``len(LENGTHS)`` from every site's block on.
+        """
+        found = {key: torch.zeros(len(LENGTHS), self.encoded.num_examples, dtype=torch.float64) for key in steps}
+        total = len(steps) * len(list(self._batches(judged)))
         done = 0
         with torch.no_grad():
-            for batch in self._batches(halves[1]):
-                with self._entering() as streams:
+            for batch in self._batches(judged):
+                with streams_entering(self.loaded.site_map) as streams:
                     examples, before = self._losses(batch)
                 for (site, family), edit in steps.items():
                     for place, length in enumerate(LENGTHS):
@@ -144,7 +159,7 @@ class Stepper:
         outputs = batch_outputs(self.loaded.model, batch, self.encoded, self.probes)
         return outputs.examples.cpu(), -outputs.log_likelihood.detach().double().cpu()
 
-    def _edits(self, duals: Mapping[Key, Dual], half: Sequence[int]) -> dict[Key, Tensor]:
+    def _summed(self, duals: Mapping[Key, Dual], half: Sequence[int]) -> dict[Key, Tensor]:
         """Return the sums over rows of dual weight times derivative: ``write read`` (scaled), or ``write``."""
         sites = sorted({site for site, _ in duals}, key=lambda site: (site.layer, site.kind.order))
         found: dict[Key, Tensor] = {}
@@ -166,8 +181,7 @@ class Stepper:
                 found[site, family] = found[site, family] + part if (site, family) in found else part
         return found
 
-    def _cut(self, key: Key, step: Tensor) -> Callable[[float], Callable[[Tensor], Tensor]]:
-        """Return what makes an edit of a part of a step: of the rank that the ranking counts parameters for."""
+    def _cut(self, key: Key, step: Tensor) -> EditOfLength:
         if key[1] == "vector":
             return lambda length: lambda read: length * step
         up, down = best_of_rank(step, self.rank)
@@ -187,27 +201,6 @@ class Stepper:
             yield
         finally:
             hook.remove()
-
-    @contextmanager
-    def _entering(self) -> Iterator[list[Tensor]]:
-        """Keep what enters every block.
-
-        Yields:
-            A list that the forward pass fills: the stream before each block ``(row column channel)``.
-        """
-        seen: list[Tensor] = []
-
-        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.append(stream_of(args, kwargs))
-
-        handles = [
-            block.module.register_forward_pre_hook(keep, with_kwargs=True) for block in self.loaded.site_map.blocks
-        ]
-        try:
-            yield seen
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def _keeping(

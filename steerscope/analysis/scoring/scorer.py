@@ -209,7 +209,7 @@ class Scorer:
             batch_size=options.batch_size,
             progress=progress,
         )
-        steps = stepper.decreases(duals, halves)
+        steps = stepper.decreases(stepper.edits(duals, halves[0]), halves[1])
         like = self._vector_at(next(iter(self.linear_kernels)))
         nowhere = torch.zeros(len(LENGTHS), self.rows.num_examples, dtype=torch.float64)
         for site, family in product(self.linear_kernels, ("linear", "vector")):
