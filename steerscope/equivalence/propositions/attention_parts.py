@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.equivalence.attention_forms import AttentionForm, AttentionMaps, Norm
-from steerscope.equivalence.propositions.parts import as_stored, bias_of, norm_parts, output_first, parameter_name
+from steerscope.equivalence.propositions.norms import norm_parts
+from steerscope.equivalence.propositions.parts import as_stored, bias_of, output_first, parameter_name
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.models.wrappers import acting_layer
 

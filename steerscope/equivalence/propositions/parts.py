@@ -305,36 +305,6 @@ def mlp_alone(
     return functional_call(alone, {f"model.{name}": value for name, value in (weights or {}).items()}, (z,))
 
 
-# --- norms ---
-
-
-@dataclass(frozen=True)
-class NormParts:
-    """A norm as tensors: ``gain * (x - mean) / sqrt(var + eps) + bias``; no mean and no bias in RMSNorm."""
-
-    gain: Tensor
-    eps: float
-    is_centred: bool
-
-
-def norm_parts(norm: nn.Module, width: int) -> NormParts:
-    """Return gain and epsilon of a LayerNorm or of an RMSNorm of any spelling (Gemma's gain is ``1 + weight``).
-
-    Args:
-        norm: A LayerNorm, or an RMSNorm of any family.
-        width: Channels it normalises over.
-
-    Returns:
-        Gain ``(width,)``, epsilon, and whether the mean is subtracted.
-    """
-    if isinstance(norm, nn.LayerNorm):
-        return NormParts(norm.weight.detach(), norm.eps, True)
-    eps = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)))
-    # Ones have root mean square 1, so the norm of ones is the gain up to epsilon.
-    ones = torch.ones(width, dtype=torch.float64)
-    return NormParts(norm(ones).detach() * (1 + eps) ** 0.5, eps, False)
-
-
 # --- small algebra ---
 
 
