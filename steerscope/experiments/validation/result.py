@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steerscope.analysis.shown import Tabular
+from steerscope.analysis.shown import Shown
 from steerscope.finite import finite_or_none, require_finite_record
 from steerscope.records import Record
 
@@ -46,7 +46,7 @@ class TrainedSite:
 
 
 @dataclass(frozen=True, repr=False)
-class Validation(Record, Tabular, what="validation", sign="agreements", report="validation"):
+class Validation(Record, Shown, what="validation", sign="agreements", report="validation"):
     """Everything ``steerscope validate`` found.
 
     Attributes:
@@ -173,12 +173,12 @@ class Validation(Record, Tabular, what="validation", sign="agreements", report="
         ]
 
     @classmethod
-    def _of(cls, data: Any, problem: str) -> Validation:
+    def _of(cls, data: Any, where: str) -> Validation:
         """Return a validation; one of version 1 is compared again, by today's statistics."""
         if not isinstance(data, dict) or data.get("schema_version") != 1:
-            return super()._of(data, problem)
+            return super()._of(data, where)
         from steerscope.experiments.validation.validate import compared  # which imports this file
 
         # Before, what two seeds agreed on was stored as a ceiling, which is not an upper bound.
         known = {name: value for name, value in data.items() if name != "ceiling"}
-        return compared(super()._of(known | {"attainable": {}, "schema_version": SCHEMA_VERSION}, problem))
+        return compared(super()._of(known | {"attainable": {}, "schema_version": SCHEMA_VERSION}, where))

@@ -7,14 +7,13 @@ one does. Infinite and undefined numbers are ``null``: an open end of an interva
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from steerscope.analysis.shown import Tabular
+from steerscope.analysis.shown import Shown
 from steerscope.equivalence.propositions.base import Measurement, Verdict
 from steerscope.equivalence.propositions.catalogue import Result
 from steerscope.finite import finite_or_none
@@ -148,7 +147,7 @@ class PropositionResult:
 
 
 @dataclass(frozen=True, repr=False)
-class Verification(Record, Tabular, what="verification", sign="propositions", report="verification"):
+class Verification(Record, Shown, what="verification", sign="propositions", report="verification"):
     """Everything one run found.
 
     Attributes:
@@ -211,9 +210,9 @@ class Verification(Record, Tabular, what="verification", sign="propositions", re
             )
         return rows
 
-    def to_json(self) -> str:
-        """Return ``verify.json`` as text: keys sorted, six significant digits, no NaN."""
-        return json.dumps(plain(self), indent=1, sort_keys=True, allow_nan=False)
+    def as_dict(self) -> dict[str, Any]:
+        """Return what ``verify.json`` holds: numbers of six significant digits, ``None`` for what is none."""
+        return dict(plain(self))
 
 
 def plain(value: Any) -> Any:
