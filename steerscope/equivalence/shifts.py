@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacfwd, jacrev, jvp
+from torch.func import functional_call, jvp
 
 from steerscope.errors import InputError, did_you_mean
 from steerscope.finite import require_finite
@@ -24,8 +24,6 @@ from steerscope.models.site_map import HasSites, SiteMap, model_and_sites
 from steerscope.sites import Site
 
 LOGITS = "logits"
-# A dense Jacobian beyond this many numbers is a mistake, not a wish: use first_order_shift.
-MAX_JACOBIAN = 2**27
 
 Weights = dict[str, Tensor]
 # By what was asked for: sites, under every name they have, and the logits.
@@ -130,46 +128,6 @@ def measured_shifts(
     for scale in scales:
         after = at_scale(scale)
         yield _by_name(site_map, at, [new - old for new, old in zip(after, before, strict=True)], "the shift")
-
-
-def shift_jacobian(
-    model: HasSites | nn.Module, weight_name: str, inputs: Mapping[str, Tensor], at: Site | str = LOGITS
-) -> Tensor:
-    """Return the dense first-order map from one weight to one site: ``batch token channel *weight``.
-
-    For small cases and tests: its product with an update is what :func:`first_order_shift` gives.
-
-    Args:
-        model: A causal language model in evaluation mode.
-        weight_name: Name of the parameter.
-        inputs: As in :func:`first_order_shift`.
-        at: A site, or ``"logits"``.
-
-    Returns:
-        ``(batch, token, channel, *weight)``, in units of the site per unit of the weight.
-
-    Raises:
-        InputError: As :func:`first_order_shift`, or the Jacobian would have more than 2^27 numbers.
-
-    Cost: one pass per number of the smaller side, weight or output.
-    """
-    inner, site_map = model_and_sites(model)
-    named = dict(inner.named_parameters())
-    weights, _ = _checked(inner, {weight_name: torch.zeros_like(named.get(weight_name, torch.zeros(())))})
-    run = _tensors_at(inner, site_map, inputs, _resolved(site_map, (at,)))
-    with torch.no_grad():
-        outputs = run(weights)[0].numel()
-    inputs_count = weights[weight_name].numel()
-    if outputs * inputs_count > MAX_JACOBIAN:
-        raise InputError(
-            f"the Jacobian of '{at}' by {weight_name!r} has {outputs} x {inputs_count} numbers; at most "
-            f"{MAX_JACOBIAN} are made. Use first_order_shift, or fewer tokens or a smaller model."
-        )
-    transform = jacfwd if inputs_count < outputs else jacrev
-    with forward_differentiable_attention(inner):
-        found: Tensor = transform(lambda w: run({weight_name: w})[0])(weights[weight_name]).detach()
-    require_finite(f"the Jacobian of '{at}' by {weight_name!r}", found)
-    return found
 
 
 def _checked(model: nn.Module, weight_update: Mapping[str, Tensor]) -> tuple[Weights, Weights]:

@@ -22,17 +22,6 @@ from steerscope.records import Record
 SCHEMA_VERSION = 1
 # A verdict that older files have: for a statement that cannot be asked, and for one that holds within limits.
 _OLD_VERDICT = "vacuous here"
-MEASUREMENTS = (
-    "slopes",
-    "block_slopes",
-    "radius",
-    "conditioning",
-    "stream_shares",
-    "oracle_spectra",
-    "residual_map",
-    "modulation",
-    "strength",
-)
 
 
 @dataclass(frozen=True)
@@ -110,16 +99,16 @@ class PropositionResult:
     @classmethod
     def of(cls, result: Result) -> PropositionResult:
         """Return a result as it is saved."""
-        evidence = result.evidence
+        one, evidence = result.proposition, result.evidence
         return cls(
-            name=result.name,
-            number=result.number,
-            group=result.group,
-            title=result.title,
-            claim=result.claim,
-            assumptions=result.assumptions,
-            source=result.source,
-            published=result.published,
+            name=one.name,
+            number=one.number,
+            group=one.group,
+            title=one.title,
+            claim=one.claim,
+            assumptions=one.assumptions,
+            source=str(one.source),
+            published=one.published,
             verdict=result.verdict.value,
             claims=tuple(map(Measured.of, evidence.claim)),
             controls=tuple(map(Measured.of, evidence.controls)),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steerscope.experiments.validation.result import Validation
-from steerscope.folders import Kind, require_folder_for
+from steerscope.folders import Kind
 from steerscope.reports import page as pages
 from steerscope.reports.agreement_figure import agreement_alt, agreement_rows, agreement_spots, plot_agreements
 from steerscope.reports.page import Fact, Next, Page, Part, Section, settings_fold
@@ -183,7 +183,14 @@ def write_validation(result: Validation, folder: str | Path) -> Path:
     Raises:
         InputError: The folder holds something else, or cannot be written to.
     """
-    target = Path(folder)
-    require_folder_for(target, Kind.VALIDATION, also=(Kind.RANKING,))
     stems = (*FIGURE_STEMS, *RANKING_STEMS)  # earlier versions wrote the ranking's page there
-    return write_page_folder(result, target, "validation.json", figure_entries(result), render_page, stems=stems)
+    return write_page_folder(
+        result,
+        folder,
+        Kind.VALIDATION,
+        "validation.json",
+        figure_entries(result),
+        render_page,
+        stems=stems,
+        also=(Kind.RANKING,),
+    )

@@ -63,33 +63,10 @@ def trained_table(result: Validation) -> TextTable:
     place = {site.method: str(i + 1) for i, site in enumerate(by_score)}
     columns = ("rank", "site", "loss", "over seeds", "accuracy", "params", "rate", "score", "by score")
     rows = [
-        (
-            str(rank),
-            _short(one.method),
-            f"{one.mean_loss:.4f}",
-            _range(one),
-            f"{one.mean_accuracy:.1%}",
-            f"{one.n_params:,}",
-            f"{one.learning_rate:g}",
-            f"{one.scores[result.score]:.3f}",
-            place[one.method],
-        )
-        for rank, one in enumerate(order, 1)
+        _trained_row(one, str(n), f"{one.scores[result.score]:.3f}", place[one.method])
+        for n, one in enumerate(order, 1)
     ]
-    rows += [
-        (
-            "",
-            _short(one.method),
-            f"{one.mean_loss:.4f}",
-            _range(one),
-            f"{one.mean_accuracy:.1%}",
-            f"{one.n_params:,}",
-            f"{one.learning_rate:g}",
-            "",
-            "",
-        )
-        for one in result.references
-    ]
+    rows += [_trained_row(one) for one in result.references]
     return TextTable(
         "Trained, best first; then the references",
         columns,
@@ -124,6 +101,20 @@ def score_table(result: Validation) -> TextTable:
         "Spearman and Kendall correlation with minus the mean loss, with 95% intervals over layers and seeds. * plain "
         "baseline. Regret: loss at the score's first site minus the lowest, in nats. Top 3: of its first three sites, "
         "how many are among the three best.",
+    )
+
+
+def _trained_row(one: TrainedSite, rank: str = "", score: str = "", place: str = "") -> tuple[str, ...]:
+    return (
+        rank,
+        _short(one.method),
+        f"{one.mean_loss:.4f}",
+        _range(one),
+        f"{one.mean_accuracy:.1%}",
+        f"{one.n_params:,}",
+        f"{one.learning_rate:g}",
+        score,
+        place,
     )
 
 
