@@ -70,8 +70,8 @@ class SearchResult(Record, Shown, what="search result", sign="contenders"):
         task: Name of the task or file.
         options: What was asked for.
         best: The chosen edit, on test examples.
-        before: ``loss``, ``accuracy``, ``recalibrated_loss``, ``recalibrated_accuracy`` of the untrained model there,
-            ``majority`` rate, ``num_test``.
+        before: ``loss``, ``accuracy``, ``recalibrated_loss``, ``recalibrated_accuracy`` of the untrained model there
+            (and the ``temperature`` that recalibrates it), ``majority`` rate, ``num_test``.
         contenders: Everything that was trained, those that came further first.
         references: Plain defaults.
         seconds: ``ranking``, ``search``, ``references``.

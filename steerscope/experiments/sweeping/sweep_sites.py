@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from steerscope.analysis.stopwatch import training_progress
 from steerscope.errors import InputError
-from steerscope.experiments.carrying.jobs import Carrier, FileJob, OutOfTime, Stage
+from steerscope.experiments.carrying.jobs import FileJob, OutOfTime, Stage
 from steerscope.experiments.engine.candidate import Candidate, by_floor
 from steerscope.experiments.engine.rate_grid import EDIT_START, HIGHEST, LOWEST, Choice, rate
 from steerscope.experiments.engine.run_count import RunCount
@@ -21,7 +20,6 @@ from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.engine.sweep import Sweep
 from steerscope.experiments.groundwork.carriers import carrier_of, kept_once, kept_pack_size
-from steerscope.experiments.groundwork.elsewhere import Elsewhere, Sent
 from steerscope.experiments.groundwork.split_data import SplitData
 from steerscope.experiments.groundwork.splits import DataSplits, majority_rate
 from steerscope.experiments.site_tables.scored import with_scores
@@ -95,7 +93,8 @@ def sweep_sites(
     if earlier is not None:
         work.know(earlier)
     table = None
-    with work.carrier(load) as carrier:
+    shard, scales = options.chosen_shard, lambda: work.sweep.scales
+    with carrier_of(options, data, scales, place, shard=shard, progress=progress, load=load) as carrier:
         try:
             carrier.carry(work.phases(), work.deadline)
         except OutOfTime:
@@ -187,23 +186,6 @@ class _Work:
     def _edit(self) -> dict[str, Any]:
         config = self.options.config_at(str(self.sites[0])).to_dict()
         return {name: value for name, value in config.items() if name not in ("sites", "seed")}
-
-    def carrier(self, load: Callable[[], LoadedModel] | None) -> AbstractContextManager[Carrier]:
-        """Give what carries packs, by the options."""
-        options = self.options
-
-        def elsewhere(threads: int) -> Elsewhere:
-            return Elsewhere(
-                load or Sent(self.loaded),
-                self.splits,
-                options.num_selection,
-                options.num_test,
-                dict(self.sweep.scales),
-                threads,
-            )
-
-        device = str(self.loaded.device)
-        return carrier_of(options, elsewhere, device, self.folder, options.chosen_shard, self.progress)
 
     def phases(self) -> list[list[Stage]]:
         """Return all work, the most urgent first."""
@@ -374,14 +356,6 @@ class _Work:
     def _base(self) -> Base:
         def measured() -> dict[str, Any]:
             found = recalibrate(self.loaded, self.data.rows(self.options.seed), self.data.held_out("test"))
-            base = Base(
-                loss=found.before.loss,
-                accuracy=found.before.accuracy,
-                majority=majority_rate(self.splits.test(self.options.num_test)),
-                recalibrated_loss=found.after.loss,
-                recalibrated_accuracy=found.after.accuracy,
-                temperature=found.temperature,
-            )
-            return vars(base)
+            return asdict(found.base(majority_rate(self.splits.test(self.options.num_test))))
 
         return Base(**kept_once(self.folder / BASE, measured))

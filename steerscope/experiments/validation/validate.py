@@ -160,17 +160,8 @@ def _references(loaded: LoadedModel, ranking: Ranking, rank: int) -> list[Candid
 
 def _trained(outcome: Outcome, n_params: int, scores: dict[str, float] | None = None) -> TrainedSite:
     found = outcome.as_dict()
-    return TrainedSite(
-        method=outcome.method,
-        learning_rate=outcome.learning_rate,
-        interior=outcome.interior,
-        tried=found["tried"],
-        losses=tuple(found["losses"]),
-        accuracies=outcome.accuracies,
-        seconds=outcome.seconds,
-        n_params=n_params,
-        scores=dict(scores or {}),
-    )
+    found["losses"] = tuple(found["losses"])
+    return TrainedSite(**found, n_params=n_params, scores=dict(scores or {}))
 
 
 def _cost(
