@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from steerscope.analysis.stopwatch import training_progress
+from steerscope.analysis.theory.common import spread
 from steerscope.errors import InputError
 from steerscope.experiments.carrying.jobs import FileJob, OutOfTime, Stage
 from steerscope.experiments.engine.candidate import Candidate, by_floor
@@ -25,7 +26,7 @@ from steerscope.experiments.groundwork.splits import DataSplits, majority_rate
 from steerscope.experiments.site_tables.scored import with_scores
 from steerscope.experiments.site_tables.table import Base, SiteRun, SiteTable
 from steerscope.experiments.sweeping.cost import operations_per_token
-from steerscope.experiments.sweeping.options import SweepOptions, spread, spread_sites
+from steerscope.experiments.sweeping.options import SweepOptions, spread_sites
 from steerscope.experiments.sweeping.preparing import begin_folder, fitting_pack, read_scales
 from steerscope.experiments.sweeping.recalibration import recalibrate
 from steerscope.experiments.sweeping.sweep_scores import sweep_ranking, with_scores_of
@@ -209,7 +210,7 @@ class _Work:
             own = seeds[start : start + at_once]
             phases.append([self._training(floor, own) for floor in self._floors(self.candidates, at_once)])
         if longer:
-            places = spread(list(range(len(self.candidates))), longer)
+            places = spread(len(self.candidates), longer)
             own_floors = self._floors([self.candidates[place] for place in places], 1)
             phases.append([self._training(floor, seeds[:1], longer=True) for floor in own_floors])
         return phases
@@ -327,11 +328,7 @@ class _Work:
         for one in self.candidates:
             by_kind.setdefault(one.group, []).append(one)
         wanted = self.options.tune_layers
-        chosen = [
-            own[place]
-            for own in by_kind.values()
-            for place in spread(range(len(own)), min(wanted or len(own), len(own)))
-        ]
+        chosen = [own[place] for own in by_kind.values() for place in spread(len(own), wanted or len(own))]
         return {one.name: one for one in chosen}
 
     def _borrowed(self, one: Candidate, tuned: Mapping[str, Candidate]) -> Choice:
