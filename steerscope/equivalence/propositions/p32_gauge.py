@@ -142,7 +142,9 @@ class PureBlock(NamedTuple):
         )
 
 
-def _pure_net(subject: Subject, width: int = 12, layers: int = 4) -> tuple[list[PureBlock], list[dict[str, Tensor]]]:
+def _pure_net(subject: Subject) -> tuple[list[PureBlock], list[dict[str, Tensor]]]:
+    width, layers = 12, 4
+
     def matrix(rows: int, columns: int, salt: int) -> Tensor:
         return subject.draw(rows, columns, salt=salt) / columns**0.5
 
