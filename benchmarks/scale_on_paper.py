@@ -15,7 +15,7 @@ from benchmarks.shapes import (
     ranking_operations,
     sweep_operations,
 )
-from steerscope.experiments.sweeping.options import spread
+from steerscope.analysis.theory.common import spread
 
 # Shapes as published: SmolLM2-135M, Llama 3 8B and 70B, Qwen3 235B with 22B active.
 SHAPES = (
@@ -39,7 +39,7 @@ def rows() -> list[str]:
     found = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for shape in SHAPES:
         weights = 2.0 * shape.parameters
-        layers = spread(range(shape.layers), -(-SITES // shape.kinds))
+        layers = spread(shape.layers, -(-SITES // shape.kinds))
         run = STEPS * ROWS * LENGTH
         numbers = [
             f"{weights / 1e9:,.1f}",

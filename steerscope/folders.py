@@ -37,7 +37,6 @@ class Kind(StrEnum):
     DATA = "data"
 
 
-ADAPTERS = (Kind.STEERING, Kind.WEIGHTS, Kind.PEFT, Kind.OTHER_ADAPTER)
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Where a run and a search keep what they trained.
 ADAPTER_FOLDER = "adapter"

@@ -50,6 +50,11 @@ class LoadingOptions:
 LOADING = tuple(field.name for field in fields(LoadingOptions))
 
 
+def loading_of(options: Any) -> dict[str, Any]:
+    """Return the arguments of ``load_model`` that options have."""
+    return {name: getattr(options, name) for name in LOADING if hasattr(options, name)}
+
+
 def plain_fields(options: Any, **names: Iterable[str]) -> None:
     """Replace the fields of a frozen dataclass by plain values of their annotated types; for ``__post_init__``.
 

@@ -42,7 +42,11 @@ class Record:
         Raises:
             ValueError: A number is NaN or infinite.
         """
-        return json.dumps(dataclasses.asdict(cast(Any, self)), indent=1, sort_keys=True, allow_nan=False)
+        return json.dumps(self.as_dict(), indent=1, sort_keys=True, allow_nan=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what the file holds, as JSON-able values."""
+        return dataclasses.asdict(cast(Any, self))
 
     def save(self, path: str | Path) -> None:
         """Write it as a JSON file, whole or not at all.
@@ -65,6 +69,22 @@ class Record:
         return cls._read(text, "the text")
 
     @classmethod
+    def from_dict(cls, data: Any, where: str = "what was given") -> Self:
+        """Rebuild what :meth:`as_dict` returned.
+
+        Args:
+            data: What a JSON file holds.
+            where: What it is from, for messages.
+
+        Returns:
+            A result equal to the one that it was made of.
+
+        Raises:
+            InputError: It is of another schema version, or has fields that do not fit.
+        """
+        return cls._of(data, where)
+
+    @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a file that :meth:`save` wrote.
 
@@ -78,17 +98,20 @@ class Record:
 
     @classmethod
     def _read(cls, text: str, where: str) -> Self:
-        problem = f"{where} is not {'an' if cls._what[0] in 'aeiou' else 'a'} {cls._what}"
         try:
             data = parse_json(text)
         except ValueError as error:
-            raise InputError(f"{problem}: invalid JSON ({error}). Make it again.") from error
-        return cls._of(data, problem)
+            raise InputError(f"{cls._problem(where)}: invalid JSON ({error}). Make it again.") from error
+        return cls._of(data, where)
 
     @classmethod
-    def _of(cls, data: Any, problem: str) -> Self:
-        """Return what JSON holds as a result; ``problem`` begins the message that says why it is none."""
-        return record_of(data, cls, problem)
+    def _of(cls, data: Any, where: str) -> Self:
+        """Return what JSON holds as a result, which messages say to be from ``where``."""
+        return record_of(data, cls, cls._problem(where))
+
+    @classmethod
+    def _problem(cls, where: str) -> str:
+        return f"{where} is not {'an' if cls._what[:1] in 'aeiou' else 'a'} {cls._what}"
 
 
 def record_of(data: Any, kind: type[T], problem: str) -> T:

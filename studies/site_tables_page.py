@@ -21,7 +21,6 @@ from steerscope.errors import InputError
 from steerscope.experiments.agreement.layer_pairs import ERRORS, LEAST
 from steerscope.experiments.site_tables.across import margins_over, mean_of_drawn, mean_of_independent
 from steerscope.experiments.site_tables.admission import ATTAINABLE, BEST, INTERIOR, LONGER_SITES, ORDER_KEPT, Admission
-from steerscope.experiments.site_tables.admitted import admitted_validation
 from steerscope.experiments.site_tables.common import common_outcomes
 from steerscope.experiments.site_tables.judging import DEPTH, DEPTH_THEN_KIND, FIXED, Judgement, judge
 from steerscope.experiments.site_tables.search_curves import SearchCurve, search_curves
@@ -40,6 +39,7 @@ from steerscope.reports.site_tables.tables import (
 )
 from steerscope.reports.tables import TextTable
 from steerscope.reports.vocabulary import clean, count, listing, score_words
+from studies.admitted_validation import admitted_validation
 from studies.kinds_compared import kinds_compared
 from studies.plan_3 import (
     CANDIDATES,

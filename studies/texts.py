@@ -13,8 +13,8 @@ from torch import Tensor
 from steerscope.analysis.data.examples import Example
 from steerscope.errors import InputError
 from steerscope.experiments.groundwork.split_data import SplitData
-from steerscope.experiments.groundwork.splits import DataSplits, splits_of_examples, splits_of_task
-from steerscope.experiments.tasks import get_task
+from steerscope.experiments.groundwork.splits import DataSplits, splits_of_task
+from steerscope.experiments.tasks import FileTask, get_task
 from steerscope.models.load import LoadedModel
 
 # Words of a text that are given, the rest being learned; least texts to measure on.
@@ -59,7 +59,7 @@ def splits_of(task: str) -> DataSplits:
     examples = [
         Example(" ".join(words[:-1]), f" {words[-1]}") for words in parted if len(words) > PROMPT_WORDS and words[-1]
     ]
-    return splits_of_examples(Path(task).name, examples)
+    return splits_of_task(FileTask.of(Path(task).name, examples))
 
 
 def prompts_of(loaded: LoadedModel, data: SplitData, count: int) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any
 
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
 from steerscope.errors import InputError
+from steerscope.experiments.agreement.agreements import Agreement
 from steerscope.experiments.agreement.depth_and_kind import CONSTANTS, fit
 from steerscope.experiments.agreement.layer_bootstrap import Estimate
 from steerscope.experiments.groundwork.candidates import sites_of
@@ -81,9 +82,9 @@ def constants_of(study: Validation) -> dict[str, Any]:
 def summary_line(study: Validation) -> dict[str, Any]:
     """Return what the summary says of one study."""
     found = study.agreements[study.score]
-    best = max(study.baselines, key=lambda name: float(study.agreements[name]["spearman"]))
-    kept = {name: round(float(found[name]), 4) for name in ("spearman", "low", "high", "partial")}
-    limit = study.attainable.get("spearman")
+    best = max(study.baselines, key=lambda name: float(study.agreements[name].spearman))
+    kept = {name: round(float(getattr(found, name)), 4) for name in ("spearman", "low", "high", "partial")}
+    limit = study.limit
     return {
         "model": study.model["name"],
         "layout": study.model["layout"],
@@ -94,7 +95,7 @@ def summary_line(study: Validation) -> dict[str, Any]:
         **kept,
         "attainable": None if limit is None else round(float(limit), 4),
         "baseline": score_words(best).label,
-        "baseline_spearman": round(float(study.agreements[best]["spearman"]), 4),
+        "baseline_spearman": round(float(study.agreements[best].spearman), 4),
     }
 
 
@@ -117,9 +118,9 @@ def _summary(studies: Sequence[Validation]) -> str:
         rows.append(
             f"| {line['model']} ({line['layout']}) | {line['task']} | {line['n_sites']} x {line['n_seeds']} "
             f"| {line['spearman']:.2f} [{line['low']:.2f}, {line['high']:.2f}] "
-            f"| {found['partial']:.2f} [{found['partial_low']:.2f}, {found['partial_high']:.2f}] | {limit} "
+            f"| {found.partial:.2f} [{found.partial_low:.2f}, {found.partial_high:.2f}] | {limit} "
             f"| {line['baseline']} {line['baseline_spearman']:.2f} "
-            f"| {found['margin']:+.2f} [{found['margin_low']:+.2f}, {found['margin_high']:+.2f}] "
+            f"| {found.margin:+.2f} [{found.margin_low:+.2f}, {found.margin_high:+.2f}] "
             f"| {study.cost['ratio']:.2%} |"
         )
     head = (
@@ -142,15 +143,15 @@ def _bars(studies: Sequence[Validation]) -> str:
         those = [study for study in studies if name in study.agreements]
         for study in those:
             found = study.agreements[name]
-            share = found["of_attainable"]
-            part = "-" if share is None else f"{share['value']:.2f} [{share['low']:.2f}, {share['high']:.2f}]"
+            share = found.of_attainable
+            part = "-" if share is None else f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"
             rows.append(
-                f"| `{name}` | {study.study} | {found['spearman']:.2f} | {part} | {found['partial']:.2f} "
-                f"| {found['margin']:+.2f} [{found['margin_low']:+.2f}, {found['margin_high']:+.2f}] |"
+                f"| `{name}` | {study.study} | {found.spearman:.2f} | {part} | {found.partial:.2f} "
+                f"| {found.margin:+.2f} [{found.margin_low:+.2f}, {found.margin_high:+.2f}] |"
             )
         if len(those) > 1:
             margin, low, high = _mean_margin([study.agreements[name] for study in those])
-            partial = sum(float(study.agreements[name]["partial"]) for study in those) / len(those)
+            partial = sum(float(study.agreements[name].partial) for study in those) / len(those)
             rows.append(f"| `{name}` | average | | | {partial:.2f} | {margin:+.2f} [{low:+.2f}, {high:+.2f}] |")
     head = (
         "## The project's bars\n\n"
@@ -163,10 +164,9 @@ def _bars(studies: Sequence[Validation]) -> str:
     return head + "\n".join(rows) + "\n"
 
 
-def _mean_margin(found: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
+def _mean_margin(found: Sequence[Agreement]) -> tuple[float, float, float]:
     """Return the mean of independent margins and its interval, from theirs."""
-    own = [Estimate(*(float(one[name]) for name in ("margin", "margin_low", "margin_high"))) for one in found]
-    mean = mean_of_independent(own)
+    mean = mean_of_independent([Estimate(one.margin, one.margin_low, one.margin_high) for one in found])
     return mean.value, mean.low, mean.high
 
 
@@ -231,15 +231,15 @@ def _second_plan(studies: Sequence[Validation]) -> str:
     rows = []
     for study in studies:
         share, found = study.agreements["learnable_share"], study.agreements[BOUNDED]
-        limit = study.attainable.get("spearman")
-        best = max(study.baselines, key=lambda name: float(study.agreements[name]["spearman"]))
+        limit = study.limit
+        best = max(study.baselines, key=lambda name: float(study.agreements[name].spearman))
         rows.append(
-            f"| {study.study} | {'chosen on' if study.task == CHOSEN_ON else 'report'} | {share['spearman']:.2f} "
-            f"| {found['spearman']:.2f} [{found['low']:.2f}, {found['high']:.2f}] "
-            f"| {found['partial']:.2f} [{found['partial_low']:.2f}, {found['partial_high']:.2f}] "
+            f"| {study.study} | {'chosen on' if study.task == CHOSEN_ON else 'report'} | {share.spearman:.2f} "
+            f"| {found.spearman:.2f} [{found.low:.2f}, {found.high:.2f}] "
+            f"| {found.partial:.2f} [{found.partial_low:.2f}, {found.partial_high:.2f}] "
             f"| {'-' if limit is None else f'{limit:.2f}'} "
-            f"| {score_words(best).label} {study.agreements[best]['spearman']:.2f} "
-            f"| {found['margin']:+.2f} [{found['margin_low']:+.2f}, {found['margin_high']:+.2f}] |"
+            f"| {score_words(best).label} {study.agreements[best].spearman:.2f} "
+            f"| {found.margin:+.2f} [{found.margin_low:+.2f}, {found.margin_high:+.2f}] |"
         )
     head = (
         "## The second plan: a bounded edit\n\n"
@@ -258,18 +258,15 @@ def _second_outcome(studies: Sequence[Validation]) -> str:
         return "No study to report on has been run: the rule of the second plan gives nothing yet."
 
     def mean(name: str, what: str) -> float:
-        return sum(float(study.agreements[name][what]) for study in report) / len(report)
+        return sum(float(getattr(study.agreements[name], what)) for study in report) / len(report)
 
     gain = mean(BOUNDED, "spearman") - mean("learnable_share", "spearman")
     wins = gain >= LEAST_GAIN and mean(BOUNDED, "partial") >= mean("learnable_share", "partial")
+    found = [study.agreements[BOUNDED] for study in report]
     confirmed = (
-        all(
-            study.agreements[BOUNDED]["of_attainable"] is not None
-            and study.agreements[BOUNDED]["of_attainable"]["value"] >= OF_ATTAINABLE
-            and study.agreements[BOUNDED]["partial"] >= GIVEN_DEPTH
-            for study in report
-        )
-        and _mean_margin([study.agreements[BOUNDED] for study in report])[1] > 0
+        all(one.of_attainable is not None and one.of_attainable.value >= OF_ATTAINABLE for one in found)
+        and all(one.partial >= GIVEN_DEPTH for one in found)
+        and _mean_margin(found)[1] > 0
     )
     return (
         f"On the studies to report on ({', '.join(study.study for study in report)}) `{BOUNDED}` has "

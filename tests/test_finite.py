@@ -27,7 +27,6 @@ from steerscope.experiments.evaluation.evaluate import evaluate
 from steerscope.experiments.evaluation.generation import generate
 from steerscope.experiments.evaluation.likelihood import choice_log_likelihoods, completion_loss
 from steerscope.experiments.finetune import mean_loss, short_finetune
-from steerscope.experiments.groundwork.splits import splits_of_examples
 from steerscope.experiments.runs.evaluation import Evaluation
 from steerscope.experiments.tasks.task import TaskExample
 from steerscope.experiments.training.data import draw_parts, supervised
@@ -48,6 +47,7 @@ from tests.experiments.training.tiny_runs import loaded as loaded_run
 from tests.experiments.training.tiny_runs import make_place, task_of
 from tests.experiments.training.tiny_runs import options as run_options
 from tests.reports.ranking_cases import bare
+from tests.splits import splits_of_examples
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PACKAGE = Path(__file__).parents[1] / "steerscope"

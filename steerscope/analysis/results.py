@@ -11,7 +11,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from steerscope.analysis.shown import Tabular
+from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
 from steerscope.finite import require_finite_record
 from steerscope.records import Record
@@ -121,7 +121,7 @@ class Stability:
 
 
 @dataclass(frozen=True, repr=False)
-class Ranking(Record, Tabular, what="ranking", sign="kernels", report="ranking"):
+class Ranking(Record, Shown, what="ranking", sign="kernels", report="ranking"):
     """Everything ``steerscope rank`` found, for one model and one set of prompts.
 
     Attributes:

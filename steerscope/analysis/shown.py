@@ -16,7 +16,7 @@ WIDTH, LINES = 100, 24
 
 
 class Shown:
-    """A result with a headline and a text.
+    """A result with a headline, a text, and rows of one sort.
 
     ``repr()`` is one line, ``str()`` and a notebook's output one screen; ``to_json()`` and the reports have everything.
     A class that names its room in ``steerscope.reports`` (``class Ranking(Shown, report="ranking")``) is put into words
@@ -37,22 +37,6 @@ class Shown:
         """Return what is printed: sentences, which are wrapped, and tables, whose lines are kept."""
         return list(self._screen().paragraphs(self)) if self._report else [self.headline()]
 
-    def _screen(self) -> ModuleType:
-        return import_module(f"steerscope.reports.{self._report}.screen")
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {textwrap.shorten(self.headline(), 160, placeholder=' ...')}>"
-
-    def __str__(self) -> str:
-        return screen(self.paragraphs())
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
-
-
-class Tabular(Shown):
-    """A result with rows of one sort: one dictionary each, or a pandas ``DataFrame``."""
-
     @abstractmethod
     def records(self) -> list[dict[str, Any]]:
         """Return one dictionary per row, all with the same keys, in the result's own order."""
@@ -67,6 +51,18 @@ class Tabular(Shown):
         import pandas
 
         return pandas.DataFrame.from_records(self.records())
+
+    def _screen(self) -> ModuleType:
+        return import_module(f"steerscope.reports.{self._report}.screen")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {textwrap.shorten(self.headline(), 160, placeholder=' ...')}>"
+
+    def __str__(self) -> str:
+        return screen(self.paragraphs())
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 def _cut(line: str) -> str:

@@ -1,29 +1,38 @@
 """Options that several commands have together: the model and what it is asked, and how it is loaded.
 
 A command takes a bundle as one argument; :func:`flat` makes options of the command of its fields, which typer reads.
+Fields have the names of the fields that they set in a class of options, whatever the option is called.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from typing import Any, get_type_hints
 
 from steerscope.cli.options import (
     DEFAULT_MODEL,
     DEFAULT_TASK,
+    PANELS,
     Address,
     ChatTemplate,
     Device,
     Dtype,
+    EditBias,
+    EditFamily,
+    EditRank,
+    EditScale,
     Engine,
     ModelName,
     OwnExamples,
     Revision,
+    SelectionExamples,
+    StepBatch,
     TaskFiles,
     TaskName,
+    TestExamples,
     TrustRemoteCode,
     WorkerCpus,
     WorkerGpus,
@@ -33,7 +42,16 @@ from steerscope.experiments.tasks import FileTask, Task, chat_task, get_task
 
 
 @dataclass(frozen=True)
-class Loading:
+class Bundle:
+    """Options of a command that are fields of a class of options."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by their names, to make the class of options of."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class Loading(Bundle):
     """How the model is loaded; by the names of :data:`steerscope.option_types.LOADING`."""
 
     device: Device = "cpu"
@@ -41,13 +59,9 @@ class Loading:
     revision: Revision = None
     trust_remote_code: TrustRemoteCode = False
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the arguments of ``load_model``, which are fields of every class of options too."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class Cluster:
+class Cluster(Bundle):
     """What carries packs of runs; by the names of ``CARRYING`` of ``steerscope.experiments.groundwork.carriers``."""
 
     engine: Engine = "local"
@@ -55,9 +69,18 @@ class Cluster:
     num_cpus: WorkerCpus = None
     num_gpus: WorkerGpus = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return fields of the options of a sweep and a search."""
-        return asdict(self)
+
+@dataclass(frozen=True)
+class SiteTraining(Bundle):
+    """Edits that are trained at many sites, and what chooses and tests them, of a sweep and of a search."""
+
+    family: EditFamily = "linear"
+    rank: EditRank = None
+    bias: EditBias = None
+    scale: EditScale = "none"
+    batch_size: StepBatch = 24
+    num_selection: SelectionExamples = 256
+    num_test: TestExamples = 512
 
 
 @dataclass(frozen=True)
@@ -95,8 +118,17 @@ class Asked:
         return FileTask.read(self.data)
 
 
+def _panel(one: inspect.Parameter) -> int:
+    """Return the place of an option's panel; arguments, which have none, stand before."""
+    panels = [getattr(told, "rich_help_panel", None) for told in getattr(one.annotation, "__metadata__", ())]
+    return next((PANELS.index(panel) for panel in panels if panel in PANELS), -1)
+
+
 def flat(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a command with the fields of its bundles (arguments that are dataclasses) as arguments of its own."""
+    """Return a command with the fields of its bundles (arguments that are dataclasses) as arguments of its own.
+
+    They come panel by panel, in the order of :data:`~steerscope.cli.options.PANELS`.
+    """
     bundles: dict[str, Any] = {}
     taken: list[inspect.Parameter] = []
     for one in inspect.signature(command, eval_str=True).parameters.values():
@@ -109,6 +141,8 @@ def flat(command: Callable[..., Any]) -> Callable[..., Any]:
             inspect.Parameter(field.name, one.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
             for field in fields(one.annotation)
         ]
+
+    taken.sort(key=_panel)
 
     @wraps(command)
     def run(**given: Any) -> Any:

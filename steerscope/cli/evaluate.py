@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from steerscope.cli.bundles import Asked, Loading
+from steerscope.cli.bundles import Asked, Bundle, Loading
 from steerscope.cli.options import DATA, MODEL, RESULTS, RUNNING, JsonTarget, Quiet, command_line, option, show_warnings
 from steerscope.cli.words import as_typed
+
+
+@dataclass(frozen=True)
+class _Evaluation(Bundle):
+    """By the names of ``EvaluateOptions``."""
+
+    split: Annotated[str, option("{values}.", DATA, values=("train", "validation", "test"))] = "test"
+    max_examples: Annotated[int | None, option("Most questions; without it, all.", DATA)] = None
+    batch_size: Annotated[int, option("Prompts per batch.", RUNNING)] = 16
+    max_new_tokens: Annotated[int | None, option("Longest generation; without it, the task's.", RUNNING)] = None
+    likelihoods: Annotated[bool, option("Also likelihoods of choices and the loss.", RESULTS)] = True
+    seed: Annotated[int, option("Which questions, when not all are used.", RUNNING)] = 0
 
 
 def evaluate(
     asked: Asked,
     *,
     adapter: Annotated[Path | None, option("Folder of a saved adapter (steering or PEFT).", MODEL)] = None,
-    split: Annotated[str, option("{values}.", DATA, values=("train", "validation", "test"))] = "test",
-    max_examples: Annotated[int | None, option("Most questions; without it, all.", DATA)] = None,
+    wanted: _Evaluation,
     out: Annotated[Path | None, option("New folder for results.json and generations.jsonl.", RESULTS)] = None,
-    batch_size: Annotated[int, option("Prompts per batch.", RUNNING)] = 16,
-    max_new_tokens: Annotated[int | None, option("Longest generation; without it, the task's.", RUNNING)] = None,
-    likelihoods: Annotated[bool, option("Also likelihoods of choices and the loss.", RESULTS)] = True,
     json: JsonTarget = None,
     loading: Loading,
-    seed: Annotated[int, option("Which questions, when not all are used.", RUNNING)] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Measure accuracy by greedy generation, with its 95% interval and what always one answer would reach."""
@@ -35,15 +43,7 @@ def evaluate(
     from steerscope.experiments.evaluation.command import EvaluateOptions
     from steerscope.folders import Kind
 
-    options = EvaluateOptions(
-        split=split,
-        max_examples=max_examples,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        likelihoods=likelihoods,
-        seed=seed,
-        **loading.as_dict(),
-    )
+    options = EvaluateOptions(**wanted.as_dict(), **loading.as_dict())
     options.check()
     check_json_target(json, "majority_answer")
     if out is not None:

@@ -13,9 +13,9 @@ import typer
 from steerscope.experiments.tasks import FileTask, Task, task_names
 
 DEFAULT_MODEL, DEFAULT_TASK = "smollm2-135m", "listops"
-# Panels of the help, in the order of most commands.
-MODEL, DATA, SITES, TRAINING, RESULTS = "Model", "Task and examples", "Sites and edits", "Training", "Results"
-RUNNING = "How it runs"
+# Panels of the help, in their order.
+PANELS = ("Task and examples", "Sites and edits", "Training", "Results", "Model", "How it runs")
+DATA, SITES, TRAINING, RESULTS, MODEL, RUNNING = PANELS
 # Names that options take. Written out, since importing what knows them takes seconds; a test compares.
 SCORES = (
     "learnable_share", "learnable_share_with_mean", "in_sample_share", "own_direction", "predicted_loss",
@@ -95,11 +95,13 @@ ChatTemplate = Annotated[
 
 EditFamily = Annotated[str, option("Family of the edits: {values}.", SITES, values=FAMILIES)]
 EditRank = Annotated[int | None, option("Rank of the edits; 8 unless given.", SITES)]
+EditBias = Annotated[bool | None, option("A vector on what linear and nonlinear edits write; on.", SITES)]
 EditScale = Annotated[
     str, option("rms: divide what is read by its root mean square; or none.", SITES, values=("none", "rms"))
 ]
-SelectionExamples = Annotated[int, option("Most held-out prompts that choose.", DATA)]
-TestExamples = Annotated[int, option("Most test prompts.", DATA)]
+RankedExamples = Annotated[int, option("Most prompts that the ranking is made from.", DATA, "--max-examples")]
+SelectionExamples = Annotated[int, option("Most held-out prompts that choose.", DATA, "--selection-examples")]
+TestExamples = Annotated[int, option("Most test prompts.", DATA, "--test-examples")]
 StepBatch = Annotated[int, option("Examples per step.", TRAINING)]
 
 Sharing = Annotated[

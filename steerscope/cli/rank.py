@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from steerscope.cli.bundles import Asked, Loading
+from steerscope.cli.bundles import Asked, Bundle, Loading
 from steerscope.cli.options import (
     BASELINES,
     DATA,
@@ -27,10 +27,11 @@ from steerscope.cli.options import (
 from steerscope.errors import InputError
 
 
-def rank(
-    asked: Asked,
-    *,
-    max_examples: Annotated[int, option("Use at most so many training examples; at least 24.", DATA)] = 192,
+@dataclass(frozen=True)
+class _Ranking(Bundle):
+    """By the names of ``RankOptions``."""
+
+    max_examples: Annotated[int, option("Use at most so many training examples; at least 24.", DATA)] = 192
     score: Annotated[
         str,
         option(
@@ -38,24 +39,33 @@ def rank(
             SITES,
             values=(*SCORES, *BASELINES),
         ),
-    ] = "learnable_share",
+    ] = "learnable_share"
     extra: Annotated[
         str | None, option("Scores that cost more, by what they need: {values}.", SITES, values=("spectrum", "step"))
-    ] = None,
+    ] = None
     kinds: Annotated[
         str | None, option("Kinds of site, comma-separated, of {values}; all unless given.", SITES, values=KINDS)
-    ] = None,
-    probes: Annotated[
+    ] = None
+    num_probes: Annotated[
         int | None,
         option(
             "Output directions per example, one backward pass each. Unless given, as many as span the outputs: one "
             "fewer than there are choices, at most 12; 4 without choices.",
             SITES,
+            "--probes",
         ),
-    ] = None,
-    rank: Annotated[int, option("Rank of the linear edit that parameters are counted for.", SITES)] = 8,
-    budget: Annotated[int | None, option("Most parameters in the greedy set.", SITES)] = None,
-    max_sites: Annotated[int, option("Most sites in the greedy set.", SITES)] = 8,
+    ] = None
+    rank: Annotated[int, option("Rank of the linear edit that parameters are counted for.", SITES)] = 8
+    budget: Annotated[int | None, option("Most parameters in the greedy set.", SITES)] = None
+    max_sites: Annotated[int, option("Most sites in the greedy set.", SITES)] = 8
+    batch_size: Annotated[int, option("Sequences per batch; changes speed and memory only.", RUNNING)] = 16
+    seed: Annotated[int, option("Seed of examples, halves, probes and sketches.", RUNNING)] = 0
+
+
+def rank(
+    asked: Asked,
+    *,
+    wanted: _Ranking,
     out: Annotated[Path | None, option("Folder for ranking.json, index.html and figures.", RESULTS)] = None,
     overwrite: Overwrite = False,
     json: JsonTarget = None,
@@ -64,9 +74,7 @@ def rank(
         bool, option("Print kinds, greedy set and how sure each part is, too.", RESULTS, "--verbose", "-v")
     ] = False,
     loading: Loading,
-    batch_size: Annotated[int, option("Sequences per batch; changes speed and memory only.", RUNNING)] = 16,
     shard: Sharing = "auto",
-    seed: Annotated[int, option("Seed of examples, halves, probes and sketches.", RUNNING)] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Rank the steering sites of a model: what share of fine-tuning's first-order update is learnable where."""
@@ -85,25 +93,16 @@ def rank(
     from steerscope.sites import parse_kind
 
     # Everything that can be refused is refused here, before a model is loaded.
-    options = RankOptions(
-        score=score,
-        extra=names_in(extra or ""),
-        seed=seed,
-        max_examples=max_examples,
-        num_probes=probes,
-        rank=rank,
-        budget=budget,
-        max_sites=max_sites,
-        batch_size=batch_size,
-    )
+    kinds = None
+    if wanted.kinds is not None:
+        names = names_in(wanted.kinds)
+        if not names:
+            raise InputError(f"[[kinds]] is {wanted.kinds!r}; expected names such as resid_post,mlp_out.")
+        kinds = tuple(parse_kind(name).value for name in names)
+    options = RankOptions(**(wanted.as_dict() | {"extra": names_in(wanted.extra or ""), "kinds": kinds}))
     options.check()
     if limit < 0:
         raise InputError(f"[[limit]] is {limit}; expected at least 0, the number of sites to print.")
-    if kinds is not None:
-        names = names_in(kinds)
-        if not names:
-            raise InputError(f"[[kinds]] is {kinds!r}; expected names such as resid_post,mlp_out.")
-        options = replace(options, kinds=tuple(parse_kind(name).value for name in names))
     share = chosen_shard(shard)
     if share is not None and out is None:
         if shard != AUTO:
@@ -118,7 +117,7 @@ def rank(
     if isinstance(source, FileTask):
         source.require("a ranking", train=MIN_EXAMPLES)
     # Training examples: what chooses a site has not seen the test part.
-    examples = at_most(source, "train", max_examples, seed)
+    examples = at_most(source, "train", options.max_examples, options.seed)
     _, about_examples = check_examples(examples, minimum=MIN_EXAMPLES)
 
     with stage_progress(quiet=quiet) as show:

@@ -3,56 +3,53 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from steerscope.cli.bundles import Asked, Cluster, Loading
+from steerscope.cli.bundles import Asked, Bundle, Cluster, Loading, SiteTraining
 from steerscope.cli.options import (
-    DATA,
     RESULTS,
     RUNNING,
     SITES,
     TRAINING,
-    EditFamily,
-    EditRank,
-    EditScale,
     JsonTarget,
     Quiet,
+    RankedExamples,
     Resume,
-    SelectionExamples,
-    StepBatch,
-    TestExamples,
     command_line,
     option,
 )
 
 
+@dataclass(frozen=True)
+class _Search(Bundle):
+    """By the names of ``SearchOptions``."""
+
+    budget: Annotated[
+        float | None, option("Minutes of ranking and training; plain defaults take as long again.", TRAINING)
+    ] = None
+    candidates: Annotated[int, option("Most sites that are trained at.", SITES)] = 24
+    start: Annotated[
+        str, option("Which sites: {values} (score: half of them spread).", SITES, values=("score", "depth", "spread"))
+    ] = "score"
+    steps: Annotated[int, option("Optimizer steps of a whole run.", TRAINING)] = 120
+    sets: Annotated[bool, option("Let sets of sites compete too.", SITES)] = True
+    references: Annotated[bool, option("Train plain defaults for comparison.", TRAINING)] = True
+    num_ranking: RankedExamples = 192
+    seed: Annotated[int, option("Seed of the ranking and of training.", RUNNING)] = 0
+
+
 def search(
     asked: Asked,
     *,
-    budget: Annotated[
-        float | None, option("Minutes of ranking and training; plain defaults take as long again.", TRAINING)
-    ] = None,
-    candidates: Annotated[int, option("Most sites that are trained at.", SITES)] = 24,
-    start: Annotated[
-        str, option("Which sites: {values} (score: half of them spread).", SITES, values=("score", "depth", "spread"))
-    ] = "score",
-    family: EditFamily = "linear",
-    rank: EditRank = None,
-    scale: EditScale = "none",
-    steps: Annotated[int, option("Optimizer steps of a whole run.", TRAINING)] = 120,
-    batch_size: StepBatch = 24,
-    sets: Annotated[bool, option("Let sets of sites compete too.", SITES)] = True,
-    references: Annotated[bool, option("Train plain defaults for comparison.", TRAINING)] = True,
-    max_examples: Annotated[int, option("Most prompts that the ranking is made from.", DATA)] = 192,
-    selection_examples: SelectionExamples = 256,
-    test_examples: TestExamples = 512,
+    wanted: _Search,
+    edits: SiteTraining,
     cluster: Cluster,
     out: Annotated[Path, option("Folder for runs, search.json, its page and adapter/.", RESULTS)] = Path("search"),
     json: JsonTarget = None,
     resume: Resume = False,
     loading: Loading,
-    seed: Annotated[int, option("Seed of the ranking and of training.", RUNNING)] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Rank the sites, train at the best ones in rounds, and keep the adapter of the one that learns most."""
@@ -63,24 +60,7 @@ def search(
     from steerscope.folders import Kind
 
     # Everything that can be refused is refused here, before a model is loaded.
-    options = SearchOptions(
-        budget=budget,
-        candidates=candidates,
-        start=start,
-        family=family,
-        rank=rank,
-        scale=scale,
-        steps=steps,
-        batch_size=batch_size,
-        sets=sets,
-        references=references,
-        num_ranking=max_examples,
-        num_selection=selection_examples,
-        num_test=test_examples,
-        seed=seed,
-        **cluster.as_dict(),
-        **loading.as_dict(),
-    )
+    options = SearchOptions(**wanted.as_dict(), **edits.as_dict(), **cluster.as_dict(), **loading.as_dict())
     check_json_target(json, "contenders")
     check_folder(out, Kind.SEARCH, overwrite=resume, advice=RESUME, also=(Kind.RANKING,))
     source = asked.chosen_task(loading)

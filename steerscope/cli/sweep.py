@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from steerscope.cli.bundles import Asked, Cluster, Loading
+from steerscope.cli.bundles import Asked, Bundle, Cluster, Loading, SiteTraining
 from steerscope.cli.options import (
-    DATA,
     RESULTS,
     RUNNING,
     SITES,
     TRAINING,
-    EditFamily,
-    EditRank,
-    EditScale,
     JsonTarget,
     Quiet,
     Resume,
     Sharing,
-    StepBatch,
-    TestExamples,
     command_line,
     number_or_sites,
     option,
@@ -29,37 +24,39 @@ from steerscope.cli.options import (
 from steerscope.errors import InputError
 
 
+@dataclass(frozen=True)
+class _Sweep(Bundle):
+    """By the names of ``SweepOptions``."""
+
+    sites: Annotated[
+        str, option("all; a number (all kinds of evenly spread layers); or names: 3.mlp_out,12.resid_post", SITES)
+    ] = "48"
+    rates: Annotated[
+        str, option("Learning rates to choose among, 1e-3,3e-3,1e-2; without it, searched on a grid.", TRAINING)
+    ] = ""
+    tune_layers: Annotated[
+        int | None, option("Choose rates at so many layers per kind; others take the nearest one.", TRAINING)
+    ] = None
+    seeds: Annotated[int, option("Training seeds per site.", TRAINING)] = 3
+    steps: Annotated[int, option("Optimizer steps of every run.", TRAINING)] = 80
+    longer: Annotated[int, option("Sites that are trained for twice as many steps too.", TRAINING)] = 12
+    scores: Annotated[bool, option("Rank all sites at the end, and keep their scores in the table.", RESULTS)] = True
+    budget: Annotated[float | None, option("Minutes; what is finished then is kept, and usable.", TRAINING)] = None
+    pack_size: Annotated[int | None, option("Most runs trained together; without it, to fit.", RUNNING)] = None
+    shard: Sharing = "auto"
+    seed: Annotated[int, option("The first training seed.", RUNNING)] = 0
+
+
 def sweep(
     asked: Asked,
     *,
-    sites: Annotated[
-        str, option("all; a number (all kinds of evenly spread layers); or names: 3.mlp_out,12.resid_post", SITES)
-    ] = "48",
-    family: EditFamily = "linear",
-    rank: EditRank = None,
-    scale: EditScale = "none",
-    rates: Annotated[
-        str, option("Learning rates to choose among, 1e-3,3e-3,1e-2; without it, searched on a grid.", TRAINING)
-    ] = "",
-    tune_layers: Annotated[
-        int | None, option("Choose rates at so many layers per kind; others take the nearest one.", TRAINING)
-    ] = None,
-    seeds: Annotated[int, option("Training seeds per site.", TRAINING)] = 3,
-    steps: Annotated[int, option("Optimizer steps of every run.", TRAINING)] = 80,
-    batch_size: StepBatch = 24,
-    longer: Annotated[int, option("Sites that are trained for twice as many steps too.", TRAINING)] = 12,
-    selection_examples: Annotated[int, option("Most held-out prompts that choose learning rates.", DATA)] = 256,
-    test_examples: TestExamples = 512,
-    scores: Annotated[bool, option("Rank all sites at the end, and keep their scores in the table.", RESULTS)] = True,
-    budget: Annotated[float | None, option("Minutes; what is finished then is kept, and usable.", TRAINING)] = None,
-    pack_size: Annotated[int | None, option("Most runs trained together; without it, to fit.", RUNNING)] = None,
-    shard: Sharing = "auto",
+    wanted: _Sweep,
+    edits: SiteTraining,
     cluster: Cluster,
     out: Annotated[Path, option("Folder for runs, table.json and its page.", RESULTS)] = Path("sweep"),
     json: JsonTarget = None,
     resume: Resume = False,
     loading: Loading,
-    seed: Annotated[int, option("The first training seed.", RUNNING)] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Train one edit at each of many sites, several at a time, and keep the outcomes as a table."""
@@ -72,27 +69,9 @@ def sweep(
     from steerscope.folders import Kind
 
     # Everything that can be refused is refused here, before a model is loaded.
-    options = SweepOptions(
-        sites=ALL if sites.strip() == ALL else number_or_sites(sites),
-        family=family,
-        rank=rank,
-        scale=scale,
-        rates=_rates(rates),
-        tune_layers=tune_layers,
-        seeds=seeds,
-        steps=steps,
-        batch_size=batch_size,
-        longer=longer,
-        num_selection=selection_examples,
-        num_test=test_examples,
-        scores=scores,
-        budget=budget,
-        pack_size=pack_size,
-        shard=shard,
-        seed=seed,
-        **cluster.as_dict(),
-        **loading.as_dict(),
-    )
+    sites = ALL if wanted.sites.strip() == ALL else number_or_sites(wanted.sites)
+    read = {"sites": sites, "rates": _rates(wanted.rates)}
+    options = SweepOptions(**(wanted.as_dict() | read), **edits.as_dict(), **cluster.as_dict(), **loading.as_dict())
     check_json_target(json, "runs")
     shares = options.chosen_shard is not None  # another process may have begun
     check_folder(out, Kind.SWEEP, overwrite=resume or shares, advice=RESUME, also=(Kind.RANKING,))

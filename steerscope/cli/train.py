@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from steerscope.cli.bundles import Asked, Loading
+from steerscope.cli.bundles import Asked, Bundle, Loading
 from steerscope.cli.options import (
     DATA,
     METHODS,
@@ -19,6 +19,8 @@ from steerscope.cli.options import (
     RUNNING,
     SITES,
     TRAINING,
+    EditBias,
+    EditScale,
     JsonTarget,
     Quiet,
     StepBatch,
@@ -37,17 +39,18 @@ class _Loading(Loading):
     )
 
 
-def train(
-    asked: Asked,
-    *,
-    method: Annotated[str, option("What is trained: {values}.", SITES, values=METHODS)] = "post-block",
+@dataclass(frozen=True)
+class _Where:
+    """What is trained, and where."""
+
+    method: Annotated[str, option("What is trained: {values}.", SITES, values=METHODS)] = "post-block"
     site: Annotated[
         list[str] | None,
         option("Sites or kinds to edit, repeatable or comma-separated; without it all layers of the method's.", SITES),
-    ] = None,
+    ] = None
     sites_from: Annotated[
         Path | None, option("Take the sites from this ranking.json (or the folder of its report).", SITES)
-    ] = None,
+    ] = None
     sites_which: Annotated[
         str,
         option(
@@ -55,23 +58,62 @@ def train(
             "greedy set), or a kind, for all its layers.",
             SITES,
         ),
-    ] = "recommended",
-    rank: Annotated[int | None, option("Rank of edits and LoRA; without it 8.", SITES)] = None,
-    positions: Annotated[str, option("all, prompt, completion, last, first:n or last:n.", SITES)] = "all",
-    bias: Annotated[bool | None, option("A vector on what linear and nonlinear edits write; on.", SITES)] = None,
-    scale: Annotated[bool, option("Divide what edits read by its root mean square.", SITES, "--scale")] = False,
-    activation: Annotated[
-        str | None, option("{values}, for nonlinear.", SITES, values=("silu", "gelu", "tanh"))
-    ] = None,
-    constraint: Annotated[str | None, option("{values}, for joint.", SITES, values=("none", "input", "output"))] = None,
-    heads: Annotated[int | None, option("Heads that lofit keeps; without it a tenth.", SITES)] = None,
-    sparsity: Annotated[float | None, option("Strength of lofit's penalty on scales; without it 0.001.", SITES)] = None,
-    start: Annotated[str, option("no-op, or published: edits start as their authors start them.", SITES)] = "no-op",
-    out: Annotated[Path | None, option("Folder of the run; without it runs/TASK-METHOD-SEED.", RESULTS)] = None,
-    json: JsonTarget = None,
-    resume: Annotated[bool, option("Go on with the run in the folder.", RESULTS, "--resume")] = False,
-    steps: Annotated[int, option("Optimizer steps.", TRAINING)] = 120,
-    batch_size: StepBatch = 32,
+    ] = "recommended"
+
+    def sites(self) -> tuple[str, ...]:
+        """Return the sites that ``--site`` names or that a ranking chooses.
+
+        Raises:
+            InputError: Both are given, or the ranking cannot be read or has no such site.
+        """
+        names = tuple(name for names in self.site or () for name in names_in(names))
+        if self.site and not names:
+            raise InputError(
+                "[[site]] names no site; expected names such as 3.mlp_out, or leave it out for all layers."
+            )
+        if self.sites_from is None:
+            if self.sites_which != "recommended":
+                raise InputError(
+                    f"[[sites_which]] is {self.sites_which!r}, but no ranking is given. Add --sites-from RANKING."
+                )
+            return names
+        if names:
+            raise InputError("[[site]] and [[sites_from]] both name sites. Leave one of them out.")
+        from steerscope.analysis.results import Ranking
+        from steerscope.experiments.training.methods import get_method
+
+        family = get_method(self.method).family
+        if family is None:
+            raise InputError(f"method {self.method!r} edits no site; leave out [[sites_from]].")
+        file = self.sites_from
+        ranking = Ranking.load(file / "ranking.json" if file.is_dir() else file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # said below, in the command's own words
+            sites = ranking.steering_config(self.sites_which, family=family).sites
+        from steerscope.cli.output import say
+
+        model = ranking.model.get("name")
+        if not ranking.stability.can_tell:
+            say("the prompts of this ranking could not tell sites apart, so it recommends none; take more of them")
+        say(f"sites from the ranking of {model} on {ranking.task} by {ranking.score}: {', '.join(sites)}")
+        return tuple(sites)
+
+
+@dataclass(frozen=True)
+class _Training(Bundle):
+    """By the names of ``TrainOptions``."""
+
+    rank: Annotated[int | None, option("Rank of edits and LoRA; without it 8.", SITES)] = None
+    positions: Annotated[str, option("all, prompt, completion, last, first:n or last:n.", SITES)] = "all"
+    bias: EditBias = None
+    scale: EditScale = "none"
+    activation: Annotated[str | None, option("{values}, for nonlinear.", SITES, values=("silu", "gelu", "tanh"))] = None
+    constraint: Annotated[str | None, option("{values}, for joint.", SITES, values=("none", "input", "output"))] = None
+    heads: Annotated[int | None, option("Heads that lofit keeps; without it a tenth.", SITES)] = None
+    sparsity: Annotated[float | None, option("Strength of lofit's penalty on scales; without it 0.001.", SITES)] = None
+    start: Annotated[str, option("no-op, or published: edits start as their authors start them.", SITES)] = "no-op"
+    steps: Annotated[int, option("Optimizer steps.", TRAINING)] = 120
+    batch_size: StepBatch = 32
     learning_rate: Annotated[
         str | None,
         option(
@@ -80,30 +122,40 @@ def train(
             "--learning-rate",
             "--lr",
         ),
-    ] = None,
+    ] = None
     learning_rate_of: Annotated[
         Path | None, option("Finished run that differs in the seed alone: take over what its auto found.", TRAINING)
-    ] = None,
-    tries: Annotated[int, option("Most learning rates that auto tries.", TRAINING)] = 7,
-    lr_steps: Annotated[int | None, option("Steps of auto's runs; without it as many as --steps.", TRAINING)] = None,
-    warmup: Annotated[float, option("Part of the steps in which the learning rate rises.", TRAINING)] = 0.1,
-    seed: Annotated[int, option("Seed of training data, order and start.", RUNNING)] = 0,
-    train_examples: Annotated[int | None, option("Training examples; without it as many as needed.", DATA)] = None,
-    validation_examples: Annotated[int, option("Examples that auto chooses on.", DATA)] = 256,
-    max_examples: Annotated[int | None, option("Most test questions; without it, all.", DATA)] = None,
-    max_length: Annotated[int | None, option("Longest training example in tokens.", DATA)] = None,
-    max_new_tokens: Annotated[int | None, option("Longest generation; without it, the task's.", RUNNING)] = None,
-    eval_batch_size: Annotated[int, option("Prompts per batch in evaluation.", RUNNING)] = 16,
-    likelihoods: Annotated[bool, option("Also likelihoods of choices and the loss on test.", RESULTS)] = True,
+    ] = None
+    tries: Annotated[int, option("Most learning rates that auto tries.", TRAINING)] = 7
+    lr_steps: Annotated[int | None, option("Steps of auto's runs; without it as many as --steps.", TRAINING)] = None
+    warmup: Annotated[float, option("Part of the steps in which the learning rate rises.", TRAINING)] = 0.1
+    seed: Annotated[int, option("Seed of training data, order and start.", RUNNING)] = 0
+    train_examples: Annotated[int | None, option("Training examples; without it as many as needed.", DATA)] = None
+    validation_examples: Annotated[int, option("Examples that auto chooses on.", DATA)] = 256
+    test_examples: Annotated[int | None, option("Most test questions; without it, all.", DATA, "--max-examples")] = None
+    max_length: Annotated[int | None, option("Longest training example in tokens.", DATA)] = None
+    max_new_tokens: Annotated[int | None, option("Longest generation; without it, the task's.", RUNNING)] = None
+    eval_batch_size: Annotated[int, option("Prompts per batch in evaluation.", RUNNING)] = 16
+    likelihoods: Annotated[bool, option("Also likelihoods of choices and the loss on test.", RESULTS)] = True
     before: Annotated[
         bool, option("Also ask the untrained model the test questions; known answers beside --out are used.", RESULTS)
-    ] = True,
+    ] = True
     save_every: Annotated[
         int | None, option("Steps between checkpoints; without it a quarter of the run.", RUNNING)
-    ] = None,
+    ] = None
     keep_checkpoints: Annotated[
         bool, option("Keep checkpoints when the run is complete.", RESULTS, "--keep-checkpoints")
-    ] = False,
+    ] = False
+
+
+def train(
+    asked: Asked,
+    *,
+    where: _Where,
+    wanted: _Training,
+    out: Annotated[Path | None, option("Folder of the run; without it runs/TASK-METHOD-SEED.", RESULTS)] = None,
+    json: JsonTarget = None,
+    resume: Annotated[bool, option("Go on with the run in the folder.", RESULTS, "--resume")] = False,
     loading: _Loading,
     quiet: Quiet = False,
 ) -> None:
@@ -116,41 +168,11 @@ def train(
 
     # Everything that can be refused is refused here, before a model is loaded.
     source = asked.chosen_task(loading)
-    options = TrainOptions(
-        method=method,
-        sites=_sites(site, sites_from, sites_which, method),
-        rank=rank,
-        positions=positions,
-        bias=bias,
-        scale="rms" if scale else "none",
-        activation=activation,
-        constraint=constraint,
-        heads=heads,
-        sparsity=sparsity,
-        start=start,
-        **loading.as_dict(),
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=_learning_rate(learning_rate),
-        learning_rate_of=None if learning_rate_of is None else str(learning_rate_of),
-        tries=tries,
-        lr_steps=lr_steps,
-        warmup=warmup,
-        seed=seed,
-        train_examples=train_examples,
-        validation_examples=validation_examples,
-        test_examples=max_examples,
-        max_length=max_length,
-        max_new_tokens=max_new_tokens,
-        eval_batch_size=eval_batch_size,
-        likelihoods=likelihoods,
-        before=before,
-        save_every=save_every,
-        keep_checkpoints=keep_checkpoints,
-    )
+    read = {"learning_rate": _learning_rate(wanted.learning_rate)}
+    options = TrainOptions(method=where.method, sites=where.sites(), **(wanted.as_dict() | read), **loading.as_dict())
     options.check()
     check_json_target(json, "test_accuracy")
-    folder = out or Path("runs") / f"{source.name}-{options.method}-{seed}"
+    folder = out or Path("runs") / f"{source.name}-{options.method}-{options.seed}"
     check_folder(folder, Kind.RUN, overwrite=resume, advice=RESUME)
     show_warnings(source)
     command = command_line()
@@ -166,40 +188,6 @@ def train(
     print(f"results: {folder}", file=sys.stderr)
     if not give_json(json, found.to_json(), "test_accuracy"):
         typer.echo(found.outcome)
-
-
-def _sites(named: list[str] | None, ranking_file: Path | None, which: str, method: str) -> tuple[str, ...]:
-    """Return the sites that ``--site`` names or that a ranking chooses.
-
-    Raises:
-        InputError: Both are given, or the ranking cannot be read or has no such site.
-    """
-    names = tuple(name for names in named or () for name in names_in(names))
-    if named and not names:
-        raise InputError("[[site]] names no site; expected names such as 3.mlp_out, or leave it out for all layers.")
-    if ranking_file is None:
-        if which != "recommended":
-            raise InputError(f"[[sites_which]] is {which!r}, but no ranking is given. Add --sites-from RANKING.")
-        return names
-    if names:
-        raise InputError("[[site]] and [[sites_from]] both name sites. Leave one of them out.")
-    from steerscope.analysis.results import Ranking
-    from steerscope.experiments.training.methods import get_method
-
-    family = get_method(method).family
-    if family is None:
-        raise InputError(f"method {method!r} edits no site; leave out [[sites_from]].")
-    ranking = Ranking.load(ranking_file / "ranking.json" if ranking_file.is_dir() else ranking_file)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # said below, in the command's own words
-        sites = ranking.steering_config(which, family=family).sites
-    from steerscope.cli.output import say
-
-    model = ranking.model.get("name")
-    if not ranking.stability.can_tell:
-        say("the prompts of this ranking could not tell sites apart, so it recommends none; take more of them")
-    say(f"sites from the ranking of {model} on {ranking.task} by {ranking.score}: {', '.join(sites)}")
-    return tuple(sites)
 
 
 def _learning_rate(text: str | None) -> float | str | None:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from steerscope.cli.bundles import Asked, Loading
+from steerscope.cli.bundles import Asked, Bundle, Loading
 from steerscope.cli.options import (
-    DATA,
     MODEL,
     RESULTS,
     RUNNING,
@@ -17,6 +16,7 @@ from steerscope.cli.options import (
     TRAINING,
     JsonTarget,
     Quiet,
+    RankedExamples,
     Resume,
     StepBatch,
     TestExamples,
@@ -31,22 +31,29 @@ class _Loading(Loading):
     dtype: Annotated[str, option("float32 or float64.", MODEL)] = "float32"
 
 
+@dataclass(frozen=True)
+class _Validation(Bundle):
+    """By the names of ``ValidateOptions``."""
+
+    sites: Annotated[str, option("How many sites, or names: 3.mlp_out,12.resid_post,...", SITES)] = "12"
+    rank: Annotated[int, option("Rank of the linear edits and of LoRA.", SITES)] = 8
+    seeds: Annotated[int, option("Training seeds per site.", TRAINING)] = 2
+    steps: Annotated[int, option("Optimizer steps of every run.", TRAINING)] = 32
+    batch_size: StepBatch = 16
+    num_ranking: RankedExamples = 192
+    num_test: TestExamples = 256
+    references: Annotated[bool, option("Train LoRA, full fine-tuning and the greedy set too.", TRAINING)] = True
+    seed: Annotated[int, option("Seed of the ranking, the first run and the bootstrap.", RUNNING)] = 0
+
+
 def validate(
     asked: Asked,
     *,
-    sites: Annotated[str, option("How many sites, or names: 3.mlp_out,12.resid_post,...", SITES)] = "12",
-    rank: Annotated[int, option("Rank of the linear edits and of LoRA.", SITES)] = 8,
-    seeds: Annotated[int, option("Training seeds per site.", TRAINING)] = 2,
-    steps: Annotated[int, option("Optimizer steps of every run.", TRAINING)] = 32,
-    batch_size: StepBatch = 16,
-    max_examples: Annotated[int, option("Most prompts that the ranking is made from.", DATA)] = 192,
-    test_examples: TestExamples = 256,
-    references: Annotated[bool, option("Train LoRA, full fine-tuning and the greedy set too.", TRAINING)] = True,
+    wanted: _Validation,
     out: Annotated[Path, option("Folder for runs, validation.json and the report.", RESULTS)] = Path("validation"),
     json: JsonTarget = None,
     resume: Resume = False,
     loading: _Loading,
-    seed: Annotated[int, option("Seed of the ranking, the first run and the bootstrap.", RUNNING)] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Train edits at sites spread over the model and compare the outcome with the ranking and plain baselines."""
@@ -60,18 +67,8 @@ def validate(
     from steerscope.reports.validation.tables import print_validation
 
     # Everything that can be refused is refused here, before a model is loaded.
-    options = ValidateOptions(
-        sites=number_or_sites(sites),
-        seeds=seeds,
-        rank=rank,
-        steps=steps,
-        batch_size=batch_size,
-        num_ranking=max_examples,
-        num_test=test_examples,
-        references=references,
-        seed=seed,
-        **loading.as_dict(),
-    )
+    sites = number_or_sites(wanted.sites)
+    options = ValidateOptions(**(wanted.as_dict() | {"sites": sites}), **loading.as_dict())
     options.check()
     require("report", "the report of a validation")
     check_json_target(json, "agreements")

@@ -7,21 +7,12 @@ from typing import Any
 
 from steerscope.errors import typed
 
-# Fields and arguments that an option sets under another name, by command ("" for all).
+# Fields and arguments that are no field of a command's bundles, by command ("" for all).
 _ALIASES: dict[tuple[str, str], str] = {
     ("", "name_or_path"): "model",
-    ("rank", "num_probes"): "probes",
-    ("search", "num_ranking"): "max_examples",
-    ("search", "num_selection"): "selection_examples",
-    ("search", "num_test"): "test_examples",
-    ("sweep", "num_selection"): "selection_examples",
-    ("sweep", "num_test"): "test_examples",
     ("train", "family"): "method",
     ("train", "sites"): "site",
-    ("train", "test_examples"): "max_examples",
     ("train", "which"): "sites_which",
-    ("validate", "num_ranking"): "max_examples",
-    ("validate", "num_test"): "test_examples",
 }
 _running: tuple[str, dict[str, Any]] = ("", {})
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from steerscope.equivalence.shifts import LOGITS, first_order_shift, measured_shift
 from steerscope.errors import InputError
 from steerscope.finite import require_finite
-from steerscope.models.load import LoadedModel
+from steerscope.models.site_map import HasSites
+from steerscope.sites import Site
 
 DEFAULT_SCALES = (1e-1, 1e-2, 1e-3, 1e-4)
 
@@ -33,10 +34,10 @@ class Remainder:
 
 
 def remainder_slope(
-    model: LoadedModel | nn.Module,
+    model: HasSites | nn.Module,
     weight_update: Mapping[str, Tensor],
     inputs: Mapping[str, Tensor],
-    at: str = LOGITS,
+    at: Site | str = LOGITS,
     scales: Sequence[float] = DEFAULT_SCALES,
 ) -> Remainder:
     """Measure how fast the error of :func:`first_order_shift` falls with the size of the update.

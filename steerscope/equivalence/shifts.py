@@ -11,30 +11,31 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacfwd, jacrev, jvp
+from torch.func import functional_call, jvp
 
 from steerscope.errors import InputError, did_you_mean
 from steerscope.finite import require_finite
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.hooks import reading
-from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import require_weights_in_memory
 from steerscope.models.packed import require_plain_weights
-from steerscope.models.site_map import SiteMap, find_sites
+from steerscope.models.readings import Readings
+from steerscope.models.site_map import HasSites, SiteMap, model_and_sites
+from steerscope.sites import Site
 
 LOGITS = "logits"
-# A dense Jacobian beyond this many numbers is a mistake, not a wish: use first_order_shift.
-MAX_JACOBIAN = 2**27
 
 Weights = dict[str, Tensor]
+# By what was asked for: sites, under every name they have, and the logits.
+Shifts = Readings[Site | str]
 
 
 def first_order_shift(
-    model: LoadedModel | nn.Module,
+    model: HasSites | nn.Module,
     weight_update: Mapping[str, Tensor],
     inputs: Mapping[str, Tensor],
-    at: Sequence[str] = (LOGITS,),
-) -> dict[str, Tensor]:
+    at: Sequence[Site | str] = (LOGITS,),
+) -> Shifts:
     r"""Predict how a weight update moves the tensors at sites, and the logits, to first order.
 
     .. math:: \delta h_{b,t,a} = \sum_p \sum_j \frac{\partial h_{b,t,a}}{\partial \theta_{p,j}}\, \Delta\theta_{p,j}
@@ -42,7 +43,7 @@ def first_order_shift(
     The error is O(\|update\|^2) within one activation pattern, which :func:`remainder_slope` measures.
 
     Args:
-        model: A causal language model in evaluation mode.
+        model: A loaded or steered model, or one of transformers, in evaluation mode.
         weight_update: Change per parameter name (``model.named_parameters()``); absent names do not change.
         inputs: Keyword arguments of the model: ``input_ids`` and, with padding, ``attention_mask`` and
             ``position_ids``.
@@ -50,7 +51,7 @@ def first_order_shift(
 
     Returns:
         Per entry of ``at`` the predicted change (``batch token channel``), in the units of that tensor; zero at
-        padding (where ``attention_mask`` is 0).
+        padding (where ``attention_mask`` is 0). A site is found under its other names too.
 
     Raises:
         InputError: An unknown parameter name, a wrong shape, a model in training mode, an unknown site, or a shift that
@@ -60,23 +61,21 @@ def first_order_shift(
     Cost: about three forward passes; the attention runs in its eager form during the call.
     Source: P1 in docs/theory.md, extended to all weights and to the logits.
     """
-    inner, site_map = _model_of(model)
+    inner, site_map = model_and_sites(model)
     weights, update = _checked(inner, weight_update)
     names = _resolved(site_map, at)
     with forward_differentiable_attention(inner):
         shift: tuple[Tensor, ...] = jvp(_tensors_at(inner, site_map, inputs, names), (weights,), (update,))[1]
-    for name, value in zip(at, shift, strict=True):
-        require_finite(f"the predicted shift of '{name}'", value.detach())
-    return {name: value.detach() for name, value in zip(at, shift, strict=True)}
+    return _by_name(site_map, at, [value.detach() for value in shift], "the predicted shift")
 
 
 def measured_shift(
-    model: LoadedModel | nn.Module,
+    model: HasSites | nn.Module,
     weight_update: Mapping[str, Tensor],
     inputs: Mapping[str, Tensor],
-    at: Sequence[str] = (LOGITS,),
+    at: Sequence[Site | str] = (LOGITS,),
     scale: float = 1.0,
-) -> dict[str, Tensor]:
+) -> Shifts:
     """Return how far ``scale * weight_update`` really moves the tensors at sites; the model is left as it was.
 
     Errors as in :func:`first_order_shift`.
@@ -97,12 +96,12 @@ def measured_shift(
 
 
 def measured_shifts(
-    model: LoadedModel | nn.Module,
+    model: HasSites | nn.Module,
     weight_update: Mapping[str, Tensor],
     inputs: Mapping[str, Tensor],
-    at: Sequence[str],
+    at: Sequence[Site | str],
     scales: Iterable[float],
-) -> Iterator[dict[str, Tensor]]:
+) -> Iterator[Shifts]:
     """Yield what :func:`measured_shift` returns for one scale after another.
 
     Args:
@@ -117,7 +116,7 @@ def measured_shifts(
 
     Cost: one forward pass, and one per scale.
     """
-    inner, site_map = _model_of(model)
+    inner, site_map = model_and_sites(model)
     weights, update = _checked(inner, weight_update)
     run = _tensors_at(inner, site_map, inputs, _resolved(site_map, at))
 
@@ -128,56 +127,7 @@ def measured_shifts(
     before = at_scale(0.0)
     for scale in scales:
         after = at_scale(scale)
-        shift = {name: new - old for name, new, old in zip(at, after, before, strict=True)}
-        for name, value in shift.items():
-            require_finite(f"the shift of '{name}'", value)
-        yield shift
-
-
-def shift_jacobian(
-    model: LoadedModel | nn.Module, weight_name: str, inputs: Mapping[str, Tensor], at: str = LOGITS
-) -> Tensor:
-    """Return the dense first-order map from one weight to one site: ``batch token channel *weight``.
-
-    For small cases and tests: its product with an update is what :func:`first_order_shift` gives.
-
-    Args:
-        model: A causal language model in evaluation mode.
-        weight_name: Name of the parameter.
-        inputs: As in :func:`first_order_shift`.
-        at: A site, or ``"logits"``.
-
-    Returns:
-        ``(batch, token, channel, *weight)``, in units of the site per unit of the weight.
-
-    Raises:
-        InputError: As :func:`first_order_shift`, or the Jacobian would have more than 2^27 numbers.
-
-    Cost: one pass per number of the smaller side, weight or output.
-    """
-    inner, site_map = _model_of(model)
-    named = dict(inner.named_parameters())
-    weights, _ = _checked(inner, {weight_name: torch.zeros_like(named.get(weight_name, torch.zeros(())))})
-    run = _tensors_at(inner, site_map, inputs, _resolved(site_map, (at,)))
-    with torch.no_grad():
-        outputs = run(weights)[0].numel()
-    inputs_count = weights[weight_name].numel()
-    if outputs * inputs_count > MAX_JACOBIAN:
-        raise InputError(
-            f"the Jacobian of '{at}' by {weight_name!r} has {outputs} x {inputs_count} numbers; at most "
-            f"{MAX_JACOBIAN} are made. Use first_order_shift, or fewer tokens or a smaller model."
-        )
-    transform = jacfwd if inputs_count < outputs else jacrev
-    with forward_differentiable_attention(inner):
-        found: Tensor = transform(lambda w: run({weight_name: w})[0])(weights[weight_name]).detach()
-    require_finite(f"the Jacobian of '{at}' by {weight_name!r}", found)
-    return found
-
-
-def _model_of(model: LoadedModel | nn.Module) -> tuple[nn.Module, SiteMap]:
-    if isinstance(model, LoadedModel):
-        return model.model, model.site_map
-    return model, find_sites(model)
+        yield _by_name(site_map, at, [new - old for new, old in zip(after, before, strict=True)], "the shift")
 
 
 def _checked(model: nn.Module, weight_update: Mapping[str, Tensor]) -> tuple[Weights, Weights]:
@@ -204,8 +154,16 @@ def _checked(model: nn.Module, weight_update: Mapping[str, Tensor]) -> tuple[Wei
     return weights, {name: change.detach().to(weights[name]) for name, change in weight_update.items()}
 
 
-def _resolved(site_map: SiteMap, at: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name if name == LOGITS else str(site_map.resolve(name)) for name in at)
+def _by_name(site_map: SiteMap, at: Sequence[Site | str], values: Sequence[Tensor], what: str) -> Shifts:
+    found: Shifts = Readings(site_map, [name for name in at if name != LOGITS])
+    for name, value in zip(at, values, strict=True):
+        require_finite(f"{what} of '{name}'", value)
+        found[name] = value
+    return found
+
+
+def _resolved(site_map: SiteMap, at: Sequence[Site | str]) -> tuple[str, ...]:
+    return tuple(LOGITS if name == LOGITS else str(site_map.resolve(name)) for name in at)
 
 
 def _tensors_at(

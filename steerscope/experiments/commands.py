@@ -35,7 +35,7 @@ from steerscope.experiments.verification.results import Verification
 from steerscope.experiments.verification.run import Loader, VerifyOptions
 from steerscope.folders import Kind, require_folder_for
 from steerscope.models.load import LoadedModel
-from steerscope.option_types import LOADING, options_or_default
+from steerscope.option_types import LOADING, loading_of, options_or_default
 from steerscope.steering.model import steered_by
 
 AnyModel = LoadedModel | str | Path
@@ -343,13 +343,7 @@ def _in_memory(model: AnyModel, options: Any) -> LoadedModel | None:
 
 def _load(model: AnyModel, options: Any, dtype: str | None = None) -> LoadedModel:
     """Load a model as the options say, or in another data type."""
-    return models.load_model(
-        str(model),
-        device=options.device,
-        dtype=dtype or options.dtype,
-        revision=options.revision,
-        trust_remote_code=options.trust_remote_code,
-    )
+    return models.load_model(str(model), **(loading_of(options) | ({} if dtype is None else {"dtype": dtype})))
 
 
 def _one(chosen: str, default: str, given: str, what: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -109,6 +110,38 @@ class Call:
         """
         call = self.with_first(value)
         return module(*call.args, **call.kwargs)
+
+
+class ReachedError(Exception):
+    """Ends a pass at the module that was waited for."""
+
+
+@contextmanager
+def calls_of(modules: Iterable[nn.Module], *, stop: bool = False) -> Iterator[dict[nn.Module, Call]]:
+    """Record how modules are called by passes inside the context.
+
+    Args:
+        modules: Which.
+        stop: End the context, without an error, at the first call of one of them; what stands above does not run.
+
+    Yields:
+        Per module its last call, in the order of the first ones; filled as the model runs.
+    """
+    found: dict[nn.Module, Call] = {}
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found[module] = Call(args, dict(kwargs))
+        if stop:
+            raise ReachedError
+
+    handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in modules]
+    try:
+        yield found
+    except ReachedError:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def stream_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from steerscope.models.calls import Call, stream_of, with_first_tensor
 from steerscope.models.contexts import Entry, acts_here, hooks_bound_here
 from steerscope.models.readings import Key, Readings
 from steerscope.models.recomputed import recomputed_with
-from steerscope.models.site_map import SiteMap
+from steerscope.models.site_map import HasSites, SiteMap, model_and_sites
 from steerscope.site_kinds import Place, Role
 from steerscope.sites import Site, SiteKind, one_or_several
 
@@ -237,15 +237,6 @@ def _one_head(tap: Tap, head: int, n_heads: int) -> Tap:
     return narrowed
 
 
-class HasSites(Protocol):
-    """What knows its own sites: a loaded model, or a steered one."""
-
-    @property
-    def site_map(self) -> SiteMap:
-        """The sites."""
-        ...
-
-
 @contextmanager
 def edited(
     model: nn.Module | HasSites,
@@ -254,11 +245,12 @@ def edited(
 ) -> Iterator[nn.Module]:
     """Run the model with edits added at sites, in this thread or task; leaving the context removes them.
 
-    ``edited(model, site_map, edits)``, or ``edited(loaded, edits)`` with what knows its own sites.
+    ``edited(model, edits)``, or ``edited(model, site_map, edits)`` with sites that were found before.
 
     Args:
-        model: The model ``site_map`` was found in, also inside a wrapper; or a loaded or steered model.
-        site_map: Its sites; left out where ``model`` knows them.
+        model: A loaded or steered model, or one of transformers; the one ``site_map`` was found in, also inside a
+            wrapper.
+        site_map: Its sites, where they are known already.
         edits: Per site, a function from what the site reads (``batch token channel``) to what is added: a tensor of
             that shape, or one that is repeated over batch and tokens (``channel``, ``1 token channel``, ...), in any
             data type and on any device. It is added in the model's. Edits apply in the order in which a block computes
@@ -269,17 +261,18 @@ def edited(
         The transformers model inside, to be called as usual.
 
     Raises:
-        InputError: A model that the site map does not belong to, a site it does not have, the same site twice, all
-            heads and one of them; while the model runs, an edit that returns what cannot be added.
+        InputError: What is no model, or one that the site map does not belong to, a site it does not have, the same
+            site twice, all heads and one of them; while the model runs, an edit that returns what cannot be added.
+        UnsupportedModelError: The sites of a model of transformers cannot be found.
     """
     if edits is None and isinstance(site_map, Mapping):
         site_map, edits = None, site_map
-    found = _sites_of(model) if site_map is None else site_map
-    if not isinstance(found, SiteMap) or not isinstance(edits, Mapping):
+    if not isinstance(site_map, SiteMap | None) or not isinstance(edits, Mapping):
         raise InputError(
             f"edited() got {type(model).__name__}, {type(site_map).__name__} and {type(edits).__name__}; expected "
-            "(model, site_map, {site: function}), or (loaded, {site: function}) with what load_model() returned."
+            "(model, {site: function}), or (model, site_map, {site: function})."
         )
+    found = model_and_sites(model)[1] if site_map is None else site_map
     inner = _require_belongs(found, model if isinstance(model, nn.Module) else getattr(model, "model", None))
     taps: dict[Site, Tap] = {}
     for name, edit in edits.items():
@@ -296,12 +289,12 @@ def edited(
 
 
 @contextmanager
-def reading(site_map: SiteMap | HasSites, sites: Iterable[Key] | Key) -> Iterator[Readings[Key]]:
+def reading(model: SiteMap | HasSites | nn.Module, sites: Iterable[Key] | Key) -> Iterator[Readings[Key]]:
     """Collect the tensors of sites (``batch token channel``) from this thread's or task's forward passes inside the
     context.
 
     Args:
-        site_map: The model's sites, or a loaded or steered model, which knows them.
+        model: A loaded or steered model, or one of transformers; or its sites, where they are known already.
         sites: Which, by name or as :class:`Site`; one or several.
 
     Yields:
@@ -309,30 +302,17 @@ def reading(site_map: SiteMap | HasSites, sites: Iterable[Key] | Key) -> Iterato
         the model runs; a second pass overwrites the first. Enter it inside :func:`edited` to read edited values.
 
     Raises:
-        InputError: A site the model does not have.
+        InputError: A site the model does not have, or what is no model.
+        UnsupportedModelError: The sites of a model of transformers cannot be found.
     """
-    found_map = site_map if isinstance(site_map, SiteMap) else _sites_of(site_map)
-    if found_map is None:
-        raise InputError(
-            f"reading() got {type(site_map).__name__}; expected a site map (loaded.site_map, or find_sites(model)), or "
-            "what load_model() returned."
-        )
-    asked: dict[Site, list[Key]] = {}
-    for name in one_or_several(sites):
-        asked.setdefault(found_map.resolve(name), []).append(name)
-    found = Readings(found_map, asked)
+    site_map = model if isinstance(model, SiteMap) else model_and_sites(model)[1]
+    found: Readings[Key] = Readings(site_map, one_or_several(sites))
 
     def keep(site: Site) -> Tap:
         return lambda value, read: found.keep(site, read)
 
-    with tapping(found_map, {site: keep(site) for site in asked}):
+    with tapping(site_map, {site: keep(site) for site in found.sites}):
         yield found
-
-
-def _sites_of(model: object) -> SiteMap | None:
-    """Return the sites of what knows its own."""
-    found = getattr(model, "site_map", None)
-    return found if isinstance(found, SiteMap) else None
 
 
 def _require_belongs(site_map: SiteMap, model: object) -> nn.Module:

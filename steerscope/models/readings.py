@@ -1,9 +1,9 @@
-"""What was read at sites, under every name that a site has."""
+"""Tensors at sites, under every name that a site has."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
@@ -16,15 +16,22 @@ Key = TypeVar("Key", bound=Site | str)
 
 
 class Readings(dict[Key, Tensor]):
-    """What :func:`steerscope.models.hooks.reading` found, under the keys it was asked with.
+    """What was read or predicted at sites, under the keys that were asked for.
 
     A site is found under every name it has: ``found["3.resid_post"]``, ``found[Site(3, SiteKind.RESID_POST)]`` and
     ``found["blocks.3.hook_resid_post"]`` are one tensor.
     """
 
-    def __init__(self, site_map: SiteMap, asked: Mapping[Site, list[Key]]) -> None:
+    def __init__(self, site_map: SiteMap, names: Iterable[Key]) -> None:
         super().__init__()
-        self._site_map, self._asked = site_map, asked
+        self._site_map, self._asked = site_map, dict[Site, list[Key]]()
+        for name in names:
+            self._asked.setdefault(site_map.resolve(name), []).append(name)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites that were asked for, each once."""
+        return tuple(self._asked)
 
     def keep(self, site: Site, value: Tensor) -> None:
         """Keep what was read at a site.
@@ -40,6 +47,8 @@ class Readings(dict[Key, Tensor]):
         """Return the key that a site is kept under, None if it was not asked for."""
         if not isinstance(name, Site | str):
             return None
+        if dict.__contains__(self, name):  # what is no site has one name: the logits
+            return cast(Key, name)
         try:
             asked = self._asked.get(self._site_map.resolve(name))
         except InputError:
@@ -52,8 +61,8 @@ class Readings(dict[Key, Tensor]):
             return super().__getitem__(key)
         asked = ", ".join(str(site) for site in self._asked)
         raise KeyError(
-            f"nothing was read at {str(name)!r}: "
-            + (f"this context reads {asked}." if key is None else "the model has not run inside the context yet.")
+            f"there is nothing at {str(name)!r}: "
+            + (f"asked for were {asked}." if key is None else "the model has not run inside the context yet.")
         )
 
     def __contains__(self, name: object) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from torch import nn
 
@@ -183,6 +183,38 @@ def find_sites(model: nn.Module, description: BlockDescription | None = None) ->
     measure(model, [module for block in blocks for module in block.linear_maps().values()])
     found = SiteMap(chosen, blocks, _width(blocks[0], config), _heads(blocks, config))
     return found if known is not None else told_what_is_below(model, found)
+
+
+class HasSites(Protocol):
+    """What knows its own sites: a loaded model, or a steered one."""
+
+    @property
+    def site_map(self) -> SiteMap:
+        """The sites."""
+        ...
+
+
+def model_and_sites(model: nn.Module | HasSites) -> tuple[nn.Module, SiteMap]:
+    """Return the model that runs, and its sites; those of a model of transformers are found anew.
+
+    Args:
+        model: A loaded or a steered model, or one of transformers, plain or wrapped by PEFT.
+
+    Returns:
+        What is called as usual, and its sites.
+
+    Raises:
+        InputError: It is none of these.
+        UnsupportedModelError: As :func:`find_sites`.
+    """
+    inner = model if isinstance(model, nn.Module) else getattr(model, "model", None)
+    if not isinstance(inner, nn.Module):
+        raise InputError(
+            f"expected a loaded or steered model, or one of transformers; got {type(model).__name__}. Pass what "
+            "load_model() returned."
+        )
+    known = getattr(model, "site_map", None)
+    return inner, known if isinstance(known, SiteMap) else find_sites(inner)
 
 
 def told_what_is_below(model: nn.Module, found: SiteMap) -> SiteMap:

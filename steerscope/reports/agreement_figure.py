@@ -40,12 +40,14 @@ def agreement_rows(result: Validation | Judgement) -> list[AgreementRow]:
     """Return the scores of a result, best first."""
     if isinstance(result, Validation):
         plain = set(result.baselines)
-        found = [(name, one["spearman"], one["low"], one["high"]) for name, one in result.agreements.items()]
+        own = result.agreements
     else:
         plain = {*result.baselines, *result.trained}
         own = {name: one.agreement for name, one in result.scores.items()}
-        found = [(name, one.spearman, one.low, one.high) for name, one in own.items()]
-    rows = [AgreementRow(score_words(name).label, value, low, high, name in plain) for name, value, low, high in found]
+    rows = [
+        AgreementRow(score_words(name).label, one.spearman, one.low, one.high, name in plain)
+        for name, one in own.items()
+    ]
     return sorted(rows, key=lambda row: (-row.value, row.label))
 
 
@@ -124,5 +126,5 @@ def agreement_alt(rows: Sequence[AgreementRow]) -> str:
 
 def _about(result: Validation | Judgement) -> tuple[float | None, str]:
     if isinstance(result, Validation):
-        return result.attainable.get("spearman"), f"{result.study} | {len(result.sites)} sites"
+        return result.limit, f"{result.study} | {len(result.sites)} sites"
     return result.attainable.spearman, f"{result.table} | {result.num_sites} sites | {result.num_seeds} seeds"

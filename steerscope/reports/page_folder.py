@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from steerscope.files import written_aside
+from steerscope.folders import Kind, require_folder_for
 from steerscope.reports.figure_style import figure_bytes
 from steerscope.reports.vocabulary import clean
 
@@ -111,12 +112,14 @@ def draw(entry: PageFigure[Result], result: Result) -> Drawn[Result]:
 
 def write_page_folder(
     result: Result,
-    folder: Path,
+    folder: str | Path,
+    kind: Kind,
     result_name: str,
     figures: Sequence[PageFigure[Result]],
     page: Callable[[Result, list[Drawn[Result]]], str],
     *,
     stems: Sequence[str],
+    also: tuple[Kind, ...] = (),
     instead_of: Sequence[str] = (),
 ) -> Path:
     """Write ``index.html``, ``figures/*.svg`` with ``*.png``, and the result itself.
@@ -128,18 +131,22 @@ def write_page_folder(
     Args:
         result: What is reported.
         folder: Where to write; made where it does not exist.
+        kind: What the folder then is.
         result_name: The result's file name.
         figures: What is drawn, in the order of the page.
         page: The page as HTML, from the result and the drawn figures.
         stems: Of all figures that an earlier report in the folder may hold; those that are not drawn now go away.
+        also: What else it may be already.
         instead_of: Patterns of other earlier files that go away.
 
     Returns:
         The path of ``index.html``.
 
     Raises:
-        InputError: The folder cannot be written to.
+        InputError: The folder holds something else, or cannot be written to.
     """
+    folder = Path(folder)
+    require_folder_for(folder, kind, also=also)
     drawn = [draw(entry, result) for entry in figures]
     html = page(result, drawn)
     earlier = [f"figures/{stem}.{ending}" for stem in stems for ending in ("svg", "png")]

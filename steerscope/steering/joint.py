@@ -32,6 +32,7 @@ from steerscope.equivalence.subspaces import columns_of
 from steerscope.errors import InputError, did_you_mean
 from steerscope.files import read_text, write_text
 from steerscope.finite import require_finite_record
+from steerscope.models.calls import calls_of
 from steerscope.models.hooks import reading
 from steerscope.models.wrappers import is_peft
 from steerscope.sites import Site
@@ -184,20 +185,15 @@ class JointConstraint:
         steering = self.steering
         inputs = {site: [lora.reads for lora in loras] for site, loras in self._loras.items()}
         wanted = {reads for sites in inputs.values() for reads in sites}
-        seen: dict[Site, Tensor] = {}
-        handles = [
-            steering.edit_at(site).register_forward_pre_hook(lambda _, args, site=site: seen.__setitem__(site, args[0]))
-            for site in steering.sites
-        ]
+        edits: dict[Site, nn.Module] = {site: steering.edit_at(site) for site in steering.sites}
         was_training = steering.training
         steering.eval()
         try:
-            with reading(steering.site_map, wanted) as found:
+            with calls_of(edits.values()) as calls, reading(steering.site_map, wanted) as found:
                 steering(**batch, use_cache=False)
         finally:
             steering.train(was_training)
-            for handle in handles:
-                handle.remove()
+        seen = {site: calls[edit].args[0] for site, edit in edits.items()}
         shares = {}
         mask = batch.get("attention_mask")  # what stands at padding is not read by anything, and may be no number
         tokens = torch.ones(batch["input_ids"].shape, dtype=torch.bool) if mask is None else mask != 0

@@ -32,18 +32,18 @@ CLASSES = (
 FIELDS = {one.name for made in CLASSES for one in fields(made)}
 # What has to be refused before a model is loaded, so that none of the cases below is skipped unseen.
 REFUSED = {
-    "rank": {"data", "max_examples", "score", "seed", "kinds", "probes", "rank", "budget", "max_sites", "batch_size",
-             "limit", "json"},
+    "rank": {"data", "max_examples", "score", "seed", "kinds", "num_probes", "rank", "budget", "max_sites",
+             "batch_size", "limit", "json"},
     "train": {"task", "method", "site", "rank", "positions", "activation", "constraint", "heads", "sparsity", "start",
               "steps", "batch_size", "learning_rate", "learning_rate_of", "tries", "lr_steps", "warmup", "seed",
-              "data_dir", "train_examples", "validation_examples", "max_examples", "max_length", "max_new_tokens",
+              "data_dir", "train_examples", "validation_examples", "test_examples", "max_length", "max_new_tokens",
               "eval_batch_size", "save_every", "dtype"},
-    "validate": {"data", "task", "sites", "rank", "seeds", "steps", "batch_size", "max_examples",
-                 "test_examples", "dtype", "seed"},
+    "validate": {"data", "task", "sites", "rank", "seeds", "steps", "batch_size", "num_ranking",
+                 "num_test", "dtype", "seed"},
     "search": {"task", "candidates", "start", "family", "rank", "scale", "steps", "batch_size", "budget",
-               "max_examples", "selection_examples", "test_examples", "seed"},
+               "num_ranking", "num_selection", "num_test", "seed"},
     "sweep": {"task", "sites", "family", "rank", "scale", "rates", "seeds", "steps", "batch_size", "budget",
-              "selection_examples", "test_examples", "seed"},
+              "num_selection", "num_test", "seed"},
     "evaluate": {"task", "adapter", "split", "max_examples", "data_dir", "batch_size", "max_new_tokens"},
     "verify": {"only", "json", "seed"},
 }  # fmt: skip
@@ -124,8 +124,8 @@ PAIRS = [
     ("train", ["--method=sft", "--rank=2"], "leave out --rank"),
     ("train", ["--method=lora", "--site=resid_post"], "leave out --site"),
     ("train", ["--method=lora", "--no-bias"], "leave out --bias"),
-    ("train", ["--method=lora", "--scale"], "leave out --positions, --scale and --start"),
-    ("train", ["--method=loreft", "--scale"], "got --scale. Leave it out"),
+    ("train", ["--method=lora", "--scale=rms"], "leave out --positions, --scale and --start"),
+    ("train", ["--method=loreft", "--scale=rms"], "got --scale rms. Leave it out"),
     ("train", ["--method=vector", "--rank=2"], "has no rank; got --rank 2. Leave it out"),
     ("train", ["--activation=silu"], "Use --method nonlinear"),
     ("train", ["--heads=2"], "leave out --heads, or use --method lofit"),
@@ -149,6 +149,30 @@ def test_options_that_do_not_go_together(unloaded, capsys, command, options, par
     said = one_sentence(capsys.readouterr().err)
     assert part in said
     check_names(said, command)
+
+
+OF_COMMANDS = {
+    "rank": RankOptions, "evaluate": EvaluateOptions, "train": TrainOptions, "search": SearchOptions,
+    "sweep": SweepOptions, "validate": ValidateOptions, "verify": VerifyOptions,
+}  # fmt: skip
+# Read from a text; and what only Python sets, or what is given to the function beside the options.
+READ = {"sites", "rates", "extra", "shard"}
+IN_PYTHON_ALONE = {
+    "rank": {"num_training", "ridge", "num_groups", "padding_side", "exact", "exact_bytes", "sketch"},
+    "train": {"sites"},
+    "validate": {"num_selection"},
+    "verify": {"steps", "batch_size", "learning_rate", "pool", "rows", "few_rows", "layers", "few_layers", "positions",
+               "random_updates", "block_updates"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", OF_COMMANDS)
+def test_every_field_has_an_option_with_its_default(command):
+    given = {one.name: one.default for one in COMMANDS[command].params}
+    own = {one.name: one.default for one in fields(OF_COMMANDS[command])}
+    assert set(own) - set(given) == IN_PYTHON_ALONE.get(command, set())
+    shared = set(own) & set(given) - READ - {"task"}
+    assert {name: given[name] for name in shared} == {name: own[name] for name in shared}
 
 
 IN_PYTHON = [

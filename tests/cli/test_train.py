@@ -78,7 +78,7 @@ def test_runs_are_compared(place, tmp_path, capsys):
 
 def test_sites_and_settings_are_kept(place, tmp_path):
     more = ["--site", "1.mlp_out,0.hook_resid_post", "--site", "1.resid_post", "--rank", 3, "--positions", "last:2"]
-    assert train(place, *more, "--no-bias", "--scale", "--out", tmp_path / "run", "--no-likelihoods") == 0
+    assert train(place, *more, "--no-bias", "--scale", "rms", "--out", tmp_path / "run", "--no-likelihoods") == 0
     found = read_results(tmp_path / "run")
     assert found.sites == ("0.resid_post", "1.mlp_out", "1.resid_post")
     assert (found.rank, found.trainable_parameters) == (3, 3 * 2 * 3 * 16)

@@ -13,7 +13,6 @@ from steerscope.analysis.data.examples import Example
 from steerscope.analysis.provenance import content_hash, differing, model_key
 from steerscope.errors import InputError
 from steerscope.experiments.comparison import compare
-from steerscope.experiments.groundwork.splits import splits_of_examples
 from steerscope.experiments.training import read_results
 from steerscope.experiments.training.train import train
 from steerscope.experiments.validation.options import ValidateOptions
@@ -24,6 +23,7 @@ from tests.cli.runs import run as command
 from tests.cli.runs import save_model
 from tests.experiments.tasks.rows import row, write_rows
 from tests.experiments.training.tiny_runs import make_place, options, task_of
+from tests.splits import splits_of_examples
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from steerscope import SteeringConfig, get_steering_model
+from steerscope import SteeringConfig, first_order_shift, get_steering_model
 from steerscope.errors import InputError
 from steerscope.models import edited, find_sites, reading, wrap_model
 from steerscope.sites import Site, SiteKind
@@ -90,11 +90,15 @@ def test_the_model_is_the_one_the_site_map_belongs_to():
     for wrong in (nn.Linear(1, 1), other, None):
         with pytest.raises(InputError, match="the site map was found in another model"):
             edited(wrong, site_map, edits).__enter__()
-    for wrong in ((model, site_map), (model, edits), (model, other, edits)):
-        with pytest.raises(InputError, match=r"expected \(model, site_map, \{site: function\}\), or \(loaded, \{site"):
+    for wrong in ((model, site_map), (3, edits), (model, other, edits)):
+        with pytest.raises(
+            InputError,
+            match=r"expected (\(model, \{site: function\}\), or \(model, site_map|a loaded or steered model)",
+        ):
             edited(*wrong).__enter__()
-    with pytest.raises(InputError, match=r"reading\(\) got LlamaForCausalLM; expected a site map"):
-        reading(model, ["0.mlp_out"]).__enter__()
+    for enter in (lambda: reading(3, ["0.mlp_out"]), lambda: first_order_shift(3, edits, {})):
+        with pytest.raises(InputError, match="expected a loaded or steered model, or one of transformers; got int"):
+            enter().__enter__()
     with edited(nn.Sequential(model), site_map, edits):  # inside any wrapper
         expected = model(IDS).logits
     loaded = wrap_model(model, tiny_tokenizer())
@@ -122,6 +126,34 @@ def test_parts_that_were_replaced_since_are_not_passed_by():
     assert seen["1.mlp_out"].shape == (2, 4, 16)
 
 
+@pytest.mark.parametrize("sort", ["plain", "loaded", "steered", "peft"])
+def test_all_take_the_same_models_and_answer_by_the_same_names(sort):
+    model = tiny_model("llama")
+    if sort == "loaded":
+        model = wrap_model(model, tiny_tokenizer())
+    if sort == "steered":
+        model = get_steering_model(model, SteeringConfig("1.mlp_out")).eval()
+    if sort == "peft":
+        model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"])).eval()
+    weights = (model.model if sort == "loaded" else model).named_parameters()
+    update = {name: torch.ones_like(weight) for name, weight in weights if "layers.0.mlp.down_proj" in name}
+    names = ["1.resid_pre", Site(1, SiteKind.MLP_OUT)]
+    with edited(model, {"0.mlp_out": lambda x: 0.1 * x}) as inner, reading(model, names) as seen:
+        inner(IDS)
+    shift = first_order_shift(model, update, {"input_ids": IDS}, [*names, "logits"])
+    assert list(seen) == names
+    assert list(shift) == [*names, "logits"]
+    for found in (seen, shift):
+        for same in ("1.resid_pre", "0.resid_post", Site(0, SiteKind.RESID_POST), "blocks.0.hook_resid_post"):
+            assert found[same] is found["1.resid_pre"]
+        assert found["1.mlp_out"] is found[names[1]]
+        assert found["1.mlp_out"].shape == (2, 4, 16)
+        with pytest.raises(KeyError, match=r"asked for were 0\.resid_post, 1\.mlp_out"):
+            found["1.resid_post"]
+    assert shift["logits"].shape[:2] == (2, 4)
+    assert float(shift["0.resid_post"].abs().max()) > 0
+
+
 @torch.no_grad()
 def test_readings_answer_under_every_name_of_a_site():
     model = tiny_model("llama")
@@ -143,7 +175,7 @@ def test_readings_answer_under_every_name_of_a_site():
     for wrong in ("1.resid_post", "nonsense", 3):
         assert wrong not in seen
         assert seen.get(wrong) is None
-        with pytest.raises(KeyError, match=r"this context reads 0\.resid_post, 1\.attn_heads\.2, 1\.mlp_out"):
+        with pytest.raises(KeyError, match=r"asked for were 0\.resid_post, 1\.attn_heads\.2, 1\.mlp_out"):
             seen[wrong]
     with reading(site_map, ["1.resid_pre", "0.resid_post"]) as seen:
         model(IDS)
@@ -175,7 +207,7 @@ def test_what_is_no_edit_is_refused_on_entering():
         with pytest.raises(InputError, match=r"the edit at '1.mlp_out' is \w+; expected a function.*lambda x: vector"):
             edited(model, site_map, {"1.mlp_out": edit}).__enter__()
     for edits in ([("1.mlp_out", torch.ones_like)], torch.ones_like):
-        with pytest.raises(InputError, match=r"expected \(model, site_map, \{site: function\}\)"):
+        with pytest.raises(InputError, match=r"expected \(model, \{site: function\}\), or \(model, site_map"):
             edited(model, site_map, edits).__enter__()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 

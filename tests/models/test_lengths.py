@@ -20,7 +20,6 @@ from steerscope.experiments.engine.judge import judge_pack
 from steerscope.experiments.evaluation.generation import generate
 from steerscope.experiments.evaluation.likelihood import choice_log_likelihoods, completion_loss
 from steerscope.experiments.finetune import mean_loss, short_finetune
-from steerscope.experiments.groundwork.splits import splits_of_examples
 from steerscope.experiments.shared_prefix import shared_length
 from steerscope.experiments.tasks.task import TaskExample
 from steerscope.experiments.training.data import Parts, supervised
@@ -30,6 +29,7 @@ from steerscope.experiments.validation.validate import validate_ranking
 from steerscope.models import wrap_model
 from steerscope.models.lengths import batches_within, context_of, switch_length
 from tests.byte_models import byte_model, byte_tokenizer
+from tests.splits import splits_of_examples
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 SWITCH = 16

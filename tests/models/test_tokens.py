@@ -11,7 +11,6 @@ from steerscope.errors import InputError
 from steerscope.experiments.evaluation.generation import generate
 from steerscope.experiments.evaluation.likelihood import choice_log_likelihoods, completion_loss
 from steerscope.experiments.finetune import mean_loss, short_finetune
-from steerscope.experiments.groundwork.splits import splits_of_examples
 from steerscope.experiments.tasks.supervised import completion_tokens, supervise
 from steerscope.experiments.tasks.task import TaskExample
 from steerscope.experiments.validation.options import ValidateOptions
@@ -19,6 +18,7 @@ from steerscope.experiments.validation.validate import validate_ranking
 from steerscope.models import wrap_model
 from steerscope.models.tokens import pad_token, text_tokens
 from tests.byte_models import byte_model, byte_tokenizer
+from tests.splits import splits_of_examples
 from tests.tiny import VOCAB, tiny_model, tiny_tokenizer
 
 SPECIALS = {"<bos>": 0, "<eos>": 1, "<pad>": 2, "[": 4, "]": 5}

@@ -10,10 +10,14 @@ import pytest
 from matplotlib.figure import Figure
 
 from steerscope import InputError, Validation, Verification, reports
+from steerscope.experiments.site_tables import judge
 from steerscope.reports.figure_style import figure_bytes
 from studies.claims.groups import studies
 from studies.claims.kept import with_kept
+from tests.experiments.site_tables.tiny import made_up
+from tests.experiments.training import cases
 from tests.reports import ranking_cases
+from tests.reports.search_cases import searched
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
@@ -90,8 +94,11 @@ def test_nothing_to_draw():
 
 # --- rows --------------------------------------------------------------------------------------------------
 
-ROWS = {"ranking": ranking_cases.thirty_layers, "validation": validation, "verification": on_model,
-        "comparison": comparison}  # fmt: skip
+ROWS = {
+    "ranking": ranking_cases.thirty_layers, "validation": validation, "verification": on_model,
+    "comparison": comparison, "search": searched, "table": made_up, "judgement": lambda: judge(made_up()),
+    "run": lambda: cases.results(cases.config()), "evaluation": cases.evaluation,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ROWS)
@@ -99,7 +106,7 @@ def test_rows_as_a_frame(kind):
     result = ROWS[kind]()
     frame = result.to_dataframe()
     rows = result.records()
-    assert len(frame) == len(rows) > 1
+    assert len(frame) == len(rows) > (0 if kind in ("run", "evaluation") else 1)
     assert list(frame.columns) == list(rows[0])
     assert all(list(row) == list(rows[0]) for row in rows)
 
@@ -121,6 +128,19 @@ def test_what_the_rows_are():
     assert all(row["measured"] is not None for row in found if row["verdict"] == "holds")
     entries = comparison()
     assert [row["accuracy"] for row in entries.records()] == [entry.accuracy for entry in entries.entries]
+    assert [row["name"] for row in searched().records()] == [one.name for one in searched().contenders]
+    table = made_up()
+    sites = [(row["site"], row["loss"], row["num_seeds"]) for row in table.records()]
+    assert sites == [(str(one.site), one.loss, len(one.seeds)) for one in table.outcomes()]
+    judged = judge(table)
+    assert {row["score"]: row["spearman"] for row in judged.records()} == {
+        name: one.agreement.spearman for name, one in judged.scores.items()
+    }
+    assert [row["score"] for row in judged.records() if row["is_trained"]] == list(judged.trained)
+    (run,), (asked,) = cases.results(cases.config()).records(), cases.evaluation().records()
+    assert (run["model"], run["test_accuracy"], run["n"]) == ("tiny", 0.61, 100)
+    assert (asked["accuracy"], asked["correct"], asked["choice_sum"]) == (0.61, 61, 0.61)
+    assert asked["low"] < 0.61 < asked["high"]
 
 
 def test_a_frame_asks_for_pandas(monkeypatch):

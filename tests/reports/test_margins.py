@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from steerscope.equivalence.propositions.base import Evidence, Measurement, verdict_of
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source, verdict_of
 from steerscope.equivalence.propositions.catalogue import Result
 from steerscope.errors import InputError
 from steerscope.experiments.verification.results import PropositionResult
@@ -15,11 +15,8 @@ from steerscope.reports.verification.margins import CLAIM, CONTROL, PUBLIC, plot
 
 def result(number, claim, controls=(), published=()):
     evidence = Evidence(tuple(claim), tuple(controls), tuple(published))
-    words = {"group": "g", "title": "title", "claim": "c", "assumptions": "a", "source": "s", "published": "p"}
-    one = Result(
-        number=number, name=f"P{number}", evidence=evidence, verdict=verdict_of(evidence), seconds=0.0, **words
-    )
-    return PropositionResult.of(one)
+    one = Proposition(number, "g", "title", "c", "a", Source.OURS, lambda subject: evidence, "p")
+    return PropositionResult.of(Result(one, evidence, verdict_of(evidence), 0.0))
 
 
 def test_errors_of_claims_controls_and_public_forms():

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, jvp
 
 from steerscope.analysis.theory.common import Update, weight_names
 from steerscope.models.attention import forward_differentiable_attention
 from steerscope.models.blocks import Block
-from steerscope.models.calls import stream_of
+from steerscope.models.calls import Call, calls_of, stream_of
 from steerscope.models.hooks import reading
 from steerscope.models.load import LoadedModel
 from steerscope.models.site_map import SiteMap
@@ -27,18 +26,17 @@ class BlockCall:
 
     Attributes:
         block: The block.
-        arguments: Positional and keyword arguments, as the model passed them.
+        call: Its arguments, as the model passed them.
         inner_names: Name inside the block of every weight, by its name in the model.
     """
 
     block: Block
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    call: Call
     inner_names: Mapping[str, str]
 
     def run(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Return the block's output (``batch token channel``) with some weights, by inner name, replaced."""
-        args, kwargs = self.arguments
-        output = functional_call(self.block.module, dict(weights), args, kwargs)
+        output = functional_call(self.block.module, dict(weights), self.call.args, self.call.kwargs)
         return output[0] if isinstance(output, tuple | list) else output
 
     def tensors(self, site_map: SiteMap, layer: int) -> dict[SiteKind, Tensor]:
@@ -52,8 +50,7 @@ class BlockCall:
             Tensors by kind of site.
         """
         # What enters is the output of the block below, which does not run here.
-        args, kwargs = self.arguments
-        entering = {SiteKind.RESID_PRE: stream_of(args, kwargs)}
+        entering = {SiteKind.RESID_PRE: stream_of(self.call.args, self.call.kwargs)}
         sites = {kind: Site(layer, kind) for kind in site_map.description.kinds if kind not in entering}
         with torch.no_grad(), reading(site_map, sites.values()) as found:
             self.run({})
@@ -93,27 +90,18 @@ def block_calls(loaded: LoadedModel, ids: Tensor, layers: Sequence[int]) -> dict
 
     Cost: one forward pass without the unembedding.
     """
-    recorded: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-
-    def recorder(index: int) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            recorded[index] = (args, kwargs)
-
-        return hook
-
     blocks = loaded.site_map.blocks
-    handles = [blocks[i].module.register_forward_pre_hook(recorder(i), with_kwargs=True) for i in layers]
-    try:
-        with torch.no_grad(), forward_differentiable_attention(loaded.model):
-            decoder_of(loaded.model)(input_ids=ids, use_cache=False)  # no logits are needed
-    finally:
-        for handle in handles:
-            handle.remove()
+    with (
+        calls_of(blocks[i].module for i in layers) as recorded,
+        torch.no_grad(),
+        forward_differentiable_attention(loaded.model),
+    ):
+        decoder_of(loaded.model)(input_ids=ids, use_cache=False)  # no logits are needed
     outer = weight_names(loaded)
     calls = {}
     for index in layers:
         by_id = {id(parameter): name for name, parameter in blocks[index].module.named_parameters()}
         named = dict(loaded.model.named_parameters())
         inner = {name: by_id[id(named[name])] for (layer, _), name in outer.items() if layer == index}
-        calls[index] = BlockCall(blocks[index], recorded[index], inner)
+        calls[index] = BlockCall(blocks[index], recorded[blocks[index].module], inner)
     return calls

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.equivalence.attention_forms import AttentionForm, AttentionMaps, Norm
-from steerscope.equivalence.propositions.parts import as_stored, bias_of, norm_parts, output_first, parameter_name
+from steerscope.equivalence.propositions.norms import norm_parts
+from steerscope.equivalence.propositions.parts import as_stored, bias_of, output_first, parameter_name
 from steerscope.equivalence.propositions.subject import Subject
+from steerscope.models.calls import calls_of, stream_of
 from steerscope.models.wrappers import acting_layer
 
 # Names of norms on queries and keys, in the families that have them.
@@ -22,17 +24,10 @@ def attention_call(subject: Subject) -> tuple[Tensor, dict[str, Any]]:
     Args:
         subject: Inside ``subject.ready()``.
     """
-    caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    handle = subject.block.attn.register_forward_pre_hook(
-        lambda _, args, kwargs: caught.append((args, dict(kwargs))), with_kwargs=True
-    )
-    try:
+    with calls_of([subject.block.attn]) as calls:
         subject.model(input_ids=subject.input_ids, use_cache=False)
-    finally:
-        handle.remove()
-    args, kwargs = caught[0]
-    z = args[0] if args else kwargs.pop("hidden_states")
-    return z.detach(), kwargs
+    call = calls[subject.block.attn]
+    return stream_of(call.args, call.kwargs).detach(), call.kwargs
 
 
 def attention_form(subject: Subject, kwargs: dict[str, Any], tokens: int) -> AttentionForm:

@@ -24,6 +24,7 @@ from steerscope.equivalence.propositions.shared_edit import SharedEdit
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.equivalence.propositions.texts import Texts, new_contexts, random_texts
 from steerscope.models.blocks import is_transposed, linear_weight
+from steerscope.models.calls import calls_of
 from steerscope.models.hooks import reading
 from steerscope.models.wrappers import decoder_of, vocab_size
 from steerscope.sites import Site, SiteKind
@@ -259,10 +260,6 @@ def _giving(module: nn.Module, written: Tensor) -> Iterator[None]:
 READS = ("h'", "y", "[I', y]")
 
 
-class _ReachedError(Exception):
-    """Ends a pass at the block under study: what lies above is not needed."""
-
-
 _KEPT: WeakKeyDictionary[nn.Module, dict[Any, BlockTokens]] = WeakKeyDictionary()
 _MOST = 4
 
@@ -318,20 +315,10 @@ def _captured(subject: Subject, texts: Texts) -> BlockTokens:
 
 def _entering(subject: Subject) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
     """Return what enters the block, and the other arguments of its call."""
-    caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append((args, dict(kwargs)))
-        raise _ReachedError
-
-    handle = subject.block.module.register_forward_pre_hook(catch, with_kwargs=True)
-    try:
+    block = subject.block.module
+    with calls_of([block], stop=True) as calls:
         decoder_of(subject.model)(input_ids=subject.input_ids, use_cache=False)
-    except _ReachedError:
-        pass
-    finally:
-        handle.remove()
-    args, kwargs = caught[0]
+    args, kwargs = calls[block].args, calls[block].kwargs
     stream = args[0] if args else kwargs.pop("hidden_states")
     return stream.detach(), args[1:], kwargs
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any
 
 from steerscope.equivalence import propositions as _room
-from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Verdict, joined, verdict_of
+from steerscope.equivalence.propositions.base import Evidence, Proposition, Verdict, joined, verdict_of
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.errors import InputError, did_you_mean
-from steerscope.finite import NotFiniteError, finite_or_none
+from steerscope.finite import NotFiniteError
 
 # Every file whose name begins with the numbers of its propositions.
 _FILES = tuple(
@@ -29,63 +28,16 @@ class Result:
     """What became of one proposition on one subject.
 
     Attributes:
-        number: Its number.
-        name: ``P7``.
-        group: Name of its group.
-        title: A few words.
-        claim: The claim in a sentence.
-        assumptions: What the claim needs.
-        source: Who says so.
-        published: The public statement where it differs; "" otherwise.
+        proposition: The statement.
         evidence: What the check found.
         verdict: What the evidence supports.
         seconds: Wall time of the check.
     """
 
-    number: int
-    name: str
-    group: str
-    title: str
-    claim: str
-    assumptions: str
-    source: str
-    published: str
+    proposition: Proposition
     evidence: Evidence
     verdict: Verdict
     seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain JSON data; an open end of an interval, and a value that is no number, is None."""
-        found = {key: value for key, value in vars(self).items() if key != "evidence"}
-        found["verdict"] = str(self.verdict)
-        evidence = self.evidence
-        found["evidence"] = {
-            "claim": [_measured(m) for m in evidence.claim],
-            "controls": [_measured(m) for m in evidence.controls],
-            "published": [_measured(m) for m in evidence.published],
-            "inapplicable": evidence.inapplicable,
-            "limit": evidence.limit,
-            "notes": list(evidence.notes),
-            "series": {name: _listed(asdict(series)) for name, series in evidence.series.items()},
-        }
-        return found
-
-
-def _measured(measurement: Measurement) -> dict[str, Any]:
-    return {
-        "name": measurement.name,
-        "value": finite_or_none(measurement.value),
-        "low": finite_or_none(measurement.low),
-        "high": finite_or_none(measurement.high),
-        "inside": measurement.inside,
-        "of_subject": measurement.of_subject,
-    }
-
-
-def _listed(series: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: [finite_or_none(v) for v in value] if isinstance(value, tuple) else value for key, value in series.items()
-    }
 
 
 def all_propositions() -> tuple[Proposition, ...]:
@@ -178,16 +130,4 @@ def _tried(subjects: Sequence[Subject], proposition: Proposition) -> Result:
     except Exception as error:
         evidence = Evidence(notes=(f"the check raised {type(error).__name__}: {error}",))
         verdict = Verdict.FAILS
-    return Result(
-        number=proposition.number,
-        name=proposition.name,
-        group=proposition.group,
-        title=proposition.title,
-        claim=proposition.claim,
-        assumptions=proposition.assumptions,
-        source=str(proposition.source),
-        published=proposition.published,
-        evidence=evidence,
-        verdict=verdict,
-        seconds=time.perf_counter() - start,
-    )
+    return Result(proposition, evidence, verdict, time.perf_counter() - start)

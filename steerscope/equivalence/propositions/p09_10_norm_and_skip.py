@@ -16,14 +16,13 @@ from torch.func import jacfwd, jacrev
 
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
 from steerscope.equivalence.propositions.mlp_expansion import at_last_token, input_jacobian
+from steerscope.equivalence.propositions.norms import NormParts, norm_parts
 from steerscope.equivalence.propositions.parts import (
-    NormParts,
     as_parameters,
     drawn_update,
     mlp_alone,
     mlp_parts,
     moved,
-    norm_parts,
     relative_error,
     run,
     tensors_at,

@@ -34,7 +34,8 @@ from steerscope.equivalence.closed_forms import (
     plain_input_jacobian,
 )
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
-from steerscope.equivalence.propositions.parts import MLPWeights, mlp_alone, mlp_parts, norm_parts, output_first
+from steerscope.equivalence.propositions.norms import centred, norm_parts, norm_size
+from steerscope.equivalence.propositions.parts import MLPWeights, mlp_alone, mlp_parts, output_first
 from steerscope.equivalence.propositions.runs import run_at, unit
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.sites import SiteKind
@@ -130,9 +131,7 @@ def normalised(x: Tensor, eps: float, is_centred: bool) -> Tensor:
     Returns:
         ``(..., n)``.
     """
-    if is_centred:
-        x = x - x.mean(-1, keepdim=True)
-    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
+    return centred(x, is_centred) / norm_size(x, eps, is_centred)
 
 
 def _norm(matrix: Tensor) -> Tensor:
@@ -155,7 +154,7 @@ def _check_norm(subject: Subject) -> Evidence:
 
     def pairs(salt: int) -> Tensor:
         drawn = subject.draw(2000, width, salt=salt) * (2 * subject.draw(2000, 1, salt=salt + 1)).exp()
-        return drawn - drawn.mean(-1, keepdim=True) if norm_of.is_centred else drawn
+        return centred(drawn, norm_of.is_centred)
 
     first, second = pairs(320), pairs(322)
     near = first + 1e-3 * second
@@ -230,9 +229,7 @@ def _read_ratios(subject: Subject, is_centred: bool) -> _ReadRatios:
         found = shift.norm(dim=-1)
         return found / read_bound(x, y, weight, change), found / (_norm(weight) * norm_bound(x, y))
 
-    drawn = subject.draw(2, 200, width, salt=340)
-    if is_centred:
-        drawn = drawn - drawn.mean(-1, keepdim=True)
+    drawn = centred(subject.draw(2, 200, width, salt=340), is_centred)
     tuned = 0.1 * weight.square().mean().sqrt() * subject.draw(*weight.shape, salt=341)
     left, _, right = torch.linalg.svd(weight, full_matrices=False)
     # x and x' of one length, apart along the direction W stretches most; W' differs from W where x' points.

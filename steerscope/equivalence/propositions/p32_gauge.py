@@ -35,10 +35,10 @@ from torch import Tensor, nn
 
 from steerscope.equivalence.edit_forms import edit_form
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
+from steerscope.equivalence.propositions.norms import epsilon_of, norm_parts, norm_size
 from steerscope.equivalence.propositions.parts import (
     as_stored,
     bias_of,
-    norm_parts,
     output_first,
     parameter_name,
     relative_error,
@@ -109,22 +109,6 @@ def write_map(weight: Tensor, gauge: Tensor) -> Tensor:
     return torch.linalg.solve(gauge, weight)
 
 
-def size_of(x: Tensor, eps: float, is_centred: bool) -> Tensor:
-    """Return what a norm divides by, ``(..., 1)``: root mean square, for LayerNorm the standard deviation.
-
-    Args:
-        x: What the norm receives, ``(..., d)``.
-        eps: The norm's epsilon.
-        is_centred: Whether the mean is subtracted, as in LayerNorm.
-
-    Returns:
-        ``(..., 1)``.
-    """
-    if is_centred:
-        x = x - x.mean(-1, keepdim=True)
-    return (x.square().mean(-1, keepdim=True) + eps).sqrt()
-
-
 # --- a net without norms ---
 
 
@@ -158,7 +142,9 @@ class PureBlock(NamedTuple):
         )
 
 
-def _pure_net(subject: Subject, width: int = 12, layers: int = 4) -> tuple[list[PureBlock], list[dict[str, Tensor]]]:
+def _pure_net(subject: Subject) -> tuple[list[PureBlock], list[dict[str, Tensor]]]:
+    width, layers = 12, 4
+
     def matrix(rows: int, columns: int, salt: int) -> Tensor:
         return subject.draw(rows, columns, salt=salt) / columns**0.5
 
@@ -223,13 +209,13 @@ def _read_norms(block: Block) -> list[nn.Module]:
 def _plain_statistics(norm: nn.Module, gauge: Tensor) -> Iterator[None]:
     """Let a norm read ``G k`` but divide by the size of k, which is what edited weights alone can do."""
     is_centred = isinstance(norm, nn.LayerNorm)
-    eps = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)))
+    eps = epsilon_of(norm)
     bias: Any = norm.bias if is_centred else 0.0
     ratio: list[Tensor] = []
 
     def read(k: Tensor) -> Tensor:
         h = k @ gauge.T
-        ratio[:] = [size_of(h, eps, is_centred) / size_of(k, eps, is_centred)]
+        ratio[:] = [norm_size(h, eps, is_centred) / norm_size(k, eps, is_centred)]
         return h
 
     with input_mapped(norm, read), output_mapped(norm, lambda out: (out - bias) * ratio[0] + bias):
@@ -239,11 +225,11 @@ def _plain_statistics(norm: nn.Module, gauge: Tensor) -> Iterator[None]:
 @contextmanager
 def _gauged_statistics(norm: nn.Module, gauge: Tensor) -> Iterator[None]:
     """Let an RMSNorm read k but divide by the size of ``G k``: what rewritten read maps need of it."""
-    eps = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)))
+    eps = epsilon_of(norm)
     ratio: list[Tensor] = []
 
     def read(k: Tensor) -> Tensor:
-        ratio[:] = [size_of(k, eps, False) / size_of(k @ gauge.T, eps, False)]
+        ratio[:] = [norm_size(k, eps, False) / norm_size(k @ gauge.T, eps, False)]
         return k
 
     with input_mapped(norm, read), output_mapped(norm, lambda out: out * ratio[0]):

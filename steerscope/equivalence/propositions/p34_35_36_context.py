@@ -26,12 +26,12 @@ from torch import Tensor
 
 from steerscope.equivalence.closed_forms import GatedWeights, PlainWeights
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
+from steerscope.equivalence.propositions.norms import norm_parts
 from steerscope.equivalence.propositions.parts import (
     MLPWeights,
     as_parameters,
     mlp_alone,
     mlp_parts,
-    norm_parts,
     parameter_name,
     relative_error,
 )

@@ -37,8 +37,9 @@ from steerscope.equivalence.propositions.attention_parts import (
     attention_parameters,
 )
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
+from steerscope.equivalence.propositions.norms import norm_parts
 from steerscope.equivalence.propositions.p09_10_norm_and_skip import norm_jacobian
-from steerscope.equivalence.propositions.parts import norm_parts, relative_error, run
+from steerscope.equivalence.propositions.parts import relative_error, run
 from steerscope.equivalence.propositions.runs import slope_of
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.equivalence.shifts import first_order_shift

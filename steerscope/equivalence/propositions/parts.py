@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ from steerscope.models.blocks import Block, is_transposed, linear_weight
 from steerscope.models.hooks import Edit, edited, reading
 from steerscope.models.wrappers import acting_layer
 from steerscope.sites import Site, SiteKind
+
+# What a pass is asked by: a site, or a kind of site of one block.
+Key = TypeVar("Key", bound=Site | SiteKind)
 
 MLPWeights = GatedWeights | PlainWeights
 
@@ -217,15 +221,42 @@ def drawn_update(subject: Subject, parts: MLPParts, relative: float = 1.0, salt:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One pass: ``logits`` (batch token vocabulary) and the tensors at the kinds asked for, ``run[kind]``."""
+class Pass(Generic[Key]):
+    """One pass: ``logits`` (batch token vocabulary) and the tensors at the sites, or kinds of site, asked for."""
 
     logits: Tensor
-    tensors: Mapping[SiteKind, Tensor]
+    tensors: Mapping[Key, Tensor]
 
-    def __getitem__(self, kind: SiteKind) -> Tensor:
-        """Return the tensor (batch token channel) at one kind of site."""
-        return self.tensors[kind]
+    def __getitem__(self, key: Key) -> Tensor:
+        """Return the tensor (batch token channel) at one of them."""
+        return self.tensors[key]
+
+
+def one_pass(
+    subject: Subject,
+    places: Mapping[Key, Site],
+    edits: Mapping[Site, Edit],
+    weights: Mapping[str, Tensor] | None = None,
+    position_ids: Tensor | None = None,
+) -> Pass[Key]:
+    """Run the model once on the subject's tokens.
+
+    Args:
+        subject: What to run, inside ``subject.ready()``.
+        places: What to read after edits, by what it is called in the result.
+        edits: What to add, by site.
+        weights: Parameters replaced in this pass, by name.
+        position_ids: ``(1, token)``, or the model's own.
+
+    Returns:
+        What was read, and the logits.
+    """
+    arguments: dict[str, Any] = {"input_ids": subject.input_ids, "use_cache": False}
+    if position_ids is not None:
+        arguments["position_ids"] = position_ids
+    with edited(subject.model, subject.site_map, edits), reading(subject.site_map, places.values()) as found:
+        logits = functional_call(subject.model, dict(weights or {}), kwargs=arguments).logits
+    return Pass(logits, {key: found[site] for key, site in places.items()})
 
 
 def run(
@@ -234,7 +265,7 @@ def run(
     *,
     edits: Mapping[SiteKind, Edit] | None = None,
     weights: Mapping[str, Tensor] | None = None,
-) -> Run:
+) -> Pass[SiteKind]:
     """Run the model once on the subject's tokens.
 
     Args:
@@ -246,13 +277,8 @@ def run(
     Returns:
         What was read, by kind, and the logits.
     """
-    layer = subject.layer
-    sites = {kind: subject.site_map.resolve(Site(layer, kind)) for kind in kinds}
-    chosen = {subject.site_map.resolve(Site(layer, kind)): edit for kind, edit in (edits or {}).items()}
-    arguments = {"input_ids": subject.input_ids, "use_cache": False}
-    with edited(subject.model, subject.site_map, chosen), reading(subject.site_map, sites.values()) as found:
-        logits = functional_call(subject.model, dict(weights or {}), kwargs=arguments).logits
-    return Run(logits, {kind: found[site] for kind, site in sites.items()})
+    chosen = {Site(subject.layer, kind): edit for kind, edit in (edits or {}).items()}
+    return one_pass(subject, {kind: Site(subject.layer, kind) for kind in kinds}, chosen, weights)
 
 
 def tensors_at(subject: Subject, kinds: Sequence[SiteKind]) -> tuple[Tensor, ...]:
@@ -303,36 +329,6 @@ def mlp_alone(
     """
     alone = _MLPAlone(subject.model, block or subject.block)
     return functional_call(alone, {f"model.{name}": value for name, value in (weights or {}).items()}, (z,))
-
-
-# --- norms ---
-
-
-@dataclass(frozen=True)
-class NormParts:
-    """A norm as tensors: ``gain * (x - mean) / sqrt(var + eps) + bias``; no mean and no bias in RMSNorm."""
-
-    gain: Tensor
-    eps: float
-    is_centred: bool
-
-
-def norm_parts(norm: nn.Module, width: int) -> NormParts:
-    """Return gain and epsilon of a LayerNorm or of an RMSNorm of any spelling (Gemma's gain is ``1 + weight``).
-
-    Args:
-        norm: A LayerNorm, or an RMSNorm of any family.
-        width: Channels it normalises over.
-
-    Returns:
-        Gain ``(width,)``, epsilon, and whether the mean is subtracted.
-    """
-    if isinstance(norm, nn.LayerNorm):
-        return NormParts(norm.weight.detach(), norm.eps, True)
-    eps = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)))
-    # Ones have root mean square 1, so the norm of ones is the gain up to epsilon.
-    ones = torch.ones(width, dtype=torch.float64)
-    return NormParts(norm(ones).detach() * (1 + eps) ** 0.5, eps, False)
 
 
 # --- small algebra ---

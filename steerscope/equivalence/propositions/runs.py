@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from steerscope.equivalence.propositions.parts import as_stored, output_first, parameter_name
+from steerscope.equivalence.propositions.parts import Pass, as_stored, one_pass, output_first, parameter_name
 from steerscope.equivalence.propositions.subject import Subject
-from steerscope.models.blocks import Block
+from steerscope.models.calls import calls_of, stream_of
 from steerscope.models.changed_weights import with_update
-from steerscope.models.hooks import Edit, edited, reading
+from steerscope.models.hooks import Edit
 from steerscope.sites import Site, SiteKind
 
 # A check fine-tunes and steers at most this many blocks, so that it takes seconds on a real model, too.
@@ -28,18 +28,6 @@ TUNING = 0.1
 RANK = 2
 
 
-@dataclass(frozen=True)
-class Pass:
-    """One pass: ``logits`` (batch token vocabulary) and the tensors at the sites asked for."""
-
-    logits: Tensor
-    tensors: Mapping[Site, Tensor]
-
-    def __getitem__(self, site: Site) -> Tensor:
-        """Return the tensor (batch token channel) at a site."""
-        return self.tensors[site]
-
-
 def run_at(
     subject: Subject,
     sites: Iterable[Site] = (),
@@ -47,7 +35,7 @@ def run_at(
     edits: Mapping[Site, Edit] | None = None,
     update: Mapping[str, Tensor] | None = None,
     position_ids: Tensor | None = None,
-) -> Pass:
+) -> Pass[Site]:
     """Run the model once on the subject's tokens.
 
     Args:
@@ -60,17 +48,8 @@ def run_at(
     Returns:
         What was read, by site, and the logits.
     """
-    resolved = {site: subject.site_map.resolve(site) for site in sites}
-    arguments: dict[str, Any] = {"input_ids": subject.input_ids, "use_cache": False}
-    if position_ids is not None:
-        arguments["position_ids"] = position_ids
-    with (
-        with_update(subject.model, update or {}),
-        edited(subject.model, subject.site_map, edits or {}),
-        reading(subject.site_map, resolved.values()) as found,
-    ):
-        logits = subject.model(**arguments).logits
-    return Pass(logits, {site: found[place] for site, place in resolved.items()})
+    with with_update(subject.model, update or {}):
+        return one_pass(subject, {site: site for site in sites}, edits or {}, position_ids=position_ids)
 
 
 @contextmanager
@@ -150,24 +129,20 @@ def as_update(subject: Subject, module: nn.Module, change: Tensor) -> dict[str, 
     return {parameter_name(subject, module): as_stored(module, change)}
 
 
-def fine_tuning(
-    subject: Subject, layers: Iterable[int] | None = None, *, size: float = TUNING, salt: int = 100
-) -> dict[str, Tensor]:
+def fine_tuning(subject: Subject, layers: Iterable[int] | None = None) -> dict[str, Tensor]:
     """Return a seeded low-rank update of every linear map of the given blocks (by default :func:`spread`).
 
     Args:
         subject: Seeds the draws.
         layers: Which blocks.
-        size: Frobenius norm of every change, relative to the weight's.
-        salt: Tells updates of one check apart.
 
     Returns:
-        Change per parameter name.
+        Change per parameter name; every change has :data:`TUNING` of its weight's Frobenius norm.
     """
     update = {}
     for layer in spread(subject) if layers is None else layers:
         for index, module in enumerate(subject.site_map.blocks[layer].linear_maps().values()):
-            write, read = low_rank_change(subject, module, size=size, salt=salt + 20 * layer + index)
+            write, read = low_rank_change(subject, module, size=TUNING, salt=100 + 20 * layer + index)
             update.update(as_update(subject, module, write @ read))
     return update
 
@@ -239,25 +214,16 @@ def block_alone(subject: Subject, layer: int) -> tuple[Callable[[Tensor], Tensor
     Returns:
         The function, from and to ``(batch, token, d)``, and the entering stream.
     """
-    block: Block = subject.site_map.blocks[layer]
-    caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append((args, dict(kwargs)))
-
-    handle = block.module.register_forward_pre_hook(catch, with_kwargs=True)
-    try:
+    block = subject.site_map.blocks[layer].module
+    with calls_of([block]) as calls:
         subject.model(input_ids=subject.input_ids, use_cache=False)
-    finally:
-        handle.remove()
-    args, kwargs = caught[0]
-    stream = args[0] if args else kwargs.pop("hidden_states")
+    call = calls[block]
 
     def function(h: Tensor) -> Tensor:
-        output = block.module(h, *args[1:], **kwargs)
+        output = call.again(block, h)
         return output[0] if isinstance(output, tuple) else output
 
-    return function, stream.detach()
+    return function, stream_of(call.args, call.kwargs).detach()
 
 
 def slope_of(x: Iterable[float], y: Iterable[float]) -> float:

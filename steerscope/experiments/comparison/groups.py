@@ -18,13 +18,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 from steerscope.analysis.provenance import knows_data, model_key
-from steerscope.analysis.shown import Tabular
+from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
 from steerscope.experiments.runs.accuracy import wilson_interval
 from steerscope.experiments.runs.folder import RESULTS, read_results
 from steerscope.experiments.runs.records import RunResults
 from steerscope.experiments.training.methods import METHODS
-from steerscope.files import json_text
 from steerscope.records import Record
 
 SCHEMA_VERSION = 1
@@ -104,7 +103,7 @@ class Entry:
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison(Record, Tabular, what="comparison", sign="entries", report="comparison"):
+class Comparison(Record, Shown, what="comparison", sign="entries", report="comparison"):
     """Runs on one test set, best first.
 
     Attributes:
@@ -144,10 +143,6 @@ class Comparison(Record, Tabular, what="comparison", sign="entries", report="com
             | {name: value for name, value in asdict(entry).items() if name != "settings"}
             for entry in self.entries
         ]
-
-    def to_json(self) -> str:
-        """Return the comparison as JSON."""
-        return json_text(asdict(self))
 
 
 def run_folders(folders: Sequence[str | Path]) -> list[Path]:

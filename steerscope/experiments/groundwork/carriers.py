@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,8 +16,10 @@ from steerscope.experiments.carrying.once import kept_once
 from steerscope.experiments.carrying.ray_actors import RayActors
 from steerscope.experiments.carrying.shard import Shard
 from steerscope.experiments.carrying.shards import Shards
-from steerscope.experiments.groundwork.elsewhere import Elsewhere
+from steerscope.experiments.groundwork.elsewhere import Elsewhere, Sent
+from steerscope.experiments.groundwork.split_data import SplitData
 from steerscope.installed import require
+from steerscope.models.load import LoadedModel
 
 CLAIMS = "claims"
 LOCAL, RAY = "local", "ray"
@@ -67,29 +69,34 @@ def check_carrying(options: CarryingOptions) -> None:
 @contextmanager
 def carrier_of(
     options: CarryingOptions,
-    elsewhere: Callable[[int], Elsewhere],
-    device: str,
+    data: SplitData,
+    scales: Callable[[], Mapping[str, float]],
     folder: Path,
-    shard: Shard | None,
-    progress: Callable[[str, int, int], None] | None,
+    *,
+    shard: Shard | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    load: Callable[[], LoadedModel] | None = None,
 ) -> Iterator[Carrier]:
     """Give what carries packs.
 
     Args:
         options: What was asked for.
-        elsewhere: What another machine needs, by its number of threads.
-        device: Of the model; on a GPU a process of a cluster gets one unless told otherwise.
+        data: Model and examples; where the model is on a GPU, a process of a cluster gets one unless told otherwise.
+        scales: Of what sites read; asked for only if another machine needs them.
         folder: Of the work.
         shard: Which of several processes with this folder this one is, if it is.
         progress: Called while others are waited for.
+        load: How a process of a cluster loads the model; without it the model itself is sent there.
 
     Yields:
         A carrier; what it began on a cluster ends with the context.
     """
     if options.engine == RAY:
         threads = options.num_cpus or torch.get_num_threads()
-        gpus = (1.0 if device.startswith("cuda") else 0.0) if options.num_gpus is None else options.num_gpus
-        with RayActors(elsewhere(threads), address=options.address, num_cpus=threads, num_gpus=gpus) as actors:
+        gpus = (1.0 if data.loaded.device.type == "cuda" else 0.0) if options.num_gpus is None else options.num_gpus
+        sizes = (data.num_selection, data.num_test)
+        elsewhere = Elsewhere(load or Sent(data.loaded), data.splits, *sizes, dict(scales()), threads)
+        with RayActors(elsewhere, address=options.address, num_cpus=threads, num_gpus=gpus) as actors:
             yield actors
     elif shard is not None:
         yield Shards(folder / CLAIMS, shard, progress)

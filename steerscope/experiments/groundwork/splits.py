@@ -73,22 +73,6 @@ def splits_of_task(task: Task) -> DataSplits:
     return DataSplits(task.name, task)
 
 
-def splits_of_examples(name: str, examples: Sequence[Example]) -> DataSplits:
-    """Cut one list of examples into three parts by content: examples with the same prompt stay together.
-
-    Args:
-        name: What results call them.
-        examples: All with choices, or all without.
-
-    Returns:
-        The three parts.
-
-    Raises:
-        InputError: Too few examples for a part.
-    """
-    return splits_of_task(FileTask.of(name, list(examples)))
-
-
 def majority_rate(examples: Sequence[Example]) -> float:
     """Return what always giving one answer, or always the choice in one place, is right for: the best in hindsight."""
     answers, places = Counter(e.completion for e in examples), Counter(e.answer_index for e in examples)

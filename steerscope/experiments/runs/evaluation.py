@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from steerscope.analysis.shown import Shown
-from steerscope.errors import InputError, Words, words
+from steerscope.errors import Words, words
 from steerscope.experiments.runs.accuracy import Accuracy
 from steerscope.finite import require_finite_record
 from steerscope.records import Record
@@ -133,6 +133,13 @@ class Evaluation(Record, Shown, what="evaluation", sign="majority_answer"):
         other = "" if self.choice_sum is None else f"; {self.choice_sum.share:.1%} by likelihood of the choices"
         return [*(words(f"  {note.marked}.") for note in self.notes), self.line + other]
 
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row: the accuracy with its interval, and all other numbers."""
+        found = {
+            name: value["accuracy"] if isinstance(value, dict) else value for name, value in self.as_dict().items()
+        }
+        return [found | self.accuracy.as_dict()]
+
     def as_dict(self) -> dict[str, Any]:
         """Return all fields, and the accuracies with their intervals, as JSON-able values."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -140,34 +147,13 @@ class Evaluation(Record, Shown, what="evaluation", sign="majority_answer"):
             own[name] = own[name].as_dict() if own[name] is not None else None
         return own | {"accuracy": self.accuracy.as_dict()}
 
-    def to_json(self) -> str:
-        """Return what :meth:`save` writes."""
-        return json.dumps(self.as_dict(), indent=1, allow_nan=False)
-
     @classmethod
-    def from_dict(cls, values: Any) -> Evaluation:
-        """Read what :meth:`as_dict` wrote.
-
-        Returns:
-            The evaluation, equal to the one that was written.
-
-        Raises:
-            InputError: A field is missing or of another version.
-        """
-        try:
-            if values["schema_version"] != SCHEMA_VERSION:
-                raise InputError(
-                    f"the evaluation has schema version {values['schema_version']!r}; this steerscope reads "
-                    f"{SCHEMA_VERSION}. Evaluate again."
-                )
-            own = {f.name: values[f.name] for f in fields(cls)}
-            for name in ("choice_sum", "choice_mean"):
-                if own[name] is not None:
-                    own[name] = Accuracy(own[name]["correct"], own[name]["n"])
-        except (KeyError, TypeError) as error:
-            raise InputError(f"this is no saved evaluation ({error!r}). Evaluate again.") from error
-        return cls(**own)
-
-    @classmethod
-    def _of(cls, data: Any, problem: str) -> Evaluation:
-        return cls.from_dict(data)
+    def _of(cls, data: Any, where: str) -> Evaluation:
+        if not isinstance(data, dict):
+            return super()._of(data, where)
+        # What follows from counts is written for readers of the file, and not read.
+        own = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+        for name in ("choice_sum", "choice_mean"):
+            if isinstance(found := own.get(name), dict):
+                own[name] = {count: found[count] for count in ("correct", "n") if count in found}
+        return super()._of(own, where)

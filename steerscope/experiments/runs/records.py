@@ -5,16 +5,15 @@ Fields are only added; ``schema_version`` changes when the meaning of one does.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError, shortened
 from steerscope.experiments.runs.evaluation import Evaluation
-from steerscope.records import record_of
+from steerscope.records import Record, record_of
 
 SCHEMA_VERSION = 1
 
@@ -30,8 +29,8 @@ class RunConfig:
         rank: Rank of the edit, or ``None``.
         seed: Training seed: data order and start.
         model: Which model, as :meth:`~steerscope.models.load.ModelIdentity.as_dict` says it.
-        settings: All else, JSON-able: learning rate, steps, positions, data. Runs that differ in ``seed`` alone are
-            repetitions of one configuration.
+        settings: All else that decided the outcome, JSON-able: learning rate, steps, positions, data. Runs that differ
+            in ``seed`` alone are repetitions of one configuration.
     """
 
     task: str
@@ -40,21 +39,14 @@ class RunConfig:
     rank: int | None
     seed: int
     model: Mapping[str, Any]
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True, repr=False)
-class RunResults(Shown):
-    """What came out of a run, on test questions that chose nothing.
+class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign="test_accuracy"):
+    """What a run was, and what came out of it on test questions that chose nothing.
 
     Attributes:
-        task: As in the configuration, like the next five.
-        method: ``none``, ``post-block``, ``lora``, ...
-        sites: Names of the edited sites.
-        rank: Rank of the edit, or ``None``.
-        seed: Training seed.
-        model: Which model.
-        settings: What else decided the outcome.
         test_accuracy: Share of right generations.
         test_low: Lower end of Wilson's 95% interval.
         test_high: Upper end.
@@ -78,13 +70,6 @@ class RunResults(Shown):
         schema_version: Version of this format.
     """
 
-    task: str
-    method: str
-    sites: tuple[str, ...]
-    rank: int | None
-    seed: int
-    model: Mapping[str, Any]
-    settings: Mapping[str, Any]
     test_accuracy: float
     test_low: float
     test_high: float
@@ -178,22 +163,11 @@ class RunResults(Shown):
         )
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str) -> RunResults:
-        """Read what :func:`dataclasses.asdict` gave, strictly; ``where`` names it in messages.
-
-        Args:
-            values: The fields by name.
-            where: What they are from, for messages.
-
-        Returns:
-            The results, every field checked.
-
-        Raises:
-            InputError: Another version, a field missing or of another type, or numbers that contradict each other.
-        """
+    def _of(cls, data: Any, where: str) -> RunResults:
         # Fields are only added: those of a later version are none of ours.
-        own = {one.name: values[one.name] for one in fields(cls) if one.name in values}
-        found = record_of(own, cls, f"{where} is no run's results")
+        names = {one.name for one in fields(cls)}
+        own = {name: value for name, value in data.items() if name in names} if isinstance(data, dict) else data
+        found = super()._of(own, where)
         require_hashes(found.model, found.settings, where)
         before = found.evaluation_before
         if before is not None and before.test_set != found.test_set:
@@ -213,10 +187,6 @@ class RunResults(Shown):
             )
         return found
 
-    def to_json(self) -> str:
-        """Return what ``results.json`` holds."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False)
-
     def headline(self) -> str:
         """Return what was trained and how often it is right, in one sentence."""
         return f"{self.method} on {self.task}, seed {self.seed}: {self.line}"
@@ -233,6 +203,12 @@ class RunResults(Shown):
         ]
         facts += [f"learning rate: {rate:g}"] if isinstance(rate, float) else []
         return ["\n".join([self.outcome, *(f"  {fact}" for fact in facts)])]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row: what the run was, and its numbers; the model by its name."""
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        numbers = {name: value for name, value in own.items() if not isinstance(value, Mapping)}
+        return [numbers | {"model": self.model.get("name")}]
 
     @property
     def evaluation_before(self) -> Evaluation | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from steerscope.analysis.shown import Shown
@@ -70,8 +70,8 @@ class SearchResult(Record, Shown, what="search result", sign="contenders"):
         task: Name of the task or file.
         options: What was asked for.
         best: The chosen edit, on test examples.
-        before: ``loss``, ``accuracy``, ``recalibrated_loss``, ``recalibrated_accuracy`` of the untrained model there,
-            ``majority`` rate, ``num_test``.
+        before: ``loss``, ``accuracy``, ``recalibrated_loss``, ``recalibrated_accuracy`` of the untrained model there
+            (and the ``temperature`` that recalibrates it), ``majority`` rate, ``num_test``.
         contenders: Everything that was trained, those that came further first.
         references: Plain defaults.
         seconds: ``ranking``, ``search``, ``references``.
@@ -122,6 +122,10 @@ class SearchResult(Record, Shown, what="search result", sign="contenders"):
         total = sum(self.seconds.values()) / 60
         said = f"It beat {beaten} others. The search took {total:.1f} minutes. The adapter is in {self.adapter}/."
         return [self.headline(), said, *([self.note] if self.note else []), "\n".join(lines), "\n".join(tested)]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row per contender, those that came further first: a :class:`Contender`'s fields."""
+        return [asdict(one) for one in self.contenders]
 
 
 def _cut(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from steerscope.experiments.engine.staged import StagedSweep
 from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.groundwork.candidates import num_params, weights_of
 from steerscope.experiments.groundwork.carriers import carrier_of
-from steerscope.experiments.groundwork.elsewhere import Elsewhere, Sent
 from steerscope.experiments.groundwork.kept_ranking import kept_ranking
 from steerscope.experiments.groundwork.split_data import SplitData
 from steerscope.experiments.groundwork.splits import DataSplits, majority_rate
@@ -95,12 +94,7 @@ def search_sites(
     data.check((options.seed,))
     begin_folder(place / BEGUN, "search", loaded, data, _deciding(options))
     work = _Work(loaded, splits, options, data, place, progress)
-
-    def elsewhere(threads: int) -> Elsewhere:
-        sizes = (options.num_selection, options.num_test)
-        return Elsewhere(load or Sent(loaded), splits, *sizes, work.scales, threads)
-
-    with carrier_of(options, elsewhere, str(loaded.device), place, None, progress) as work.carrier:
+    with carrier_of(options, data, lambda: work.scales, place, progress=progress, load=load) as work.carrier:
         return work.whole(command)
 
 
@@ -150,7 +144,8 @@ class _Work:
         # Only now are test examples looked at.
         sweep.deadline = math.inf
         sweep.test([best])
-        before = recalibrate(loaded, self.data.rows(options.seed), self.data.held_out("test"))
+        found = recalibrate(loaded, self.data.rows(options.seed), self.data.held_out("test"))
+        before = found.base(majority_rate(self.splits.test(options.num_test)))
         tested = self._tested(sweep, best, [run for run in finished if run[0].name == best[0].name])
         self._save_adapter(sweep, best, tested)
         result = SearchResult(
@@ -158,14 +153,7 @@ class _Work:
             task=self.splits.name,
             options=options.as_dict(),
             best=tested,
-            before={
-                "loss": before.before.loss,
-                "accuracy": before.before.accuracy,
-                "recalibrated_loss": before.after.loss,
-                "recalibrated_accuracy": before.after.accuracy,
-                "majority": majority_rate(self.splits.test(options.num_test)),
-                "num_test": float(len(self.data.held_out("test").sequences)),
-            },
+            before=asdict(before) | {"num_test": float(len(self.data.held_out("test").sequences))},
             contenders=self._contenders(sweep, standings, ranking),
             references=tuple(references),
             seconds=self.seconds,

@@ -1,8 +1,6 @@
-"""Apply the rule of admission to a site table, and to a validation as far as it kept what the rule looks at."""
+"""Apply the rule of admission to a site table."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 
@@ -11,8 +9,6 @@ from steerscope.experiments.agreement.correlations import finite_losses, spearma
 from steerscope.experiments.site_tables.admission import BEST, Admission, Study, admission_of
 from steerscope.experiments.site_tables.common import Common, common_outcomes
 from steerscope.experiments.site_tables.table import SiteOutcome, SiteTable
-from steerscope.experiments.validation.result import Validation
-from steerscope.sites import parse_site
 
 
 def admitted(table: SiteTable, *, seed: int = 0) -> Admission:
@@ -41,8 +37,8 @@ def admitted(table: SiteTable, *, seed: int = 0) -> Admission:
     return admission_of(
         Study(
             best=tuple(str(one.site) for one in best),
-            accuracies=_over_sites([one.accuracies for one in best]),
-            losses=_over_sites([one.losses for one in best]),
+            accuracies=over_sites([one.accuracies for one in best]),
+            losses=over_sites([one.losses for one in best]),
             num_test=table.num_test,
             base_accuracy=base.accuracy,
             majority=base.majority,
@@ -58,52 +54,8 @@ def admitted(table: SiteTable, *, seed: int = 0) -> Admission:
     )
 
 
-def admitted_validation(
-    validation: Validation,
-    *,
-    recalibrated_loss: float | None = None,
-    recalibrated_accuracy: float | None = None,
-    seed: int = 0,
-) -> Admission:
-    """Say whether a validation may judge scores; it keeps neither longer runs nor the spread over examples.
-
-    Args:
-        validation: The validation.
-        recalibrated_loss: Loss of the recalibrated model on its test examples, where it is known from elsewhere, nats.
-        recalibrated_accuracy: Its accuracy.
-        seed: Of the bootstrap.
-
-    Returns:
-        The criteria, each with whether the validation meets it.
-    """
-
-    def selection_loss(tried: dict[str, float | None]) -> float:
-        return min((loss for loss in tried.values() if loss is not None), default=math.inf)
-
-    best = sorted(validation.sites, key=lambda one: selection_loss(one.tried))[:BEST]
-    searched = [one for one in validation.sites if len(one.tried) > 1]
-    layers = np.array([parse_site(one.method.partition("+")[0]).layer for one in validation.sites])
-    return admission_of(
-        Study(
-            best=tuple(one.method for one in best),
-            accuracies=_over_sites([one.accuracies for one in best]),
-            losses=_over_sites([tuple(math.inf if v is None else v for v in one.losses) for one in best]),
-            num_test=int(validation.before["n_test"]),
-            base_accuracy=validation.before["accuracy"],
-            majority=validation.before["majority"],
-            recalibrated_accuracy=recalibrated_accuracy,
-            recalibrated_loss=recalibrated_loss,
-            loss_spread=None,
-            order_kept=None,
-            num_longer=0,
-            num_interior=sum(one.interior for one in searched),
-            num_searched=len(searched),
-            attainable=attainable(validation.losses(), layers, seed=seed),
-        )
-    )
-
-
-def _over_sites(values: list[tuple[float, ...]]) -> tuple[float, ...]:
+def over_sites(values: list[tuple[float, ...]]) -> tuple[float, ...]:
+    """Return the mean over sites, seed by seed."""
     return tuple(float(v) for v in np.mean(values, axis=0))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -103,6 +104,20 @@ class Judgement(Record, Shown, what="judgement of scores", sign="admission", rep
     num_all_pairs: int
     trained: tuple[str, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row per score: an :class:`Agreement`'s numbers, pairs of one layer, J, and what the score is."""
+        return [
+            {name: value for name, value in one.agreement.as_dict().items() if name not in ("margins", "of_attainable")}
+            | {
+                "of_attainable": None if one.agreement.of_attainable is None else one.agreement.of_attainable.value,
+                "pairs_right": None if one.pairs.share is None else one.pairs.share.value,
+                "across_and_within": one.both.value.value,
+                "is_baseline": name in self.baselines,
+                "is_trained": name in self.trained,
+            }
+            for name, one in self.scores.items()
+        ]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
+from steerscope.finite import finite_or_none
 from steerscope.records import Record
 from steerscope.sites import Site, parse_site
 
@@ -153,8 +154,8 @@ class SiteTable(Record, Shown, what="site table", sign="runs"):
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
-    def _of(cls, data: Any, problem: str) -> SiteTable:
-        table = super()._of(data, problem)
+    def _of(cls, data: Any, where: str) -> SiteTable:
+        table = super()._of(data, where)
         for run in table.runs:
             for name in run.site.split("+"):
                 parse_site(name)
@@ -185,6 +186,22 @@ class SiteTable(Record, Shown, what="site table", sign="runs"):
                 f"{len(one.losses):>5}"
             )
         return [self.headline(), before, "\n".join(lines)]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return one row per trained site, lowest first: its outcome, and ``scores.NAME`` for every score."""
+        return [
+            {
+                "site": str(one.site),
+                "loss": finite_or_none(one.loss),
+                "accuracy": one.accuracy,
+                "learning_rate": one.learning_rate,
+                "tuned": one.tuned,
+                "interior": one.interior,
+                "num_seeds": len(one.seeds),
+                **{f"scores.{name}": own.get(str(one.site)) for name, own in self.scores.items()},
+            }
+            for one in self.outcomes()
+        ]
 
     @property
     def name(self) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from steerscope.analysis.theory.common import spread
 from steerscope.errors import InputError
 from steerscope.experiments.carrying.shard import AUTO, Shard, chosen_shard
 from steerscope.experiments.engine.spec import RunSpec
@@ -114,26 +114,4 @@ def spread_sites(site_map: SiteMap, wanted: int | tuple[str, ...] | str) -> tupl
         raise InputError(
             f"asked for {wanted} sites; this model has {len(kinds) * layers} (kinds times layers). Ask for fewer."
         )
-    return tuple(
-        Site(layer, kind) for layer in spread(range(layers), count) for kind in sorted(kinds, key=lambda k: k.order)
-    )
-
-
-def spread(values: Sequence[int], count: int) -> list[int]:
-    """Return ``count`` of some numbers, evenly spread from the first to the last; one is the middle one.
-
-    Args:
-        values: Numbers to choose from, such as layer indices, in order.
-        count: How many to choose, at least 1.
-
-    Returns:
-        The chosen numbers in order; fewer than ``count`` where there are not as many.
-
-    Example:
-        >>> spread(range(12), 4), spread(range(12), 1)
-        ([0, 4, 7, 11], [6])
-    """
-    if count == 1:
-        return [values[len(values) // 2]]
-    last = len(values) - 1
-    return [values[place] for place in dict.fromkeys(round(i * last / (count - 1)) for i in range(count))]
+    return tuple(Site(layer, kind) for layer in spread(layers, count) for kind in sorted(kinds, key=lambda k: k.order))

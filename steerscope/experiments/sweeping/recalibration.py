@@ -14,6 +14,7 @@ from steerscope.experiments.engine.held_out import HeldOut
 from steerscope.experiments.engine.judge import Judged, judge_logits, length_batches
 from steerscope.experiments.engine.pack import EditPack
 from steerscope.experiments.engine.spec import RunSpec
+from steerscope.experiments.site_tables.table import Base
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.models.load import LoadedModel
 
@@ -38,6 +39,15 @@ class Recalibrated:
     after: Judged
     temperature: float
     bias: dict[int, float]
+
+    def base(self, majority: float) -> Base:
+        """Return what a table and a search keep of it; ``majority`` is the rate that always one answer is right for.
+
+        Args:
+            majority: The rate.
+        """
+        before, after = self.before, self.after
+        return Base(before.loss, before.accuracy, majority, after.loss, after.accuracy, self.temperature)
 
 
 def recalibrate(loaded: LoadedModel, train: Sequence[SupervisedSequence], test: HeldOut) -> Recalibrated:

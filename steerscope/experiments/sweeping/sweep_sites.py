@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from steerscope.analysis.stopwatch import training_progress
+from steerscope.analysis.theory.common import spread
 from steerscope.errors import InputError
-from steerscope.experiments.carrying.jobs import Carrier, FileJob, OutOfTime, Stage
+from steerscope.experiments.carrying.jobs import FileJob, OutOfTime, Stage
 from steerscope.experiments.engine.candidate import Candidate, by_floor
 from steerscope.experiments.engine.rate_grid import EDIT_START, HIGHEST, LOWEST, Choice, rate
 from steerscope.experiments.engine.run_count import RunCount
@@ -21,13 +21,12 @@ from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.engine.sweep import Sweep
 from steerscope.experiments.groundwork.carriers import carrier_of, kept_once, kept_pack_size
-from steerscope.experiments.groundwork.elsewhere import Elsewhere, Sent
 from steerscope.experiments.groundwork.split_data import SplitData
 from steerscope.experiments.groundwork.splits import DataSplits, majority_rate
 from steerscope.experiments.site_tables.scored import with_scores
 from steerscope.experiments.site_tables.table import Base, SiteRun, SiteTable
 from steerscope.experiments.sweeping.cost import operations_per_token
-from steerscope.experiments.sweeping.options import SweepOptions, spread, spread_sites
+from steerscope.experiments.sweeping.options import SweepOptions, spread_sites
 from steerscope.experiments.sweeping.preparing import begin_folder, fitting_pack, read_scales
 from steerscope.experiments.sweeping.recalibration import recalibrate
 from steerscope.experiments.sweeping.sweep_scores import sweep_ranking, with_scores_of
@@ -95,7 +94,8 @@ def sweep_sites(
     if earlier is not None:
         work.know(earlier)
     table = None
-    with work.carrier(load) as carrier:
+    shard, scales = options.chosen_shard, lambda: work.sweep.scales
+    with carrier_of(options, data, scales, place, shard=shard, progress=progress, load=load) as carrier:
         try:
             carrier.carry(work.phases(), work.deadline)
         except OutOfTime:
@@ -188,23 +188,6 @@ class _Work:
         config = self.options.config_at(str(self.sites[0])).to_dict()
         return {name: value for name, value in config.items() if name not in ("sites", "seed")}
 
-    def carrier(self, load: Callable[[], LoadedModel] | None) -> AbstractContextManager[Carrier]:
-        """Give what carries packs, by the options."""
-        options = self.options
-
-        def elsewhere(threads: int) -> Elsewhere:
-            return Elsewhere(
-                load or Sent(self.loaded),
-                self.splits,
-                options.num_selection,
-                options.num_test,
-                dict(self.sweep.scales),
-                threads,
-            )
-
-        device = str(self.loaded.device)
-        return carrier_of(options, elsewhere, device, self.folder, options.chosen_shard, self.progress)
-
     def phases(self) -> list[list[Stage]]:
         """Return all work, the most urgent first."""
         options, sweep = self.options, self.sweep
@@ -227,7 +210,7 @@ class _Work:
             own = seeds[start : start + at_once]
             phases.append([self._training(floor, own) for floor in self._floors(self.candidates, at_once)])
         if longer:
-            places = spread(list(range(len(self.candidates))), longer)
+            places = spread(len(self.candidates), longer)
             own_floors = self._floors([self.candidates[place] for place in places], 1)
             phases.append([self._training(floor, seeds[:1], longer=True) for floor in own_floors])
         return phases
@@ -345,11 +328,7 @@ class _Work:
         for one in self.candidates:
             by_kind.setdefault(one.group, []).append(one)
         wanted = self.options.tune_layers
-        chosen = [
-            own[place]
-            for own in by_kind.values()
-            for place in spread(range(len(own)), min(wanted or len(own), len(own)))
-        ]
+        chosen = [own[place] for own in by_kind.values() for place in spread(len(own), wanted or len(own))]
         return {one.name: one for one in chosen}
 
     def _borrowed(self, one: Candidate, tuned: Mapping[str, Candidate]) -> Choice:
@@ -374,14 +353,6 @@ class _Work:
     def _base(self) -> Base:
         def measured() -> dict[str, Any]:
             found = recalibrate(self.loaded, self.data.rows(self.options.seed), self.data.held_out("test"))
-            base = Base(
-                loss=found.before.loss,
-                accuracy=found.before.accuracy,
-                majority=majority_rate(self.splits.test(self.options.num_test)),
-                recalibrated_loss=found.after.loss,
-                recalibrated_accuracy=found.after.accuracy,
-                temperature=found.temperature,
-            )
-            return vars(base)
+            return asdict(found.base(majority_rate(self.splits.test(self.options.num_test))))
 
         return Base(**kept_once(self.folder / BASE, measured))

@@ -25,6 +25,7 @@ from steerscope.files import alone_in
 from steerscope.folders import Kind, require_folder_for
 from steerscope.models import load_model
 from steerscope.models.load import LoadedModel
+from steerscope.option_types import loading_of
 
 
 def train(
@@ -71,13 +72,7 @@ def train(
     from_files = loaded is None
     if loaded is None:
         show("load", 0, 1)
-        loaded = load_model(
-            options.model,
-            device=options.device,
-            dtype=options.dtype,
-            revision=options.revision,
-            trust_remote_code=options.trust_remote_code,
-        )
+        loaded = load_model(options.model, **loading_of(options))
         show("load", 1, 1)
     config = run_config(options, loaded, parts)
     if searched:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steerscope.analysis.shown import Tabular
+from steerscope.analysis.shown import Shown
+from steerscope.experiments.agreement.agreements import Agreement
+from steerscope.experiments.agreement.attainable import Attainable
 from steerscope.finite import finite_or_none, require_finite_record
 from steerscope.records import Record
 
@@ -46,7 +48,7 @@ class TrainedSite:
 
 
 @dataclass(frozen=True, repr=False)
-class Validation(Record, Tabular, what="validation", sign="agreements", report="validation"):
+class Validation(Record, Shown, what="validation", sign="agreements", report="validation"):
     """Everything ``steerscope validate`` found.
 
     Attributes:
@@ -58,9 +60,9 @@ class Validation(Record, Tabular, what="validation", sign="agreements", report="
         score: Name of the ranking's default score.
         sites: The sites trained at, lowest first.
         references: Full fine-tuning, LoRA, the greedy set.
-        agreements: Per score and baseline, how well it predicted (:class:`Agreement` as a dictionary).
+        agreements: Per score and baseline, how well it predicted; empty before the comparison.
         baselines: Names of the plain baselines among them.
-        attainable: What correlation training noise leaves attainable (:class:`Attainable` as a dictionary).
+        attainable: What correlation training noise leaves attainable; None before the comparison.
         cost: ``ranking`` and ``training`` in seconds, and ``sweep``: training at every layer and kind with the
             learning-rate search, one seed, scaled from the runs made; ``ratio`` of ranking to sweep.
         command: What the user typed, where known.
@@ -76,9 +78,9 @@ class Validation(Record, Tabular, what="validation", sign="agreements", report="
     score: str
     sites: tuple[TrainedSite, ...]
     references: tuple[TrainedSite, ...]
-    agreements: dict[str, dict[str, Any]]
+    agreements: dict[str, Agreement]
     baselines: tuple[str, ...]
-    attainable: dict[str, Any]
+    attainable: Attainable | None
     cost: dict[str, float]
     command: str = ""
     data: dict[str, str] = field(default_factory=dict)
@@ -101,23 +103,28 @@ class Validation(Record, Tabular, what="validation", sign="agreements", report="
         """Return test losses, ``site seed``, infinite where a run diverged."""
         return np.array([[math.inf if v is None else v for v in site.losses] for site in self.sites])
 
+    @property
+    def limit(self) -> float | None:
+        """The attainable correlation, where it is known: it takes two seeds."""
+        return None if self.attainable is None else self.attainable.spearman
+
     def headline(self) -> str:
         """Return how well the score foresaw the trained losses, in one sentence."""
         found = self.agreements.get(self.score)
-        said = "not compared yet" if found is None else f"Spearman {found['spearman']:.2f} with minus the trained loss"
+        said = "not compared yet" if found is None else f"Spearman {found.spearman:.2f} with minus the trained loss"
         return f"{self.study}: {self.score} at {len(self.sites)} trained sites, {said}."
 
     def evidence(self) -> dict[str, Any]:
         """Return what a validated ranking says of its score: a summary, numbers, and the points of the figure."""
         found = self.agreements[self.score]
-        limit = self.attainable.get("spearman")
+        limit = self.limit
         against = f", of {limit:.2f} that is attainable with this training noise" if limit is not None else ""
         seeds = int(self.options["seeds"])
         summary = (
             f"Validated by training at {len(self.sites)} sites of this model on {self.task} ({seeds} "
             f"{'seed' if seeds == 1 else 'seeds'}, {self.options['steps']} steps): Spearman correlation of the score "
-            f"with trained held-out loss {found['spearman']:.2f} ({found['low']:.2f} to {found['high']:.2f}), given "
-            f"depth {found['partial']:.2f}{against}."
+            f"with trained held-out loss {found.spearman:.2f} ({found.low:.2f} to {found.high:.2f}), given "
+            f"depth {found.partial:.2f}{against}."
         )
         points = [
             {
@@ -136,13 +143,13 @@ class Validation(Record, Tabular, what="validation", sign="agreements", report="
             "score": self.score,
             "n_sites": len(self.sites),
             "n_seeds": seeds,
-            "spearman": found["spearman"],
-            "low": found["low"],
-            "high": found["high"],
-            "partial": found["partial"],
+            "spearman": found.spearman,
+            "low": found.low,
+            "high": found.high,
+            "partial": found.partial,
             "attainable": limit,
             "agreements": sorted(
-                ({**one, "is_baseline": name in self.baselines} for name, one in self.agreements.items()),
+                (one.as_dict() | {"is_baseline": name in self.baselines} for name, one in self.agreements.items()),
                 key=lambda one: -one["spearman"],
             ),
             "points": points,
@@ -173,12 +180,12 @@ class Validation(Record, Tabular, what="validation", sign="agreements", report="
         ]
 
     @classmethod
-    def _of(cls, data: Any, problem: str) -> Validation:
+    def _of(cls, data: Any, where: str) -> Validation:
         """Return a validation; one of version 1 is compared again, by today's statistics."""
         if not isinstance(data, dict) or data.get("schema_version") != 1:
-            return super()._of(data, problem)
+            return super()._of(data, where)
         from steerscope.experiments.validation.validate import compared  # which imports this file
 
         # Before, what two seeds agreed on was stored as a ceiling, which is not an upper bound.
-        known = {name: value for name, value in data.items() if name != "ceiling"}
-        return compared(super()._of(known | {"attainable": {}, "schema_version": SCHEMA_VERSION}, problem))
+        anew: dict[str, Any] = {"agreements": {}, "attainable": None, "schema_version": SCHEMA_VERSION}
+        return compared(super()._of({name: value for name, value in (data | anew).items() if name != "ceiling"}, where))

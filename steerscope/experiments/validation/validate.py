@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +114,7 @@ def validate_ranking(
         references=references,
         agreements={},
         baselines=(),
-        attainable={},
+        attainable=None,
         cost=_cost(loaded, ranking, chosen, outcomes[: len(chosen)], options),
         command=command,
         data={
@@ -146,9 +146,9 @@ def compared(result: Validation) -> Validation:
     found = agreements(scores, losses, layers, before=result.before["loss"], baselines=baselines, seed=seed)
     return replace(
         result,
-        agreements={name: one.as_dict() for name, one in found.items()},
+        agreements=found,
         baselines=baselines,
-        attainable=asdict(attainable(losses, layers, seed=seed)),
+        attainable=attainable(losses, layers, seed=seed),
     )
 
 
@@ -160,17 +160,8 @@ def _references(loaded: LoadedModel, ranking: Ranking, rank: int) -> list[Candid
 
 def _trained(outcome: Outcome, n_params: int, scores: dict[str, float] | None = None) -> TrainedSite:
     found = outcome.as_dict()
-    return TrainedSite(
-        method=outcome.method,
-        learning_rate=outcome.learning_rate,
-        interior=outcome.interior,
-        tried=found["tried"],
-        losses=tuple(found["losses"]),
-        accuracies=outcome.accuracies,
-        seconds=outcome.seconds,
-        n_params=n_params,
-        scores=dict(scores or {}),
-    )
+    found["losses"] = tuple(found["losses"])
+    return TrainedSite(**found, n_params=n_params, scores=dict(scores or {}))
 
 
 def _cost(

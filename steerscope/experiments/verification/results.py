@@ -7,14 +7,13 @@ one does. Infinite and undefined numbers are ``null``: an open end of an interva
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from steerscope.analysis.shown import Tabular
+from steerscope.analysis.shown import Shown
 from steerscope.equivalence.propositions.base import Measurement, Verdict
 from steerscope.equivalence.propositions.catalogue import Result
 from steerscope.finite import finite_or_none
@@ -23,17 +22,6 @@ from steerscope.records import Record
 SCHEMA_VERSION = 1
 # A verdict that older files have: for a statement that cannot be asked, and for one that holds within limits.
 _OLD_VERDICT = "vacuous here"
-MEASUREMENTS = (
-    "slopes",
-    "block_slopes",
-    "radius",
-    "conditioning",
-    "stream_shares",
-    "oracle_spectra",
-    "residual_map",
-    "modulation",
-    "strength",
-)
 
 
 @dataclass(frozen=True)
@@ -111,16 +99,16 @@ class PropositionResult:
     @classmethod
     def of(cls, result: Result) -> PropositionResult:
         """Return a result as it is saved."""
-        evidence = result.evidence
+        one, evidence = result.proposition, result.evidence
         return cls(
-            name=result.name,
-            number=result.number,
-            group=result.group,
-            title=result.title,
-            claim=result.claim,
-            assumptions=result.assumptions,
-            source=result.source,
-            published=result.published,
+            name=one.name,
+            number=one.number,
+            group=one.group,
+            title=one.title,
+            claim=one.claim,
+            assumptions=one.assumptions,
+            source=str(one.source),
+            published=one.published,
             verdict=result.verdict.value,
             claims=tuple(map(Measured.of, evidence.claim)),
             controls=tuple(map(Measured.of, evidence.controls)),
@@ -148,7 +136,7 @@ class PropositionResult:
 
 
 @dataclass(frozen=True, repr=False)
-class Verification(Record, Tabular, what="verification", sign="propositions", report="verification"):
+class Verification(Record, Shown, what="verification", sign="propositions", report="verification"):
     """Everything one run found.
 
     Attributes:
@@ -211,9 +199,9 @@ class Verification(Record, Tabular, what="verification", sign="propositions", re
             )
         return rows
 
-    def to_json(self) -> str:
-        """Return ``verify.json`` as text: keys sorted, six significant digits, no NaN."""
-        return json.dumps(plain(self), indent=1, sort_keys=True, allow_nan=False)
+    def as_dict(self) -> dict[str, Any]:
+        """Return what ``verify.json`` holds: numbers of six significant digits, ``None`` for what is none."""
+        return dict(plain(self))
 
 
 def plain(value: Any) -> Any:

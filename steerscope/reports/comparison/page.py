@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steerscope.experiments.comparison.groups import Comparison, Entry
-from steerscope.folders import Kind, require_folder_for
+from steerscope.folders import Kind
 from steerscope.reports import page as pages
 from steerscope.reports.comparison.figures import entry_name, plot_comparison
 from steerscope.reports.comparison.tables import comparison_table
@@ -129,11 +129,9 @@ def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
     Raises:
         InputError: The folder holds something else than a comparison, or cannot be written to.
     """
-    target = Path(folder)
-    require_folder_for(target, Kind.COMPARISON)
     # Where earlier versions wrote the figure.
-    earlier = ("comparison.svg", "comparison.png")
+    earlier, figures = ("comparison.svg", "comparison.png"), figure_entries(comparison)
     return write_page_folder(
-        comparison, target, "comparison.json", figure_entries(comparison), render_page, stems=("comparison",),
-        instead_of=earlier,
+        comparison, folder, Kind.COMPARISON, "comparison.json", figures, render_page,
+        stems=("comparison",), instead_of=earlier,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from steerscope.analysis.results import Ranking
 from steerscope.experiments.site_tables.table import SiteTable
-from steerscope.folders import Kind, require_folder_for
+from steerscope.folders import Kind
 from steerscope.reports.page_folder import write_page_folder
 from steerscope.reports.ranking.captions import FIGURE_STEMS, figure_entries
 from steerscope.reports.ranking.page import render_page
@@ -32,7 +32,7 @@ def write_report(ranking: Ranking, folder: str | Path, *, table: SiteTable | Non
 
     Cost: about five seconds and one megabyte.
     """
-    target = Path(folder)
-    require_folder_for(target, Kind.RANKING, also=(Kind.VALIDATION,))
     figures = figure_entries(ranking, table)
-    return write_page_folder(ranking, target, "ranking.json", figures, render_page, stems=FIGURE_STEMS)
+    return write_page_folder(
+        ranking, folder, Kind.RANKING, "ranking.json", figures, render_page, stems=FIGURE_STEMS, also=(Kind.VALIDATION,)
+    )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steerscope.experiments.searching.result import SearchResult, Tested
-from steerscope.folders import Kind, require_folder_for
+from steerscope.folders import Kind
 from steerscope.reports import page as pages
 from steerscope.reports.page import Fact, Next, Page, Part, Section, settings_fold
 from steerscope.reports.page_folder import Drawn, PageFigure, write_page_folder
@@ -245,6 +245,13 @@ def write_search(result: SearchResult, folder: str | Path) -> Path:
     Raises:
         InputError: The folder holds something else, or cannot be written to.
     """
-    target = Path(folder)
-    require_folder_for(target, Kind.SEARCH, also=(Kind.RANKING,))
-    return write_page_folder(result, target, "search.json", figure_entries(result), render_page, stems=FIGURE_STEMS)
+    return write_page_folder(
+        result,
+        folder,
+        Kind.SEARCH,
+        "search.json",
+        figure_entries(result),
+        render_page,
+        stems=FIGURE_STEMS,
+        also=(Kind.RANKING,),
+    )

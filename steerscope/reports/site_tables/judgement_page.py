@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from steerscope.errors import InputError
 from steerscope.experiments.site_tables.judging import Judgement, Judgements
-from steerscope.folders import Kind, require_folder_for
+from steerscope.folders import Kind
 from steerscope.reports import page as pages
 from steerscope.reports.agreement_figure import agreement_alt, agreement_rows, agreement_spots, plot_agreements
 from steerscope.reports.page import Fact, Fold, Page, Part, Section
@@ -127,11 +127,9 @@ def write_judgements(found: Judgement | Sequence[Judgement], folder: str | Path)
     every = Judgements((found,) if isinstance(found, Judgement) else tuple(found))
     if not every.judgements:
         raise InputError("got no judgement to report; expected at least one, as judge(table) returns it.")
-    target = Path(folder)
-    require_folder_for(target, Kind.JUDGEMENTS)
     entries = _judgement_entries(every)
     return write_page_folder(
-        every, target, "judgements.json", entries, render_judgements, stems=["agreements_*"]
+        every, folder, Kind.JUDGEMENTS, "judgements.json", entries, render_judgements, stems=["agreements_*"]
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from steerscope.errors import InputError
 from steerscope.experiments.site_tables.common import LEAST_SITES
 from steerscope.experiments.site_tables.judging import Judgement, judge
 from steerscope.experiments.site_tables.table import SiteTable
-from steerscope.folders import Kind, require_folder_for
+from steerscope.folders import Kind
 from steerscope.reports import page as pages
 from steerscope.reports.page import Fact, Next, Page, Part, Section, settings_fold
 from steerscope.reports.page_folder import Drawn, PageFigure, write_page_folder
@@ -207,12 +207,17 @@ def write_site_table(table: SiteTable, folder: str | Path) -> Path:
 
     Cost: about five seconds, and a second per ten scores in the table.
     """
-    target = Path(folder)
-    require_folder_for(target, Kind.SWEEP, also=(Kind.RANKING,))
     judgement = _judged(table)
     entries = table_figures(table, judgement)
     return write_page_folder(
-        table, target, "table.json", entries, partial(render_table_page, judgement), stems=TABLE_STEMS
+        table,
+        folder,
+        Kind.SWEEP,
+        "table.json",
+        entries,
+        partial(render_table_page, judgement),
+        stems=TABLE_STEMS,
+        also=(Kind.RANKING,),
     )
 
 

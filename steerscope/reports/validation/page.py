@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steerscope.experiments.validation.result import Validation
-from steerscope.folders import Kind, require_folder_for
+from steerscope.folders import Kind
 from steerscope.reports import page as pages
 from steerscope.reports.agreement_figure import agreement_alt, agreement_rows, agreement_spots, plot_agreements
 from steerscope.reports.page import Fact, Next, Page, Part, Section, settings_fold
@@ -27,13 +27,13 @@ def headline(result: Validation) -> str:
     """Say whether the order of the score foresaw training."""
     if not result.agreements:
         return "Nothing was compared yet: training has not come to an end."
-    found, limit = result.agreements[result.score], result.attainable.get("spearman")
+    found, limit = result.agreements[result.score], result.limit
     label, number = score_words(result.score).label, count(len(result.sites), "trained site")
     if limit is not None and limit < _LITTLE_ATTAINABLE:
         return f"No score could have foreseen this training: its own seeds hardly order the {number} alike."
-    if found["low"] > 0:
+    if found.low > 0:
         return f"The {label} foresaw, better than chance, which of the {number} do well."
-    if found["high"] < 0:
+    if found.high < 0:
         return f"The {label} was wrong: what it puts first trained worse at the {number}."
     return f"At the {number}, the order of the {label} was not surely better than chance."
 
@@ -42,15 +42,15 @@ def answer_sentences(result: Validation) -> list[str]:
     """Say how well, what trained best, and what a plain baseline would have said."""
     if not result.agreements:
         return []
-    found, limit, before = result.agreements[result.score], result.attainable.get("spearman"), result.before
+    found, limit, before = result.agreements[result.score], result.limit, result.before
     best = min(result.sites, key=lambda site: site.mean_loss)
     first = max(result.sites, key=lambda site: site.scores[result.score])
     if not math.isfinite(best.mean_loss):
         return ["Every training diverged with the rates that were chosen, so nothing can be compared."]
     of = "" if limit is None else f"; {limit:.2f} is attainable with this training noise"
     said = [
-        f"The Spearman correlation of the score with minus the trained loss is {found['spearman']:.2f} "
-        f"(95% interval {found['low']:.2f} to {found['high']:.2f}{of}).",
+        f"The Spearman correlation of the score with minus the trained loss is {found.spearman:.2f} "
+        f"(95% interval {found.low:.2f} to {found.high:.2f}{of}).",
         f"Training did best at {clean(best.method)}: loss {best.mean_loss:.3f} nats and accuracy "
         f"{best.mean_accuracy:.1%}, against {before['loss']:.3f} and {before['accuracy']:.1%} untrained (always one "
         f"answer: {before['majority']:.1%}).",
@@ -60,10 +60,10 @@ def answer_sentences(result: Validation) -> list[str]:
     else:
         lost = first.mean_loss - best.mean_loss
         said.append(f"The score's first site, {clean(first.method)}, came out {lost:.3f} nats above it.")
-    plain = [(name, result.agreements[name]["spearman"]) for name in result.baselines if name in result.agreements]
+    plain = [(name, result.agreements[name].spearman) for name in result.baselines if name in result.agreements]
     if plain:
         name, value = max(plain, key=lambda one: one[1])
-        better = "more" if value >= found["spearman"] else "less"
+        better = "more" if value >= found.spearman else "less"
         said.append(f"The best plain baseline, {score_words(name).label}, agrees {better}: {value:.2f}.")
     return said
 
@@ -125,7 +125,7 @@ def render_page(result: Validation, drawn: Sequence[Drawn[Validation]]) -> str:
         title=f"Was the ranking of {clean(result.model.get('name'), 60)} right?",
         about=(clean(result.model.get("name"), 80), clean(result.task, 80), count(len(result.sites), "trained site")),
         headline=headline(result),
-        is_sure=bool(result.agreements) and result.agreements[result.score]["low"] > 0,
+        is_sure=bool(result.agreements) and result.agreements[result.score].low > 0,
         lead=tuple(answer_sentences(result)),
         next=_next(result),
         facts=tuple(_facts(result)),
@@ -148,12 +148,12 @@ def render_page(result: Validation, drawn: Sequence[Drawn[Validation]]) -> str:
 def _facts(result: Validation) -> list[Fact]:
     if not result.agreements:
         return []
-    found, limit = result.agreements[result.score], result.attainable.get("spearman")
+    found, limit = result.agreements[result.score], result.limit
     best = min(result.sites, key=lambda site: site.mean_loss)
-    facts = [Fact("agreement with training", f"{found['spearman']:.2f}", f"{found['low']:.2f} to {found['high']:.2f}")]
+    facts = [Fact("agreement with training", f"{found.spearman:.2f}", f"{found.low:.2f} to {found.high:.2f}")]
     if limit is not None:
-        facts.append(Fact("attainable", f"{limit:.2f}", f"from {result.attainable['num_seeds']} seeds"))
-    facts.append(Fact("lost by trusting it", f"{found['regret']:.3f}", "nats above the best site"))
+        facts.append(Fact("attainable", f"{limit:.2f}", f"from {result.options['seeds']} seeds"))
+    facts.append(Fact("lost by trusting it", f"{found.regret:.3f}", "nats above the best site"))
     facts.append(Fact("best trained", f"{best.mean_accuracy:.1%}", f"{clean(best.method)}, test accuracy"))
     return facts
 
@@ -183,7 +183,14 @@ def write_validation(result: Validation, folder: str | Path) -> Path:
     Raises:
         InputError: The folder holds something else, or cannot be written to.
     """
-    target = Path(folder)
-    require_folder_for(target, Kind.VALIDATION, also=(Kind.RANKING,))
     stems = (*FIGURE_STEMS, *RANKING_STEMS)  # earlier versions wrote the ranking's page there
-    return write_page_folder(result, target, "validation.json", figure_entries(result), render_page, stems=stems)
+    return write_page_folder(
+        result,
+        folder,
+        Kind.VALIDATION,
+        "validation.json",
+        figure_entries(result),
+        render_page,
+        stems=stems,
+        also=(Kind.RANKING,),
+    )

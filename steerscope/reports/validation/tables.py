@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, TextIO
+from typing import TextIO
 
+from steerscope.experiments.agreement.agreements import Agreement
+from steerscope.experiments.agreement.attainable import Attainable
 from steerscope.experiments.validation.result import TrainedSite, Validation
 from steerscope.reports.tables import TextTable, print_tables
 from steerscope.reports.vocabulary import clean, score_words
@@ -31,12 +33,12 @@ def sentences(result: Validation) -> list[str]:
         f"place among the choices: {before['majority']:.1%}). Best site: {best.method}, loss {best.mean_loss:.3f}, "
         f"accuracy {best.mean_accuracy:.1%}.",
         f"{_label(result.score)}: Spearman {_interval(found)} with minus the trained loss, given depth "
-        f"{found['partial']:.2f} [{found['partial_low']:.2f}, {found['partial_high']:.2f}].",
+        f"{found.partial:.2f} [{found.partial_low:.2f}, {found.partial_high:.2f}].",
     ]
-    if limit.get("spearman") is not None:
+    if limit is not None and limit.spearman is not None:
         lines.append(
-            f"Attainable with this training noise: Spearman {_interval(limit)}, from {limit['num_seeds']} seeds, of "
-            f"which two order the sites with {limit['two_seeds']:.2f}."
+            f"Attainable with this training noise: Spearman {_interval(limit)}, from {limit.num_seeds} seeds, of "
+            f"which two order the sites with {limit.two_seeds:.2f}."
         )
     else:
         lines.append("Attainable correlation: not known from one seed; train with two or more.")
@@ -61,33 +63,10 @@ def trained_table(result: Validation) -> TextTable:
     place = {site.method: str(i + 1) for i, site in enumerate(by_score)}
     columns = ("rank", "site", "loss", "over seeds", "accuracy", "params", "rate", "score", "by score")
     rows = [
-        (
-            str(rank),
-            _short(one.method),
-            f"{one.mean_loss:.4f}",
-            _range(one),
-            f"{one.mean_accuracy:.1%}",
-            f"{one.n_params:,}",
-            f"{one.learning_rate:g}",
-            f"{one.scores[result.score]:.3f}",
-            place[one.method],
-        )
-        for rank, one in enumerate(order, 1)
+        _trained_row(one, str(n), f"{one.scores[result.score]:.3f}", place[one.method])
+        for n, one in enumerate(order, 1)
     ]
-    rows += [
-        (
-            "",
-            _short(one.method),
-            f"{one.mean_loss:.4f}",
-            _range(one),
-            f"{one.mean_accuracy:.1%}",
-            f"{one.n_params:,}",
-            f"{one.learning_rate:g}",
-            "",
-            "",
-        )
-        for one in result.references
-    ]
+    rows += [_trained_row(one) for one in result.references]
     return TextTable(
         "Trained, best first; then the references",
         columns,
@@ -99,17 +78,17 @@ def trained_table(result: Validation) -> TextTable:
 
 def score_table(result: Validation) -> TextTable:
     """Return how every score fared, best first."""
-    order = sorted(result.agreements.values(), key=lambda a: -a["spearman"])
+    order = sorted(result.agreements.values(), key=lambda a: -a.spearman)
     columns = ("rank", "score", "Spearman", "given depth", "Kendall", "regret", "top 3", "against best baseline")
     rows = [
         (
             str(rank),
-            _label(a["score"]) + (" *" if a["score"] in result.baselines else ""),
+            _label(a.score) + (" *" if a.score in result.baselines else ""),
             _interval(a),
-            f"{a['partial']:.2f}",
-            f"{a['kendall']:.2f}",
-            f"{a['regret']:.3f}",
-            str(a["top3"]),
+            f"{a.partial:.2f}",
+            f"{a.kendall:.2f}",
+            f"{a.regret:.3f}",
+            str(a.top3),
             _margin(a),
         )
         for rank, a in enumerate(order, 1)
@@ -125,18 +104,32 @@ def score_table(result: Validation) -> TextTable:
     )
 
 
+def _trained_row(one: TrainedSite, rank: str = "", score: str = "", place: str = "") -> tuple[str, ...]:
+    return (
+        rank,
+        _short(one.method),
+        f"{one.mean_loss:.4f}",
+        _range(one),
+        f"{one.mean_accuracy:.1%}",
+        f"{one.n_params:,}",
+        f"{one.learning_rate:g}",
+        score,
+        place,
+    )
+
+
 def _label(name: str) -> str:
     return score_words(name).label
 
 
-def _interval(found: dict[str, Any]) -> str:
-    return f"{found['spearman']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+def _interval(found: Agreement | Attainable) -> str:
+    return f"{found.spearman:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
-def _margin(found: dict[str, Any]) -> str:
-    if found["margin"] == 0 == found["margin_low"] == found["margin_high"]:
+def _margin(found: Agreement) -> str:
+    if found.margin == 0 == found.margin_low == found.margin_high:
         return "is the best"
-    return f"{found['margin']:+.2f} [{found['margin_low']:+.2f}, {found['margin_high']:+.2f}]"
+    return f"{found.margin:+.2f} [{found.margin_low:+.2f}, {found.margin_high:+.2f}]"
 
 
 def _range(one: TrainedSite) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steerscope.experiments.verification.results import PropositionResult, Verification
-from steerscope.folders import Kind, require_folder_for
+from steerscope.folders import Kind
 from steerscope.reports import page as pages
 from steerscope.reports.page import Fact, Fold, Page, Part, Section, settings_fold
 from steerscope.reports.page_folder import Drawn, write_page_folder
@@ -85,6 +85,6 @@ def write_verification(found: Verification, folder: str | Path) -> Path:
     Raises:
         InputError: The folder holds something else than such a report, or cannot be written to.
     """
-    target = Path(folder)
-    require_folder_for(target, Kind.VERIFICATION)
-    return write_page_folder(found, target, "verify.json", figure_entries(found), render_page, stems=FIGURE_STEMS)
+    return write_page_folder(
+        found, folder, Kind.VERIFICATION, "verify.json", figure_entries(found), render_page, stems=FIGURE_STEMS
+    )

@@ -58,6 +58,8 @@ def test_sizes():
 def test_spread():
     assert spread(5, 9) == (0, 1, 2, 3, 4)
     assert spread(30, 3) == (0, 14, 29)
+    assert spread(30, 4) == (0, 10, 19, 29)
+    assert spread(3, 1) == (1,)
     assert spread(30, 1) == (15,)
 
 

@@ -368,7 +368,7 @@ EDITS = [
     Mutation(32, "read map as it was", gauge.read_map, instead(lambda weight, g: weight)),
     Mutation(32, "G W", gauge.write_map, instead(lambda weight, g: g @ weight)),
     Mutation(32, "G^T", gauge.write_map, instead(lambda weight, g: torch.linalg.solve(g.T, weight))),
-    Mutation(32, "1: the control holds", gauge.size_of, lambda right: lambda x, eps, c: torch.ones_like(x[..., :1])),
+    Mutation(32, "1: the control holds", gauge.norm_size, lambda right: lambda x, eps, c: torch.ones_like(x[..., :1])),
     Mutation(33, "not projected", joint.input_projected, instead(lambda read, lora: read)),
     Mutation(33, "right but for B = 0", joint.input_projected, instead(joint.singular_vectors_projected)),
     Mutation(33, "not projected", joint.output_projected, instead(lambda write, lora: write)),

@@ -13,6 +13,8 @@ from steerscope.equivalence.propositions import catalogue
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Series, Source, Verdict
 from steerscope.equivalence.propositions.catalogue import all_propositions, file_names, propositions, run
 from steerscope.errors import InputError
+from steerscope.experiments.verification.results import PropositionResult, plain
+from steerscope.files import json_text
 from tests.equivalence.propositions.trials import fingerprint, random_blocks
 
 ALL = all_propositions()
@@ -62,11 +64,11 @@ def test_none_fails_on_random_blocks_and_the_model_stays_as_it_was():
     subject = random_blocks(0)
     before, seen = fingerprint(subject), []
     results = run(subject, ALL, progress=seen.append)
-    failed = {r.name: r.evidence.notes for r in results if r.verdict is Verdict.FAILS}
+    failed = {r.proposition.name: r.evidence.notes for r in results if r.verdict is Verdict.FAILS}
     assert not failed
     assert tuple(seen) == results
     assert fingerprint(subject) == before
-    json.dumps([result.to_dict() for result in results], allow_nan=False)
+    json_text([plain(PropositionResult.of(result)) for result in results])
 
 
 def test_a_check_that_raises_fails_with_its_reason():
@@ -106,10 +108,11 @@ def test_a_result_as_json_data():
         series={"curve": Series("x", "y", (1.0,), (float("inf"),))},
     )
     (result,) = run(random_blocks(0), [replace(ALL[0], check=lambda subject: found)])
-    data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    data = json.loads(json_text(plain(PropositionResult.of(result))))
     assert data["verdict"] == "holds"
-    assert data["evidence"]["claim"] == [
-        {"name": "error", "value": 0.5, "low": None, "high": 1.0, "inside": True, "of_subject": True}
-    ]
-    assert data["evidence"]["controls"][0]["value"] is None
-    assert data["evidence"]["series"]["curve"] == {"x_name": "x", "y_name": "y", "x": [1.0], "y": [None]}
+    (claim,) = data["claims"]
+    assert {name: claim[name] for name in ("name", "value", "low", "high", "inside", "of_subject")} == {
+        "name": "error", "value": 0.5, "low": None, "high": 1.0, "inside": True, "of_subject": True,
+    }  # fmt: skip
+    assert data["controls"][0]["value"] is None
+    assert data["series"]["curve"] == {"x_name": "x", "y_name": "y", "x": [1.0], "y": [None]}

@@ -129,7 +129,7 @@ def test_saves_and_loads(tmp_path):
     assert saved["accuracy"]["accuracy"] == 1
     for change in ({"schema_version": 9}, {"n": None}):
         other = {k: v for k, v in (saved | change).items() if v is not None}
-        with pytest.raises(InputError, match=r"schema version 9|no saved evaluation"):
+        with pytest.raises(InputError, match=r"is not an evaluation: it (has schema_version 9|lacks 'n')"):
             Evaluation.from_dict(other)
     with pytest.raises(InputError, match="cannot read the evaluation"):
         Evaluation.load(tmp_path / "nothing.json")

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from steerscope.experiments.site_tables.admission import accuracy_gain, loss_gain
-from steerscope.experiments.site_tables.admitted import admitted, admitted_validation
+from steerscope.experiments.site_tables.admitted import admitted
 from steerscope.experiments.site_tables.table import Base
 from steerscope.experiments.validation.result import Validation
+from studies.admitted_validation import admitted_validation
 from tests.experiments.site_tables.tiny import made_up
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"

@@ -16,7 +16,7 @@ from steerscope.experiments.groundwork.splits import splits_of_task
 from steerscope.experiments.site_tables import SiteTable
 from steerscope.experiments.site_tables.scored import with_scores
 from steerscope.experiments.sweeping import SweepOptions, sweep_sites
-from steerscope.experiments.sweeping.options import spread, spread_sites
+from steerscope.experiments.sweeping.options import spread_sites
 from steerscope.experiments.sweeping.recalibration import recalibrate
 from steerscope.sites import Site, SiteKind
 from tests.byte_models import byte_model, byte_tokenizer
@@ -201,8 +201,6 @@ def test_a_number_of_sites_takes_all_kinds_of_evenly_spread_layers(loaded):
     assert len(found) == 2 * kinds
     assert spread_sites(loaded.site_map, SweepOptions(sites="all").sites) == found
     assert spread_sites(loaded.site_map, SweepOptions(sites="0.mlp_out").sites) == (Site(0, SiteKind.MLP_OUT),)
-    assert spread(list(range(30)), 4) == [0, 10, 19, 29]
-    assert spread([5, 6, 7], 1) == [6]
 
 
 def test_recalibration_finds_the_best_temperature_and_bias_and_no_more(loaded):

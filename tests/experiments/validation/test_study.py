@@ -50,7 +50,7 @@ def made_up(task, rng, bounded=1.0):
         references=(replace(sites[0], method="lora", scores={}, losses=(1.5,)),),
         agreements={},
         baselines=(),
-        attainable={},
+        attainable=None,
         cost={"ranking": 1.0, "training": 50.0, "sweep": 200.0, "ratio": 0.005},
         command="steerscope validate small",
     )
@@ -107,7 +107,8 @@ def test_the_second_plans_rule_looks_at_other_tasks_alone(bounded, replaces):
 
 
 def test_margins_are_averaged_as_independent():
-    one = {"margin": 0.2, "margin_low": -0.1, "margin_high": 0.4}
+    found = made_up("any", np.random.default_rng(0)).agreements[DEFAULT_SCORE]
+    one = replace(found, margin=0.2, margin_low=-0.1, margin_high=0.4)
     mean, low, high = _mean_margin([one, one])
     assert (mean, low, high) == pytest.approx((0.2, 0.2 - 0.3 / 2**0.5, 0.2 + 0.2 / 2**0.5))
     assert _mean_margin([one]) == pytest.approx((0.2, -0.1, 0.4))

@@ -14,7 +14,7 @@ from steerscope.experiments.engine.store import RunStore
 from steerscope.experiments.engine.sweep import Sweep
 from steerscope.experiments.groundwork.candidates import edit_at, sites_of
 from steerscope.experiments.groundwork.split_data import SplitData
-from steerscope.experiments.groundwork.splits import majority_rate, splits_of_examples, splits_of_task
+from steerscope.experiments.groundwork.splits import majority_rate, splits_of_task
 from steerscope.experiments.tasks import get_task
 from steerscope.experiments.validation.options import ValidateOptions, choose_sites
 from steerscope.experiments.validation.result import Validation
@@ -22,6 +22,7 @@ from steerscope.experiments.validation.validate import validate_ranking
 from steerscope.reports.validation.tables import print_validation
 from steerscope.sites import Site, SiteKind
 from tests.experiments.validation.tiny import examples, loaded_with
+from tests.splits import splits_of_examples
 
 OPTIONS = ValidateOptions(
     sites=6, seeds=2, rank=2, steps=4, batch_size=4, num_ranking=24, num_selection=16, num_test=16
@@ -115,7 +116,7 @@ def test_the_result_is_complete(whole):
         assert one.tried[f"{one.learning_rate:g}"] == min(one.tried.values())
     assert set(result.baselines) <= set(result.agreements)
     assert result.score in result.agreements
-    assert result.attainable["num_seeds"] == 2
+    assert result.attainable.num_seeds == 2
     assert result.cost["ratio"] > 0
     assert result.references[-1].n_params > result.references[-2].n_params > result.sites[0].n_params
     assert (folder / "ranking.json").exists()
