@@ -25,6 +25,7 @@ from steerscope.analysis.scoring.options import MIN_EXAMPLES, RankOptions
 from steerscope.analysis.scoring.problem import Problem
 from steerscope.analysis.scoring.scorer import Scorer
 from steerscope.analysis.scoring.scores import EXTRA, Needs
+from steerscope.analysis.scoring.sketch_error import sketch_errors
 from steerscope.analysis.scoring.stability import learning_curve, stability_of_halves
 from steerscope.analysis.stopwatch import StageProgress, Stopwatch
 from steerscope.errors import InputError
@@ -114,7 +115,7 @@ def rank_sites(
     watch.stage("score")
     chosen = [site for site in features.linear if site.kind in kinds]
     scorer = Scorer(loaded, features, rows, target, problem, options)
-    sketch_error = scorer.sketch_errors(chosen, plan) if not plan.exact else {}
+    sketch_error = sketch_errors(features, rows, problem, chosen, plan) if not plan.exact else {}
     scorer.add(chosen, watch.tick)
     if Needs.STEP in options.needs:
         watch.stage("step")

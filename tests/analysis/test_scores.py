@@ -25,7 +25,6 @@ from steerscope.analysis.scoring.intervals import jackknife_interval, spearman
 from steerscope.analysis.scoring.kernels import Kernel, Rows
 from steerscope.analysis.scoring.options import RankOptions
 from steerscope.analysis.scoring.problem import Problem
-from steerscope.analysis.scoring.scorer import Scorer
 from steerscope.analysis.scoring.scores import (
     Candidate,
     Needs,
@@ -41,6 +40,7 @@ from steerscope.analysis.scoring.scores import (
 from steerscope.analysis.scoring.scores.learnable_share import quick_share, share_of
 from steerscope.analysis.scoring.scores.predicted_loss_bounded import LONGEST_EDIT
 from steerscope.analysis.scoring.scores.table import scores_table
+from steerscope.analysis.scoring.sketch_error import sketch_errors
 from steerscope.analysis.scoring.stability import learning_curve, stability_of_halves
 from steerscope.equivalence.kernels import RidgeFit, gram
 from steerscope.equivalence.tangents import combine, linear_tangent, random_projection, vector_tangent
@@ -700,7 +700,7 @@ def reported_and_true(width: int, num_seeds: int) -> tuple[np.ndarray, np.ndarra
     for seed in range(num_seeds):
         features, _ = captured(width, PLAN, seed)
         kernels = all_kernels(width, PLAN, seed)
-        report = Scorer(loaded(width), features, rows, target, problem, RankOptions()).sketch_errors(sites, PLAN)
+        report = sketch_errors(features, rows, problem, sites, PLAN)
         assert report["num_sites_measured"] == len(sites)
         true = np.mean([float((kernels[s] - exact[s]).norm() / exact[s].norm()) for s in sites])
         errors.append((report["sketch_error"], true))

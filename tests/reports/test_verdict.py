@@ -133,7 +133,7 @@ def test_the_cheapest_equal_choice():
         "trained, it need not. A cheapest equal linear edit is "
     )
     linear = verdict.cheapest_sentence(CASES["thirty_layers"]())
-    assert linear.startswith("A fixed vector is worse everywhere.")
+    assert linear.startswith("A fixed vector at a single site is worse, wherever it is.")
     assert "9,216 parameters at rank 8, which is not part of the score" in linear
 
 

@@ -6,19 +6,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from steerscope.analysis.capture.features import Features, SketchPlan
+from steerscope.analysis.capture.features import Features
 from steerscope.analysis.capture.outputs import Probes
-from steerscope.analysis.capture.rounded import blocks_of
 from steerscope.analysis.data.encoding import Encoded
 from steerscope.analysis.results import KindScore, SiteScore
 from steerscope.analysis.scoring.converged import Converged
 from steerscope.analysis.scoring.gauss_newton import LENGTHS, Progress, Stepper, dual_step
-from steerscope.analysis.scoring.intervals import jackknife_interval, spearman
+from steerscope.analysis.scoring.intervals import jackknife_interval
 from steerscope.analysis.scoring.joint import JointScores
 from steerscope.analysis.scoring.kernels import Kernel, Rows
 from steerscope.analysis.scoring.options import RankOptions
@@ -33,7 +31,6 @@ from steerscope.analysis.scoring.scores import (
     get_score,
     relative_length,
 )
-from steerscope.analysis.scoring.scores.learnable_share import quick_share
 from steerscope.analysis.scoring.standing import MARGIN, standing_of
 from steerscope.analysis.scoring.triangles import Triangle, Triangles
 from steerscope.finite import require_finite
@@ -99,11 +96,7 @@ class Scorer:
         self.loaded, self.features, self.rows, self.target = loaded, features, rows, target
         self.problem, self.options = problem, options
         self.linear_kernels = Triangles()
-        self._linear_scales: dict[Site, float] = {}
-        self._linear_losses: dict[Site, Tensor] = {}
-        self._linear_lengths: dict[Site, float] = {}
-        self._vector_losses: dict[Site, Tensor] = {}
-        self._vector_lengths: dict[Site, float] = {}
+        self._kept: dict[Site, _Scored] = {}
         self._vector: tuple[Site, Candidate] | None = None
         self._scores: dict[tuple[Site, str], dict[str, Tensor]] = {}
         self._kind_sites: dict[tuple[SiteKind, str], list[Site]] = {}
@@ -172,13 +165,10 @@ class Scorer:
         )
 
     def _keep(self, one: _Scored) -> None:
-        site = one.site
-        self._record(site, "linear", one.linear.scores)
-        self._record(site, "vector", one.vector.scores)
-        self._linear_scales[site] = one.scale
-        self._linear_losses[site], self._vector_losses[site] = one.linear.loss, one.vector.loss
-        self._linear_lengths[site], self._vector_lengths[site] = one.linear.length, one.vector.length
-        self.linear_kernels.kept[site] = one.unit_kernel
+        self._record(one.site, "linear", one.linear.scores)
+        self._record(one.site, "vector", one.vector.scores)
+        self._kept[one.site] = one
+        self.linear_kernels.kept[one.site] = one.unit_kernel
 
     def take_steps(
         self, encoded: Encoded, probes: Probes, halves: tuple[range, range], progress: Progress | None = None
@@ -195,7 +185,7 @@ class Scorer:
         for site in self.linear_kernels:
             vector = self._vector_at(site)
             for family in ("linear", "vector"):
-                scale = self._linear_scales[site] if family == "linear" else vector.kernel.scale
+                scale = self._kept[site].scale if family == "linear" else vector.kernel.scale
                 if scale > 0:
                     unit = self.linear_kernels[site] if family == "linear" else vector.unit_kernel
                     duals[site, family] = dual_step(unit, scale, self.problem, self.rows, self.features.curvature)
@@ -314,9 +304,9 @@ class Scorer:
             self.options.score,
             like,
             self.linear_kernels,
-            self._linear_losses,
-            self._linear_scales,
-            self._linear_lengths,
+            {site: one.linear.loss for site, one in self._kept.items()},
+            {site: one.scale for site, one in self._kept.items()},
+            {site: one.linear.length for site, one in self._kept.items()},
             self._vector_at,
         )
 
@@ -358,49 +348,12 @@ class Scorer:
             assert total is not None
             return total.whole()
 
-        if family == "linear":
-            losses, lengths = self._linear_losses, self._linear_lengths
-        else:
-            losses, lengths = self._vector_losses, self._vector_lengths
-        loss = torch.stack([losses[site] for site in sites]).sum(0)
+        parts = {site: getattr(self._kept[site], family) for site in sites}
+        loss = torch.stack([part.loss for part in parts.values()]).sum(0)
         # Each of n sites makes the n-th part of the regression's change; its edit is that much shorter. The length of
         # the whole is the root mean square over sites.
         n = len(sites)
         kernel = Kernel(sum_of(dict.fromkeys(sites, 1.0)), loss.new_empty(len(self.rows.example), 0), loss)
         return self._candidate(
-            kernel, lambda: sum_of({site: lengths[site] for site in sites}) / n**3, family, None, vector
+            kernel, lambda: sum_of({site: part.length for site, part in parts.items()}) / n**3, family, None, vector
         )
-
-    def sketch_errors(self, sites: list[Site], plan: SketchPlan) -> dict[str, Any]:
-        """Measure the sketches' error: two halves of the blocks are two independent sketches.
-
-        Their difference, halved, estimates the error of the whole (which has half the variance of each).
-
-        Args:
-            sites: Sites in the order of the model; at most some two dozen of them are looked at.
-            plan: How features were sketched.
-
-        Returns:
-            Errors of kernels, relative to their norm, and of learnable shares, over the sampled sites.
-        """
-        sample = sites[:: max(1, len(sites) // 24)]
-
-        def of_halves(site: Site) -> tuple[float, list[float]]:
-            feature = self.features.linear[site]
-            half = (plan.blocks + 1) // 2
-            first, second = (
-                Kernel.of([part], self.features, self.rows, cross=False, what=f"an edit of '{site}'").probe
-                for part in (blocks_of(feature, blocks, plan.blocks) for blocks in (slice(half), slice(half, None)))
-            )
-            whole = float((first + second).norm())
-            relative = float((first - second).norm()) / whole if whole > 0 else 0.0
-            return relative, [quick_share(kernel, self.problem) for kernel in (first, second)]
-
-        relative, shares = zip(*side_by_side(of_halves, sample), strict=True)
-        pairs = torch.tensor(shares, dtype=torch.float64)
-        return {
-            "sketch_error": sum(relative) / len(relative),
-            "score_error": float((pairs[:, 0] - pairs[:, 1]).pow(2).mean().sqrt() / 2),
-            "rank_agreement": spearman(pairs[:, 0], pairs[:, 1], at_least=2) or 0.0,
-            "num_sites_measured": len(sample),
-        }

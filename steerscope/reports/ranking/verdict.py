@@ -255,7 +255,7 @@ def cheapest_sentence(ranking: Ranking) -> str:
         vector = f"In the first step, which is what is scored, a fixed vector does as well as a linear edit{where}"
         return f"{vector}; trained, it need not. {cheap}".strip()
     if ranked and ranked == sum(row.site.family == "vector" for row in verdict.worse):
-        cheap = f"A fixed vector is worse everywhere. {cheap}"
+        cheap = f"A fixed vector at a single site is worse, wherever it is. {cheap}"
     return cheap.strip()
 
 
