@@ -24,7 +24,8 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
     """Yield ``work(item)`` for every item, in the items' order.
 
     With one thread of torch this is :func:`map`. Results are made at most a few ahead of what is asked for, so that
-    they take no more memory than that; those begun are waited for where the caller stops early or one fails.
+    they take no more memory than that; those begun are waited for where the caller stops early or one fails. Until the
+    last one is taken, the caller has one thread of torch too.
 
     Args:
         work: What is done with an item; it may run in several threads at once.
@@ -38,6 +39,8 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
         yield from map(work, items)
         return
     waiting: deque[Future[Result]] = deque()
+    # Not the caller's either: threads that have shared an operation keep a core busy for a while, waiting for the next.
+    torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads, "steerscope", torch.set_num_threads, (1,)) as pool:
             try:

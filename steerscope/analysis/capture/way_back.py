@@ -41,7 +41,15 @@ def rounds_back(module: nn.Module, dtype: torch.dtype) -> bool:
 
 
 def rounded_weight(module: nn.Module, dtype: torch.dtype) -> Tensor:
-    """Return the weight ``out in`` of a linear map, as derivatives by its output are multiplied with it: a copy."""
+    """Copy the weight of a linear map, as derivatives by its output are multiplied with it.
+
+    Args:
+        module: A linear map with plain weights.
+        dtype: What features are computed in.
+
+    Returns:
+        ``out in``, in bfloat16 where the device multiplies it fast.
+    """
     weight = linear_weight(module).detach()
     return rough_factor(weight.T if is_transposed(module) else weight, dtype).contiguous()
 
@@ -56,12 +64,31 @@ class RoundedBack(torch.autograd.Function):
     def forward(
         ctx: Any, read: Tensor, output: Tensor, weight: Tensor, few_digits: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """Return the output, in memory of its own: a model may go on to change it in place."""
+        """Return the output, in memory of its own: a model may go on to change it in place.
+
+        Args:
+            ctx: What autograd keeps for the way back.
+            read: What the map read.
+            output: What it gave, detached.
+            weight: ``out in``, as derivatives are multiplied with it.
+            few_digits: Rounds a derivative ``... out`` to ``token out``.
+
+        Returns:
+            The output.
+        """
         ctx.weight, ctx.few_digits, ctx.shape = weight, few_digits, read.shape
         return output.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        """Return the derivative by what was read."""
+        """Lead a derivative back.
+
+        Args:
+            ctx: What autograd kept.
+            grad: The derivative by the output.
+
+        Returns:
+            The derivative by what was read; none by anything else.
+        """
         back = ctx.few_digits(grad) @ ctx.weight
         return back.to(grad.dtype).view(ctx.shape), None, None, None

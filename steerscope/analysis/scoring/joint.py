@@ -144,7 +144,8 @@ class JointScores:
         """Return the score of single sites as a function, on the prompts of another problem."""
         score = get_score(self.of_halves)
         if score.name == DEFAULT_SCORE:
-            return lambda site: quick_share(self.units[site], problem)
+            shares = LearnableShares(self.units, problem)
+            return lambda site: float(shares.of_set([site], quick=True)[0])
         like = self.like
         converged = (
             Converged.of(like.target, problem, like.rows, like.curvature) if score.needs is Needs.SPECTRUM else None

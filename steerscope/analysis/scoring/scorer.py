@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
+from itertools import chain, product
 
 import torch
 from torch import Tensor
@@ -318,20 +318,24 @@ class Scorer:
 
     def kind_scores(self) -> tuple[KindScore, ...]:
         """Return each kind steered at all layers at once, best first."""
-        by = self.kind_score
-        vectors: dict[SiteKind, Candidate] = {}
-        out = []
-        for kind, family in sorted(self._kind_sites, key=lambda key: key[1] != "vector"):
+        kinds = list(dict.fromkeys(kind for kind, _ in self._kind_sites))
+        found = side_by_side(self._scores_of_kind, kinds)
+        return tuple(sorted(chain.from_iterable(found), key=lambda k: (-k.score, k.kind, k.family)))
+
+    def _scores_of_kind(self, kind: SiteKind) -> list[KindScore]:
+        by, out = get_score(self.kind_score), []
+        vector: Candidate | None = None
+        for family in ("vector", "linear"):
             sites = self._kind_sites[kind, family]
-            candidate = self._of_kind(sites, family, vectors.get(kind))
+            candidate = self._of_kind(sites, family, vector)
             if family == "vector":
-                vectors[kind] = candidate
-            scores = compute_score(candidate, get_score(by))
-            require_finite(f"the score {by!r} of all sites of kind '{kind}' ({family})", scores)
-            value, low, high = jackknife_interval(scores, get_score(by).highest)
+                vector = candidate
+            scores = compute_score(candidate, by)
+            require_finite(f"the score {by.name!r} of all sites of kind '{kind}' ({family})", scores)
+            value, low, high = jackknife_interval(scores, by.highest)
             count = sum(self.num_params(site, family) for site in sites)
             out.append(KindScore(kind.value, family, value, low, high, count, len(sites)))
-        return tuple(sorted(out, key=lambda k: (-k.score, k.kind, k.family)))
+        return out
 
     def _of_kind(self, sites: list[Site], family: str, vector: Candidate | None) -> Candidate:
         """Return the edit of several sites at once, each kernel of unit scale."""
