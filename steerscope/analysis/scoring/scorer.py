@@ -47,7 +47,7 @@ _EDITS = {
 }
 
 # After so many sites freed memory goes back to the system: to fetch it again takes a while, too.
-_TRIMMED = 20
+_TRIMMED = 40
 # Half precision ends at 65504.
 _LARGEST_HALF = 6e4
 
