@@ -52,13 +52,13 @@ _TRIMMED = 40
 _LARGEST_HALF = 6e4
 
 
-def _kept_as(feature: Tensor, unit_kernel: Tensor) -> torch.dtype:
+def _kept_as(feature: Tensor, kernel: Kernel) -> torch.dtype:
     """Return the data type that a unit kernel is kept in: of sketches half precision holds far more than they know.
 
     No number of a positive kernel is larger than the largest of its diagonal.
     """
     sketched = feature.dtype == torch.int8
-    return torch.float16 if sketched and float(unit_kernel.diagonal().max()) < _LARGEST_HALF else torch.float32
+    return torch.float16 if sketched and float(kernel.diagonal.max()) < _LARGEST_HALF * kernel.unit else torch.float32
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Scorer:
             kernel.scale,
             _Part(compute_scores(linear, *self.options.needs), kernel.loss / kernel.unit, length),
             _Part(vector_scores | at_place, vector.kernel.loss / vector.kernel.unit, vector.squared_length),
-            Triangle(linear.unit_kernel, _kept_as(feature, linear.unit_kernel)),
+            Triangle(kernel.probe, _kept_as(feature, kernel), kernel.unit),
         )
 
     def _keep(self, one: _Scored) -> None:
@@ -346,7 +346,8 @@ class Scorer:
                 if family == "linear":
                     part = self.linear_kernels.kept[site]
                 else:
-                    part = Triangle(self._vector_at(site).unit_kernel)
+                    vector = self._vector_at(site).kernel
+                    part = Triangle(vector.probe, unit=vector.unit)
                 part = part if factor == 1 else part * factor
                 total = part if total is None else total + part
             assert total is not None

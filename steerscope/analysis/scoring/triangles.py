@@ -22,10 +22,12 @@ class Triangle:
     Memory: ``row * (row + PANEL) / 2`` numbers.
     """
 
-    def __init__(self, kernel: Tensor, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, kernel: Tensor, dtype: torch.dtype | None = None, unit: float = 1.0) -> None:
+        """Keep a symmetric matrix divided by ``unit``, in a data type of its own."""
         self._size = len(kernel)
         # Copies: a view would keep the whole matrix.
-        self._panels = [kernel[rows, : rows.stop].to(dtype or kernel.dtype, copy=True) for rows in _panels(len(kernel))]
+        lower = (kernel[rows, : rows.stop] for rows in _panels(len(kernel)))
+        self._panels = [(panel / unit).to(dtype or kernel.dtype) for panel in lower]
 
     def __mul__(self, factor: float) -> Triangle:
         """Return the matrix times a number."""

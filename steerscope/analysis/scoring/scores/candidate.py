@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -94,11 +94,13 @@ class Candidate:
         Cost: one factorisation of half the rows per direction, or of the features where they are few, once for all
         scores.
         """
-        factor = self.kernel.factor
+        factor, unit, ridge = self.kernel.factor, self.kernel.unit, self.problem.ridge
         if factor is not None:
-            unit = factor.double() / math.sqrt(self.kernel.unit)
-            return tuple((predict_by_features(unit, one, self.problem.ridge), one) for one in self.problem.directions)
-        return tuple((predict(self.unit_kernel, one, self.problem.ridge), one) for one in self.problem.directions)
+            scaled = factor.double() / math.sqrt(unit)
+            return tuple((predict_by_features(scaled, one, ridge), one) for one in self.problem.directions)
+        # The kernel as it is with a ridge that much larger predicts the same, and needs no copy of the matrix.
+        found = ((predict(self.kernel.probe, one, ridge * unit), one) for one in self.problem.directions)
+        return tuple((replace(each, residual_weights=each.residual_weights * unit), one) for each, one in found)
 
     @cached_property
     def spectra(self) -> tuple[Spectrum, ...]:
@@ -129,8 +131,8 @@ class Candidate:
         if self.kernel.factor is not None:
             changed = self.kernel.factor[way.train].double().T @ weights
             return self.squared_length * changed.pow(2).sum(0) / self.kernel.unit
-        kernel = self.unit_kernel[way.train, way.train]
-        return self.squared_length * (weights * (kernel @ weights.to(kernel)).double()).sum(0)
+        kernel = self.kernel.probe[way.train, way.train]
+        return self.squared_length * (weights * (kernel @ weights.to(kernel)).double()).sum(0) / self.kernel.unit
 
     def zeros(self) -> Tensor:
         """Return a score of zero ``column``."""
