@@ -55,7 +55,7 @@ def measure(what: str, num_examples: int, num_probes: int | None, num_threads: i
 
     if what == "rounded":
         for module in loaded.site_map.linear_maps().values():
-            if rounds_back(module, torch.float32):
+            if rounds_back(module, torch.float32, loaded.device):
                 weight = rounded_weight(module, torch.float32)
                 module.register_forward_hook(
                     lambda module, args, output, weight=weight: RoundedBack.apply(

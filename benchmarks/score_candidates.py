@@ -80,6 +80,7 @@ class Variants:
         self.squares = {site: torch.zeros(self.width[site]) for site in sites}
         self.grad_scale: dict[Site, Tensor] = {}
         self.features: dict[tuple[str, Site], Tensor] = {}
+        self.slot = 0  # the backward pass that is on its way
 
     def tap(self, site: Site):
         width = self.width[site]
@@ -114,7 +115,7 @@ class Variants:
         if (variant, site) not in self.features:
             shape = (recorder.rows, recorder.slots, feature.shape[1])
             self.features[variant, site] = torch.zeros(shape, dtype=torch.bfloat16)
-        self.features[variant, site][recorder.batch.examples, recorder.slot] = feature.bfloat16()
+        self.features[variant, site][recorder.batch.examples, self.slot] = feature.bfloat16()
 
     def measure_grads(self) -> None:
         for site in self.sites:
@@ -207,7 +208,7 @@ def main() -> None:
     stats = read_stats(loaded, encoded, batch_size=16, max_examples=64)
     scales = stats.scales
     thin = replace(loaded, site_map=NoSites(site_map))  # type: ignore[arg-type]
-    recorder = Recorder(thin, encoded, probes, SketchPlan(exact=False), scales, seed=0)
+    recorder = Recorder(thin, encoded, probes, SketchPlan(exact=False, rounded_back=False), scales, seed=0)
     variants = Variants(site_map, sites, scales, recorder)
 
     def run(chosen: range, *, measure: bool) -> None:
@@ -221,6 +222,7 @@ def main() -> None:
                 scalars = [outputs.log_likelihood.sum()]
             for slot, scalar in enumerate(scalars):
                 recorder.start_slot(slot)
+                variants.slot = slot
                 torch.autograd.grad(scalar, recorder.source, retain_graph=slot + 1 < len(scalars))
                 if not measure:
                     recorder.finish_slot()
@@ -230,7 +232,7 @@ def main() -> None:
         run(range(min(48, len(examples))), measure=True)
         variants.measure_grads()
         run(range(len(examples)), measure=False)
-    features = recorder.features(probes.valid(encoded), stats.lengths)
+    features = recorder.features(probes.valid(encoded), {})  # of no site but those recorded here
     rows = Rows.of(features)
     target = Kernel.of(features.weights, features, rows)
     names = ["channel", "raw", "adam", *(f"rank{k}" for k in range(DRAWS))]

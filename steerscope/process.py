@@ -16,6 +16,9 @@ from typing import TypeVar
 
 import torch
 
+MOST_THREADS = 8
+"""At most so many: each takes memory of its own, and few machines feed more."""
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -34,7 +37,8 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
     Yields:
         The results.
     """
-    threads = torch.get_num_threads()
+    available = torch.get_num_threads()
+    threads = min(available, MOST_THREADS)
     if threads < 2:
         yield from map(work, items)
         return
@@ -54,7 +58,7 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
                 for one in waiting:
                     one.cancel()
     finally:
-        torch.set_num_threads(threads)  # the number is also that of threads which others begin later
+        torch.set_num_threads(available)  # the number is also that of threads which others begin later
 
 
 def return_freed_memory() -> None:

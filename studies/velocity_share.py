@@ -365,7 +365,13 @@ def main() -> int:
 
     def work() -> None:
         found: dict[str, Any] = json_of(asked.out) if asked.out.exists() else {"tables": {}}
-        found |= {"length": HALF, "longest": BOUND if asked.bounded else None, "versions": package_versions()}
+        longest = BOUND if asked.bounded else None
+        if found.get("longest", longest) != longest:
+            raise InputError(
+                f"{str(asked.out)!r} holds steps {'bounded to' if found['longest'] else 'without a bound, not'} "
+                f"{found['longest'] or longest}. Give {'' if found['longest'] else 'no '}--bounded, or another --out."
+            )
+        found |= {"length": HALF, "longest": longest, "versions": package_versions()}
         for path in asked.tables:
             look(path, asked, found)
 

@@ -14,7 +14,7 @@ from steerscope.analysis.capture.capture import capture
 from steerscope.analysis.capture.features import Features, SketchPlan, feature_bytes
 from steerscope.analysis.capture.outputs import Probes, make_probes
 from steerscope.analysis.capture.way_back import rounds_back
-from steerscope.analysis.data.encoding import Encoded, OutputMode, encode_for, token_limit
+from steerscope.analysis.data.encoding import Encoded, OutputMode, batches, encode_for, token_limit
 from steerscope.analysis.data.examples import Example, check_examples, content_order
 from steerscope.analysis.evidence import drawn_from, evidence_for
 from steerscope.analysis.provenance import RECIPE, content_hash
@@ -37,7 +37,7 @@ from steerscope.models.offloaded import require_runs
 from steerscope.models.virtual_tokens import require_no_virtual_tokens
 from steerscope.models.wrappers import vocab_size
 from steerscope.option_types import options_or_default
-from steerscope.process import return_freed_memory
+from steerscope.process import MOST_THREADS, return_freed_memory
 from steerscope.sites import Site, SiteKind
 
 
@@ -200,23 +200,26 @@ def _kinds(loaded: LoadedModel, options: RankOptions) -> tuple[SiteKind, ...]:
 
 def _memory(loaded: LoadedModel, encoded: Encoded, probes: Probes, plan: SketchPlan, options: RankOptions) -> Memory:
     itemsize = 8 if loaded.identity.dtype == "float64" else 4
-    longest = max(encoded.sequences, key=lambda sequence: len(sequence.ids))
-    rows = min(options.batch_size, len(encoded.sequences))
-    length = len(longest.ids)
-    rows = min(rows, max(1, token_limit(encoded, options.batch_size) // length))
-    tokens = rows * length
-    predicted = max(1, length - longest.first_target)
-    # What linear maps read, and of sketches the two sums over groups of maps, are held beside the graph.
+    limit = token_limit(encoded, options.batch_size)
+    found = batches(encoded, batch_size=options.batch_size, pad_id=0, device=torch.device("cpu"), most_tokens=limit)
+    largest = max(found, key=lambda batch: batch.ids.numel())
+    rows, length = largest.ids.shape
+    tokens, predicted = rows * length, int((length - largest.first_target).max().clamp_min(1))
+    # What linear maps read, and of sketches what is projected, is held beside the graph.
     groups = [maps for block in loaded.site_map.blocks for _, maps in block.groups()]
-    read = sum(linear_shape(next(iter(maps.values())))[1] for maps in groups)
-    held = tokens * (read if plan.exact else 2 * len(groups) * plan.weight_size) * itemsize
-    if not plan.exact and plan.rounded_back:  # a second copy of the weights, in fewer digits
-        maps = loaded.site_map.linear_maps().values()
+    held = tokens * sum(linear_shape(next(iter(maps.values())))[1] for maps in groups) * itemsize
+    if not plan.exact:
+        sites, threads = loaded.site_map.sites(), min(torch.get_num_threads(), MOST_THREADS)
+        writes = sum(loaded.site_map.write(site) == site for site in sites)
+        of_sites, of_maps = plan.blocks * plan.size, len(groups) * plan.weight_size
+        held = tokens * (len(sites) * of_sites + of_maps + threads * (writes * of_sites + of_maps)) * itemsize
         dtype = torch.float64 if itemsize == 8 else torch.float32
-        held += sum(2 * math.prod(linear_shape(module)) for module in maps if rounds_back(module, dtype))
+        if plan.rounded_back:  # a second copy of the weights, in fewer digits
+            maps = loaded.site_map.linear_maps().values()
+            held += sum(2 * math.prod(linear_shape(one)) for one in maps if rounds_back(one, dtype, loaded.device))
     features = feature_bytes(loaded, encoded.num_examples, probes.num_backward, plan, itemsize)
-    found = memory_needed(loaded, tokens, rows * predicted, kept=features)
-    return replace(found, batch=found.batch + held)
+    memory = memory_needed(loaded, tokens, rows * predicted, kept=features)
+    return replace(memory, batch=memory.batch + held)
 
 
 def _plan(loaded: LoadedModel, encoded: Encoded, probes: Probes, options: RankOptions) -> SketchPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, TypeVar, cast
 
@@ -27,6 +28,10 @@ class Readings(dict[Key, Tensor]):
         self._site_map, self._asked = site_map, dict[Site, list[Key]]()
         for name in names:
             self._asked.setdefault(site_map.resolve(name), []).append(name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies, and what is saved, are ordered dictionaries under the names asked for: the model stays out."""
+        return OrderedDict, (), None, None, iter(dict(self).items())
 
     @property
     def sites(self) -> tuple[Site, ...]:

@@ -8,15 +8,17 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from steerscope import wrap_model
+from steerscope import Example, RankOptions, rank_sites, wrap_model
 from steerscope.analysis.capture import capture as capturing
 from steerscope.analysis.capture.features import Features, SketchPlan
 from steerscope.analysis.capture.outputs import make_probes
+from steerscope.analysis.capture.slices import capture_slice, joined
 from steerscope.analysis.capture.way_back import RoundedBack, rounded_weight, rounds_back
 from steerscope.analysis.data.encoding import encode_for
 from steerscope.analysis.scoring.kernels import Kernel, Rows
 from steerscope.equivalence import products
 from tests.analysis.test_slices import examples
+from tests.cli.runs import question
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -108,5 +110,54 @@ def test_maps_that_may_do_more_are_left_to_autograd():
         nn.Linear(4, 4, device="meta"),
         wrapped,
     ]
-    assert rounds_back(nn.Linear(4, 4), torch.float32)
-    assert [rounds_back(map_, torch.float32) for map_ in others] == [False] * len(others)
+    home = torch.device("cpu")
+    assert rounds_back(nn.Linear(4, 4), torch.float32, home)
+    assert [rounds_back(map_, torch.float32, home) for map_ in others] == [False] * len(others)
+
+
+def test_a_map_that_blocks_share_keeps_all_its_derivatives():
+    def shared(back: bool) -> Features:
+        model = tiny_model("llama")
+        model.model.layers[1].self_attn.q_proj = model.model.layers[0].self_attn.q_proj
+        loaded = wrap_model(model, tiny_tokenizer())
+        encoded = encode_for(loaded, examples("one token"))
+        probes, plan = make_probes(encoded, 2, 64, 0, torch.float32), SketchPlan(False, 4, 8, 24, rounded_back=back)
+        return capturing.capture(loaded, encoded, probes, plan, seed=0, batch_size=4)
+
+    rounded, plain = (kernels(shared(back))["weights"] for back in (True, False))
+    assert 0 < float((rounded - plain).norm()) < 0.02 * float(plain.norm())
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_backward_passes_side_by_side_are_those_one_after_another(threads):
+    plan = SketchPlan(False, 4, 8, 24)
+    try:
+        torch.set_num_threads(threads)
+        several = captured("llama", plan)
+    finally:
+        torch.set_num_threads(1)
+    one = captured("llama", plan)
+    pairs = zip(kernels(several).values(), kernels(one).values(), strict=True)
+    assert all(torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(second.norm())) for first, second in pairs)
+
+
+def test_slices_say_the_largest_rounding_of_any():
+    loaded = wrap_model(tiny_model("llama"), tiny_tokenizer())
+    encoded = encode_for(loaded, examples("one token"))
+    probes, found = make_probes(encoded, 2, 64, 0, torch.float32), []
+    for index, back in enumerate((False, True)):
+        plan = SketchPlan(False, 4, 8, 24, rounded_back=back)
+        found.append(capture_slice(loaded, encoded, probes, plan, index=index, count=2, seed=0, batch_size=4))
+    assert found[0].features.rounding is None
+    assert joined(found).rounding == found[1].features.rounding > 0
+
+
+@pytest.mark.parametrize("score", ["learnable_share", "predicted_loss"])
+def test_a_small_ridge_meets_no_rounded_kernel(score):
+    """Half precision would make kernels of many rows indefinite by more than such a ridge."""
+    loaded = wrap_model(tiny_model("llama"), tiny_tokenizer())
+    prompts = [question(i) + " 7" * (i * 5 % 4) for i in range(96)]
+    choices = tuple(f" {i}" for i in range(10))
+    found = [Example(prompt, choices[i % 10], choices, i % 10) for i, prompt in enumerate(prompts)]
+    options = RankOptions(exact=False, ridge=0.003, score=score)
+    assert len(rank_sites(loaded, found, options).sites) > 10

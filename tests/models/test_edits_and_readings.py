@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
+
 import peft
 import pytest
 import torch
@@ -226,3 +229,17 @@ def test_one_site_may_be_given_alone():
         with pytest.raises(InputError, match=r"expected a site .* or several of them"):
             reading(site_map, sites).__enter__()
     assert site_map.resolve_kinds("mlp_out") == site_map.resolve_kinds(["mlp_out"]) == (SiteKind.MLP_OUT,)
+
+
+def test_readings_and_shifts_are_copied_and_saved_without_their_model(tmp_path):
+    model = tiny_model("llama")
+    with torch.no_grad(), reading(model, ["1.resid_post"]) as found:
+        model(IDS)
+    copied = copy.deepcopy(found)
+    torch.save(found, tmp_path / "found.pt")
+    saved = torch.load(tmp_path / "found.pt", weights_only=True)
+    for one in (copied, saved):
+        assert type(one) is OrderedDict
+        assert list(one) == ["1.resid_post"]
+        assert torch.equal(one["1.resid_post"], found["1.resid_post"])
+    assert (tmp_path / "found.pt").stat().st_size < 4096

@@ -211,7 +211,7 @@ def capture(
             recorder.finish_slot()
 
         # A batch's derivatives are too small for threads to share: each makes whole passes, as many as the others.
-        shared = len(scalars) % torch.get_num_threads() if recorder.side_by_side else len(scalars)
+        shared = len(scalars) % min(torch.get_num_threads(), len(scalars)) if recorder.side_by_side else len(scalars)
         for _ in chain(map(go_back, range(shared)), side_by_side(go_back, range(shared, len(scalars)))):
             tick()
         recorder.finish()
@@ -261,7 +261,10 @@ def _error_of_rounding(recorder: Recorder, whole: Encoded, batch_size: int) -> f
     rounded, plain = (torch.cat([one.flatten() for one in derivatives]).double() for derivatives in found.values())
     error = float((rounded - plain).norm() / plain.norm().clamp_min(1e-300))
     recorder.rounds = error <= LARGEST_ERROR  # not so either where it is no number
-    return error if recorder.rounds else None
+    if recorder.rounds:
+        return error
+    recorder.weights_back.clear()
+    return None
 
 
 __all__ = ["Features", "Progress", "ReadStats", "SketchPlan", "capture", "feature_bytes", "read_stats"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -67,7 +68,9 @@ class Recorder:
     @property
     def side_by_side(self) -> bool:
         """Whether several backward passes may be made at once, in threads of their own."""
-        return isinstance(self.parts, SketchedParts) and self.parts.home.type == "cpu"
+        # A GPU, of some layers too, derives in a thread of its own.
+        on_cpu = all(parameter.device.type == "cpu" for parameter in self.loaded.model.parameters())
+        return isinstance(self.parts, SketchedParts) and self.parts.home.type == "cpu" and on_cpu
 
     def start_slot(self, slot: int) -> None:
         """Make ready for one backward pass."""
@@ -132,11 +135,14 @@ class Recorder:
             return self.source.clone()  # no leaf of the graph: some models scale it in place
 
         stack.callback(embeddings.register_forward_hook(start_graph).remove)
+        used = Counter(module for block in site_map.blocks for _, maps in block.groups() for module in maps.values())
+        for module in (module for module, times in used.items() if self.rounds and times == 1):
+            # One that several blocks share has several derivatives, of which the last hook would see all.
+            if rounds_back(module, self.parts.dtype, self.parts.home):
+                self.weights_back[module] = rounded_weight(module, self.parts.dtype)
         for block in site_map.blocks:
             for group, maps in block.groups():
                 for place, (path, module) in enumerate(maps.items()):
-                    if self.rounds and rounds_back(module, self.parts.dtype):
-                        self.weights_back[module] = rounded_weight(module, self.parts.dtype)
                     hook = self._weight_hook(block.index, group, path, reads=place == 0)
                     stack.callback(module.register_forward_hook(hook).remove)
         stack.enter_context(

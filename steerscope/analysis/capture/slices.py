@@ -240,7 +240,8 @@ def joined(slices: Sequence[Slice]) -> Features:
     parts: dict[str, Any] = {name: put([getattr(one.features, name) for one in slices]) for name in _BY_ROW}
     parts |= {name: by_site(name) for name in _BY_SITE}
     parts["weights"] = [put([one.features.weights[at] for one in slices]) for at in range(len(first.weights))]
-    return replace(first, **parts)
+    measured = [one.features.rounding for one in slices if one.features.rounding is not None]
+    return replace(first, **parts, rounding=max(measured, default=None))
 
 
 def _require_same(first: Features, other: Features) -> None:

@@ -20,24 +20,26 @@ LARGEST_ERROR = 0.1
 """A model whose derivatives move by more than this part of their length is gone back through without rounding."""
 
 
-def rounds_back(module: nn.Module, dtype: torch.dtype) -> bool:
+def rounds_back(module: nn.Module, dtype: torch.dtype, home: torch.device) -> bool:
     """Say whether derivatives go back through a linear map in bfloat16.
 
     Args:
         module: A linear map of a block.
         dtype: What features are computed in.
+        home: Where they are made.
 
     Returns:
         ``False`` where they are left to autograd: the device is not faster at it, the map computes in another data
-        type, or it is not certain that ``input @ weight.T + bias`` is all that it does (quantised, wrapped by PEFT,
-        hooked by others, offloaded).
+        type or on another device, or it is not certain that ``input @ weight.T + bias`` is all that it does
+        (quantised, wrapped by PEFT, hooked by others, offloaded).
     """
     plain = type(module) is nn.Linear or type(module).__name__ == "Conv1D"
     weight: Any = getattr(module, "weight", None)
     if not plain or type(weight) is not nn.Parameter or type(weight.data) is not Tensor or weight.is_meta:
         return False
     changed = "forward" in vars(module) or module._forward_hooks or module._backward_hooks
-    return weight.dtype == dtype != rough_dtype(dtype, weight.device) and not changed
+    faster = weight.dtype == dtype != rough_dtype(dtype, home)
+    return faster and weight.device == home and not changed
 
 
 def rounded_weight(module: nn.Module, dtype: torch.dtype) -> Tensor:

@@ -172,9 +172,10 @@ class Kernel:
 
     def own_sums(self, included: Tensor) -> Tensor:
         """Return the second part of :meth:`pair_sums`, kept for the next time it is asked for."""
-        if self._own_sums is None or not torch.equal(self._own_sums[0], included):
-            self._own_sums = included, _sums_of_products(self.probe, (self.probe,), included)[0]
-        return self._own_sums[1]
+        kept = self._own_sums
+        if kept is None or not torch.equal(kept[0], included):
+            kept = self._own_sums = included, _sums_of_products(self.probe, (self.probe,), included)[0]
+        return kept[1]
 
 
 # Rows at a time of sums over pairs of rows, so that products stay in the cache.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -52,13 +53,20 @@ _TRIMMED = 40
 _LARGEST_HALF = 6e4
 
 
-def _kept_as(feature: Tensor, kernel: Kernel) -> torch.dtype:
+# Rounding ``n`` rows to half precision moves eigenvalues of a unit kernel by some 7e-4 sqrt(n); ten times as far.
+_NOISE = 7e-3
+
+
+def _kept_as(feature: Tensor, kernel: Kernel, options: RankOptions) -> torch.dtype:
     """Return the data type that a unit kernel is kept in: of sketches half precision holds far more than they know.
 
-    No number of a positive kernel is larger than the largest of its diagonal.
+    Not where a ridge is as small as the rounding, nor for scores that look at small eigenvalues. No number of a
+    positive kernel is larger than the largest of its diagonal.
     """
-    sketched = feature.dtype == torch.int8
-    return torch.float16 if sketched and float(kernel.diagonal.max()) < _LARGEST_HALF * kernel.unit else torch.float32
+    largest = float(kernel.diagonal.max()) if feature.dtype == torch.int8 else math.inf
+    rounds = largest < _LARGEST_HALF * kernel.unit and options.ridge > _NOISE * math.sqrt(len(kernel.diagonal))
+    rounds = rounds and not {Needs.STEP, Needs.SPECTRUM} & set(options.needs)
+    return torch.float16 if rounds else torch.float32
 
 
 @dataclass(frozen=True)
@@ -161,7 +169,7 @@ class Scorer:
             kernel.scale,
             _Part(compute_scores(linear, *self.options.needs), kernel.loss / kernel.unit, length),
             _Part(vector_scores | at_place, vector.kernel.loss / vector.kernel.unit, vector.squared_length),
-            Triangle(kernel.probe, _kept_as(feature, kernel), kernel.unit),
+            Triangle(kernel.probe, _kept_as(feature, kernel, self.options), kernel.unit),
         )
 
     def _keep(self, one: _Scored) -> None:

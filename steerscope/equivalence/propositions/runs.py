@@ -129,20 +129,21 @@ def as_update(subject: Subject, module: nn.Module, change: Tensor) -> dict[str, 
     return {parameter_name(subject, module): as_stored(module, change)}
 
 
-def fine_tuning(subject: Subject, layers: Iterable[int] | None = None) -> dict[str, Tensor]:
+def fine_tuning(subject: Subject, layers: Iterable[int] | None = None, *, size: float = TUNING) -> dict[str, Tensor]:
     """Return a seeded low-rank update of every linear map of the given blocks (by default :func:`spread`).
 
     Args:
         subject: Seeds the draws.
         layers: Which blocks.
+        size: Frobenius norm of every change, relative to the weight's (notebook 6 varies it).
 
     Returns:
-        Change per parameter name; every change has :data:`TUNING` of its weight's Frobenius norm.
+        Change per parameter name.
     """
     update = {}
     for layer in spread(subject) if layers is None else layers:
         for index, module in enumerate(subject.site_map.blocks[layer].linear_maps().values()):
-            write, read = low_rank_change(subject, module, size=TUNING, salt=100 + 20 * layer + index)
+            write, read = low_rank_change(subject, module, size=size, salt=100 + 20 * layer + index)
             update.update(as_update(subject, module, write @ read))
     return update
 
