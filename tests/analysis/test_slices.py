@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from steerscope import Example, InputError, RankOptions, rank_sites, wrap_model
+from steerscope.analysis import ranking
 from steerscope.analysis.capture.capture import capture
 from steerscope.analysis.capture.features import SketchPlan
 from steerscope.analysis.capture.outputs import make_probes
 from steerscope.analysis.capture.slices import Slice, capture_slice, cut, joined
-from steerscope.analysis.data.encoding import batches, encode_for
+from steerscope.analysis.data.encoding import batches, encode_for, token_limit
 from steerscope.analysis.scoring.kernels import Kernel, Rows
 from tests.cli.runs import CHOICES, question
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -94,3 +95,24 @@ def test_slices_that_do_not_fit_together(loaded):
     other = Slice(second.rows, dataclasses.replace(second.features, scales=scales))
     with pytest.raises(InputError, match="Give all machines the same model"):
         joined([first, other])
+
+
+def test_memory_is_said_of_the_largest_batch_there_is(monkeypatch):
+    """All sequences of a prompt share a batch, however long they are: here four of forty tokens."""
+    loaded = wrap_model(tiny_model("llama"), tiny_tokenizer())
+    choices = (" 1 2", " 3 4", " 5 6", " 7 7")
+    lengths = [2] * 30 + [36]
+    found = [Example(question(i) + " 7" * length, choices[i % 4], choices, i % 4) for i, length in enumerate(lengths)]
+    encoded = encode_for(loaded, found)
+    made = batches(encoded, batch_size=8, pad_id=0, device=torch.device("cpu"), most_tokens=token_limit(encoded, 8))
+    largest = max(batch.ids.numel() for batch in made)
+    said: list[int] = []
+    needed = ranking.memory_needed
+    monkeypatch.setattr(
+        ranking,
+        "memory_needed",
+        lambda model, tokens, *rest, **names: said.append(tokens) or needed(model, tokens, *rest, **names),
+    )
+    rank_sites(loaded, found, RankOptions(exact=False, batch_size=8), say=lambda sentence: None)
+    assert said == [largest]
+    assert largest >= 4 * 36
