@@ -23,6 +23,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def threads_at_once() -> int:
+    """Return how many threads :func:`side_by_side` uses: as many as torch may, at most :data:`MOST_THREADS`."""
+    return min(torch.get_num_threads(), MOST_THREADS)
+
+
 def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yield ``work(item)`` for every item, in the items' order.
 
@@ -37,8 +42,7 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
     Yields:
         The results.
     """
-    available = torch.get_num_threads()
-    threads = min(available, MOST_THREADS)
+    available, threads = torch.get_num_threads(), threads_at_once()
     if threads < 2:
         yield from map(work, items)
         return

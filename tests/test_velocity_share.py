@@ -17,6 +17,7 @@ from steerscope.models.load import wrap_model
 from steerscope.sites import parse_site
 from studies import velocity_share as study
 from studies import velocity_verdict as verdict
+from tests.analysis.test_gauss_newton import prompts as unordered
 from tests.documents import ROOT, section_of
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -24,11 +25,7 @@ TABLE = Path(__file__).parents[1] / "studies" / "site_tables" / "small-gpt2-comp
 
 
 def prompts() -> list[Example]:
-    found = []
-    for i in range(24):
-        choices = tuple(f" {(i + k) % 30}" for k in range(3))
-        words = " ".join(str(i * (j + 3) % 31) for j in range(1 + i % 3))
-        found.append(Example(f"[ MAX {i} {words} ] =", choices[i % 3], choices, i % 3))
+    found = unordered()
     return [found[i] for i in content_order(found, 0)]
 
 

@@ -14,7 +14,7 @@ from steerscope.analysis.capture.capture import capture
 from steerscope.analysis.capture.features import Features, SketchPlan, feature_bytes
 from steerscope.analysis.capture.outputs import Probes, make_probes
 from steerscope.analysis.capture.way_back import rounds_back
-from steerscope.analysis.data.encoding import Encoded, OutputMode, batches, encode_for, token_limit
+from steerscope.analysis.data.encoding import Encoded, OutputMode, encode_for, planned_batches
 from steerscope.analysis.data.examples import Example, check_examples, content_order
 from steerscope.analysis.evidence import drawn_from, evidence_for
 from steerscope.analysis.provenance import RECIPE, content_hash
@@ -37,7 +37,7 @@ from steerscope.models.offloaded import require_runs
 from steerscope.models.virtual_tokens import require_no_virtual_tokens
 from steerscope.models.wrappers import vocab_size
 from steerscope.option_types import options_or_default
-from steerscope.process import MOST_THREADS, return_freed_memory
+from steerscope.process import return_freed_memory, threads_at_once
 from steerscope.sites import Site, SiteKind
 
 
@@ -200,16 +200,14 @@ def _kinds(loaded: LoadedModel, options: RankOptions) -> tuple[SiteKind, ...]:
 
 def _memory(loaded: LoadedModel, encoded: Encoded, probes: Probes, plan: SketchPlan, options: RankOptions) -> Memory:
     itemsize = 8 if loaded.identity.dtype == "float64" else 4
-    limit = token_limit(encoded, options.batch_size)
-    found = batches(encoded, batch_size=options.batch_size, pad_id=0, device=torch.device("cpu"), most_tokens=limit)
-    largest = max(found, key=lambda batch: batch.ids.numel())
+    largest = max(planned_batches(encoded, options.batch_size), key=lambda batch: batch.ids.numel())
     rows, length = largest.ids.shape
     tokens, predicted = rows * length, int((length - largest.first_target).max().clamp_min(1))
     # What linear maps read, and of sketches what is projected, is held beside the graph.
     groups = [maps for block in loaded.site_map.blocks for _, maps in block.groups()]
     held = tokens * sum(linear_shape(next(iter(maps.values())))[1] for maps in groups) * itemsize
     if not plan.exact:
-        sites, threads = loaded.site_map.sites(), min(torch.get_num_threads(), MOST_THREADS)
+        sites, threads = loaded.site_map.sites(), threads_at_once() if loaded.device.type == "cpu" else 1
         writes = sum(loaded.site_map.write(site) == site for site in sites)
         of_sites, of_maps = plan.blocks * plan.size, len(groups) * plan.weight_size
         held = tokens * (len(sites) * of_sites + of_maps + threads * (writes * of_sites + of_maps)) * itemsize

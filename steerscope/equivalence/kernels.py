@@ -46,11 +46,11 @@ class RidgeFit:
 
     @classmethod
     def of(cls, kernel: Tensor, ridge: float) -> RidgeFit:
-        """Factor ``kernel`` (``train train``, unit scale).
+        """Factor ``kernel`` plus the ridge.
 
         Args:
-            kernel: ``train train``, unit scale.
-            ridge: Added to the diagonal.
+            kernel: ``train train``.
+            ridge: Added to the diagonal, in the kernel's units.
 
         Returns:
             The fit with its inverse; the kernel is not kept.

@@ -29,7 +29,7 @@ from steerscope.models.hooks import Tap, tapping
 from steerscope.models.load import LoadedModel
 from steerscope.models.packed import compute_dtype
 from steerscope.models.tokens import pad_token
-from steerscope.process import return_freed_memory, side_by_side
+from steerscope.process import return_freed_memory, side_by_side, threads_at_once
 from steerscope.sites import Site
 
 # Called with (passes done, passes in all) as work goes on.
@@ -164,7 +164,8 @@ def capture(
         InputError: What a site reads, or a loss, is NaN or infinite.
 
     Cost: one forward pass and ``probes.num_backward`` backward passes to activations, plus the projections
-    (about a quarter of that on a 135M model), plus the forward pass for the scales.
+    (a third of that on a 135M model), plus the forward pass for the scales, and two of both on four examples where
+    derivatives are rounded.
     """
     whole = measured_on or encoded
     watch = PlaceWatch(loaded, whole)
@@ -211,7 +212,7 @@ def capture(
             recorder.finish_slot()
 
         # A batch's derivatives are too small for threads to share: each makes whole passes, as many as the others.
-        shared = len(scalars) % min(torch.get_num_threads(), len(scalars)) if recorder.side_by_side else len(scalars)
+        shared = len(scalars) % min(threads_at_once(), len(scalars)) if recorder.side_by_side else len(scalars)
         for _ in chain(map(go_back, range(shared)), side_by_side(go_back, range(shared, len(scalars)))):
             tick()
         recorder.finish()

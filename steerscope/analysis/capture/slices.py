@@ -23,7 +23,7 @@ from steerscope.analysis.capture.capture import Progress, capture
 from steerscope.analysis.capture.features import Features, SketchPlan
 from steerscope.analysis.capture.outputs import Probes
 from steerscope.analysis.capture.places import PlaceStats
-from steerscope.analysis.data.encoding import Encoded, batches, token_limit
+from steerscope.analysis.data.encoding import Encoded, planned_batches
 from steerscope.errors import InputError
 from steerscope.files import replace_file, told
 from steerscope.models.load import LoadedModel
@@ -118,8 +118,7 @@ def cut(encoded: Encoded, batch_size: int, count: int) -> list[list[int]]:
     Raises:
         InputError: There are fewer batches than slices.
     """
-    limit = token_limit(encoded, batch_size)
-    found = list(batches(encoded, batch_size=batch_size, pad_id=0, device=torch.device("cpu"), most_tokens=limit))
+    found = planned_batches(encoded, batch_size)
     if not 1 <= count <= len(found):
         raise InputError(
             f"asked for {count} slices of {len(found)} batches; expected at least one batch for each. Ask for fewer, "

@@ -256,6 +256,20 @@ def token_limit(encoded: Encoded, batch_size: int) -> int:
     return int(1.5 * batch_size * median(len(sequence.ids) for sequence in encoded.sequences))
 
 
+def planned_batches(encoded: Encoded, batch_size: int) -> list[Batch]:
+    """Return the batches of a capture, on the CPU and with any padding: what slices and memory are planned by.
+
+    Args:
+        encoded: The examples as tokens.
+        batch_size: Sequences per batch.
+
+    Returns:
+        Batches in order of length.
+    """
+    limit, cpu = token_limit(encoded, batch_size), torch.device("cpu")
+    return list(batches(encoded, batch_size=batch_size, pad_id=0, device=cpu, most_tokens=limit))
+
+
 def _differ_in_last(texts: list[list[int]]) -> bool:
     """Whether all token lists agree but for their last token, in which they all differ."""
     heads = {tuple(text[:-1]) for text in texts}

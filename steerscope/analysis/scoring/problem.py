@@ -117,12 +117,12 @@ class Predictions:
 
 
 def predict(kernel: Tensor, direction: Direction, ridge: float) -> Predictions:
-    """Fit a unit-scale kernel (``row row``) on the training half and predict the other, in the kernel's precision.
+    """Fit a kernel (``row row``) on the training half and predict the other, in the kernel's precision.
 
     Args:
-        kernel: Kernel of a candidate ``(row row)``, of unit mean diagonal.
+        kernel: Kernel of a candidate ``(row row)``.
         direction: Which rows are learned from and which are predicted.
-        ridge: Penalty of the regression.
+        ridge: Penalty of the regression, in the kernel's units.
 
     Returns:
         Predictions of the update, of the update with its mean and of the residual, ``(row column)`` each, and dual
