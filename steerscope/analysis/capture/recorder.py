@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -22,6 +21,7 @@ from steerscope.models.blocks import as_token_axes
 from steerscope.models.hooks import tapping
 from steerscope.models.load import LoadedModel
 from steerscope.models.packed import compute_dtype
+from steerscope.models.site_map import SiteMap
 from steerscope.sites import Site
 
 
@@ -47,6 +47,7 @@ class Recorder:
         self.correct = torch.zeros(self.rows, dtype=torch.float64)
         dtype, home, shape = at_least_float32(compute_dtype(loaded.model)), loaded.device, (self.rows, self.slots)
         site_map = loaded.site_map
+        _require_own_maps(site_map)
         written_at = {site: site_map.written_at(site) for site in site_map.sites() if site_map.write(site) == site}
         self.parts: ExactParts | SketchedParts
         if plan.exact:
@@ -135,9 +136,7 @@ class Recorder:
             return self.source.clone()  # no leaf of the graph: some models scale it in place
 
         stack.callback(embeddings.register_forward_hook(start_graph).remove)
-        used = Counter(module for block in site_map.blocks for _, maps in block.groups() for module in maps.values())
-        for module in (module for module, times in used.items() if self.rounds and times == 1):
-            # One that several blocks share has several derivatives, of which the last hook would see all.
+        for module in site_map.linear_maps().values() if self.rounds else ():
             if rounds_back(module, self.parts.dtype, self.parts.home):
                 self.weights_back[module] = rounded_weight(module, self.parts.dtype)
         for block in site_map.blocks:
@@ -205,6 +204,23 @@ class Recorder:
             return marked
 
         return hook
+
+
+def _require_own_maps(site_map: SiteMap) -> None:
+    """Refuse a linear map that is at several places: what it reads at one would meet the derivatives of another.
+
+    Raises:
+        UnsupportedModelError: Blocks share a linear map.
+    """
+    found: dict[nn.Module, str] = {}
+    for (layer, path), module in site_map.linear_maps().items():
+        here = f"{path!r} of block {layer}"
+        if module in found:
+            raise UnsupportedModelError(
+                f"{found[module]} and {here} are one linear map: fine-tuning it changes both places at once, which is "
+                "not computed. Such a model cannot be ranked; one with a copy of the map at every place can."
+            )
+        found[module] = here
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
