@@ -17,9 +17,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from steerscope.errors import InputError
+from steerscope.files import write_text
 from steerscope.models.weight_hashes import own_weights
 from steerscope.models.wrappers import is_peft, language_model, tuner_layers
-from steerscope.steering.peft_files import differences, read_peft_config, stored_names
+from steerscope.steering.peft_files import CONFIG_NAME, differences, read_peft_config, stored_names
 from steerscope.steering.peft_types import PROMPT_TYPES, require_supported, type_name
 
 LORA_FOLDER = "lora"
@@ -233,18 +234,29 @@ def lora_place(folder: Path, name: str) -> Path:
     return folder / LORA_FOLDER if name == "default" else folder / LORA_FOLDER / name
 
 
-def write_beneath(model: nn.Module, folder: Path, name: str) -> None:
-    """Write PEFT's adapter in PEFT's format into ``lora/`` of a folder.
+def write_peft(model: nn.Module, folder: Path, name: str, base: str) -> None:
+    """Write an adapter of PEFT in PEFT's format: the same adapter, the same bytes.
+
+    PEFT names the place that the base model was loaded from, which means nothing elsewhere, and writes sets in the
+    order that they iterate in, which differs from process to process and from copy to copy.
 
     Args:
         model: A model of PEFT.
-        folder: Of the steering adapter.
+        folder: Where PEFT writes ``default``; its other adapters get a folder of their own in it.
         name: Of PEFT's adapter.
+        base: The base model's name, as the user gave it.
     """
-    # The model's own embeddings are there already; left to itself PEFT would ask the hub whether they were resized.
-    model.save_pretrained(  # type: ignore[operator]
-        str(folder / LORA_FOLDER), selected_adapters=[name], save_embedding_layers=False
-    )
+    held: Any = model.peft_config[name]  # type: ignore[index]
+    place, held.base_model_name_or_path = held.base_model_name_or_path, base
+    try:
+        # The model's own embeddings are there already; left to itself PEFT would ask the hub if they were resized.
+        model.save_pretrained(str(folder), selected_adapters=[name], save_embedding_layers=False)  # type: ignore[operator]
+    finally:
+        held.base_model_name_or_path = place
+    path = (folder if name == "default" else folder / name) / CONFIG_NAME
+    ordered = {key: sorted(value) for key, value in held.to_dict().items() if isinstance(value, set)}
+    told = json.loads(path.read_text(encoding="utf-8")) | ordered
+    write_text(path, json.dumps(told, indent=2, allow_nan=False) + "\n")
 
 
 def put_beneath(model: nn.Module, folder: Path, name: str, is_trainable: bool) -> nn.Module:
@@ -326,20 +338,6 @@ def restore(model: nn.Module, values: dict[str, Tensor]) -> None:
     for name, value in own_weights(model):
         if name in values:
             value.copy_(values[name])
-
-
-def name_base(place: Path, name: str) -> str:
-    """Return PEFT's configuration naming the base model as the adapter does: PEFT writes where it was loaded from.
-
-    Args:
-        place: The folder with PEFT's configuration.
-        name: The base model's name in the steering adapter.
-
-    Returns:
-        The text of ``adapter_config.json``; nothing is written.
-    """
-    told = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
-    return json.dumps(told | {"base_model_name_or_path": name}, indent=2, allow_nan=False) + "\n"
 
 
 def some(names: list[str]) -> str:

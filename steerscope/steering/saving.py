@@ -26,7 +26,7 @@ from steerscope.option_types import plain_values
 from steerscope.sites import Site
 from steerscope.steering.adapter_file import AdapterFile
 from steerscope.steering.adapters import checked_strength
-from steerscope.steering.beneath import LORA_FOLDER, lora_place, name_base, some, write_beneath
+from steerscope.steering.beneath import LORA_FOLDER, some, write_peft
 from steerscope.steering.card import card_of
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FAMILIES
@@ -89,10 +89,7 @@ def write(folder: Path, adapter: AdapterFile, model: nn.Module, measured: Mappin
 
 def _write(folder: Path, adapter: AdapterFile, model: nn.Module) -> None:
     if adapter.lora is not None:
-        write_beneath(model, folder, adapter.lora)
-        place = lora_place(folder, adapter.lora)
-        named = name_base(place, adapter.base.name)
-        write_text(place / CONFIG_NAME, named)
+        write_peft(model, folder / LORA_FOLDER, adapter.lora, adapter.base.name)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in adapter.tensors.items()}
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     write_text(folder / CONFIG_NAME, config_text(adapter))

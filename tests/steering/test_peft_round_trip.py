@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from torch import nn
 
 from steerscope.errors import InputError
 from steerscope.steering import SteeringConfig, SteeringModel, get_steering_model
+from steerscope.steering.beneath import write_peft
 from steerscope.steering.peft_types import OPTIONS, PROMPT_TYPES, REFUSED, SUPPORTED, UNMERGED
 from tests.steering.cases import close, hooks_of, randomise
 from tests.steering.peft_cases import TYPES, Case, options_of, special
@@ -241,3 +243,20 @@ def test_the_page_lists_every_type():
         assert reason in row
     for option in OPTIONS:
         assert any(line.startswith(f"| `{option.name}` |") and option.reason in line for line in text.splitlines())
+
+
+@pytest.mark.parametrize("kept", ["beneath", "alone"])
+def test_same_adapter_same_bytes(kept, tmp_path):
+    """PEFT keeps names as a set, whose order is another one in every process: files are written in one order."""
+    (case,) = (case for case in CASES if case.name == "all-linear")
+    model = wrapped(case)
+    if kept == "beneath":
+        get_steering_model(model, EDITS).save_pretrained(tmp_path)
+    else:
+        write_peft(model, tmp_path / "lora", "default", "their/name")
+    told = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert len(told["target_modules"]) == 14
+    assert told["target_modules"] == sorted(told["target_modules"])
+    assert set(told["target_modules"]) == model.peft_config["default"].target_modules
+    assert told["base_model_name_or_path"] == ("their/name" if kept == "alone" else "LlamaForCausalLM")
+    assert model.peft_config["default"].base_model_name_or_path != "their/name"

@@ -22,6 +22,7 @@ from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import device_of
 from steerscope.models.site_map import find_sites
 from steerscope.steering import SteeringConfig, SteeringModel, get_steering_model
+from steerscope.steering.beneath import write_peft
 from steerscope.steering.config import DEFAULT_RANK
 from steerscope.steering.families.low_rank import NonlinearAdapter, start_slope
 from steerscope.steering.joint import JointCallback, JointConstraint
@@ -129,10 +130,7 @@ def build(
             model = lora(loaded, options.rank or DEFAULT_RANK, options.seed)
 
             def write(folder: Path) -> None:
-                # As the user named it: the path of a converted copy means nothing elsewhere. Not before: PEFT would
-                # ask the hub for it at every checkpoint, and asks at the end unless told that embeddings are not its.
-                model.peft_config["default"].base_model_name_or_path = loaded.identity.name
-                model.save_pretrained(str(folder), save_embedding_layers=False)
+                write_peft(model, folder, "default", loaded.identity.name)
 
             return Trainee(model, model.unload, write=write)
         case Trains.JOINT:
