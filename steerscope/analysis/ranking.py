@@ -114,7 +114,8 @@ def rank_sites(
     problem = Problem.of(target, rows, halves, num_groups=options.num_groups, ridge=options.ridge)
 
     watch.stage("score")
-    chosen = [site for site in features.linear if site.kind in kinds]
+    # In the model's order: that in which batches met them depends on how large the first one was.
+    chosen = [site for site in loaded.site_map.sites() if site in features.linear and site.kind in kinds]
     scorer = Scorer(loaded, features, rows, target, problem, options)
     sketch_error = sketch_errors(features, rows, problem, chosen, plan) if not plan.exact else {}
     scorer.add(chosen, watch.tick)

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from steerscope.analysis.capture import sketched
 from steerscope.analysis.capture.capture import capture
 from steerscope.analysis.capture.features import Features, SketchPlan
 from steerscope.analysis.capture.outputs import make_probes
+from steerscope.analysis.capture.recorder import Recorder
 from steerscope.analysis.capture.rounded import wide_feature
 from steerscope.analysis.data.encoding import Encoded, OutputMode, batches, encode
 from steerscope.analysis.data.examples import Example
@@ -264,3 +266,19 @@ def test_the_model_is_left_as_it_was():
 def test_more_groups_than_examples_in_a_half_are_refused():
     with pytest.raises(InputError, match="num_groups"):
         rank_sites(loaded("llama"), examples_of(OutputMode.CHOICE_LOGITS, 24), replace(FAST, num_groups=13))
+
+
+def test_the_order_in_which_batches_meet_sites_decides_nothing(monkeypatch):
+    """Few sites at once are met in another order than many at once: the error of sketches is of the same sites."""
+    model = wrap_model(tiny_model("llama", num_hidden_layers=8), tiny_tokenizer())
+    found, met = [], []
+    kept = Recorder.features
+    monkeypatch.setattr(Recorder, "features", lambda *given: met.append(kept(*given)) or met[-1])
+    for at_once in (1, 2**19):
+        monkeypatch.setitem(sketched._AT_ONCE, "cpu", at_once)
+        found.append(rank_sites(model, examples_of(OutputMode.CHOICE_LOGITS, 24), replace(FAST, exact=False)))
+    first, second = (list(features.linear) for features in met)
+    assert first != second
+    assert sorted(map(str, first)) == sorted(map(str, second))
+    assert len(first) > 48  # every second one is looked at
+    assert found[0].kernels == found[1].kernels
