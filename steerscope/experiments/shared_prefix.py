@@ -9,8 +9,7 @@ once for all rows) get whole rows: :func:`shared_length` tries it out first.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from steerscope.models.lengths import is_beyond, switch_length
 from steerscope.models.offloaded import device_of
+from steerscope.models.wrappers import in_evaluation_mode
 from steerscope.steering import SteeringModel
 from steerscope.steering.positions import Positions
 
@@ -242,15 +242,3 @@ def _is_right(
             return False
     limit = _ROUNDING.get(expected.dtype, _ROUNDING_OF_HALF)
     return float((found - expected).abs().max()) <= limit * float(expected.abs().max())
-
-
-@contextmanager
-def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch off dropout, and give back the mode of every module afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -7,7 +7,7 @@ once; the block itself is then called by its own modules, on what entered it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,8 +24,9 @@ from steerscope.equivalence.propositions.shared_edit import SharedEdit
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.equivalence.propositions.texts import Texts, new_contexts, random_texts
 from steerscope.models.blocks import is_transposed, linear_weight
-from steerscope.models.calls import calls_of
+from steerscope.models.calls import calls_of, hooked
 from steerscope.models.hooks import reading
+from steerscope.models.upper_blocks import with_forward
 from steerscope.models.wrappers import decoder_of, vocab_size
 from steerscope.sites import Site, SiteKind
 
@@ -128,12 +129,10 @@ class BlockTokens:
             output = functional_call(module, replaced, (self.stream, *args), kwargs)
         return output[0] if isinstance(output, tuple) else output
 
-    @contextmanager
-    def _recalled(self, changed: set[int]) -> Iterator[None]:
-        """Let the linear maps that are called before those with a changed parameter give what they gave before.
+    def _recalled(self, changed: set[int]) -> AbstractContextManager[None]:
+        """Return a context in which maps called before any with a changed parameter give what they gave before.
 
-        Args:
-            changed: Identities of the changed parameters; none, or one that is no linear map's, and all are computed.
+        Of identities of parameters; where there are none, or one is no linear map's, all maps are computed.
         """
         called = self._called if changed else []
         places = [
@@ -141,10 +140,7 @@ class BlockTokens:
         ]
         of_maps = {id(parameter) for one in called for parameter in one.map.parameters()}
         early = called[: min(places)] if places and changed <= of_maps else []
-        with ExitStack() as stack:
-            for one in early:
-                stack.enter_context(_giving(one.map, one.written))
-            yield
+        return with_forward({one.map: lambda *args, written=one.written, **kwargs: written for one in early})
 
     def identifies(self, name: str) -> bool:
         """Whether there are more tokens to fit on than channels that an edit reads, else it fits any shift."""
@@ -224,12 +220,8 @@ class BlockTokens:
             def catch(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
                 found.append(_Call(module, args[0].detach(), output.detach()))
 
-            handles = [module.register_forward_hook(catch) for module in self.subject.block.linear_maps().values()]
-            try:
+            with hooked(module.register_forward_hook(catch) for module in self.subject.block.linear_maps().values()):
                 self.run({})
-            finally:
-                for handle in handles:
-                    handle.remove()
             self.made["calls"] = found
         calls: list[_Call] = self.made["calls"]
         return calls
@@ -241,20 +233,6 @@ class _Call(NamedTuple):
     map: nn.Module
     read: Tensor
     written: Tensor
-
-
-@contextmanager
-def _giving(module: nn.Module, written: Tensor) -> Iterator[None]:
-    """Let a module return a tensor without computing anything; its hooks are called all the same."""
-    before = module.__dict__.get("forward")
-    module.forward = lambda *args, **kwargs: written
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before
 
 
 READS = ("h'", "y", "[I', y]")

@@ -64,11 +64,8 @@ def output_mapped(module: nn.Module, function: Callable[[Tensor], Tensor]) -> It
     def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return (function(output[0]), *output[1:]) if isinstance(output, tuple) else function(output)
 
-    handle = module.register_forward_hook(hook)
-    try:
+    with module.register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -86,11 +83,8 @@ def input_mapped(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Ite
         first = next(iter(kwargs))
         return args, {**kwargs, first: function(kwargs[first])}
 
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
+    with module.register_forward_pre_hook(hook, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 def low_rank_change(

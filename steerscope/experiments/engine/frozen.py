@@ -129,12 +129,9 @@ def _stopping_at(site_map: SiteMap, layer: int, seen: list[Tensor]) -> Iterator[
         assert found is not None
         seen.append(found)
 
-    handle = site_map.blocks[layer - 1].module.register_forward_hook(keep)
-    try:
-        with doing_nothing([block.module for block in site_map.blocks[layer:]]):
-            yield
-    finally:
-        handle.remove()
+    above = [block.module for block in site_map.blocks[layer:]]
+    with site_map.blocks[layer - 1].module.register_forward_hook(keep), doing_nothing(above):
+        yield
 
 
 @contextmanager

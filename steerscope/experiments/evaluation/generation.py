@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from steerscope.errors import InputError
-from steerscope.experiments.shared_prefix import Prefix, in_evaluation_mode
+from steerscope.experiments.shared_prefix import Prefix
 from steerscope.experiments.tasks.supervised import end_token
 from steerscope.finite import require_finite
 from steerscope.models.head import contiguous_head
@@ -20,7 +20,7 @@ from steerscope.models.lengths import is_beyond, readable_length, sides, switch_
 from steerscope.models.offloaded import device_of, require_runs
 from steerscope.models.tokens import pad_token, require_known_tokens, text_tokens
 from steerscope.models.virtual_tokens import require_no_virtual_tokens
-from steerscope.models.wrappers import language_model
+from steerscope.models.wrappers import in_evaluation_mode, language_model
 from steerscope.steering import SteeringModel
 
 
