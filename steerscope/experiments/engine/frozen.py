@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.analysis.capture.outputs import selected_positions
-from steerscope.experiments.engine.rows import padded, run
+from steerscope.experiments.engine.rows import run
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.models.calls import first_tensor
 from steerscope.models.lengths import batches_within, switch_length
 from steerscope.models.offloaded import device_of
 from steerscope.models.site_map import SiteMap
+from steerscope.models.tokens import padded
 from steerscope.models.upper_blocks import doing_nothing, entering_block
 
 # Most tokens of a batch in which streams are computed: more only move memory on a CPU, and fill a GPU.
