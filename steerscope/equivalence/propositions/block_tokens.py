@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
 
-from steerscope.equivalence.propositions.base import Evidence
+from steerscope.equivalence.propositions.base import Evidence, together
 from steerscope.equivalence.propositions.parts import parameter_name
 from steerscope.equivalence.propositions.runs import output_mapped
 from steerscope.equivalence.propositions.shared_edit import SharedEdit
@@ -343,12 +343,27 @@ def over_data_sets(data: Sequence[BlockTokens], try_on: Callable[[BlockTokens], 
     parts = [try_on(one) for one in data]
     if not any(part.claim for part in parts):
         return Evidence(inapplicable="no data set has more tokens than an edit has channels to read")
-    return Evidence(
-        tuple(one for part in parts for one in part.claim),
-        tuple(one for part in parts for one in part.controls),
-        notes=(*token_counts(data), *(note for part in parts for note in part.notes)),
-        series={name: series for part in parts for name, series in part.series.items()},
-    )
+    return together([Evidence(notes=token_counts(data)), *parts])
+
+
+def without_norm_behind(subject: Subject, try_on: Callable[[Subject, BlockTokens], Evidence]) -> Evidence:
+    """Try a statement about the map that writes on every data set, where no norm stands behind it.
+
+    Args:
+        subject: The model.
+        try_on: The check on one of its data sets.
+
+    Returns:
+        As :func:`over_data_sets`; not applicable behind a norm.
+    """
+    if subject.block.mlp_post_norm is not None:
+        return Evidence(inapplicable="a norm follows what the MLP writes: token by token another matrix (P45)")
+    return over_data_sets(data_sets(subject), partial(try_on, subject))
+
+
+def side_by_side(shifts: Tensor) -> Tensor:
+    """Return the shifts of several updates ``(update, token, d)`` as one: ``(token, update d)``."""
+    return shifts.transpose(0, 1).flatten(1)
 
 
 def token_counts(blocks: Sequence[BlockTokens]) -> tuple[str, ...]:

@@ -29,10 +29,12 @@ from steerscope.equivalence.propositions.parts import (
     MLPParts,
     MLPWeights,
     curve,
+    down_of,
     drawn_update,
     is_piecewise_linear,
     mlp_parts,
     tensors_at,
+    with_down,
 )
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.equivalence.remainder import Remainder
@@ -185,9 +187,7 @@ def drawn_input_shift(subject: Subject, parts: MLPParts, z: Tensor) -> Tensor:
 
 def without_down(update: MLPWeights) -> MLPWeights:
     """Return an update that leaves the map that writes as it is."""
-    if isinstance(update, GatedWeights):
-        return update._replace(down=torch.zeros_like(update.down))
-    return update._replace(second=torch.zeros_like(update.second))
+    return with_down(update, torch.zeros_like(down_of(update)))
 
 
 def central_difference(function: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, step: float) -> Tensor:

@@ -14,6 +14,7 @@ that the model does not answer as A says.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from steerscope.equivalence.propositions.parts import (
     moved,
     orthonormal_rows,
     relative_error,
+    with_down,
 )
 from steerscope.equivalence.propositions.subject import Subject
 
@@ -151,9 +153,7 @@ def rank_one_patch(weights: MLPWeights, z: Tensor, z_wanted: Tensor) -> MLPWeigh
 
 
 def _with_down(parts: MLPParts, down: Tensor) -> MLPParts:
-    weights = parts.weights
-    changed = weights._replace(down=down) if isinstance(weights, GatedWeights) else weights._replace(second=down)
-    return MLPParts(changed, parts.down_bias, parts.activation)
+    return replace(parts, weights=with_down(parts.weights, down))
 
 
 def _answered(subject: Subject, z: Tensor, shift: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:

@@ -34,6 +34,7 @@ from steerscope.equivalence.propositions.parts import (
     mlp_parts,
     parameter_name,
     relative_error,
+    with_down,
 )
 from steerscope.equivalence.propositions.runs import Pass, post, run_at
 from steerscope.equivalence.propositions.subject import Subject
@@ -293,8 +294,7 @@ def _block_patch(
         patched = _patched_reads(weights, before, after)
         change = type(weights)(*(new - old for new, old in zip(patched, weights, strict=True)))
     if writes and block.mlp_post_norm is None:
-        down = write_patch(shift, hidden)
-        change = change._replace(down=down) if isinstance(change, GatedWeights) else change._replace(second=down)
+        change = with_down(change, write_patch(shift, hidden))
     update = as_parameters(subject, change, block)
     if writes and block.mlp_post_norm is not None:
         gain = norm_parts(block.mlp_post_norm, subject.site_map.d_model).gain

@@ -26,13 +26,9 @@ from steerscope.equivalence.propositions.parts import (
     curve,
     relative_error,
 )
-from steerscope.equivalence.propositions.runs import (
-    output_mapped,
-    post,
-    run_at,
-    slope_of,
-)
+from steerscope.equivalence.propositions.runs import output_mapped, post, run_at
 from steerscope.equivalence.propositions.subject import Subject
+from steerscope.equivalence.remainder import slope_of
 from steerscope.equivalence.tangents import linear_tangent
 from steerscope.models.blocks import linear_weight
 from steerscope.sites import Site, SiteKind

@@ -26,6 +26,8 @@ MAX_BLOCKS = 6
 # Frobenius norm of a random fine-tuning update of a matrix, relative to the matrix: clearly visible, not a new model.
 TUNING = 0.1
 RANK = 2
+# What a slope on logarithmic axes may be, of an error of first and of second order.
+FIRST_ORDER, SECOND_ORDER = (0.95, 1.05), (1.95, 2.05)
 
 
 def run_at(
@@ -219,19 +221,6 @@ def block_alone(subject: Subject, layer: int) -> tuple[Callable[[Tensor], Tensor
         return output[0] if isinstance(output, tuple) else output
 
     return function, stream_of(call.args, call.kwargs).detach()
-
-
-def slope_of(x: Iterable[float], y: Iterable[float]) -> float:
-    """Return the least-squares slope of log y against log x.
-
-    Args:
-        x: Positive numbers.
-        y: As many numbers, not negative.
-
-    Returns:
-        The exponent p of the best ``y = c x^p``.
-    """
-    return float(np.polyfit(np.log(list(x)), np.log(np.maximum(list(y), 1e-300)), 1)[0])
 
 
 def unit(x: Tensor) -> Tensor:
