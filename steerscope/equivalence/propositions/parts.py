@@ -21,7 +21,6 @@ from steerscope.equivalence.closed_forms import (
     GatedWeights,
     PlainWeights,
     activation_curvature,
-    activation_slope,
 )
 from steerscope.equivalence.propositions.base import Series
 from steerscope.equivalence.propositions.subject import Subject
@@ -61,10 +60,6 @@ class MLPParts:
     def down(self) -> Tensor:
         """The weight that writes, ``(d, d_ff)``."""
         return down_of(self.weights)
-
-    def slope(self, x: Tensor) -> Tensor:
-        """Return ``phi'(x)``."""
-        return activation_slope(self.activation, x)
 
     def activated(self, z: Tensor) -> Tensor:
         """Return what phi is applied to, ``(..., d_ff)``: ``W_g z``, without a gate ``W_1 z + b_1``."""
