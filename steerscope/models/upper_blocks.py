@@ -93,7 +93,11 @@ def with_forward(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[N
 
 def doing_nothing(modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
     """Let blocks, of a site map that was checked, hand on the stream that enters them inside the context."""
-    return with_forward({module: passing_through(module) for module in modules})
+
+    def passing(block: nn.Module) -> Callable[..., Any]:
+        return lambda *args, **kwargs: as_given_back(block, stream_of(args, kwargs))
+
+    return with_forward({module: passing(module) for module in modules})
 
 
 @contextmanager
@@ -128,22 +132,6 @@ def mlp_at(block: Block, row: Tensor, token: Tensor) -> Iterator[None]:
 
     with block.mlp_in.register_forward_pre_hook(gather), block.mlp_in.register_forward_hook(scatter):
         yield
-
-
-def passing_through(block: nn.Module) -> Callable[..., Any]:
-    """Return what stands in for a block's ``forward`` where the block is to do nothing.
-
-    Args:
-        block: The block, as its site map was checked: it says in which form the stream is given back.
-
-    Returns:
-        A function of what the block takes, which gives back the stream that enters.
-    """
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return as_given_back(block, stream_of(args, kwargs))
-
-    return forward
 
 
 @contextmanager

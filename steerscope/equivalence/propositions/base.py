@@ -78,6 +78,21 @@ class Series:
     y: tuple[float, ...]
 
 
+def curve(x_name: str, x: Sequence[float], y_name: str, y: Sequence[float]) -> Series:
+    """Return a series for a figure.
+
+    Args:
+        x_name: Label of the horizontal axis.
+        x: Its values.
+        y_name: Label of the vertical axis.
+        y: As many values.
+
+    Returns:
+        The values as plain floats.
+    """
+    return Series(x_name, y_name, tuple(map(float, x)), tuple(map(float, y)))
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What a check found on one subject.

@@ -22,7 +22,7 @@ from steerscope.equivalence.propositions.parts import parameter_name
 from steerscope.equivalence.propositions.runs import output_mapped
 from steerscope.equivalence.propositions.shared_edit import SharedEdit
 from steerscope.equivalence.propositions.subject import Subject
-from steerscope.equivalence.propositions.texts import Texts, new_contexts, random_texts
+from steerscope.equivalence.propositions.texts import Texts, new_contexts
 from steerscope.models.blocks import is_transposed, linear_weight
 from steerscope.models.calls import calls_of, hooked
 from steerscope.models.hooks import reading
@@ -259,7 +259,9 @@ def data_sets(subject: Subject) -> tuple[BlockTokens, ...]:
 def _random(subject: Subject) -> Texts:
     wanted = TOKENS_PER_CHANNEL * 2 * subject.site_map.d_model
     count = max(COUNT, -(-wanted // (LENGTH - SKIP)))
-    return random_texts(vocab_size(subject.model), count=count, length=LENGTH, generator=subject.generator(4300))
+    # The first three tokens of a vocabulary are often special ones.
+    drawn = torch.randint(3, vocab_size(subject.model), (2 * count, LENGTH), generator=subject.generator(4300))
+    return Texts("random tokens", drawn[:count], drawn[count:])
 
 
 def _on(subject: Subject, texts: Texts) -> BlockTokens:

@@ -22,8 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
-from steerscope.equivalence.propositions.parts import curve
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source, curve
 from steerscope.equivalence.propositions.runs import (
     FIRST_ORDER,
     block_alone,

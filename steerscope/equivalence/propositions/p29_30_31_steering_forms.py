@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source, curve
 from steerscope.equivalence.propositions.parts import (
     as_stored,
     bias_of,
-    curve,
     output_first,
     parameter_name,
     relative_error,

@@ -24,7 +24,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from steerscope.equivalence.closed_forms import GatedWeights, PlainWeights
+from steerscope.equivalence.closed_forms import GatedWeights
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
 from steerscope.equivalence.propositions.norms import norm_parts
 from steerscope.equivalence.propositions.parts import (
@@ -207,11 +207,7 @@ def _patched_reads(weights: MLPWeights, before: Tensor, after: Tensor, *, both: 
     if isinstance(weights, GatedWeights):
         up = weights.up + read_patch(weights.up, before, after) if both else weights.up
         return weights._replace(gate=weights.gate + read_patch(weights.gate, before, after), up=up)
-    return weights._replace(first=weights.first + _first_patch(weights, before, after))
-
-
-def _first_patch(weights: PlainWeights, before: Tensor, after: Tensor) -> Tensor:
-    return read_patch(weights.first, before, after)
+    return weights._replace(first=weights.first + read_patch(weights.first, before, after))
 
 
 def _check_read_patch(subject: Subject) -> Evidence:

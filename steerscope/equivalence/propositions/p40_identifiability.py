@@ -27,8 +27,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
-from steerscope.equivalence.propositions.parts import curve, relative_error
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source, curve
+from steerscope.equivalence.propositions.parts import relative_error
 from steerscope.equivalence.propositions.runs import FIRST_ORDER, SECOND_ORDER, post, run_at, shortened
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.equivalence.remainder import slope_of

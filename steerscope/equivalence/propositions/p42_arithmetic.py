@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from steerscope.equivalence.edit_forms import edit_form
-from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
-from steerscope.equivalence.propositions.parts import curve, relative_error
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source, curve
+from steerscope.equivalence.propositions.parts import relative_error
 from steerscope.equivalence.propositions.runs import FIRST_ORDER, SECOND_ORDER, Pass, post, run_at, shortened
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.equivalence.remainder import slope_of

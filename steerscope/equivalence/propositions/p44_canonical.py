@@ -38,7 +38,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source, together
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source, curve, together
 from steerscope.equivalence.propositions.block_tokens import (
     READS,
     BlockTokens,
@@ -48,7 +48,6 @@ from steerscope.equivalence.propositions.block_tokens import (
     z_score,
 )
 from steerscope.equivalence.propositions.p43_shared_edit import GROUP, SMALL, isotropic_design
-from steerscope.equivalence.propositions.parts import curve
 from steerscope.equivalence.propositions.shared_edit import PLAIN, SharedEdit
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.equivalence.reach import (

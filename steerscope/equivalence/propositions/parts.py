@@ -22,7 +22,6 @@ from steerscope.equivalence.closed_forms import (
     PlainWeights,
     activation_curvature,
 )
-from steerscope.equivalence.propositions.base import Series
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.errors import UnsupportedModelError
 from steerscope.models.blocks import Block, is_transposed, linear_weight
@@ -62,10 +61,23 @@ class MLPParts:
         return down_of(self.weights)
 
     def activated(self, z: Tensor) -> Tensor:
-        """Return what phi is applied to, ``(..., d_ff)``: ``W_g z``, without a gate ``W_1 z + b_1``."""
-        if isinstance(self.weights, GatedWeights):
-            return z @ self.weights.gate.T
-        return z @ self.weights.first.T + self.weights.first_bias
+        """Return what phi is applied to, ``(..., d_ff)``."""
+        return preactivation(z, self.weights)
+
+
+def preactivation(z: Tensor, weights: MLPWeights) -> Tensor:
+    """Return what phi is applied to, or how a change of the weights moves it, ``(..., d_ff)``.
+
+    Args:
+        z: What the MLP receives, ``(..., d)``.
+        weights: The MLP's, or their change.
+
+    Returns:
+        ``(..., d_ff)``.
+    """
+    if isinstance(weights, GatedWeights):
+        return z @ weights.gate.T
+    return z @ weights.first.T + weights.first_bias
 
 
 def down_of(weights: MLPWeights) -> Tensor:
@@ -379,18 +391,3 @@ def is_piecewise_linear(activation: Activation) -> bool:
     """Whether phi is linear between kinks (ReLU and its like): its curvature vanishes where it is asked."""
     grid = torch.linspace(-3.03, 2.97, 24, dtype=torch.float64)
     return not bool(activation_curvature(activation, grid).any())
-
-
-def curve(x_name: str, x: Sequence[float], y_name: str, y: Sequence[float]) -> Series:
-    """Return a series for a figure.
-
-    Args:
-        x_name: Label of the horizontal axis.
-        x: Its values.
-        y_name: Label of the vertical axis.
-        y: As many values.
-
-    Returns:
-        The values as plain floats.
-    """
-    return Series(x_name, y_name, tuple(map(float, x)), tuple(map(float, y)))

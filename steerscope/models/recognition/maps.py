@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from steerscope.models.attributes import FUNCTIONS
 from steerscope.models.blocks import is_transposed, linear_shape
-from steerscope.models.packed import computes_linear_map, has_maps, is_packed, weights_besides
+from steerscope.models.packed import computes_linear_map, has_maps, is_packed
 from steerscope.models.recognition.trace import Traced, is_result, is_same
 from steerscope.models.wrappers import acting_layer
 
@@ -194,16 +194,3 @@ def _is_elementwise(function: Callable[[Tensor], object], like: Tensor) -> bool:
         if not isinstance(found, Tensor) or found.shape != shape:
             return False
     return True
-
-
-def all_but(module: nn.Module, described: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of a block's weights of two axes or more that are none of the maps described.
-
-    Args:
-        module: The block.
-        described: Paths of its linear maps.
-
-    Returns:
-        Names as ``named_parameters`` gives them, without what PEFT put around them.
-    """
-    return weights_besides(module, [module.get_submodule(path) for path in described])
