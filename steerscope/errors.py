@@ -105,6 +105,19 @@ def shortened(text: str, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def reason_of(error: BaseException, most: int = 300) -> str:
+    """Return what another library's error says, for a sentence.
+
+    Args:
+        error: The error.
+        most: Most characters.
+
+    Returns:
+        Its text on one line, or its type where it says nothing.
+    """
+    return shortened(" ".join(str(error).split()) or type(error).__name__, most)
+
+
 def same_name(value: str, valid: Iterable[str]) -> str:
     """Return the valid name that a text spells up to case, dashes and underscores; the text itself if none does.
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from steerscope.errors import InputError
+from steerscope.errors import InputError, reason_of
 
 # Libraries written in Rust (safetensors, tokenizers) put the system's number into their own errors.
 _NUMBER = re.compile(r"os error (\d+)|\bOs \{ code: (\d+)")
@@ -59,7 +59,7 @@ def sentence_of(error: OSError) -> str:
     """Return one sentence about an error that nothing else spoke of: which file, why, what to do."""
     found = trouble(error)
     if found is None:
-        return " ".join(str(error).split()) or type(error).__name__
+        return reason_of(error)
     names = [repr(str(name)) for name in (error.filename, error.filename2) if name is not None]
     where = f"cannot read or write {' or '.join(names)}" if names else "reading or writing failed"
     return f"{where} ({found[0]}). {found[1]}."

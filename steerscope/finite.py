@@ -31,6 +31,11 @@ def finite_or_none(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
+def or_infinite(value: float | None) -> float:
+    """Return a kept loss as a number: infinite where a record holds ``None``, as of a run that diverged."""
+    return math.inf if value is None else value
+
+
 def require_finite(what: str, *values: Tensor | float, advice: str = OVERFLOW) -> None:
     """Refuse values that are NaN or infinite.
 

@@ -14,9 +14,7 @@ average at the sites of the residual stream and at those of the branches alike. 
 
 from __future__ import annotations
 
-import argparse
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -29,18 +27,11 @@ from steerscope import SteeringConfig, load_model
 from steerscope.experiments.carrying.jobs import OutOfTime
 from steerscope.experiments.engine.candidate import Candidate, Outcome
 from steerscope.experiments.engine.rate_grid import EDIT_START
-from steerscope.experiments.engine.spec import Schedule
-from steerscope.experiments.engine.store import RunStore
-from steerscope.experiments.engine.sweep import Sweep
-from steerscope.experiments.groundwork.split_data import SplitData
-from steerscope.experiments.groundwork.splits import splits_of_task
-from steerscope.experiments.sweeping.preparing import read_scales
-from steerscope.experiments.tasks import get_task
 from steerscope.files import json_text, write_text
-from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel
 from steerscope.sites import parse_site
-from studies.programs import exit_code_of
+from studies.edits_trained import about, sweep_of
+from studies.programs import parser_of, program
 
 SITES = "21.resid_post,21.attn_out,21.mlp_out,27.resid_post,27.attn_out,27.mlp_out"
 RANK = 8
@@ -124,14 +115,8 @@ def run(loaded: LoadedModel, task: str, sites: Sequence[str], out: Path, **given
     Returns:
         What ``edit_defaults.json`` holds.
     """
-    schedule = Schedule(steps=given["steps"], batch_size=given["batch_size"])
-    data = SplitData(loaded, splits_of_task(get_task(task)), schedule, 128, 256)
-    seeds = list(range(given["seeds"]))
-    data.check(seeds)
-    sweep = Sweep(
-        loaded, data, schedule, RunStore(out / "runs"), read_scales(loaded, data, 0), progress=given.get("progress"),
-        deadline=time.monotonic() + 60 * given["minutes"],
-    )  # fmt: skip
+    seeds = list(range(given.pop("seeds")))
+    sweep = sweep_of(loaded, task, out, seeds, **given)
     found: dict[Key, Outcome] = {}
     for site in sites:
         candidates = [candidate(site, *variant) for variant in VARIANTS]
@@ -140,27 +125,22 @@ def run(loaded: LoadedModel, task: str, sites: Sequence[str], out: Path, **given
         except OutOfTime:
             continue  # a site that is finished is read from the store
         found |= {(site, *variant): one for variant, one in zip(VARIANTS, outcomes, strict=True)}
-    base = sweep.untrained()
     result = {
-        "model": loaded.identity.as_dict(),
-        "task": task,
-        "steps": schedule.steps,
-        "batch_size": schedule.batch_size,
+        **about(sweep, task),
         "rank": RANK,
         "seeds": seeds,
-        "untrained": {"loss": base.loss, "accuracy": base.accuracy},
         "missing": [site for site in sites if (site, *VARIANTS[0]) not in found],
         "edits": [{"site": key[0], "bias": key[1], "scale": key[2], **one.as_dict()} for key, one in found.items()],
         "contrasts": contrasts({key: one.losses for key, one in found.items()}),
-        "versions": package_versions(),
     }
     write_text(out / "edit_defaults.json", json_text(result))
     return result
 
 
-def main() -> int:
+@program("study")
+def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("model", nargs="?", default="smollm2-135m")
     parser.add_argument("--task", default="twice")
     parser.add_argument("--sites", default=SITES)
@@ -171,20 +151,17 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
 
-    def work() -> None:
-        found = run(
-            load_model(asked.model), asked.task, asked.sites.split(","), asked.out, steps=asked.steps,
-            batch_size=asked.batch_size, seeds=asked.seeds, minutes=asked.minutes,
-            progress=lambda what, done, of: print(f"{done}/{of} {what}", flush=True),
-        )  # fmt: skip
-        for row in found["contrasts"]:
-            print(
-                f"{row['factor']}, {row['sites']}: {row['difference']:+.3f} nats [{row['low']:+.3f}, "
-                f"{row['high']:+.3f}], better at {row['better']} of {row['number']}"
-            )
-        print(f"missing: {found['missing']}; {asked.out / 'edit_defaults.json'}")
-
-    return exit_code_of("study", work)
+    found = run(
+        load_model(asked.model), asked.task, asked.sites.split(","), asked.out, steps=asked.steps,
+        batch_size=asked.batch_size, seeds=asked.seeds, minutes=asked.minutes,
+        progress=lambda what, done, of: print(f"{done}/{of} {what}", flush=True),
+    )  # fmt: skip
+    for row in found["contrasts"]:
+        print(
+            f"{row['factor']}, {row['sites']}: {row['difference']:+.3f} nats [{row['low']:+.3f}, "
+            f"{row['high']:+.3f}], better at {row['better']} of {row['number']}"
+        )
+    print(f"missing: {found['missing']}; {asked.out / 'edit_defaults.json'}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ less than half is explained; the file grows run by run, and runs that it has are
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import asdict
@@ -22,12 +21,13 @@ from steerscope import get_task, load_model
 from steerscope.analysis.data.encoding import encode_for
 from steerscope.analysis.theory.common import rows_of_one_length
 from steerscope.installed import package_versions
+from studies.programs import parser_of
 from studies.steps_explained import first_order_steps
 
 
 def main() -> None:
     """Measure every learning rate and seed that the file does not have yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("model")
     parser.add_argument("--task", default="listops")
     parser.add_argument("--out", required=True, type=Path)

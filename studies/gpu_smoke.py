@@ -14,7 +14,6 @@ number has 11 significant bits, a bfloat16 number 8, and scores of tiny random m
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import io
@@ -37,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from steerscope.experiments.tasks import get_task
+from studies.programs import parser_of
 from tests.byte_models import VOCAB, byte_model, byte_tokenizer
 from tests.steering.cases import SETTINGS, randomise
 
@@ -371,7 +371,7 @@ def cost(shape: str, device: str, dtype: str, num_examples: int) -> dict[str, An
 
 def main() -> None:
     """Run all parts that the minutes allow."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--minutes", type=float, default=12)
     parser.add_argument("--out", type=Path, default=Path("gpu_smoke.json"))

@@ -10,7 +10,6 @@ both, their Spearman correlation, and the same for each difference alone.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -34,7 +33,8 @@ from steerscope.files import json_text
 from steerscope.installed import package_versions
 from steerscope.models.wrappers import vocab_size
 from steerscope.sites import Site
-from steerscope.steering.families.base import default_linear
+from steerscope.steering.families.base import default_start
+from studies.programs import parser_of
 
 
 def kernels_of(features: Features, rows: Rows, site: Site, ranks: int, draws: int) -> dict[str, list[Tensor]]:
@@ -49,7 +49,7 @@ def kernels_of(features: Features, rows: Rows, site: Site, ranks: int, draws: in
 
     found = {"full": [kernel(scaled)], "raw reads": [kernel(raw)], "with bias": [kernel(scaled, vector)]}
     for draw in range(draws):
-        down = default_linear(ranks, width, scaled.dtype, torch.Generator().manual_seed(draw))
+        down = default_start((ranks, width), width, scaled.dtype, torch.Generator().manual_seed(draw))
         # A draw for the scaled reads of as large a part of the whole as the one for raw reads.
         found.setdefault("low rank", []).append(kernel(scaled @ down.T))
         found.setdefault("as trained", []).append(kernel(raw @ down.T, vector))
@@ -58,7 +58,7 @@ def kernels_of(features: Features, rows: Rows, site: Site, ranks: int, draws: in
 
 def main() -> None:
     """Compare the kernels at every site."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("model")
     parser.add_argument("--task", default="listops")
     parser.add_argument("--examples", type=int, default=96)

@@ -36,6 +36,21 @@ class KindsCompared:
     second_better: int
 
 
+def rows_of(losses: Mapping[tuple[int, str], Array], first: str, second: str) -> tuple[list[int], Array]:
+    """Return the layers that have both kinds, and their losses.
+
+    Args:
+        losses: Trained losses ``(seed)`` by layer and kind, nats; infinite where a run diverged.
+        first: One kind.
+        second: The other.
+
+    Returns:
+        The layers, and finite losses ``(row seed)``: two rows per layer, the first kind's above the second's.
+    """
+    layers = sorted({layer for layer, _ in losses if (layer, first) in losses and (layer, second) in losses})
+    return layers, finite_losses(np.array([losses[layer, kind] for layer in layers for kind in (first, second)]))
+
+
 def kinds_compared(losses: Mapping[tuple[int, str], Array], first: str, second: str) -> KindsCompared | None:
     """Compare two kinds of site.
 
@@ -47,10 +62,9 @@ def kinds_compared(losses: Mapping[tuple[int, str], Array], first: str, second: 
     Returns:
         The comparison, or None with fewer than two layers that have both.
     """
-    layers = sorted({layer for layer, _ in losses if (layer, first) in losses and (layer, second) in losses})
+    layers, rows = rows_of(losses, first, second)
     if len(layers) < 2:
         return None
-    rows = finite_losses(np.array([losses[layer, kind] for layer in layers for kind in (first, second)]))
     differences = rows[::2] - rows[1::2]  # layer seed
     means, seeds = differences.mean(1), differences.mean(0)
     parts = [(float(means.var(ddof=1)) / len(means), len(means) - 1.0)]

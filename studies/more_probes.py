@@ -11,17 +11,15 @@ how many the default becomes.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from steerscope import RankOptions, SiteTable, get_task, load_model, rank_sites
-from steerscope.errors import InputError
-from steerscope.experiments.groundwork.splits import splits_of_task
+from steerscope import SiteTable
 from steerscope.experiments.site_tables.scored import with_scores
 from steerscope.files import json_of, json_text, write_text
 from studies.plan_3 import CANDIDATES, REPORTING
-from studies.programs import exit_code_of
+from studies.programs import parser_of, program
+from studies.ranked_again import ranked_again
 
 PROBES = 9
 
@@ -35,43 +33,28 @@ def scores_of(table: SiteTable) -> dict[str, dict[str, float]]:
     Raises:
         InputError: Its model is not there, or its scores were made with other examples.
     """
-    splits = splits_of_task(get_task(table.task))
-    seen = int(table.steps * table.schedule["batch_size"])
-    seed, count = int(table.ranking["seed"]), int(table.ranking["examples"])
-    options = RankOptions(
-        extra=() if table.model["name"] == REPORTING else ("spectrum",),
-        seed=seed,
-        rank=int(table.edit.get("rank") or 8),
-        num_training=seen,
-        num_probes=PROBES,
-    )
-    ranking = rank_sites(
-        load_model(table.model["name"]), splits.ranking(options.max_examples, seed), options, task=table.task
-    )
-    if ranking.n_examples != count:
-        raise InputError(f"the table of {table.name} was ranked with {count} examples, now {ranking.n_examples}.")
+    extra = () if table.model["name"] == REPORTING else ("spectrum",)
+    ranking = ranked_again(table, seed=int(table.ranking["seed"]), num_probes=PROBES, extra=extra)
     found = with_scores(table, ranking).scores
     return {name: found[name] for name in CANDIDATES if name in found}
 
 
-def main() -> int:
+@program("study")
+def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("tables", type=Path)
     parser.add_argument("out", type=Path)
     asked = parser.parse_args()
 
-    def work() -> None:
-        found: dict[str, Any] = json_of(asked.out) if asked.out.exists() else {"probes": PROBES, "scores": {}}
-        for path in sorted(asked.tables.glob("*.json")):
-            table = SiteTable.load(path)
-            if path.stem in found["scores"]:
-                continue
-            found["scores"][path.stem] = scores_of(table)
-            write_text(asked.out, json_text(found))
-            print(f"{table.name}: {len(found['scores'][path.stem])} scores", flush=True)
-
-    return exit_code_of("study", work)
+    found: dict[str, Any] = json_of(asked.out) if asked.out.exists() else {"probes": PROBES, "scores": {}}
+    for path in sorted(asked.tables.glob("*.json")):
+        table = SiteTable.load(path)
+        if path.stem in found["scores"]:
+            continue
+        found["scores"][path.stem] = scores_of(table)
+        write_text(asked.out, json_text(found))
+        print(f"{table.name}: {len(found['scores'][path.stem])} scores", flush=True)
 
 
 if __name__ == "__main__":

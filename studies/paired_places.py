@@ -15,7 +15,6 @@ last columns leave them out.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import math
@@ -26,12 +25,12 @@ from pathlib import Path
 import numpy as np
 
 from steerscope.errors import InputError
-from steerscope.experiments.agreement.correlations import Array, finite_losses
+from steerscope.experiments.agreement.correlations import Array
 from steerscope.experiments.site_tables import SiteTable
 from steerscope.experiments.site_tables.common import common_outcomes
 from steerscope.files import write_text
-from studies.kinds_compared import KindsCompared, kinds_compared
-from studies.programs import exit_code_of
+from studies.kinds_compared import KindsCompared, kinds_compared, rows_of
+from studies.programs import parser_of, program
 
 PAIRS = (
     ("mlp_out", "resid_post"), ("attn_out", "resid_post"), ("resid_mid", "resid_post"), ("mlp_out", "attn_out"),
@@ -89,8 +88,7 @@ def paired(losses: Mapping[tuple[int, str], Array], first: str, second: str) -> 
     compared = kinds_compared(losses, first, second)
     if compared is None:
         return None
-    layers = sorted({layer for layer, _ in losses if (layer, first) in losses and (layer, second) in losses})
-    rows = finite_losses(np.array([losses[layer, kind] for layer in layers for kind in (first, second)]))
+    layers, rows = rows_of(losses, first, second)
     differences = rows[::2] - rows[1::2]  # layer seed
     means, seeds = differences.mean(1), differences.shape[1]
     errors = np.full(len(layers), math.nan)
@@ -199,31 +197,29 @@ def _interval(one: KindsCompared) -> str:
     return f"{one.difference.value:+.3f} [{one.difference.low:+.3f}, {one.difference.high:+.3f}]"
 
 
-def main() -> int:
+@program("study")
+def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("tables", nargs="+", type=Path)
     parser.add_argument("--pairs", nargs="+", default=[":".join(pair) for pair in PAIRS], help="kinds, FIRST:SECOND")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
 
-    def work() -> None:
-        if odd := [text for text in asked.pairs if text.count(":") != 1 or not all(text.split(":"))]:
-            raise InputError(f"got the pair {odd[0]!r}; expected two kinds of site, such as mlp_out:resid_post.")
-        pairs = [(first, second) for first, _, second in (text.partition(":") for text in asked.pairs)]
-        tables = {path.stem: SiteTable.load(path) for path in asked.tables}
-        print(markdown(tables, pairs))
-        if asked.json is not None:
-            kept = {
-                name: [
-                    {"all": asdict(every), "learned": learned and {**asdict(learned), "layers": len(learned.layers)}}
-                    for every, learned in compared_pairs(table, pairs)
-                ]
-                for name, table in tables.items()
-            }
-            write_text(asked.json, json.dumps(_plain(kept), allow_nan=False) + "\n")
-
-    return exit_code_of("study", work)
+    if odd := [text for text in asked.pairs if text.count(":") != 1 or not all(text.split(":"))]:
+        raise InputError(f"got the pair {odd[0]!r}; expected two kinds of site, such as mlp_out:resid_post.")
+    pairs = [(first, second) for first, _, second in (text.partition(":") for text in asked.pairs)]
+    tables = {path.stem: SiteTable.load(path) for path in asked.tables}
+    print(markdown(tables, pairs))
+    if asked.json is not None:
+        kept = {
+            name: [
+                {"all": asdict(every), "learned": learned and {**asdict(learned), "layers": len(learned.layers)}}
+                for every, learned in compared_pairs(table, pairs)
+            ]
+            for name, table in tables.items()
+        }
+        write_text(asked.json, json.dumps(_plain(kept), allow_nan=False) + "\n")
 
 
 def _plain(value: object) -> object:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import functools
 import shlex
 import sys
 from collections.abc import Callable
@@ -33,6 +35,27 @@ def exit_code_of(program: str, work: Callable[[], int | None]) -> int:
             raise
         print(f"{program}: {sentence_of(error)}", file=sys.stderr)
     return 2
+
+
+def program(name: str) -> Callable[[Callable[[], int | None]], Callable[[], int]]:
+    """Make a function that reads its arguments and works a program's ``main``; see :func:`exit_code_of`.
+
+    Args:
+        name: Of the program, before the sentence on stderr.
+
+    Returns:
+        What makes of the function one that returns the exit code.
+    """
+
+    def ended(work: Callable[[], int | None]) -> Callable[[], int]:
+        return functools.wraps(work)(lambda: exit_code_of(name, work))
+
+    return ended
+
+
+def parser_of(text: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose help shows a program's docstring as it is written."""
+    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def write_page(path: Path, head: str, text: str) -> None:

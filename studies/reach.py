@@ -11,7 +11,6 @@ tries. The file grows layer by layer, and layers that it has are not repeated.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import sys
@@ -32,6 +31,7 @@ from steerscope.equivalence.reach import held_out_share, orthonormal_basis, unre
 from steerscope.experiments.verification.texts import ENGLISH, paragraphs, task_windows, text_windows
 from steerscope.installed import package_versions
 from steerscope.sites import SiteKind
+from studies.programs import parser_of
 
 
 def texts_of(path: Path, field: str, most: int) -> list[str]:
@@ -66,7 +66,7 @@ def reach(data: BlockTokens) -> dict[str, Any]:
 
 def main() -> None:
     """Measure every layer that the file does not have yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("model")
     parser.add_argument("--task", default="listops")
     parser.add_argument("--text", nargs="*", type=Path, default=[])

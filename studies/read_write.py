@@ -18,10 +18,8 @@ examples, and several seeds; runs are kept as they end, and a second call goes o
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -40,20 +38,14 @@ from steerscope.experiments.engine.candidate import Candidate, Outcome
 from steerscope.experiments.engine.model_pack import ModelPack
 from steerscope.experiments.engine.pack import Pack
 from steerscope.experiments.engine.rate_grid import EDIT_START
-from steerscope.experiments.engine.spec import RunSpec, Schedule
-from steerscope.experiments.engine.store import RunStore
-from steerscope.experiments.engine.sweep import Sweep
-from steerscope.experiments.groundwork.split_data import SplitData
-from steerscope.experiments.groundwork.splits import splits_of_task
-from steerscope.experiments.sweeping.preparing import read_scales
-from steerscope.experiments.tasks import get_task
+from steerscope.experiments.engine.spec import RunSpec
 from steerscope.files import json_text, write_text
-from steerscope.installed import package_versions
 from steerscope.models.hooks import edited
 from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
 from steerscope.sites import Site, SiteKind
-from studies.programs import exit_code_of
+from studies.edits_trained import about, sweep_of
+from studies.programs import parser_of, program
 
 READS = {
     "block": (SiteKind.RESID_POST,),
@@ -202,7 +194,7 @@ def run(loaded: LoadedModel, task: str, reads: list[int], writes: list[int], out
         reads: Blocks to read at.
         writes: Blocks to write after.
         out: The folder.
-        given: ``steps``, ``batch_size``, ``seeds``, ``budget`` in minutes, ``progress``.
+        given: ``steps``, ``batch_size``, ``seeds``, ``minutes``, ``progress``.
 
     Returns:
         What ``read_write.json`` holds.
@@ -213,30 +205,18 @@ def run(loaded: LoadedModel, task: str, reads: list[int], writes: list[int], out
     blocks = len(loaded.site_map.blocks)
     if wrong := [layer for layer in (*reads, *writes) if not 0 <= layer < blocks]:
         raise InputError(f"the model has blocks 0 to {blocks - 1}; got {wrong[0]}. Name some of those.")
-    schedule = Schedule(steps=given["steps"], batch_size=given["batch_size"])
-    data = SplitData(loaded, splits_of_task(get_task(task)), schedule, 128, 256)
-    seeds = list(range(given["seeds"]))
-    data.check(seeds)
-    scales, pad = read_scales(loaded, data, 0), pad_token(loaded.tokenizer, loaded.model)
-    sweep = Sweep(
-        loaded, data, schedule, RunStore(out / "runs"), scales, progress=given.get("progress"),
-        deadline=time.monotonic() + 60 * given["budget"],
-    )  # fmt: skip
+    seeds, pad = list(range(given.pop("seeds"))), pad_token(loaded.tokenizer, loaded.model)
+    sweep = sweep_of(loaded, task, out, seeds, **given)
     cells = cells_of(reads, writes)
     found: dict[Cell, Outcome] = {}
     for cell in cells:
         try:
-            (found[cell],) = sweep.run([candidate(loaded, cell, scales, pad)], seeds)
+            (found[cell],) = sweep.run([candidate(loaded, cell, sweep.scales, pad)], seeds)
         except OutOfTime:
             continue  # one that is finished is read from the store
-    base = sweep.untrained()
     result = {
-        "model": loaded.identity.as_dict(),
-        "task": task,
-        "steps": schedule.steps,
-        "batch_size": schedule.batch_size,
+        **about(sweep, task),
         "rank": RANK,
-        "untrained": {"loss": base.loss, "accuracy": base.accuracy},
         "missing": [cell.name for cell in cells if cell not in found],
         "cells": [
             {"read": cell.read, "reads_at": cell.reads_at, "writes_at": cell.writes_at, **one.as_dict()}
@@ -245,15 +225,15 @@ def run(loaded: LoadedModel, task: str, reads: list[int], writes: list[int], out
         "contrasts": contrasts(
             {cell: np.array(one.losses) for cell, one in found.items() if np.isfinite(one.losses).all()}
         ),
-        "versions": package_versions(),
     }
     write_text(out / "read_write.json", json_text(result))
     return result
 
 
-def main() -> int:
+@program("study")
+def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("model")
     parser.add_argument("--task", default="compare_next")
     parser.add_argument("--reads", default="1,4,7,10")
@@ -265,21 +245,18 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
 
-    def work() -> None:
-        reads, writes = ([int(part) for part in text.split(",")] for text in (asked.reads, asked.writes))
-        loaded = load_model(asked.model)
-        found = run(
-            loaded, asked.task, reads, writes, asked.out, steps=asked.steps, batch_size=asked.batch_size,
-            seeds=asked.seeds, budget=asked.budget,
-        )  # fmt: skip
-        for row in found["contrasts"]:
-            print(
-                f"{row['factor']}: {row['first']} -> {row['second']}: {row['difference']:+.3f} nats "
-                f"[{row['low']:+.3f}, {row['high']:+.3f}], better in {row['second_better']} of {row['settings']}"
-            )
-        print(f"{len(found['missing'])} cells missing; {asked.out / 'read_write.json'}")
-
-    return exit_code_of("study", work)
+    reads, writes = ([int(part) for part in text.split(",")] for text in (asked.reads, asked.writes))
+    loaded = load_model(asked.model)
+    found = run(
+        loaded, asked.task, reads, writes, asked.out, steps=asked.steps, batch_size=asked.batch_size,
+        seeds=asked.seeds, minutes=asked.budget,
+    )  # fmt: skip
+    for row in found["contrasts"]:
+        print(
+            f"{row['factor']}: {row['first']} -> {row['second']}: {row['difference']:+.3f} nats "
+            f"[{row['low']:+.3f}, {row['high']:+.3f}], better in {row['second_better']} of {row['settings']}"
+        )
+    print(f"{len(found['missing'])} cells missing; {asked.out / 'read_write.json'}")
 
 
 if __name__ == "__main__":

@@ -12,24 +12,22 @@ interval of a single draw, and the difference between the numbers of directions,
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from steerscope import RankOptions, SiteTable, get_task, load_model, rank_sites
-from steerscope.errors import InputError
+from steerscope import SiteTable
 from steerscope.experiments.agreement.layer_bootstrap import Estimate
-from steerscope.experiments.groundwork.splits import splits_of_task
 from steerscope.experiments.site_tables.across import mean_of_drawn
 from steerscope.experiments.site_tables.judging import JudgedScore, judge
 from steerscope.experiments.site_tables.scored import with_scores
 from steerscope.files import json_of, json_text, write_text
 from steerscope.installed import package_versions
 from studies.plan_3 import earned
-from studies.programs import exit_code_of
+from studies.programs import parser_of, program
+from studies.ranked_again import ranked_again
 
 SCORES = ("learnable_share", "predicted_loss")
 FEW = 4
@@ -69,18 +67,7 @@ def drawn(table: SiteTable, seed: int, num_probes: int | None) -> dict[str, Any]
     Raises:
         InputError: The table was ranked with another number of prompts.
     """
-    count = int(table.ranking["examples"])
-    options = RankOptions(
-        seed=seed,
-        max_examples=count,
-        rank=int(table.edit.get("rank") or 8),
-        num_training=int(table.steps * table.schedule["batch_size"]),
-        num_probes=num_probes,
-    )
-    prompts = splits_of_task(get_task(table.task)).ranking(count, seed)
-    ranking = rank_sites(load_model(table.model["name"]), prompts, options, task=table.task)
-    if ranking.n_examples != count:
-        raise InputError(f"the table of {table.name} was ranked with {count} prompts, now {ranking.n_examples}.")
+    ranking = ranked_again(table, seed=seed, max_examples=int(table.ranking["examples"]), num_probes=num_probes)
     scores = with_scores(table, ranking).scores
     judged = judge(table, {name: scores[name] for name in SCORES}).scores
     return {
@@ -169,37 +156,35 @@ def _gap(one: Sequence[float]) -> str:
     return f"{one[0]:+.2f} [{one[1]:+.2f}, {one[2]:+.2f}]"
 
 
-def main() -> int:
+@program("study")
+def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("tables", nargs="+", type=Path)
     parser.add_argument("--draws", type=int, default=5, help="seeds 0, 1, ...; 0 draws nothing more")
     parser.add_argument("--limit", type=int, help="at most so many rankings in this call")
     parser.add_argument("--out", type=Path, default=RESULT)
     asked = parser.parse_args()
 
-    def work() -> None:
-        found: dict[str, Any] = json_of(asked.out) if asked.out.exists() else {"tables": {}}
-        found["versions"] = package_versions()
-        left = asked.limit
-        for path in asked.tables:
-            table = SiteTable.load(path)
-            draws = found["tables"].setdefault(path.stem, {"draws": []})["draws"]
-            for seed in range(asked.draws):
-                for num_probes in (FEW, None):
-                    done = [one["directions"] == FEW for one in draws if one["seed"] == seed]
-                    if (num_probes == FEW) in done or left == 0:
-                        continue
-                    draws.append(drawn(table, seed, num_probes))
-                    left = None if left is None else left - 1
-                    write_text(asked.out, json_text(found))
-                    print(f"{table.name}: seed {seed}, {draws[-1]['directions']}, {draws[-1]['seconds']} s", flush=True)
-        for own in found["tables"].values():
-            own["spread"] = {name: spread(own["draws"], name) for name in SCORES if own["draws"]}
-        write_text(asked.out, json_text(found))
-        print(markdown({name: own["spread"] for name, own in found["tables"].items() if own["draws"]}))
-
-    return exit_code_of("study", work)
+    found: dict[str, Any] = json_of(asked.out) if asked.out.exists() else {"tables": {}}
+    found["versions"] = package_versions()
+    left = asked.limit
+    for path in asked.tables:
+        table = SiteTable.load(path)
+        draws = found["tables"].setdefault(path.stem, {"draws": []})["draws"]
+        for seed in range(asked.draws):
+            for num_probes in (FEW, None):
+                done = [one["directions"] == FEW for one in draws if one["seed"] == seed]
+                if (num_probes == FEW) in done or left == 0:
+                    continue
+                draws.append(drawn(table, seed, num_probes))
+                left = None if left is None else left - 1
+                write_text(asked.out, json_text(found))
+                print(f"{table.name}: seed {seed}, {draws[-1]['directions']}, {draws[-1]['seconds']} s", flush=True)
+    for own in found["tables"].values():
+        own["spread"] = {name: spread(own["draws"], name) for name in SCORES if own["draws"]}
+    write_text(asked.out, json_text(found))
+    print(markdown({name: own["spread"] for name, own in found["tables"].items() if own["draws"]}))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ by the rule of admission too.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +53,7 @@ from studies.plan_3 import (
     earned_over,
     judged_by_plan,
 )
-from studies.programs import exit_code_of, write_page
+from studies.programs import parser_of, program, write_page
 from studies.shipped_evidence import probes_of, shipped
 
 COMMAND = "python -m studies.site_tables_page studies/site_tables docs/results docs/site_tables.md"
@@ -394,20 +393,18 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("*", "\\*").replace("|", "\\|") for cell in cells) + " |"
 
 
-def main() -> int:
+@program("study")
+def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("tables", type=Path)
     parser.add_argument("results", type=Path)
     parser.add_argument("page", type=Path)
     options = parser.parse_args()
 
-    def work() -> None:
-        if not options.tables.is_dir():
-            raise InputError(f"there is no folder {str(options.tables)!r}; expected the folder of site tables.")
-        write_tables_page(options.tables, options.results, options.page)
-
-    return exit_code_of("study", work)
+    if not options.tables.is_dir():
+        raise InputError(f"there is no folder {str(options.tables)!r}; expected the folder of site tables.")
+    write_tables_page(options.tables, options.results, options.page)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ letter and digit of all generated tasks: ``steerscope rank FOLDER`` takes it lik
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -35,7 +34,7 @@ from steerscope.experiments.tasks.supervised import SupervisedSequence, supervis
 from steerscope.experiments.tasks.task import TaskExample, folded
 from steerscope.files import written_aside
 from steerscope.folders import Kind, require_folder_for
-from studies.programs import exit_code_of
+from studies.programs import parser_of, program
 
 _WORDS = ["<bos>", "<eos>", "<pad>", "<unk>", *"[]=(),:+", "MIN", "MAX", "MED", "SM", "min", "max", "twice"]
 _WORDS += [*DIGITS, *LETTERS, *map(str.upper, LETTERS)]
@@ -205,9 +204,10 @@ def _losses(model: Any, rows: Sequence[SupervisedSequence]) -> tuple[torch.Tenso
     return ((losses * answers).sum(1) / answers.sum(1)).mean(), losses[mask[:, 1:]].mean(), right
 
 
-def main() -> int:
+@program("small_models")
+def main() -> None:
     """Train from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("family", choices=FAMILIES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tasks", default="flat")
@@ -221,10 +221,7 @@ def main() -> int:
     given = vars(parser.parse_args())
     family, folder, tasks = given.pop("family"), given.pop("folder"), given.pop("tasks").split(",")
 
-    def work() -> None:
-        print(json.dumps(train_small(family, folder, tasks=tasks, **given)))
-
-    return exit_code_of("small_models", work)
+    print(json.dumps(train_small(family, folder, tasks=tasks, **given)))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ per line (plain or gzip), cut to equal lengths; halves share no text.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,7 +52,7 @@ from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
 from steerscope.sites import SiteKind
 from steerscope.steering.weights import WeightModel
-from studies.programs import exit_code_of
+from studies.programs import parser_of, program
 from studies.texts import lines_of, prompts_of, splits_of, windows_of
 
 READS = ("block", "mlp", "attn", "both")
@@ -353,9 +352,10 @@ def summary(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+@program("study")
+def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("model")
     parser.add_argument("--task", default="recall", help="a task, or a file with one text per line to learn")
     parser.add_argument("--layers", default="2,6,10,14,18,22,26")
@@ -371,21 +371,18 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
 
-    def work() -> None:
-        loaded = load_model(asked.model)
-        texts = {}
-        if asked.text is not None:
-            texts = {"text": windows_of(loaded, lines_of(asked.text), asked.text.name, asked.tokens, asked.texts)}
-        layers, seeds = ([int(part) for part in text.split(",")] for text in (asked.layers, asked.seeds))
-        rates = {"sft": asked.sft_rate, "lora": asked.lora_rate}
-        found = run(
-            loaded, asked.task, layers, texts, steps=asked.steps, batch_size=asked.batch_size, prompts=asked.prompts,
-            tokens=asked.tokens, seeds=seeds, rates={name: rate for name, rate in rates.items() if rate},
-            path=asked.out,
-        )  # fmt: skip
-        print(summary(found))
-
-    return exit_code_of("study", work)
+    loaded = load_model(asked.model)
+    texts = {}
+    if asked.text is not None:
+        texts = {"text": windows_of(loaded, lines_of(asked.text), asked.text.name, asked.tokens, asked.texts)}
+    layers, seeds = ([int(part) for part in text.split(",")] for text in (asked.layers, asked.seeds))
+    rates = {"sft": asked.sft_rate, "lora": asked.lora_rate}
+    found = run(
+        loaded, asked.task, layers, texts, steps=asked.steps, batch_size=asked.batch_size, prompts=asked.prompts,
+        tokens=asked.tokens, seeds=seeds, rates={name: rate for name, rate in rates.items() if rate},
+        path=asked.out,
+    )  # fmt: skip
+    print(summary(found))
 
 
 if __name__ == "__main__":

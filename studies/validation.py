@@ -9,7 +9,6 @@ the other studies.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from steerscope.experiments.validation.validate import compared
 from steerscope.files import parse_json, read_text, write_text
 from steerscope.reports.validation.tables import score_table, sentences, trained_table
 from steerscope.reports.vocabulary import score_words
-from studies.programs import exit_code_of, write_page
+from studies.programs import exit_code_of, parser_of, write_page
 
 # From the plan: how much better than ``share`` a candidate has to be.
 LEAST_GAIN = 0.05
@@ -298,7 +297,7 @@ def _save(path: Path, data: Any) -> None:
 
 def main() -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("results", type=Path)
     parser.add_argument("page", type=Path)
     options = parser.parse_args()

@@ -58,7 +58,7 @@ from steerscope.models.tokens import pad_token
 from steerscope.models.upper_blocks import entering_block, streams_entering
 from steerscope.models.wrappers import vocab_size
 from steerscope.sites import Site, parse_site
-from studies.programs import exit_code_of
+from studies.programs import parser_of, program
 
 HALF = 0.5
 """How much of the step is put into the model before the kernel is made again."""
@@ -350,9 +350,10 @@ def look(path: Path, asked: argparse.Namespace, found: dict[str, Any]) -> None:
             print(f"{path.stem}: {done + 1} of {len(todo)}, {time.perf_counter() - started:.0f} s", flush=True)
 
 
-def main() -> int:
+@program("study")
+def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("tables", nargs="+", type=Path)
     parser.add_argument("--prompts", type=int, default=96, help="half learn, half judge")
     parser.add_argument(
@@ -363,19 +364,16 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULT)
     asked = parser.parse_args()
 
-    def work() -> None:
-        found: dict[str, Any] = json_of(asked.out) if asked.out.exists() else {"tables": {}}
-        longest = BOUND if asked.bounded else None
-        if found.get("longest", longest) != longest:
-            raise InputError(
-                f"{str(asked.out)!r} holds steps {'bounded to' if found['longest'] else 'without a bound, not'} "
-                f"{found['longest'] or longest}. Give {'' if found['longest'] else 'no '}--bounded, or another --out."
-            )
-        found |= {"length": HALF, "longest": longest, "versions": package_versions()}
-        for path in asked.tables:
-            look(path, asked, found)
-
-    return exit_code_of("study", work)
+    found: dict[str, Any] = json_of(asked.out) if asked.out.exists() else {"tables": {}}
+    longest = BOUND if asked.bounded else None
+    if found.get("longest", longest) != longest:
+        raise InputError(
+            f"{str(asked.out)!r} holds steps {'bounded to' if found['longest'] else 'without a bound, not'} "
+            f"{found['longest'] or longest}. Give {'' if found['longest'] else 'no '}--bounded, or another --out."
+        )
+    found |= {"length": HALF, "longest": longest, "versions": package_versions()}
+    for path in asked.tables:
+        look(path, asked, found)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the learnable share; the same goes into the result file, under ``judged``.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +25,8 @@ from steerscope.experiments.site_tables.across import mean_of_independent
 from steerscope.experiments.site_tables.common import common_outcomes, score_array
 from steerscope.experiments.site_tables.judging import Judgement, fixed_baselines, judge
 from steerscope.files import json_of, json_text, write_text
-from studies.programs import exit_code_of
+from steerscope.reports.site_tables.tables import interval
+from studies.programs import parser_of, program
 from studies.velocity_share import FACTS
 
 CANDIDATES = ("velocity_converged", "velocity_share")
@@ -152,65 +152,59 @@ def markdown(tables: Mapping[str, Judged]) -> str:
             rest = " | ".join(_signed(more[other]) if other in more else "" for other in SAME_HALF)
             lines.append(
                 f"| `{score}` | {rho.spearman:.2f} [{rho.low:.2f}, {rho.high:.2f}] | {right} | "
-                f"{_plain(found.both.value)} | {rest} |"
+                f"{interval(found.both.value)} | {rest} |"
             )
-        lines += ["", f"Change of the kernel with ranks that `{WARNED_OF}` is off: {_plain(one.warning)}.", ""]
+        lines += ["", f"Change of the kernel with ranks that `{WARNED_OF}` is off: {interval(one.warning)}.", ""]
     return "\n".join(lines)
-
-
-def _plain(one: Estimate) -> str:
-    return f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
 
 
 def _signed(one: Estimate) -> str:
     return f"{one.value:+.2f} [{one.low:+.2f}, {one.high:+.2f}]"
 
 
-def main() -> int:
+@program("study")
+def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("result", type=Path)
     parser.add_argument("tables", type=Path)
     asked = parser.parse_args()
 
-    def work() -> None:
-        found = json_of(asked.result)
-        tables = {
-            name: judged(SiteTable.load(asked.tables / f"{name}.json"), own["sites"])
-            for name, own in found["tables"].items()
-        }
-        print(markdown(tables))
-        found["judged"] = {
-            "answers": [answer(tables, candidate) for candidate in CANDIDATES],
-            "tables": {
-                name: {
-                    "admitted": one.admitted,
-                    "sites": one.judgement.num_sites,
-                    "pairs": one.judgement.num_pairs,
-                    "scores": {
-                        score: {
-                            "rho": [own.agreement.spearman, own.agreement.low, own.agreement.high],
-                            "pairs_right": None if own.pairs.share is None else asdict(own.pairs.share),
-                            "J": asdict(own.both.value),
-                        }
-                        for score, own in one.judgement.scores.items()
-                    },
-                    "differences": {
-                        score: {other: asdict(value) for other, value in own.items()}
-                        for score, own in one.differences.items()
-                    },
-                    "warning": asdict(one.warning),
-                }
-                for name, one in tables.items()
-            },
-        }
-        for one in found["judged"]["answers"]:
-            less = ", ".join(f"`{other}` {_signed(Estimate(**own))}" for other, own in one["differences"].items())
-            within = ", ".join(f"`{name}` {value:.2f}" for name, value in one["within"].items())
-            print(f"{one['candidate']}: {one['verdict']}. Mean J of {one['tables']} tables, less {less}. W: {within}.")
-        write_text(asked.result, json_text(found))
-
-    return exit_code_of("study", work)
+    found = json_of(asked.result)
+    tables = {
+        name: judged(SiteTable.load(asked.tables / f"{name}.json"), own["sites"])
+        for name, own in found["tables"].items()
+    }
+    print(markdown(tables))
+    found["judged"] = {
+        "answers": [answer(tables, candidate) for candidate in CANDIDATES],
+        "tables": {
+            name: {
+                "admitted": one.admitted,
+                "sites": one.judgement.num_sites,
+                "pairs": one.judgement.num_pairs,
+                "scores": {
+                    score: {
+                        "rho": [own.agreement.spearman, own.agreement.low, own.agreement.high],
+                        "pairs_right": None if own.pairs.share is None else asdict(own.pairs.share),
+                        "J": asdict(own.both.value),
+                    }
+                    for score, own in one.judgement.scores.items()
+                },
+                "differences": {
+                    score: {other: asdict(value) for other, value in own.items()}
+                    for score, own in one.differences.items()
+                },
+                "warning": asdict(one.warning),
+            }
+            for name, one in tables.items()
+        },
+    }
+    for one in found["judged"]["answers"]:
+        less = ", ".join(f"`{other}` {_signed(Estimate(**own))}" for other, own in one["differences"].items())
+        within = ", ".join(f"`{name}` {value:.2f}" for name, value in one["within"].items())
+        print(f"{one['candidate']}: {one['verdict']}. Mean J of {one['tables']} tables, less {less}. W: {within}.")
+    write_text(asked.result, json_text(found))
 
 
 if __name__ == "__main__":

@@ -57,13 +57,13 @@ def test_contrasts_change_one_factor_and_keep_the_others():
 
 
 def test_it_trains_resumes_and_refuses_layers_that_are_not_there(loaded, tmp_path):
-    given = {"steps": 3, "batch_size": 4, "seeds": 1, "budget": 5.0}
+    given = {"steps": 3, "batch_size": 4, "seeds": 1, "minutes": 5.0}
     with pytest.raises(InputError, match="blocks 0 to"):
         run(loaded, "compare", [0], [99], tmp_path, **given)
     first = run(loaded, "compare", [0], [1], tmp_path, **given)
     assert not first["missing"]
     assert {one["method"] for one in first["cells"]} == {f"0.{read}>1" for read in ("block", "mlp", "mid", "both")}
-    again = run(loaded, "compare", [0], [1], tmp_path, **{**given, "budget": 0.0})
+    again = run(loaded, "compare", [0], [1], tmp_path, **{**given, "minutes": 0.0})
     assert again["cells"] == first["cells"]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from steerscope.analysis.shown import LINES, WIDTH, Shown, screen
@@ -11,20 +9,11 @@ from steerscope.experiments.site_tables import judge
 from steerscope.experiments.validation.result import Validation
 from steerscope.experiments.verification.results import Verification
 from steerscope.models import wrap_model
-from studies.claims.groups import studies
-from studies.claims.kept import with_kept
 from tests.experiments.site_tables.tiny import made_up
 from tests.experiments.training import cases
 from tests.reports import ranking_cases
+from tests.reports.test_figures_of_results import RESULTS, comparison
 from tests.tiny import tiny_model, tiny_tokenizer
-
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
-
-
-def comparison() -> Shown:
-    with with_kept([RESULTS / "claims.json"]) as places:
-        return studies(places)[0]
-
 
 SHOWN = {
     "thirty layers": (ranking_cases.thirty_layers, ["First 8 of", "equally good", "9.resid_post"]),

@@ -58,9 +58,14 @@ def _cross_moments(reads: Tensor, m: Tensor, bias: bool) -> tuple[Tensor, Tensor
     """Return the second moment of x with m, and the same after the pseudoinverse of that of x: ``(p, k)`` both."""
     x = _moments_about(reads, bias)
     # Channels of one size: what is left does not change, the inverse is better conditioned.
-    x = x / x.square().mean(0).sqrt().clamp_min(1e-300)
+    x = x / channel_sizes(x)
     cross = x.T @ m / len(x)
     return cross, torch.linalg.pinv(x.T @ x / len(x), rtol=RANK_CUT, hermitian=True) @ cross
+
+
+def channel_sizes(x: Tensor) -> Tensor:
+    """Return the root mean square of every channel of ``(token, channel)``, never zero, to divide by."""
+    return x.square().mean(0).sqrt().clamp_min(1e-300)
 
 
 def _moments_about(tensor: Tensor, bias: bool) -> Tensor:
@@ -77,7 +82,7 @@ class RidgeReads:
     def __init__(self, reads: Tensor) -> None:
         self._mean = reads.mean(0)
         x = reads - self._mean
-        self._scale = x.square().mean(0).sqrt().clamp_min(1e-300)
+        self._scale = channel_sizes(x)
         self._x = x / self._scale
         self._values, self._vectors = torch.linalg.eigh(self._x.T @ self._x / len(x))
 
@@ -152,7 +157,7 @@ def variates_between(outer: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
 
 def orthonormal_basis(matrix: Tensor) -> Tensor:
     """Return an orthonormal basis of the columns of a matrix (token channel), up to :data:`RANK_CUT`."""
-    scaled = matrix / matrix.square().mean(0).sqrt().clamp_min(1e-300)
+    scaled = matrix / channel_sizes(matrix)
     values, vectors = torch.linalg.eigh(scaled.T @ scaled)
     kept = values > RANK_CUT * values[-1]
     # White up to rounding, which is large for the smallest directions; QR takes that away.

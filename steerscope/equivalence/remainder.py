@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,5 +85,18 @@ def fit_remainder(measured: Callable[[float], Tensor], linear: Tensor, scales: S
         )
     left = [float((measured(t) - t * linear).norm()) for t in scales]
     require_finite("what the prediction leaves over", *left)
-    slope = float(np.polyfit(np.log(scales), np.log(np.maximum(left, 1e-300)), 1)[0])
-    return Remainder(tuple(scales), tuple(r / (t * size) for r, t in zip(left, scales, strict=True)), slope)
+    relative = tuple(r / (t * size) for r, t in zip(left, scales, strict=True))
+    return Remainder(tuple(scales), relative, slope_of(scales, left))
+
+
+def slope_of(x: Iterable[float], y: Iterable[float]) -> float:
+    """Return the least-squares slope of log y against log x.
+
+    Args:
+        x: Positive numbers.
+        y: As many numbers, not negative.
+
+    Returns:
+        The exponent p of the best ``y = c x^p``.
+    """
+    return float(np.polyfit(np.log(list(x)), np.log(np.maximum(list(y), 1e-300)), 1)[0])

@@ -53,11 +53,11 @@ def combine(grad: Tensor, read: Tensor, blocks: int = 1) -> Tensor:
             of the same length: 16 blocks of 16 x 16 have 0.017, one of 64 x 64 has 0.063.
 
     Returns:
-        ``batch blocks*p*q``.
+        ``batch blocks*p*q``, scaled so that inner products over all blocks are means.
 
     Cost: ``token * blocks * p * q`` multiplications per example.
     """
-    return combine_blocks(grad, split_blocks(read, blocks)).flatten(1)
+    return (split_blocks(grad, blocks).mT @ split_blocks(read, blocks) / math.sqrt(blocks)).flatten(1)
 
 
 def split_blocks(projected: Tensor, blocks: int) -> Tensor:
@@ -71,23 +71,6 @@ def split_blocks(projected: Tensor, blocks: int) -> Tensor:
         A view ``batch block token q``.
     """
     return projected.unflatten(-1, (blocks, -1)).transpose(1, 2)
-
-
-def combine_blocks(grad: Tensor, split_read: Tensor) -> Tensor:
-    """Return tangent features ``batch block p q`` from ``batch token blocks*p`` and ``batch block token q``.
-
-    What is read can be split once for many derivatives, and ``q`` may hold the reads of several edits that share
-    their derivative side by side.
-
-    Args:
-        grad: Projected derivatives, ``batch token blocks*p``.
-        split_read: Projected reads, ``batch block token q``.
-
-    Returns:
-        ``batch block p q``, scaled so that inner products over all blocks are means.
-    """
-    blocks = split_read.shape[1]
-    return split_blocks(grad, blocks).mT @ split_read / math.sqrt(blocks)
 
 
 def random_projection(rows: int, width: int, *, blocks: int, generator: torch.Generator) -> Tensor:

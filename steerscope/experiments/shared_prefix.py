@@ -9,8 +9,7 @@ once for all rows) get whole rows: :func:`shared_length` tries it out first.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -20,6 +19,8 @@ from torch import Tensor, nn
 
 from steerscope.models.lengths import is_beyond, switch_length
 from steerscope.models.offloaded import device_of
+from steerscope.models.tokens import padded
+from steerscope.models.wrappers import in_evaluation_mode
 from steerscope.steering import SteeringModel
 from steerscope.steering.positions import Positions
 
@@ -218,17 +219,14 @@ def _is_right(
     told = _told(model, prompts, device)
     ends = torch.tensor([width if pads_left else len(row) for row in rows], device=device) - 1
 
-    def filled(row: Sequence[int], value: int, most: int) -> list[int]:
-        missing = [value] * (most - len(row))
-        return [*missing, *row] if pads_left else [*row, *missing]
-
     def logits(cached: int, **cache: Any) -> Tensor:
-        ids = [filled(row[cached:], pad, width - cached) for row in rows]
-        columns = torch.tensor(
-            [[1] * cached + filled([1] * (len(row) - cached), 0, width - cached) for row in rows], device=device
+        ids, own = (
+            padded(one, value, device, "left" if pads_left else "right")
+            for one, value in (([row[cached:] for row in rows], pad), ([[1] * (len(row) - cached) for row in rows], 0))
         )
+        columns = torch.cat([own.new_ones(len(rows), cached), own], 1)
         places = (columns.cumsum(-1) - 1).clamp_min(0)[:, cached:]
-        given = {"input_ids": torch.tensor(ids, device=device), "attention_mask": columns, "position_ids": places}
+        given = {"input_ids": ids, "attention_mask": columns, "position_ids": places}
         found: Tensor = model(**given, **told, **cache).logits
         return found[torch.arange(len(rows), device=device), ends - cached]
 
@@ -242,15 +240,3 @@ def _is_right(
             return False
     limit = _ROUNDING.get(expected.dtype, _ROUNDING_OF_HALF)
     return float((found - expected).abs().max()) <= limit * float(expected.abs().max())
-
-
-@contextmanager
-def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch off dropout, and give back the mode of every module afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

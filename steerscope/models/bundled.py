@@ -19,7 +19,7 @@ from typing import Any
 
 import platformdirs
 
-from steerscope.errors import InputError
+from steerscope.errors import InputError, reason_of
 from steerscope.files import told
 from steerscope.installed import is_installed, require
 
@@ -157,7 +157,7 @@ def _convert(path: Path, folder: Path) -> None:
                     raise InputError(missing)
                 tokenizer = AutoTokenizer.from_pretrained(alone, **options)
     except Exception as error:  # gguf raises many types on a damaged file; none is worth a traceback
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason_of(error)
         raise InputError(
             f"cannot read {path.name} as a GGUF model ({reason}). Expected a complete file of an architecture "
             "that transformers can convert: copy or download it again."

@@ -1,14 +1,15 @@
-"""How a module was called: its first tensor, and the same call again with another one."""
+"""How a module was called: its first tensor, and the same call again with another one; hooks of a context."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 def first_tensor(value: object) -> Tensor | None:
@@ -112,6 +113,15 @@ class Call:
         return module(*call.args, **call.kwargs)
 
 
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Take hooks off modules at the end of the context, however it is left."""
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.enter_context(handle)
+        yield
+
+
 class ReachedError(Exception):
     """Ends a pass at the module that was waited for."""
 
@@ -134,14 +144,11 @@ def calls_of(modules: Iterable[nn.Module], *, stop: bool = False) -> Iterator[di
         if stop:
             raise ReachedError
 
-    handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in modules]
-    try:
+    with (
+        suppress(ReachedError),
+        hooked(module.register_forward_pre_hook(keep, with_kwargs=True) for module in modules),
+    ):
         yield found
-    except ReachedError:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def stream_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

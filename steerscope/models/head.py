@@ -30,8 +30,5 @@ def contiguous_head(model: nn.Module) -> Iterator[None]:
     def side_by_side(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0].contiguous(), *args[1:]) if args else args
 
-    handle = head.register_forward_pre_hook(side_by_side)
-    try:
+    with head.register_forward_pre_hook(side_by_side):
         yield
-    finally:
-        handle.remove()

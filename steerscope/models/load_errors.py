@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from steerscope.errors import InputError, did_you_mean, shortened
+from steerscope.errors import InputError, did_you_mean, reason_of
 from steerscope.models.bundled import BUNDLED_NAME
 
 _AGAIN = "copy or download the folder again"
@@ -40,8 +40,7 @@ def not_loaded(name: str, source: Path, error: Exception, quantisation: str | No
     """
     if isinstance(error, InputError):
         return error
-    text = " ".join(str(error).split())
-    reason = shortened(text or type(error).__name__, 300)
+    text, reason = " ".join(str(error).split()), reason_of(error)
     lower = text.lower()
     if "trust_remote_code" in text:
         return InputError(

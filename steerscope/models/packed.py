@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.errors import InputError, UnsupportedModelError
-from steerscope.models.calls import first_tensor
-from steerscope.models.wrappers import acting_layer, run_on_random_tokens
+from steerscope.models.calls import first_tensor, hooked
+from steerscope.models.wrappers import acting_layer, in_evaluation_mode, run_on_random_tokens
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,8 @@ def measure(model: nn.Module, maps: Iterable[nn.Module]) -> None:
 
     for layer in layers:
         _use_differentiable_kernel(layer)
-    handles = [layer.register_forward_hook(hook) for layer in layers]
-    was_training = model.training
-    model.eval()
-    try:
+    with hooked(layer.register_forward_hook(hook) for layer in layers), in_evaluation_mode(model):
         run_on_random_tokens(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-        model.train(was_training)
     names = {module: name for name, module in model.named_modules()}
     for layer in layers:
         if layer not in seen:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from steerscope.errors import UnsupportedModelError
 from steerscope.models.blocks import Block, as_token_axes
-from steerscope.models.calls import Call, first_tensor, remember_output
+from steerscope.models.calls import Call, first_tensor, hooked, remember_output
 from steerscope.site_kinds import Branch
 
 
@@ -46,11 +46,9 @@ class Calls:
         else:
             handle = whole.register_forward_hook(lambda _, args, output: found.append(first_tensor(output)))
         call = self.of.get(branch)
-        try:
+        with handle:
             if call is not None and call.first is not None:
                 call.again(module, value.reshape(call.first.shape))
-        finally:
-            handle.remove()
         if not found or found[-1] is None:
             raise UnsupportedModelError(
                 f"self-check: the {branch} of block {block.index} does not run, or not as one tensor to another. "
@@ -90,8 +88,5 @@ def recorded_calls(blocks: Sequence[Block]) -> Iterator[dict[int, Calls]]:
         for branch, module in ((Branch.ATTENTION, block.attn), (Branch.MLP, block.mlp_in))
     ]
     handles += [block.module.register_forward_hook(remember_output) for block in blocks]
-    try:
+    with hooked(handles):
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -7,8 +7,11 @@ that a prompt is the same everywhere.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from steerscope.errors import InputError
@@ -70,6 +73,28 @@ def completion_tokens(prompt: str, completion: str, tokenizer: PreTrainedTokeniz
     if whole[: len(before)] == before and len(whole) > len(before):
         return before, whole[len(before) :]
     return before, own_tokens(completion, tokenizer)
+
+
+def padded(
+    rows: Sequence[Sequence[int]], value: int, device: torch.device, side: Literal["left", "right"] = "right"
+) -> Tensor:
+    """Return rows filled up with a value to the longest, ``(row column)``.
+
+    Args:
+        rows: Whole numbers, one sequence per row; lengths may differ.
+        value: What fills the shorter rows.
+        device: Where the tensor is made.
+        side: Where it fills them.
+
+    Returns:
+        Integers, as wide as the longest row.
+
+    Example:
+        >>> padded([[5, 6], [7]], 0, torch.device("cpu"), "left").tolist()
+        [[5, 6], [0, 7]]
+    """
+    whole = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return pad_sequence(whole, batch_first=True, padding_value=value, padding_side=side).to(device)
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> int:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from steerscope.models.blocks import Block
-from steerscope.models.calls import Call, as_given_back, stream_of
+from steerscope.models.calls import Call, as_given_back, hooked, stream_of
 from steerscope.models.description import BlockDescription
 
 
@@ -47,12 +47,8 @@ def entering_block(site_map: DescribedBlocks, layer: int, stream: Tensor) -> Ite
         call = Call(args, kwargs).with_first(stream)
         return call.args, call.kwargs
 
-    handle = site_map.blocks[layer].module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        with doing_nothing(skipped):
-            yield
-    finally:
-        handle.remove()
+    with site_map.blocks[layer].module.register_forward_pre_hook(hook, with_kwargs=True), doing_nothing(skipped):
+        yield
 
 
 @contextmanager
@@ -70,33 +66,38 @@ def streams_entering(site_map: DescribedBlocks) -> Iterator[list[Tensor]]:
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append(stream_of(args, kwargs))
 
-    handles = [block.module.register_forward_pre_hook(keep, with_kwargs=True) for block in site_map.blocks]
-    try:
+    with hooked(block.module.register_forward_pre_hook(keep, with_kwargs=True) for block in site_map.blocks):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
-def doing_nothing(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Let blocks hand on the stream that enters them inside the context, whoever else replaced their ``forward``.
+def with_forward(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Give modules another ``forward`` inside the context, whoever else replaced theirs; hooks are called all the same.
 
     Args:
-        modules: The blocks, of a site map that was checked.
+        forwards: Per module what stands in for it.
     """
     # Where layers are on several devices or offloaded, accelerate keeps a ``forward`` of its own on the module.
-    before = [module.__dict__.get("forward") for module in modules]
-    for module in modules:
-        module.forward = passing_through(module)
+    before = {module: module.__dict__.get("forward") for module in forwards}
+    for module, forward in forwards.items():
+        module.forward = forward
     try:
         yield
     finally:
-        for module, forward in zip(modules, before, strict=True):
-            if forward is None:
-                del module.forward  # the class's own method shows again
+        for module, own in before.items():
+            if own is None:
+                module.__dict__.pop("forward", None)  # the class's own method shows again
             else:
-                module.forward = forward
+                module.forward = own
+
+
+def doing_nothing(modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
+    """Let blocks, of a site map that was checked, hand on the stream that enters them inside the context."""
+
+    def passing(block: nn.Module) -> Callable[..., Any]:
+        return lambda *args, **kwargs: as_given_back(block, stream_of(args, kwargs))
+
+    return with_forward({module: passing(module) for module in modules})
 
 
 @contextmanager
@@ -129,28 +130,8 @@ def mlp_at(block: Block, row: Tensor, token: Tensor) -> Iterator[None]:
         shape = shapes.pop()
         return output.new_zeros(*shape[:2], output.shape[-1]).index_put((row, token), output[0])
 
-    handles = [block.mlp_in.register_forward_pre_hook(gather), block.mlp_in.register_forward_hook(scatter)]
-    try:
+    with block.mlp_in.register_forward_pre_hook(gather), block.mlp_in.register_forward_hook(scatter):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def passing_through(block: nn.Module) -> Callable[..., Any]:
-    """Return what stands in for a block's ``forward`` where the block is to do nothing.
-
-    Args:
-        block: The block, as its site map was checked: it says in which form the stream is given back.
-
-    Returns:
-        A function of what the block takes, which gives back the stream that enters.
-    """
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return as_given_back(block, stream_of(args, kwargs))
-
-    return forward
 
 
 @contextmanager

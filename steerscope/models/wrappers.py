@@ -7,6 +7,8 @@ needs the model itself asks here.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -70,6 +72,18 @@ def decoder_of(model: nn.Module) -> nn.Module:
             "Load it with AutoModelForCausalLM, or with steerscope.load_model."
         )
     return decoder
+
+
+@contextmanager
+def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch off dropout, and give back the mode of every module afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def vocab_size(model: nn.Module) -> int:

@@ -18,6 +18,7 @@ from steerscope.reports.figure_style import (
     PAPER,
     figure_text,
     finish_with_foot,
+    name_rows,
     new_figure,
     styled,
 )
@@ -85,12 +86,9 @@ def plot_agreements(result: Validation | Judgement) -> Figure:
     if limit is not None:
         ax.axvline(limit, color=NULL, linewidth=1.2, linestyle="--")
         handles.append(Line2D([], [], color=NULL, linestyle="--", label="attainable with this training noise"))
-    ax.set_yticks(range(len(rows)), [figure_text(row.label, 34) for row in rows])
-    ax.tick_params(axis="y", length=0)
-    ax.set_ylim(len(rows) - 0.4, -0.6)
+    name_rows(ax, [figure_text(row.label, 34) for row in rows])
     ax.set_xlim(min(-0.3, *(row.low for row in rows)) - 0.03, 1.03)
     ax.grid(axis="x")
-    ax.spines["left"].set_visible(False)
     ax.set_xlabel("Spearman with minus the trained loss", loc="right")
     finish_with_foot(figure, figure_text(about, 90), "Which score foresaw training", handles, 2)
     return figure

@@ -124,6 +124,20 @@ def new_figure(height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
+def name_rows(ax: Axes, names: Sequence[str], room: float = 0.6) -> None:
+    """Name rows on the vertical axis, the first one on top, without a line beside the names.
+
+    Args:
+        ax: The axes; row i is at height i.
+        names: One per row.
+        room: Above the first row and below the last.
+    """
+    ax.set_yticks(range(len(names)), names)
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(len(names) - 1 + room, -room)
+    ax.spines["left"].set_visible(False)
+
+
 def look(kind: str) -> tuple[str, str, str]:
     """Return colour, marker and line style of a kind; unknown kinds share one look."""
     return _LOOKS.get(kind, ("#777777", "*", "-"))

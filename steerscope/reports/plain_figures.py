@@ -28,6 +28,7 @@ from steerscope.reports.figure_style import (
     figure_text,
     finish_with_foot,
     log_scale,
+    name_rows,
     styled,
 )
 
@@ -202,11 +203,8 @@ def plot_rows(
         handles.append(Line2D([], [], color=NULL, linestyle=dash, label=name))
     if log:
         log_scale(ax, "x")
-    ax.set_yticks(range(len(rows)), [figure_text(name, 44) for name in rows])
-    ax.tick_params(axis="y", length=0)
-    ax.set_ylim(len(rows) - 0.5, -0.5)
+    name_rows(ax, [figure_text(name, 44) for name in rows], room=0.5)
     ax.grid(axis="both")
-    ax.spines["left"].set_visible(False)
     ax.set_xlabel(x_name, loc="right")  # row names are wide, the axis is short
     longest = max(len(str(handle.get_label())) for handle in handles)
     finish_with_foot(figure, figure_text(foot, 90), title, handles, 2 if longest <= 30 else 1)

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from steerscope.errors import InputError
+from steerscope.errors import InputError, reason_of
 from steerscope.files import write_text
 from steerscope.models.weight_hashes import own_weights
 from steerscope.models.wrappers import is_peft, language_model, tuner_layers
@@ -294,7 +294,7 @@ def put_beneath(model: nn.Module, folder: Path, name: str, is_trainable: bool) -
         missing, unknown = differences(wrapped, name, stored)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         restore(model, before)
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error, 200)
         raise InputError(f"cannot load the LoRA in {str(place)!r} ({reason}). Copy the whole folder again.") from error
     if missing or unknown:
         take_away(wrapped)

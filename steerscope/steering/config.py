@@ -15,6 +15,7 @@ import torch
 from steerscope.errors import InputError, did_you_mean, same_name
 from steerscope.files import json_of, told, write_text
 from steerscope.folders import as_folder
+from steerscope.models.load import DTYPES
 from steerscope.models.site_map import SiteMap
 from steerscope.option_types import dtype_name, plain_values
 from steerscope.sites import Site, SiteKind, one_or_several, parse_kind, parse_site
@@ -23,7 +24,6 @@ from steerscope.steering.families import ACTIVATIONS, FAMILIES, EditOptions, Ste
 from steerscope.steering.peft_files import CONFIG_NAME
 from steerscope.steering.positions import Positions
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCALES = ("none", "rms")
 STARTS = ("no-op", "published")
 DEFAULT_RANK = 8

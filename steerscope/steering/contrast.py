@@ -27,7 +27,7 @@ from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import device_of
 from steerscope.models.site_map import SiteMap, find_sites
 from steerscope.models.tokens import require_known_tokens, text_tokens
-from steerscope.models.wrappers import decoder_of, language_model, require_model
+from steerscope.models.wrappers import decoder_of, in_evaluation_mode, language_model, require_model
 from steerscope.sites import Site, one_or_several
 from steerscope.steering.config import SteeringConfig
 from steerscope.steering.families import FixedVector
@@ -253,9 +253,7 @@ def _means(
     found = {site: torch.empty(len(rows), site_map.width(site), dtype=torch.float64) for site in sites}
     device = device_of(model)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    was_training = model.training
-    model.eval()
-    try:
+    with in_evaluation_mode(model):
         for batch in batches_within(order, lambda i: len(rows[i]), batch_size, switch_length(model)):
             width = max(len(rows[i]) for i in batch)
             ids, mask, taken = (torch.zeros(len(batch), width, dtype=torch.long) for _ in range(3))
@@ -272,6 +270,4 @@ def _means(
                 # What padding reads may be anything, NaN too: it is left out, not multiplied by zero.
                 value = seen[site].double().cpu().masked_fill(taken[..., None] == 0, 0)
                 found[site][batch] = torch.einsum("bt,btc->bc", weights, value)
-    finally:
-        model.train(was_training)
     return found

@@ -8,7 +8,6 @@ which edits know where prompts end, to itself. PEFT's wrappers get the function 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -23,17 +22,16 @@ def is_fused(forward: object) -> bool:
     return OPTION in getattr(code, "co_varnames", ())
 
 
-def put_inside(model: nn.Module, forward: MethodType) -> Callable[[], None]:
-    """Let a language model answer calls that ask for the fused head; others it answers as before.
+def inside_of(model: nn.Module, forward: MethodType) -> MethodType:
+    """Return a ``forward`` of a language model that answers calls for the fused head; others it answers as before.
 
     Args:
         model: The language model.
         forward: What a trainer made for the wrapper.
 
     Returns:
-        A function that takes it off again.
+        The method, to be put on the model.
     """
-    before = model.__dict__.get("forward")
     original = model.forward
 
     @functools.wraps(type(model).forward)  # generate() looks at the signature
@@ -43,12 +41,4 @@ def put_inside(model: nn.Module, forward: MethodType) -> Callable[[], None]:
         kwargs.pop(OPTION, None)
         return original(*args, **kwargs)
 
-    model.forward = MethodType(inside, model)
-
-    def take_off() -> None:
-        if before is None:
-            model.__dict__.pop("forward", None)
-        else:
-            model.forward = before
-
-    return take_off
+    return MethodType(inside, model)

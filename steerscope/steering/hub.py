@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from steerscope.errors import InputError
+from steerscope.errors import InputError, reason_of
 from steerscope.folders import CARD_NAME, Kind, adapter_in, as_folder, may_write_card, require_names_for
 from steerscope.steering.beneath import LORA_FOLDER
 from steerscope.steering.peft_files import CONFIG_NAME, WEIGHTS_NAME
@@ -114,5 +114,4 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except _ERRORS as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{what} ({reason}). Check the name, the connection and `hf auth login`.") from error
+        raise InputError(f"{what} ({reason_of(error)}). Check the name, the connection and `hf auth login`.") from error

@@ -34,7 +34,7 @@ from steerscope.files import read_text, write_text
 from steerscope.finite import require_finite_record
 from steerscope.models.calls import calls_of
 from steerscope.models.hooks import reading
-from steerscope.models.wrappers import is_peft
+from steerscope.models.wrappers import in_evaluation_mode, is_peft
 from steerscope.sites import Site
 from steerscope.steering.families.low_rank import LinearAdapter
 from steerscope.steering.meeting_loras import loras_meeting
@@ -186,13 +186,12 @@ class JointConstraint:
         inputs = {site: [lora.reads for lora in loras] for site, loras in self._loras.items()}
         wanted = {reads for sites in inputs.values() for reads in sites}
         edits: dict[Site, nn.Module] = {site: steering.edit_at(site) for site in steering.sites}
-        was_training = steering.training
-        steering.eval()
-        try:
-            with calls_of(edits.values()) as calls, reading(steering.site_map, wanted) as found:
-                steering(**batch, use_cache=False)
-        finally:
-            steering.train(was_training)
+        with (
+            in_evaluation_mode(steering),
+            calls_of(edits.values()) as calls,
+            reading(steering.site_map, wanted) as found,
+        ):
+            steering(**batch, use_cache=False)
         seen = {site: calls[edit].args[0] for site, edit in edits.items()}
         shares = {}
         mask = batch.get("attention_mask")  # what stands at padding is not read by anything, and may be no number

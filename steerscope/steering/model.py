@@ -20,6 +20,7 @@ from steerscope.models.load import LoadedModel
 from steerscope.models.offloaded import require_runs
 from steerscope.models.packed import num_weights
 from steerscope.models.site_map import SiteMap, find_sites
+from steerscope.models.upper_blocks import with_forward
 from steerscope.models.wrappers import decoder_of, is_peft, language_model, require_model, tuner_layers
 from steerscope.sites import Site
 from steerscope.steering import (
@@ -189,7 +190,8 @@ class SteeringModel(SavedAdapters, SteeredRuns):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; a trainer's fused head goes to the language model, see :mod:`.fused_heads`."""
         if name == "forward" and fused_heads.is_fused(value):
-            self._hooks.callback(fused_heads.put_inside(language_model(self.base_model), value))
+            inner = language_model(self.base_model)
+            self._hooks.enter_context(with_forward({inner: fused_heads.inside_of(inner, value)}))
             return
         super().__setattr__(name, value)
 

@@ -41,6 +41,7 @@ from steerscope.site_kinds import Place
 from steerscope.sites import Site, SiteKind
 from steerscope.steering.families import LinearAdapter
 from steerscope.steering.model import SteeringModel
+from steerscope.steering.prompt_end import IGNORED
 
 Batch = Mapping[str, Tensor]
 KINDS = ("none", "static", "lockstep", "one_step")
@@ -340,5 +341,5 @@ def _counted(batch: Batch) -> Tensor:
     if labels is None:
         return _real(batch)
     supervised = torch.zeros_like(labels, dtype=torch.bool)
-    supervised[:, :-1] = labels[:, 1:] != -100
+    supervised[:, :-1] = labels[:, 1:] != IGNORED
     return supervised

@@ -13,7 +13,7 @@ from steerscope.errors import InputError
 from steerscope.finite import require_finite
 from steerscope.models.hooks import Tap, tapping
 from steerscope.models.site_map import SiteMap
-from steerscope.models.wrappers import language_model
+from steerscope.models.wrappers import in_evaluation_mode, language_model
 from steerscope.sites import Site
 
 
@@ -53,16 +53,11 @@ def measure_scales(
         return tap
 
     takes = set(inspect.signature(language_model(model).forward).parameters) - {"labels"}
-    was_training = model.training
-    model.eval()
-    try:
-        with tapping(site_map, {site: counting(site) for site in sites}):
-            for batch in batches:
-                inputs: dict[str, Any] = {name: value for name, value in batch.items() if name in takes}
-                mask = inputs.get("attention_mask")
-                model(**inputs, use_cache=False)
-    finally:
-        model.train(was_training)
+    with in_evaluation_mode(model), tapping(site_map, {site: counting(site) for site in sites}):
+        for batch in batches:
+            inputs: dict[str, Any] = {name: value for name, value in batch.items() if name in takes}
+            mask = inputs.get("attention_mask")
+            model(**inputs, use_cache=False)
     for site in sites:
         require_finite(f"what the site '{site}' reads", sums[site])
         if counts[site] == 0 or sums[site] == 0:

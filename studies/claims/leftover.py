@@ -7,7 +7,6 @@ Writes ``leftover.json`` into the run's folder. The maps are fitted and measured
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from steerscope.models.tokens import pad_token
 from steerscope.models.wrappers import is_peft
 from steerscope.sites import SiteKind
 from steerscope.steering.oracles import Oracles
-from studies.programs import exit_code_of
+from studies.programs import parser_of, program
 
 LEFTOVER = "leftover.json"
 KINDS = (SiteKind.RESID_POST, SiteKind.MLP_OUT, SiteKind.ATTN_OUT, SiteKind.MLP_IN)
@@ -107,21 +106,19 @@ def _batch(rows: Rows) -> dict[str, Tensor]:
     return {"input_ids": rows.ids, "attention_mask": rows.mask, "labels": labels}
 
 
-def main() -> int:
+@program("leftover")
+def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--examples", type=int, default=128)
     options = parser.parse_args()
 
-    def work() -> None:
-        task = get_task(read_results(options.run).task, options.data_dir)
-        found = measure_leftover(options.run, task, ranks=options.ranks, examples=options.examples)
-        print(json.dumps(found, indent=1, allow_nan=False))
-
-    return exit_code_of("leftover", work)
+    task = get_task(read_results(options.run).task, options.data_dir)
+    found = measure_leftover(options.run, task, ranks=options.ranks, examples=options.examples)
+    print(json.dumps(found, indent=1, allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ token, fitted on training examples. A task whose answers are no choices of one t
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from steerscope.experiments.tasks import Task, at_most, get_task
 from steerscope.experiments.tasks.supervised import supervise
 from steerscope.files import write_text
 from steerscope.models import load_model
-from studies.programs import exit_code_of
+from studies.programs import parser_of, program
 
 RECALIBRATED = "recalibrated.json"
 # Training examples that are fitted on: the bias is some ten numbers.
@@ -64,18 +63,16 @@ def measure_recalibrated(run: Path, task: Task) -> dict[str, Any]:
     return found
 
 
-def main() -> int:
+@program("recalibrated")
+def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--data-dir", type=Path)
     options = parser.parse_args()
 
-    def work() -> None:
-        task = get_task(read_results(options.run).task, options.data_dir)
-        print(json.dumps(measure_recalibrated(options.run, task)))
-
-    return exit_code_of("recalibrated", work)
+    task = get_task(read_results(options.run).task, options.data_dir)
+    print(json.dumps(measure_recalibrated(options.run, task)))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ other run is begun; those that are left are for the next call.
 
 from __future__ import annotations
 
-import argparse
 import math
 import shlex
 import subprocess
@@ -24,6 +23,7 @@ from steerscope.errors import InputError, did_you_mean, typed
 from steerscope.experiments.runs.folder import RESULTS, read_results
 from studies.claims.leftover import LEFTOVER
 from studies.claims.recalibrated import RECALIBRATED
+from studies.programs import parser_of
 
 # What every claim needs: the methods as they are, then one thing changed at a time.
 CONFIGURATIONS: Mapping[str, str] = {
@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     begun = time.monotonic()
     given = sys.argv[1:] if arguments is None else arguments
     cut = given.index("--") if "--" in given else len(given)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("model", nargs="?", default="smollm2-135m")
     parser.add_argument("--task", default="listops")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs' folders")

@@ -7,7 +7,6 @@ python -m studies.families --page             # the page again, from the kept re
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from steerscope.files import write_text
 from studies.families.page import TITLE, page
 from studies.families.tiny import families
 from studies.families.trial import Trial, try_family
-from studies.programs import exit_code_of, write_page
+from studies.programs import exit_code_of, parser_of, write_page
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "studies" / "results" / "families.json"
@@ -28,7 +27,7 @@ PAGE = ROOT / "docs" / "families.md"
 
 def main() -> None:
     """Run the trials that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("families", nargs="*", help="names of families; all of them unless given")
     parser.add_argument("--page", action="store_true", help="write the page from the kept results, try nothing")
     asked = parser.parse_args()

@@ -35,10 +35,6 @@ def close(found, expected, rtol=1e-9):
     torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
 
 
-def kinds_of(family: str) -> list[SiteKind]:
-    return [k for k in SiteKind if not (family in PARALLEL and k is SiteKind.RESID_MID)]
-
-
 def test_shares_no_code_with_the_fast_paths():
     imported = {
         f"{node.module}" if isinstance(node, ast.ImportFrom) else alias.name

@@ -12,11 +12,7 @@ from steerscope.reports.ranking.candidates import main_family, sites_of_family, 
 from steerscope.reports.ranking.tables import print_ranking
 from steerscope.reports.ranking.terminal_map import map_lines
 from tests.reports.ranking_cases import CASES, plateau
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from tests.reports.terminal import Terminal
 
 
 @pytest.mark.parametrize("case", [plateau, CASES["thirty_layers"], CASES["two_layers_parallel"]])

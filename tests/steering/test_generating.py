@@ -17,7 +17,6 @@ from tests.tiny import tiny_model, tiny_tokenizer
 NEW = 6
 GREEDY = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 2}
 # An assistant proposes tokens until the end token at least; without a minimum all methods may end early, the same way.
-ASSISTED = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 2, "eos_token_id": None}
 COUNTED = tuple(rule for rule in RULES if rule != "all")
 
 

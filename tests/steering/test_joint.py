@@ -12,7 +12,7 @@ from steerscope.models import reading
 from steerscope.steering import SteeringConfig, get_steering_model
 from steerscope.steering.joint import JointConstraint, principal_angles
 from tests.steering.cases import padded, prompts, randomise
-from tests.steering.test_trainer import Stop, trainer_of
+from tests.steering.test_trainer import assert_same, killed, trainer_of
 from tests.tiny import tiny_model
 
 BATCH = padded(prompts(), "left")
@@ -208,14 +208,11 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, constraint):
 
     whole, callback = fresh()
     trainer_of(whole, tmp_path / "whole", callbacks=[callback]).train()
-    killed, callback = fresh()
-    with pytest.raises(KeyboardInterrupt):
-        trainer_of(killed, tmp_path / "killed", callbacks=[callback, Stop(5)]).train()
+    first, callback = fresh()
+    checkpoint = killed(first, tmp_path / "killed", [callback])
     again, callback = fresh()
-    folder = tmp_path / "killed"
-    trainer_of(again, folder, callbacks=[callback]).train(resume_from_checkpoint=str(folder / "checkpoint-4"))
-    expected = whole.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
+    trainer_of(again, tmp_path / "killed", callbacks=[callback]).train(resume_from_checkpoint=checkpoint)
+    assert_same(again.state_dict(), whole.state_dict())
     assert off(again, constraint) < 1e-6
 
 
@@ -228,12 +225,10 @@ def test_a_history_goes_on_too(tmp_path):
 
     whole, expected = fresh()
     trainer_of(whole, tmp_path / "whole", callbacks=[expected], **logged).train()
-    killed, callback = fresh()
-    with pytest.raises(KeyboardInterrupt):
-        trainer_of(killed, tmp_path / "killed", callbacks=[callback, Stop(5)], **logged).train()
+    first, callback = fresh()
+    checkpoint = killed(first, tmp_path / "killed", [callback], **logged)
     again, callback = fresh()
-    folder = tmp_path / "killed"
-    trainer_of(again, folder, callbacks=[callback], **logged).train(resume_from_checkpoint=str(folder / "checkpoint-4"))
+    trainer_of(again, tmp_path / "killed", callbacks=[callback], **logged).train(resume_from_checkpoint=checkpoint)
     assert callback.history == expected.history
     assert {"step", "largest_interaction", "smallest_read_angle"} < set(callback.history[0])
 

@@ -226,3 +226,14 @@ def test_training_lowers_the_loss(family):
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] - 0.05
+
+
+def test_measuring_gives_every_module_its_own_mode_back():
+    model = tiny_model("llama").train()
+    block = model.model.layers[0].eval()  # kept without dropout, as by who trains the rest alone
+    steering = get_steering_model(model, SteeringConfig("1.mlp_out", scale="rms"))
+    modes = [module.training for module in model.modules()]
+    assert {False, True} <= set(modes)
+    steering.measure_scales([BATCH])
+    assert [module.training for module in model.modules()] == modes
+    assert not block.training

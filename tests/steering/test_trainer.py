@@ -70,8 +70,21 @@ def trainer_of(model, folder: Path, callbacks=(), **options) -> Trainer:
     return Trainer(model=model, args=arguments, train_dataset=DATA, eval_dataset=DATA[:4], callbacks=list(callbacks))
 
 
+def killed(model, folder: Path, callbacks=(), **options) -> str:
+    """Train until the process is gone, at the fifth step, and return the checkpoint that it leaves, of the fourth."""
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of(model, folder, callbacks=[*callbacks, Stop(5)], **options).train()
+    return str(folder / "checkpoint-4")
+
+
 def adapter_of(model) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items() if name != "adapter_config"}
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
 
 
 @pytest.mark.parametrize("options", [{}, {"family": "loreft"}, {"positions": "prompt"}], ids=str)
@@ -82,16 +95,11 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, options):
     expected = adapter_of(whole)
     assert any(not torch.equal(expected[name], start[name]) for name in start)
 
-    killed = steering_of(base(), **options)
-    with pytest.raises(KeyboardInterrupt):
-        trainer_of(killed, tmp_path / "killed", callbacks=[Stop(5)]).train()
-    # The process is gone: a new model, from the start, takes up the checkpoint of step 4.
+    checkpoint = killed(steering_of(base(), **options), tmp_path / "killed")
+    # A new model, from the start, takes it up.
     again = steering_of(base(), **{**options, "seed": 6})
-    trainer_of(again, tmp_path / "killed").train(resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-4"))
-    found = adapter_of(again)
-    assert found.keys() == expected.keys()
-    for name in expected:
-        assert torch.equal(found[name], expected[name]), name
+    trainer_of(again, tmp_path / "killed").train(resume_from_checkpoint=checkpoint)
+    assert_same(adapter_of(again), expected)
 
 
 def test_checkpoints_hold_the_adapter_alone(tmp_path):
@@ -174,16 +182,12 @@ def test_a_lora_underneath_resumes_too(tmp_path, trains_lora):
 
     whole = joint(0)
     trainer_of(whole, tmp_path / "whole").train()
-    killed = joint(0)
-    with pytest.raises(KeyboardInterrupt):
-        trainer_of(killed, tmp_path / "killed", callbacks=[Stop(5)]).train()
+    checkpoint = killed(joint(0), tmp_path / "killed")
     again = joint(1 if trains_lora else 0)
-    trainer_of(again, tmp_path / "killed").train(resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-4"))
-    found, expected = adapter_of(again), adapter_of(whole)
+    trainer_of(again, tmp_path / "killed").train(resume_from_checkpoint=checkpoint)
+    expected = adapter_of(whole)
     assert any("lora_B" in name for name in expected) is trains_lora
-    assert found.keys() == expected.keys()
-    for name in expected:
-        assert torch.equal(found[name], expected[name]), name
+    assert_same(adapter_of(again), expected)
     with torch.no_grad():
         assert torch.equal(again.eval()(**BATCH).logits, whole.eval()(**BATCH).logits)
 

@@ -9,7 +9,7 @@ verdict; no check decides its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -76,6 +76,21 @@ class Series:
     y_name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
+
+
+def curve(x_name: str, x: Sequence[float], y_name: str, y: Sequence[float]) -> Series:
+    """Return a series for a figure.
+
+    Args:
+        x_name: Label of the horizontal axis.
+        x: Its values.
+        y_name: Label of the vertical axis.
+        y: As many values.
+
+    Returns:
+        The values as plain floats.
+    """
+    return Series(x_name, y_name, tuple(map(float, x)), tuple(map(float, y)))
 
 
 @dataclass(frozen=True)
@@ -147,6 +162,16 @@ def verdict_of(evidence: Evidence) -> Verdict:
     if not all(m.inside for m in evidence.published):
         return Verdict.CORRECTED
     return Verdict.HOLDS
+
+
+def together(parts: Sequence[Evidence]) -> Evidence:
+    """Return all measurements, notes and curves of several parts of a check."""
+    return Evidence(
+        claim=tuple(one for part in parts for one in part.claim),
+        controls=tuple(one for part in parts for one in part.controls),
+        notes=tuple(note for part in parts for note in part.notes),
+        series={name: series for part in parts for name, series in part.series.items()},
+    )
 
 
 def joined(found: Mapping[str, Evidence]) -> Evidence:

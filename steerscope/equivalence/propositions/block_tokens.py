@@ -7,7 +7,7 @@ once; the block itself is then called by its own modules, on what entered it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,15 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
 
-from steerscope.equivalence.propositions.base import Evidence
+from steerscope.equivalence.propositions.base import Evidence, together
 from steerscope.equivalence.propositions.parts import parameter_name
 from steerscope.equivalence.propositions.runs import output_mapped
 from steerscope.equivalence.propositions.shared_edit import SharedEdit
 from steerscope.equivalence.propositions.subject import Subject
-from steerscope.equivalence.propositions.texts import Texts, new_contexts, random_texts
+from steerscope.equivalence.propositions.texts import Texts, new_contexts
 from steerscope.models.blocks import is_transposed, linear_weight
-from steerscope.models.calls import calls_of
+from steerscope.models.calls import calls_of, hooked
 from steerscope.models.hooks import reading
+from steerscope.models.upper_blocks import with_forward
 from steerscope.models.wrappers import decoder_of, vocab_size
 from steerscope.sites import Site, SiteKind
 
@@ -128,12 +129,10 @@ class BlockTokens:
             output = functional_call(module, replaced, (self.stream, *args), kwargs)
         return output[0] if isinstance(output, tuple) else output
 
-    @contextmanager
-    def _recalled(self, changed: set[int]) -> Iterator[None]:
-        """Let the linear maps that are called before those with a changed parameter give what they gave before.
+    def _recalled(self, changed: set[int]) -> AbstractContextManager[None]:
+        """Return a context in which maps called before any with a changed parameter give what they gave before.
 
-        Args:
-            changed: Identities of the changed parameters; none, or one that is no linear map's, and all are computed.
+        Of identities of parameters; where there are none, or one is no linear map's, all maps are computed.
         """
         called = self._called if changed else []
         places = [
@@ -141,10 +140,7 @@ class BlockTokens:
         ]
         of_maps = {id(parameter) for one in called for parameter in one.map.parameters()}
         early = called[: min(places)] if places and changed <= of_maps else []
-        with ExitStack() as stack:
-            for one in early:
-                stack.enter_context(_giving(one.map, one.written))
-            yield
+        return with_forward({one.map: lambda *args, written=one.written, **kwargs: written for one in early})
 
     def identifies(self, name: str) -> bool:
         """Whether there are more tokens to fit on than channels that an edit reads, else it fits any shift."""
@@ -224,12 +220,8 @@ class BlockTokens:
             def catch(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
                 found.append(_Call(module, args[0].detach(), output.detach()))
 
-            handles = [module.register_forward_hook(catch) for module in self.subject.block.linear_maps().values()]
-            try:
+            with hooked(module.register_forward_hook(catch) for module in self.subject.block.linear_maps().values()):
                 self.run({})
-            finally:
-                for handle in handles:
-                    handle.remove()
             self.made["calls"] = found
         calls: list[_Call] = self.made["calls"]
         return calls
@@ -241,20 +233,6 @@ class _Call(NamedTuple):
     map: nn.Module
     read: Tensor
     written: Tensor
-
-
-@contextmanager
-def _giving(module: nn.Module, written: Tensor) -> Iterator[None]:
-    """Let a module return a tensor without computing anything; its hooks are called all the same."""
-    before = module.__dict__.get("forward")
-    module.forward = lambda *args, **kwargs: written
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before
 
 
 READS = ("h'", "y", "[I', y]")
@@ -281,7 +259,9 @@ def data_sets(subject: Subject) -> tuple[BlockTokens, ...]:
 def _random(subject: Subject) -> Texts:
     wanted = TOKENS_PER_CHANNEL * 2 * subject.site_map.d_model
     count = max(COUNT, -(-wanted // (LENGTH - SKIP)))
-    return random_texts(vocab_size(subject.model), count=count, length=LENGTH, generator=subject.generator(4300))
+    # The first three tokens of a vocabulary are often special ones.
+    drawn = torch.randint(3, vocab_size(subject.model), (2 * count, LENGTH), generator=subject.generator(4300))
+    return Texts("random tokens", drawn[:count], drawn[count:])
 
 
 def _on(subject: Subject, texts: Texts) -> BlockTokens:
@@ -365,12 +345,27 @@ def over_data_sets(data: Sequence[BlockTokens], try_on: Callable[[BlockTokens], 
     parts = [try_on(one) for one in data]
     if not any(part.claim for part in parts):
         return Evidence(inapplicable="no data set has more tokens than an edit has channels to read")
-    return Evidence(
-        tuple(one for part in parts for one in part.claim),
-        tuple(one for part in parts for one in part.controls),
-        notes=(*token_counts(data), *(note for part in parts for note in part.notes)),
-        series={name: series for part in parts for name, series in part.series.items()},
-    )
+    return together([Evidence(notes=token_counts(data)), *parts])
+
+
+def without_norm_behind(subject: Subject, try_on: Callable[[Subject, BlockTokens], Evidence]) -> Evidence:
+    """Try a statement about the map that writes on every data set, where no norm stands behind it.
+
+    Args:
+        subject: The model.
+        try_on: The check on one of its data sets.
+
+    Returns:
+        As :func:`over_data_sets`; not applicable behind a norm.
+    """
+    if subject.block.mlp_post_norm is not None:
+        return Evidence(inapplicable="a norm follows what the MLP writes: token by token another matrix (P45)")
+    return over_data_sets(data_sets(subject), partial(try_on, subject))
+
+
+def side_by_side(shifts: Tensor) -> Tensor:
+    """Return the shifts of several updates ``(update, token, d)`` as one: ``(token, update d)``."""
+    return shifts.transpose(0, 1).flatten(1)
 
 
 def token_counts(blocks: Sequence[BlockTokens]) -> tuple[str, ...]:

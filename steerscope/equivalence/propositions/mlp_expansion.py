@@ -24,15 +24,17 @@ from steerscope.equivalence.closed_forms import (
     plain_weight_second_order,
     plain_weight_shift,
 )
-from steerscope.equivalence.propositions.base import Measurement, Series
+from steerscope.equivalence.propositions.base import Measurement, Series, curve
 from steerscope.equivalence.propositions.parts import (
     MLPParts,
     MLPWeights,
-    curve,
+    down_of,
     drawn_update,
     is_piecewise_linear,
     mlp_parts,
+    preactivation,
     tensors_at,
+    with_down,
 )
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.equivalence.remainder import Remainder
@@ -128,21 +130,6 @@ def input_jacobian(z: Tensor, parts: MLPParts) -> Tensor:
 # --- updates and shifts of a size at which orders can be told apart ---
 
 
-def preactivation_change(z: Tensor, update: MLPWeights) -> Tensor:
-    """Return how an update moves what phi is applied to, ``(..., d_ff)``.
-
-    Args:
-        z: What the MLP receives, ``(..., d)``.
-        update: The change of the MLP's weights.
-
-    Returns:
-        ``(..., d_ff)``.
-    """
-    if isinstance(update, GatedWeights):
-        return z @ update.gate.T
-    return z @ update.first.T + update.first_bias
-
-
 def _unit(change: Tensor, parts: MLPParts, z: Tensor) -> float:
     """Return the factor that makes the largest change of a pre-activation 1, or keeps ReLU short of every kink."""
     factor = 1 / float(change.abs().max())
@@ -164,7 +151,7 @@ def drawn_weight_update(subject: Subject, parts: MLPParts, z: Tensor) -> MLPWeig
         Changes in the shapes of the weights.
     """
     update = drawn_update(subject, parts, salt=100)
-    factor = _unit(preactivation_change(z, update), parts, z)
+    factor = _unit(preactivation(z, update), parts, z)
     return type(update)(*(factor * change for change in update))
 
 
@@ -185,9 +172,7 @@ def drawn_input_shift(subject: Subject, parts: MLPParts, z: Tensor) -> Tensor:
 
 def without_down(update: MLPWeights) -> MLPWeights:
     """Return an update that leaves the map that writes as it is."""
-    if isinstance(update, GatedWeights):
-        return update._replace(down=torch.zeros_like(update.down))
-    return update._replace(second=torch.zeros_like(update.second))
+    return with_down(update, torch.zeros_like(down_of(update)))
 
 
 def central_difference(function: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, step: float) -> Tensor:

@@ -44,6 +44,7 @@ from steerscope.equivalence.propositions.parts import (
     moved,
     relative_error,
     run,
+    stream_before_mlp,
     tensors_at,
 )
 from steerscope.equivalence.propositions.subject import Subject
@@ -142,10 +143,7 @@ def check_input_shift(subject: Subject) -> Evidence:
 
 def _before_norm(subject: Subject, parts: MLPParts, shift: Tensor) -> Remainder:
     """Return the remainder if the same shift is added to the stream that the norm reads, which P2 does not describe."""
-    block = subject.block
-    stream_kind = SiteKind.RESID_PRE if block.description.parallel else SiteKind.RESID_MID
-    (stream,) = tensors_at(subject, (stream_kind,))
-    norm = block.mlp_norm
+    stream, norm = stream_before_mlp(subject), subject.block.mlp_norm
     assert norm is not None  # asked for by the only caller
     z = norm(stream)
     before = mlp_alone(subject, z)

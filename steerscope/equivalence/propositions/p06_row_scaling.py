@@ -25,6 +25,7 @@ from steerscope.equivalence.propositions.mlp_expansion import (
 )
 from steerscope.equivalence.propositions.parts import (
     MLPWeights,
+    down_of,
     is_piecewise_linear,
     mlp_alone,
     mlp_parts,
@@ -84,7 +85,7 @@ def check_row_scaling(subject: Subject) -> Evidence:
     def along(
         scaling: Callable[[Tensor, Tensor], Tensor], weights: MLPWeights, x: Tensor, d: Tensor, swap: bool = False
     ) -> Tensor:
-        return _output_map(weights) @ (_factor(scaling, x, weights, parts.activation, swap) @ d)
+        return down_of(weights) @ (_factor(scaling, x, weights, parts.activation, swap) @ d)
 
     def on_square(x: Tensor) -> Tensor:
         if isinstance(square, GatedWeights):
@@ -120,10 +121,6 @@ def check_row_scaling(subject: Subject) -> Evidence:
             f"the published form has no shape that fits W of {tuple(parts.down.shape[::-1])}",
         ),
     )
-
-
-def _output_map(weights: MLPWeights) -> Tensor:
-    return weights.down if isinstance(weights, GatedWeights) else weights.second
 
 
 def _factor(

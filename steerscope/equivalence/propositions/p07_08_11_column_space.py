@@ -14,12 +14,13 @@ that the model does not answer as A says.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.func import jvp
 
-from steerscope.equivalence.closed_forms import GatedWeights, PlainWeights
+from steerscope.equivalence.closed_forms import GatedWeights, PlainWeights, activation_slope
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
 from steerscope.equivalence.propositions.mlp_expansion import at_last_token, input_jacobian, weight_shift, without_down
 from steerscope.equivalence.propositions.parts import (
@@ -31,6 +32,7 @@ from steerscope.equivalence.propositions.parts import (
     moved,
     orthonormal_rows,
     relative_error,
+    with_down,
 )
 from steerscope.equivalence.propositions.subject import Subject
 
@@ -151,9 +153,7 @@ def rank_one_patch(weights: MLPWeights, z: Tensor, z_wanted: Tensor) -> MLPWeigh
 
 
 def _with_down(parts: MLPParts, down: Tensor) -> MLPParts:
-    weights = parts.weights
-    changed = weights._replace(down=down) if isinstance(weights, GatedWeights) else weights._replace(second=down)
-    return MLPParts(changed, parts.down_bias, parts.activation)
+    return replace(parts, weights=with_down(parts.weights, down))
 
 
 def _answered(subject: Subject, z: Tensor, shift: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -263,7 +263,7 @@ def _singular(jacobian: Tensor, parts: MLPParts, z: Tensor) -> str:
     d, d_ff = parts.down.shape
     if d_ff < d:
         return f"the hidden layer is narrower ({d_ff}) than the stream ({d})"
-    active = int(parts.slope(parts.activated(z)).ne(0).sum())
+    active = int(activation_slope(parts.activation, parts.activated(z)).ne(0).sum())
     if active < d:  # ReLU and its like: an inactive unit passes nothing on
         return f"{active} of {d_ff} hidden units are active at this token, fewer than d = {d}, so A is singular"
     rank = int(torch.linalg.matrix_rank(jacobian, rtol=ZERO))

@@ -25,6 +25,7 @@ from steerscope.equivalence.propositions.parts import (
     moved,
     relative_error,
     run,
+    stream_before_mlp,
     tensors_at,
 )
 from steerscope.equivalence.propositions.subject import Subject
@@ -97,7 +98,7 @@ def check_norm_rank(subject: Subject) -> Evidence:
     if before is None:
         return Evidence(inapplicable="the MLP reads the stream itself, no norm stands before it")
     parts, z = at_last_token(subject)
-    x = _stream(subject)[0, -1]
+    x = stream_before_mlp(subject)[0, -1]
     norm = norm_parts(before, x.shape[0])
     mlp = input_jacobian(z, parts)
     whole = mlp @ norm_jacobian(x, norm, 0.0)
@@ -136,12 +137,6 @@ def check_norm_rank(subject: Subject) -> Evidence:
             f"A D_N passes on {float(with_eps.norm() / whole.norm()):.1e}",
         ),
     )
-
-
-def _stream(subject: Subject) -> Tensor:
-    """Return the stream that the norm before the MLP reads."""
-    kind = SiteKind.RESID_PRE if subject.block.description.parallel else SiteKind.RESID_MID
-    return tensors_at(subject, (kind,))[0]
 
 
 def _jacobian_of(norm: nn.Module | None, x: Tensor) -> Tensor:

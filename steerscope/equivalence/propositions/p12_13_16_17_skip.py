@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.equivalence.edit_forms import edit_form
+from steerscope.equivalence.oracles import oracle_shift
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
 from steerscope.equivalence.propositions.parts import (
     as_parameters,
@@ -50,19 +51,6 @@ RANK = 4
 
 
 # --- formulas under test ---
-
-
-def oracle(tuned: Tensor, base: Tensor) -> Tensor:
-    """Return the edit that takes ``base`` to ``tuned``, token by token. Source: P12.
-
-    Args:
-        tuned: An activation of the fine-tuned model.
-        base: The same of the base model.
-
-    Returns:
-        What to add to ``base``, in its shape.
-    """
-    return tuned - base
 
 
 def read_at_mlp_out(skip: Tensor, mlp: Tensor) -> Tensor:
@@ -167,7 +155,7 @@ def check_post_mlp_oracle(subject: Subject) -> Evidence:
     def with_oracle(weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return MLP and block outputs, tuned and steered."""
         tuned = run(subject, kinds, weights=weights)
-        delta = oracle(tuned[SiteKind.MLP_OUT], base[SiteKind.MLP_OUT])
+        delta = oracle_shift(tuned[SiteKind.MLP_OUT], base[SiteKind.MLP_OUT])
         steered = run(subject, kinds, edits={SiteKind.MLP_OUT: lambda y: delta})
         return tuned[kinds[0]], tuned[kinds[1]], steered[kinds[0]], steered[kinds[1]]
 

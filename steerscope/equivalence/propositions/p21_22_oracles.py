@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from steerscope.equivalence.oracles import lockstep_shift, one_step_shift, oracle_shift
-from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
-from steerscope.equivalence.propositions.parts import curve, relative_error
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source, curve
+from steerscope.equivalence.propositions.parts import relative_error
 from steerscope.equivalence.propositions.runs import (
     Pass,
     base_and_tuned,

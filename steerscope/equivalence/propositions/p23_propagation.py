@@ -22,18 +22,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
-from steerscope.equivalence.propositions.parts import curve
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source, curve
 from steerscope.equivalence.propositions.runs import (
+    FIRST_ORDER,
     block_alone,
     fine_tuning,
     post,
     run_at,
     shortened,
-    slope_of,
     unit,
 )
 from steerscope.equivalence.propositions.subject import Subject
+from steerscope.equivalence.remainder import slope_of
 from steerscope.models.changed_weights import with_update
 from steerscope.models.hooks import Edit
 
@@ -43,8 +43,6 @@ GROUP = "error control"
 SCALES = (1e-3, 1e-4, 1e-5, 1e-6)
 # Size of a single error along a worst direction: curvature is of relative size 1e-7 times a constant.
 WORST = 1e-7
-# Slope of the output's error against the errors made: 1, as they enter linearly.
-SLOPE = (0.95, 1.05)
 # The bound is exact to first order; curvature adds what it adds at SCALES[-1] and WORST.
 BOUND = 1.001
 # An eigenpair of J^T J: what it misses, over the eigenvalue. The norm's own error is of the square of it.
@@ -255,7 +253,7 @@ def _check_propagation(subject: Subject) -> Evidence:
 
     claim = [
         Measurement("error at the output over its bound, smallest errors", found[-1] / bounds[-1], high=BOUND),
-        Measurement("slope of the error at the output against the errors made", slope_of(SCALES, found), *SLOPE),
+        Measurement("slope of the error at the output against the errors made", slope_of(SCALES, found), *FIRST_ORDER),
         exactly("worst error below one block, behind it, over that block's Lip", furthest(through_one)),
         exactly(f"worst error {blocks}, over the norm of the product of Jacobians", through_all / largest[0]),
         Measurement(f"worst error {blocks}, over its bound", through_all / of_first, high=BOUND),

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from steerscope.equivalence.oracles import oracle_shift, reduced_rank_map
-from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
-from steerscope.equivalence.propositions.parts import curve
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source, curve
 from steerscope.equivalence.propositions.runs import (
     RANK,
     as_update,

@@ -18,25 +18,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source, curve
 from steerscope.equivalence.propositions.parts import (
     as_stored,
     bias_of,
-    curve,
     output_first,
     parameter_name,
     relative_error,
     run,
     tensors_at,
 )
+from steerscope.equivalence.propositions.runs import FIRST_ORDER
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.equivalence.remainder import fit_remainder
 from steerscope.sites import SiteKind
 
 # Scales e of P29, with D h of root mean square 1: the next order is e times smaller, rounding 1e-16 / e.
 SCALES = (1e-2, 1e-3, 1e-4)
-# An error linear in e has slope 1; without the factor 2 the error does not fall at all.
-SLOPE_TOLERANCE = 0.05
 # P30's ratio 1/2, to first order in D h, where D h is kept below SMALL.
 RATIO_TOLERANCE = 1e-3
 SMALL = 1e-3
@@ -146,7 +144,7 @@ def check_closure(subject: Subject) -> Evidence:
         return fit_remainder(lambda e: found(e) - linear + e * linear, linear, SCALES).slope
 
     errors = [relative_error(rescaled_nonlinear(up, down, h, e), linear) for e in SCALES]
-    low, high = 1 - SLOPE_TOLERANCE, 1 + SLOPE_TOLERANCE
+    low, high = FIRST_ORDER  # an error linear in e; without the factor 2 it does not fall at all
     return Evidence(
         claim=(
             Measurement("slope of the error against e", slope(lambda e: rescaled_nonlinear(up, down, h, e)), low, high),

@@ -24,7 +24,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from steerscope.equivalence.closed_forms import GatedWeights, PlainWeights
+from steerscope.equivalence.closed_forms import GatedWeights
 from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
 from steerscope.equivalence.propositions.norms import norm_parts
 from steerscope.equivalence.propositions.parts import (
@@ -34,6 +34,7 @@ from steerscope.equivalence.propositions.parts import (
     mlp_parts,
     parameter_name,
     relative_error,
+    with_down,
 )
 from steerscope.equivalence.propositions.runs import Pass, post, run_at
 from steerscope.equivalence.propositions.subject import Subject
@@ -206,11 +207,7 @@ def _patched_reads(weights: MLPWeights, before: Tensor, after: Tensor, *, both: 
     if isinstance(weights, GatedWeights):
         up = weights.up + read_patch(weights.up, before, after) if both else weights.up
         return weights._replace(gate=weights.gate + read_patch(weights.gate, before, after), up=up)
-    return weights._replace(first=weights.first + _first_patch(weights, before, after))
-
-
-def _first_patch(weights: PlainWeights, before: Tensor, after: Tensor) -> Tensor:
-    return read_patch(weights.first, before, after)
+    return weights._replace(first=weights.first + read_patch(weights.first, before, after))
 
 
 def _check_read_patch(subject: Subject) -> Evidence:
@@ -293,8 +290,7 @@ def _block_patch(
         patched = _patched_reads(weights, before, after)
         change = type(weights)(*(new - old for new, old in zip(patched, weights, strict=True)))
     if writes and block.mlp_post_norm is None:
-        down = write_patch(shift, hidden)
-        change = change._replace(down=down) if isinstance(change, GatedWeights) else change._replace(second=down)
+        change = with_down(change, write_patch(shift, hidden))
     update = as_parameters(subject, change, block)
     if writes and block.mlp_post_norm is not None:
         gain = norm_parts(block.mlp_post_norm, subject.site_map.d_model).gain

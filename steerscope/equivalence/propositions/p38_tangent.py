@@ -21,18 +21,11 @@ from torch import Tensor
 
 from steerscope.equivalence.edit_forms import edit_form
 from steerscope.equivalence.kernels import gram
-from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
-from steerscope.equivalence.propositions.parts import (
-    curve,
-    relative_error,
-)
-from steerscope.equivalence.propositions.runs import (
-    output_mapped,
-    post,
-    run_at,
-    slope_of,
-)
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source, curve
+from steerscope.equivalence.propositions.parts import relative_error
+from steerscope.equivalence.propositions.runs import output_mapped, post, run_at
 from steerscope.equivalence.propositions.subject import Subject
+from steerscope.equivalence.remainder import slope_of
 from steerscope.equivalence.tangents import linear_tangent
 from steerscope.models.blocks import linear_weight
 from steerscope.sites import Site, SiteKind

@@ -27,10 +27,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
-from steerscope.equivalence.propositions.parts import curve, relative_error
-from steerscope.equivalence.propositions.runs import post, run_at, shortened, slope_of
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source, curve
+from steerscope.equivalence.propositions.parts import relative_error
+from steerscope.equivalence.propositions.runs import FIRST_ORDER, SECOND_ORDER, post, run_at, shortened
 from steerscope.equivalence.propositions.subject import Subject
+from steerscope.equivalence.remainder import slope_of
 from steerscope.errors import UnsupportedModelError
 from steerscope.models.wrappers import decoder_of
 
@@ -43,7 +44,6 @@ FIRST_ORDER_ERROR = 0.1
 # Sizes of the gaps, as parts of the radius. Two powers of ten below it a gap has lost a factor of 10^4, and rounding
 # is still far below it: the smallest radius of the grid is 1e-5.
 PARTS = (1.0, 1e-1, 1e-2)
-SECOND_ORDER, FIRST_ORDER = (1.95, 2.05), (0.95, 1.05)
 # The final norm divides the factor out again: rounding of one product.
 EXACT = 1e-12
 OUTPUTS = 6

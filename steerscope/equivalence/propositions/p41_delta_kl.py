@@ -18,8 +18,7 @@ from torch import Tensor
 
 from steerscope.equivalence.divergence import divergence, divergence_slope
 from steerscope.equivalence.oracles import oracle_shift
-from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
-from steerscope.equivalence.propositions.parts import curve
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source, curve
 from steerscope.equivalence.propositions.runs import fine_tuning, post, run_at, shortened
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.sites import Site

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from steerscope.equivalence.edit_forms import edit_form
-from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
-from steerscope.equivalence.propositions.parts import curve, relative_error
-from steerscope.equivalence.propositions.runs import Pass, post, run_at, shortened, slope_of
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source, curve
+from steerscope.equivalence.propositions.parts import relative_error
+from steerscope.equivalence.propositions.runs import FIRST_ORDER, SECOND_ORDER, Pass, post, run_at, shortened
 from steerscope.equivalence.propositions.subject import Subject
+from steerscope.equivalence.remainder import slope_of
 from steerscope.models.hooks import Edit
 from steerscope.sites import Site
 
@@ -36,8 +37,6 @@ RANK = 2
 # Small enough that the next order changes a slope by less than 0.05, large enough for the square to stand above
 # rounding: 1e-8 against 1e-15.
 SCALES = (1e-2, 1e-3, 1e-4)
-SECOND_ORDER = (1.95, 2.05)
-FIRST_ORDER = (0.95, 1.05)
 # Linearity of a derivative: rounding.
 EXACT = 1e-11
 

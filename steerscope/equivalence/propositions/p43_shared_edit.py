@@ -35,7 +35,6 @@ shift is :math:`D_t \Delta W m_t` with a matrix per token: that is P45.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,9 +43,9 @@ from steerscope.equivalence.propositions.base import Evidence, Measurement, Prop
 from steerscope.equivalence.propositions.block_tokens import (
     READS,
     BlockTokens,
-    data_sets,
     mean_and_error,
-    over_data_sets,
+    side_by_side,
+    without_norm_behind,
     z_score,
 )
 from steerscope.equivalence.propositions.shared_edit import BIAS, OTHERS, PLAIN, Pair, SharedEdit
@@ -126,16 +125,14 @@ def _shifts(data: BlockTokens, changes: Iterable[Tensor]) -> Iterator[Tensor]:
     for change in changes:
         waiting.append(change)
         if len(waiting) * out >= CHUNK:
-            yield data.shifts(module, torch.stack(waiting)).transpose(0, 1).flatten(1)
+            yield side_by_side(data.shifts(module, torch.stack(waiting)))
             waiting = []
     if waiting:
-        yield data.shifts(module, torch.stack(waiting)).transpose(0, 1).flatten(1)
+        yield side_by_side(data.shifts(module, torch.stack(waiting)))
 
 
 def _check_shared_edit(subject: Subject) -> Evidence:
-    if subject.block.mlp_post_norm is not None:
-        return Evidence(inapplicable="a norm follows what the MLP writes: token by token another matrix (P45)")
-    return over_data_sets(data_sets(subject), partial(_on_data, subject))
+    return without_norm_behind(subject, _on_data)
 
 
 def _on_data(subject: Subject, data: BlockTokens) -> Evidence:

@@ -33,23 +33,21 @@ as if there were :math:`tr K (K + l)^{-1}` free dimensions per output channel an
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source
+from steerscope.equivalence.propositions.base import Evidence, Measurement, Proposition, Source, curve, together
 from steerscope.equivalence.propositions.block_tokens import (
     READS,
     BlockTokens,
-    data_sets,
     mean_and_error,
-    over_data_sets,
+    side_by_side,
+    without_norm_behind,
     z_score,
 )
 from steerscope.equivalence.propositions.p43_shared_edit import GROUP, SMALL, isotropic_design
-from steerscope.equivalence.propositions.parts import curve
 from steerscope.equivalence.propositions.shared_edit import PLAIN, SharedEdit
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.equivalence.reach import (
@@ -83,12 +81,8 @@ def direct_shares(edit: SharedEdit, shifts: Tensor) -> Tensor:
     Returns:
         From 0 to 1.
     """
-    left, whole = (one.reshape(len(shifts), -1).sum(1) for one in edit.errors(PLAIN, _side_by_side(shifts)))
+    left, whole = (one.reshape(len(shifts), -1).sum(1) for one in edit.errors(PLAIN, side_by_side(shifts)))
     return 1 - left / whole
-
-
-def _side_by_side(shifts: Tensor) -> Tensor:
-    return shifts.transpose(0, 1).flatten(1)
 
 
 def mean_share(correlations: Tensor) -> float:
@@ -119,9 +113,7 @@ def posterior_errors(reads: Tensor, shifts: Tensor, noise: Tensor, level: float)
 
 
 def _check_spectrum(subject: Subject) -> Evidence:
-    if subject.block.mlp_post_norm is not None:
-        return Evidence(inapplicable="a norm follows what the MLP writes: token by token another matrix (P45)")
-    return over_data_sets(data_sets(subject), partial(_on_data, subject))
+    return without_norm_behind(subject, _on_data)
 
 
 def _on_data(subject: Subject, data: BlockTokens) -> Evidence:
@@ -131,12 +123,7 @@ def _on_data(subject: Subject, data: BlockTokens) -> Evidence:
         return Evidence()
     of = _Updates.of(subject, data, hidden)
     parts = [*(_edit(subject, data, name, of) for name in names), _noisy(subject, data, hidden)]
-    return Evidence(
-        tuple(one for part in parts for one in part.claim),
-        tuple(one for part in parts for one in part.controls),
-        notes=tuple(note for part in parts for note in part.notes),
-        series={name: series for part in parts for name, series in part.series.items()},
-    )
+    return together(parts)
 
 
 class _Updates(NamedTuple):
@@ -183,7 +170,7 @@ def _edit(subject: Subject, data: BlockTokens, name: str, of: _Updates) -> Evide
     directions = variates.T @ of.inverse.T
     single = direct_shares(edit, shifts(writes[:, :, None] * directions[index][:, None, :]))
     whitened = torch.stack(isotropic_design(subject, width, count, salt=4420)) @ directions
-    left, whole = edit.errors(PLAIN, _side_by_side(shifts(whitened)))
+    left, whole = edit.errors(PLAIN, side_by_side(shifts(whitened)))
     mean = 1 - float(left.sum() / whole.sum())
     measured = direct_shares(edit, of.falling)
 
@@ -245,7 +232,7 @@ def _noisy(subject: Subject, data: BlockTokens, hidden: Tensor) -> Evidence:
     n, width = len(hidden), subject.site_map.d_model
     count = -(-ROWS // width) if width <= SMALL else 1
     changes = subject.draw(count, width, hidden.shape[1], salt=4440)
-    shifts = data.shifts(subject.block.mlp_write, changes)[:, :n].transpose(0, 1).flatten(1)
+    shifts = side_by_side(data.shifts(subject.block.mlp_write, changes)[:, :n])
     noise = subject.draw(*shifts.shape, salt=4441)
     spectrum = token_spectrum(hidden)
     of_reads = {name: token_spectrum(data.reads(name)[:n]) for name in READS}

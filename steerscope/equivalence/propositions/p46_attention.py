@@ -40,8 +40,9 @@ from steerscope.equivalence.propositions.base import Evidence, Measurement, Prop
 from steerscope.equivalence.propositions.norms import norm_parts
 from steerscope.equivalence.propositions.p09_10_norm_and_skip import norm_jacobian
 from steerscope.equivalence.propositions.parts import relative_error, run
-from steerscope.equivalence.propositions.runs import slope_of
+from steerscope.equivalence.propositions.runs import SECOND_ORDER
 from steerscope.equivalence.propositions.subject import Subject
+from steerscope.equivalence.remainder import slope_of
 from steerscope.equivalence.shifts import first_order_shift
 from steerscope.sites import Site, SiteKind
 
@@ -49,8 +50,6 @@ GROUP = "attention"
 
 # Two orders of the same products in float64; the softmax of long streams loses some digits.
 EXACT = 1e-11
-# Of what the formula leaves of a real change, over sizes.
-SLOPE = (1.95, 2.05)
 SIZES = (1e-2, 1e-3, 1e-4)
 NAMES = ("query", "key", "value", "output")
 
@@ -175,7 +174,7 @@ def _check_attention(subject: Subject) -> Evidence:
         moved = {key: weights[key] + size * change for key, change in named.items()}
         after = run(subject, [SiteKind.ATTN_OUT], weights=moved)[SiteKind.ATTN_OUT]
         left.append(float((after - before - size * whole).norm()))
-    claim.append(Measurement("remainder of a real change: slope", slope_of(SIZES, left), *SLOPE))
+    claim.append(Measurement("remainder of a real change: slope", slope_of(SIZES, left), *SECOND_ORDER))
     return Evidence(tuple(claim), _controls(z, maps, update, form, behind, found), notes=_notes(form, maps))
 
 

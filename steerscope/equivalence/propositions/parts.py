@@ -21,9 +21,7 @@ from steerscope.equivalence.closed_forms import (
     GatedWeights,
     PlainWeights,
     activation_curvature,
-    activation_slope,
 )
-from steerscope.equivalence.propositions.base import Series
 from steerscope.equivalence.propositions.subject import Subject
 from steerscope.errors import UnsupportedModelError
 from steerscope.models.blocks import Block, is_transposed, linear_weight
@@ -46,12 +44,10 @@ class MLPParts:
 
     Attributes:
         weights: Gate, up and down, or first, first bias, second, second bias; output-first.
-        down_bias: Bias of the map that writes, ``(d,)``; zeros where it has none.
         activation: phi, elementwise.
     """
 
     weights: MLPWeights
-    down_bias: Tensor
     activation: Activation
 
     @property
@@ -62,21 +58,44 @@ class MLPParts:
     @property
     def down(self) -> Tensor:
         """The weight that writes, ``(d, d_ff)``."""
-        return self.weights.down if isinstance(self.weights, GatedWeights) else self.weights.second
-
-    def slope(self, x: Tensor) -> Tensor:
-        """Return ``phi'(x)``."""
-        return activation_slope(self.activation, x)
-
-    def curvature(self, x: Tensor) -> Tensor:
-        """Return ``phi''(x)``."""
-        return activation_curvature(self.activation, x)
+        return down_of(self.weights)
 
     def activated(self, z: Tensor) -> Tensor:
-        """Return what phi is applied to, ``(..., d_ff)``: ``W_g z``, without a gate ``W_1 z + b_1``."""
-        if isinstance(self.weights, GatedWeights):
-            return z @ self.weights.gate.T
-        return z @ self.weights.first.T + self.weights.first_bias
+        """Return what phi is applied to, ``(..., d_ff)``."""
+        return preactivation(z, self.weights)
+
+
+def preactivation(z: Tensor, weights: MLPWeights) -> Tensor:
+    """Return what phi is applied to, or how a change of the weights moves it, ``(..., d_ff)``.
+
+    Args:
+        z: What the MLP receives, ``(..., d)``.
+        weights: The MLP's, or their change.
+
+    Returns:
+        ``(..., d_ff)``.
+    """
+    if isinstance(weights, GatedWeights):
+        return z @ weights.gate.T
+    return z @ weights.first.T + weights.first_bias
+
+
+def down_of(weights: MLPWeights) -> Tensor:
+    """Return the weight that writes, ``(d, d_ff)``."""
+    return weights.down if isinstance(weights, GatedWeights) else weights.second
+
+
+def with_down(weights: MLPWeights, down: Tensor) -> MLPWeights:
+    """Return weights, or changes of them, with another one that writes.
+
+    Args:
+        weights: Of an MLP.
+        down: ``(d, d_ff)``.
+
+    Returns:
+        The others as they are.
+    """
+    return weights._replace(down=down) if isinstance(weights, GatedWeights) else weights._replace(second=down)
 
 
 def output_first(module: nn.Module) -> Tensor:
@@ -100,24 +119,24 @@ def mlp_parts(subject: Subject, block: Block | None = None) -> MLPParts:
         block: Another block of the same model.
 
     Returns:
-        Weights output-first, the activation, and the bias of the map that writes (zero where it has none).
+        Weights output-first, and the activation.
 
     Raises:
         UnsupportedModelError: A gated MLP whose gate or up map has a bias: the closed forms have none.
     """
     block = block or subject.block
-    down_bias = bias_of(block.mlp_write)
+    down = output_first(block.mlp_write)
     if not block.description.gated:
         (first,) = block.mlp_reads
-        plain = PlainWeights(output_first(first), bias_of(first), output_first(block.mlp_write), down_bias)
-        return MLPParts(plain, down_bias, block.activation)
+        plain = PlainWeights(output_first(first), bias_of(first), down, bias_of(block.mlp_write))
+        return MLPParts(plain, block.activation)
     if any(bool(bias_of(module).any()) for module in block.mlp_reads):
         raise UnsupportedModelError(
             "this gated MLP has a bias on gate or up, which the closed forms do not have. Use a model without."
         )
     reads = [output_first(module) for module in block.mlp_reads]
     gate, up = reads if len(reads) == 2 else reads[0].chunk(2)
-    return MLPParts(GatedWeights(gate, up, output_first(block.mlp_write)), down_bias, block.activation)
+    return MLPParts(GatedWeights(gate, up, down), block.activation)
 
 
 def parameter_name(subject: Subject, module: nn.Module, name: str = "weight") -> str:
@@ -295,6 +314,12 @@ def tensors_at(subject: Subject, kinds: Sequence[SiteKind]) -> tuple[Tensor, ...
     return tuple(clean[kind] for kind in kinds)
 
 
+def stream_before_mlp(subject: Subject) -> Tensor:
+    """Return the stream that the MLP, or the norm before it, reads, ``batch token d_model``."""
+    kind = SiteKind.RESID_PRE if subject.block.description.parallel else SiteKind.RESID_MID
+    return tensors_at(subject, (kind,))[0]
+
+
 def skip_and_mlp(subject: Subject) -> tuple[Tensor, Tensor]:
     """Return the two summands of the block's output: everything that skips the MLP, and ``mlp_out``."""
     written, after = tensors_at(subject, (SiteKind.MLP_OUT, SiteKind.RESID_POST))
@@ -366,18 +391,3 @@ def is_piecewise_linear(activation: Activation) -> bool:
     """Whether phi is linear between kinks (ReLU and its like): its curvature vanishes where it is asked."""
     grid = torch.linspace(-3.03, 2.97, 24, dtype=torch.float64)
     return not bool(activation_curvature(activation, grid).any())
-
-
-def curve(x_name: str, x: Sequence[float], y_name: str, y: Sequence[float]) -> Series:
-    """Return a series for a figure.
-
-    Args:
-        x_name: Label of the horizontal axis.
-        x: Its values.
-        y_name: Label of the vertical axis.
-        y: As many values.
-
-    Returns:
-        The values as plain floats.
-    """
-    return Series(x_name, y_name, tuple(map(float, x)), tuple(map(float, y)))

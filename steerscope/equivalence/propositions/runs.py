@@ -26,6 +26,8 @@ MAX_BLOCKS = 6
 # Frobenius norm of a random fine-tuning update of a matrix, relative to the matrix: clearly visible, not a new model.
 TUNING = 0.1
 RANK = 2
+# What a slope on logarithmic axes may be, of an error of first and of second order.
+FIRST_ORDER, SECOND_ORDER = (0.95, 1.05), (1.95, 2.05)
 
 
 def run_at(
@@ -64,11 +66,8 @@ def output_mapped(module: nn.Module, function: Callable[[Tensor], Tensor]) -> It
     def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return (function(output[0]), *output[1:]) if isinstance(output, tuple) else function(output)
 
-    handle = module.register_forward_hook(hook)
-    try:
+    with module.register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -86,11 +85,8 @@ def input_mapped(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Ite
         first = next(iter(kwargs))
         return args, {**kwargs, first: function(kwargs[first])}
 
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
+    with module.register_forward_pre_hook(hook, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 def low_rank_change(
@@ -225,19 +221,6 @@ def block_alone(subject: Subject, layer: int) -> tuple[Callable[[Tensor], Tensor
         return output[0] if isinstance(output, tuple) else output
 
     return function, stream_of(call.args, call.kwargs).detach()
-
-
-def slope_of(x: Iterable[float], y: Iterable[float]) -> float:
-    """Return the least-squares slope of log y against log x.
-
-    Args:
-        x: Positive numbers.
-        y: As many numbers, not negative.
-
-    Returns:
-        The exponent p of the best ``y = c x^p``.
-    """
-    return float(np.polyfit(np.log(list(x)), np.log(np.maximum(list(y), 1e-300)), 1)[0])
 
 
 def unit(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from steerscope.equivalence.reach import RidgeReads, orthonormal_basis
+from steerscope.equivalence.reach import RidgeReads, channel_sizes, orthonormal_basis
 
 # An edit A x, one with a bias, and one with a bias and a ridge, judged on other texts than it is fitted on.
 PLAIN, BIAS, OTHERS = "without a bias", "with a bias", "other texts"
@@ -88,20 +88,16 @@ class SharedEdit:
     @cached_property
     def _ridged(self) -> Pair:
         x = self.fitted - self.fitted.mean(0)
-        scale = _size(x)
+        scale = channel_sizes(x)
         penalty = (self.ridge * len(x)) ** 0.5 * torch.eye(x.shape[1], dtype=x.dtype)
         # Least squares with one more row per channel, whose target is 0.
         inverse = torch.linalg.pinv(torch.cat((x / scale, penalty)))[:, : len(x)]
         return (self.others - self.fitted.mean(0)) / scale, inverse
 
 
-def _size(x: Tensor) -> Tensor:
-    return x.square().mean(0).sqrt().clamp_min(1e-300)
-
-
 def _even(x: Tensor) -> Tensor:
     """Return channels of one size, for the conditioning of the inverse: an edit can undo it."""
-    return x / _size(x)
+    return x / channel_sizes(x)
 
 
 def chosen_ridge(reads: Tensor, targets: Tensor) -> float:

@@ -28,22 +28,6 @@ class Texts:
         return torch.cat((self.fitted, self.held_out))
 
 
-def random_texts(vocabulary: int, *, count: int, length: int, generator: torch.Generator) -> Texts:
-    """Return sequences of random tokens, as many to fit on as to judge on.
-
-    Args:
-        vocabulary: Number of tokens to draw from; the first three, often special ones, are left out.
-        count: Sequences of either part.
-        length: Tokens of a sequence.
-        generator: Source of the draws; moves on.
-
-    Returns:
-        ``count length`` of either part.
-    """
-    drawn = torch.randint(3, vocabulary, (2 * count, length), generator=generator)
-    return Texts("random tokens", drawn[:count], drawn[count:])
-
-
 def new_contexts(fitted: Tensor, held_out: Tensor) -> Tensor:
     """Return which held-out tokens no fitted sequence has with the same tokens before them.
 

@@ -76,8 +76,7 @@ def across_and_within(
             left_out[name] = (unit_ranks(without) @ unit_ranks(score) + own) / 2
 
     def estimate(value: float, resampled: Array, seeds: Array | None, most: float) -> Estimate:
-        found = bootstrap.number(value, resampled, seeds)
-        return Estimate(value, max(found.low, -most), min(found.high, most))
+        return bootstrap.number(value, resampled, seeds).within(-most, most)
 
     def margin(name: str, other: str) -> Estimate:
         seeds = left_out[name] - left_out[other] if left_out else None

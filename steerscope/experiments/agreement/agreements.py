@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steerscope.experiments.agreement.attainable import attainable_correlation, drawn_two_seeds
+from steerscope.experiments.agreement.attainable import attainable_correlation, drawn_two_seeds, two_seeds_of
 from steerscope.experiments.agreement.correlations import (
     Array,
     finite_losses,
@@ -122,8 +122,7 @@ def agreements(
         resampled = drawn[name] - np.max([drawn[one] for one in over], axis=0)
         own = jack[name]
         seeds = None if own is None else own - np.max([jack[one] for one in over], axis=0)  # type: ignore[arg-type]
-        found = bootstrap.number(whole[name] - best, resampled, seeds)
-        return Estimate(found.value, max(found.low, -2.0), min(found.high, 2.0))
+        return bootstrap.number(whole[name] - best, resampled, seeds).within(-2.0, 2.0)
 
     out = {}
     for name, score in scores.items():
@@ -175,8 +174,7 @@ def _drawn_attainable(table: Array, bootstrap: LayerBootstrap) -> tuple[float, A
     num_seeds = table.shape[1]
     if num_seeds < 2:
         return None
-    pairs = [spearman_or_zero(table[:, a], table[:, b]) for a in range(num_seeds) for b in range(a)]
-    whole = attainable_correlation(float(np.mean(pairs)), num_seeds)
+    whole = attainable_correlation(two_seeds_of(table), num_seeds)
     drawn = np.array([attainable_correlation(float(r), num_seeds) for r in drawn_two_seeds(table, bootstrap)])
     return (whole, drawn) if whole > 0 else None
 
@@ -190,4 +188,4 @@ def _part(
     # Linearised, since a resample's attainable correlation can be 0: the ratio varies as its numerator does, less the
     # denominator's part of it.
     found = bootstrap.number(value / whole, (drawn - value / whole * resampled) / whole)
-    return Estimate(found.value, max(found.low, -1 / whole), min(found.high, 1 / whole))
+    return found.within(-1 / whole, 1 / whole)

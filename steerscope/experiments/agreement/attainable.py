@@ -69,8 +69,8 @@ def attainable(losses: Array, layers: NDArray[np.int64], *, seed: int) -> Attain
     bootstrap = LayerBootstrap(layers, seed)
     left_out = None
     if num_seeds > 2:
-        left_out = np.array([[_agreement(one) for one in own] for own in without_each_seed(table, layers, seed)])
-    found = bootstrap.correlation(_agreement(table), drawn_two_seeds(table, bootstrap), left_out)
+        left_out = np.array([[two_seeds_of(one) for one in own] for own in without_each_seed(table, layers, seed)])
+    found = bootstrap.correlation(two_seeds_of(table), drawn_two_seeds(table, bootstrap), left_out)
     value, low, high = (attainable_correlation(r, num_seeds) for r in (found.value, found.low, found.high))
     return Attainable(value, low, high, found.value, num_seeds)
 
@@ -89,6 +89,7 @@ def drawn_two_seeds(table: Array, bootstrap: LayerBootstrap) -> Array:
     return np.mean([bootstrap.correlations(one, other) for one, other in combinations(ranks, 2)], axis=0)
 
 
-def _agreement(table: Array) -> float:
+def two_seeds_of(table: Array) -> float:
+    """Return the mean Spearman correlation over all pairs of seeds of losses ``(site seed)``."""
     pairs = combinations(table.T, 2)
     return float(np.mean([spearman_or_zero(one, other) for one, other in pairs]))

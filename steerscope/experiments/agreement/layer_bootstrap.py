@@ -38,6 +38,18 @@ class Estimate:
     low: float
     high: float
 
+    def within(self, low: float, high: float) -> Estimate:
+        """Return the estimate with its interval cut to what the quantity can be.
+
+        Args:
+            low: The least.
+            high: The most.
+
+        Returns:
+            The same value.
+        """
+        return Estimate(self.value, max(self.low, low), min(self.high, high))
+
 
 class LayerBootstrap:
     """Resamples of layers, the same ones for every statistic, so that differences are paired.
@@ -147,6 +159,13 @@ class LayerBootstrap:
             parts.append((max(float(jackknife[0] - jackknife[1:].mean()), 0.0), num - 1))
         half = interval_half(parts)
         return Estimate(value, value - half, value + half)
+
+
+def mean_of(values: Sequence[float] | Array) -> Estimate:
+    """Return the mean of two or more independent numbers with Student's interval."""
+    mean, num = float(np.mean(values)), len(values)
+    half = interval_half([(float(np.var(values, ddof=1)) / num, num - 1)])
+    return Estimate(mean, mean - half, mean + half)
 
 
 def interval_half(parts: Sequence[tuple[float, float]]) -> float:

@@ -108,7 +108,7 @@ def pairs_right(score: Array, pairs: LayerPairs, fixed: dict[str, Array]) -> Pai
         error = _clustered_variance(gain, pairs.layers)
         half = math.inf if error is None else interval_half([(error, len(layers) - 1)])
         value = float(gain.mean())
-        over[name] = Estimate(value, max(value - half, -1.0), min(value + half, 1.0))
+        over[name] = Estimate(value, value - half, value + half).within(-1.0, 1.0)
     return PairsRight(_share(right, pairs) if len(pairs) else None, float(right.sum()), len(pairs), len(layers), over)
 
 
@@ -133,7 +133,7 @@ def _share(right: Array, pairs: LayerPairs) -> Estimate:
     t2 = float(stats.t.ppf(0.975, num_layers - 1)) ** 2
     middle = (share + t2 / (2 * worth)) / (1 + t2 / worth)
     half = math.sqrt(t2) / (1 + t2 / worth) * math.sqrt(share * (1 - share) / worth + t2 / (4 * worth**2))
-    return Estimate(share, max(middle - half, 0.0), min(middle + half, 1.0))
+    return Estimate(share, middle - half, middle + half).within(0.0, 1.0)
 
 
 def _clustered_variance(values: Array, layers: NDArray[np.int64]) -> float | None:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from steerscope.errors import InputError
+from steerscope.errors import InputError, reason_of
 from steerscope.experiments.carrying.jobs import Job, Open, OutOfTime, Stage
 from steerscope.installed import package_versions, require
 
@@ -65,17 +65,17 @@ class RayActors:
                     address=self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **here
                 )  # fmt: skip
             except (OSError, ValueError, RuntimeError) as error:
-                why = " ".join(str(error).split())[:200]
                 raise InputError(
-                    f"[[address]] is {self.address!r}, and there is no Ray cluster that answers ({why}). Start one "
-                    "with 'ray start --head', or leave it out for one on this machine."
+                    f"[[address]] is {self.address!r}, and there is no Ray cluster that answers "
+                    f"({reason_of(error, 200)}). Start one with 'ray start --head', or leave it out for one on this "
+                    "machine."
                 ) from error
             self._is_ours = True
         try:
             self._made = ray.put(self.make)
         except Exception as error:  # whatever an object raises that cannot be pickled
             self.__exit__()
-            why = " ".join(str(error.__cause__ or error).split())[:200]
+            why = reason_of(error.__cause__ or error, 200)
             raise InputError(
                 f"the model in memory or the task cannot be sent to other machines ({why}). Give the model by its "
                 "name, and examples as a file."
@@ -162,7 +162,7 @@ class RayActors:
             if self._lost[what] >= TRIES:
                 raise InputError(
                     f"{what} was begun {TRIES} times on the Ray cluster, and each time its process was lost "
-                    f"({' '.join(str(error).split())[:200]}). What is finished is kept. Is there too little memory?"
+                    f"({reason_of(error, 200)}). What is finished is kept. Is there too little memory?"
                 ) from error
             return
         self._idle.append(actor)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from steerscope.analysis.stopwatch import StageProgress
 from steerscope.experiments.carrying.claims import Claims
 from steerscope.experiments.carrying.jobs import Job, Open, Stage, require_time
 from steerscope.experiments.carrying.shard import Shard
@@ -29,7 +30,7 @@ class Shards:
         self,
         folder: Path,
         shard: Shard,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: StageProgress | None = None,
     ) -> None:
         self.folder, self.shard, self.progress = folder, shard, progress
 

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.analysis.capture.outputs import selected_positions
-from steerscope.experiments.engine.rows import padded, run
+from steerscope.experiments.engine.rows import run
 from steerscope.experiments.tasks.supervised import SupervisedSequence
 from steerscope.models.calls import first_tensor
 from steerscope.models.lengths import batches_within, switch_length
 from steerscope.models.offloaded import device_of
 from steerscope.models.site_map import SiteMap
+from steerscope.models.tokens import padded
 from steerscope.models.upper_blocks import doing_nothing, entering_block
 
 # Most tokens of a batch in which streams are computed: more only move memory on a CPU, and fill a GPU.
@@ -129,12 +130,9 @@ def _stopping_at(site_map: SiteMap, layer: int, seen: list[Tensor]) -> Iterator[
         assert found is not None
         seen.append(found)
 
-    handle = site_map.blocks[layer - 1].module.register_forward_hook(keep)
-    try:
-        with doing_nothing([block.module for block in site_map.blocks[layer:]]):
-            yield
-    finally:
-        handle.remove()
+    above = [block.module for block in site_map.blocks[layer:]]
+    with site_map.blocks[layer - 1].module.register_forward_hook(keep), doing_nothing(above):
+        yield
 
 
 @contextmanager

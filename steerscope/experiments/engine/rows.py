@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.experiments.tasks.supervised import SupervisedSequence
-
-IGNORED = -100
+from steerscope.models.tokens import padded
+from steerscope.steering.prompt_end import IGNORED
 
 
 @dataclass(frozen=True)
@@ -78,21 +78,6 @@ class Rows:
         """Return row and token of ``ids`` that predict each supervised token, ``(supervised)`` each."""
         row, target = self.is_target.nonzero(as_tuple=True)
         return row, self.prompts[row] - 1 + target - self.start
-
-
-def padded(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
-    """Return rows filled up with a value on the right, ``(row column)``.
-
-    Args:
-        rows: Whole numbers, one sequence per row; lengths may differ.
-        value: What fills the shorter rows.
-        device: Where the tensor is made.
-
-    Returns:
-        Integers of shape ``(row column)``, as wide as the longest row.
-    """
-    width = max(map(len, rows))
-    return torch.tensor([list(row) + [value] * (width - len(row)) for row in rows], device=device)
 
 
 def per_target(rows: Rows, values: Tensor) -> Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-# Called with what is being done, runs done and runs in all (an estimate: searches for a rate vary in length).
-SweepProgress = Callable[[str, int, int], None]
+from steerscope.analysis.stopwatch import StageProgress
 
 
 @dataclass
@@ -23,7 +22,7 @@ class RunCount:
         total: Runs in all.
     """
 
-    progress: SweepProgress | None = None
+    progress: StageProgress | None = None
     done: int = 0
     total: int = 0
     _has_begun: bool = False

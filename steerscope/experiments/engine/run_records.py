@@ -50,7 +50,7 @@ def trained_record(run: TrainedRun, judged: Judged, seconds: float) -> dict[str,
         Selection loss in nats and accuracy, training losses in nats, seconds, and whether the run diverged.
     """
     return {
-        "selection_loss": math.inf if run.diverged or not math.isfinite(judged.loss) else judged.loss,
+        "selection_loss": _loss(judged, run.diverged),
         "selection_accuracy": judged.accuracy,
         "diverged": run.diverged,
         "train_losses": [round(loss, 5) if math.isfinite(loss) else None for loss in run.losses],
@@ -69,6 +69,10 @@ def tested_record(judged: Judged, diverged: bool) -> dict[str, Any]:
         Test loss in nats, infinite where the run diverged, and accuracy.
     """
     return {
-        "loss": math.inf if diverged or not math.isfinite(judged.loss) else judged.loss,
+        "loss": _loss(judged, diverged),
         "accuracy": judged.accuracy,
     }
+
+
+def _loss(judged: Judged, diverged: bool) -> float:
+    return math.inf if diverged or not math.isfinite(judged.loss) else judged.loss

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from steerscope.experiments.engine.run_records import trained_record
 from steerscope.experiments.engine.run_state import RunState, progress_of, states_of
 from steerscope.experiments.engine.store import key_of
 from steerscope.experiments.engine.sweep import Sweep
-from steerscope.finite import finite_or_none
+from steerscope.finite import finite_or_none, or_infinite
 
 
 @dataclass
@@ -48,7 +47,7 @@ class StagedSweep(Sweep):
         for (_, begun), own in sorted(alike.items(), key=lambda item: item[0]):
             chosen += [self._advancing(pack, begun, until) for pack in self._packs(own) if begun < until]
         self.count.ask(sum(len(job.task.runs) for job in chosen))
-        self._carried(_at_once(chosen))
+        self.carried(_at_once(chosen))
         return [self._losses(run, until) for run in runs]
 
     def _advancing(self, runs: Sequence[Run], begun: int, until: int) -> PackJob:
@@ -103,7 +102,7 @@ class StagedSweep(Sweep):
 
     def _losses(self, run: Run, step: int) -> tuple[float, ...]:
         losses = (self.store.get(self._at(run, step)) or {})["losses"]
-        return tuple(math.inf if loss is None else loss for loss in losses)
+        return tuple(map(or_infinite, losses))
 
     def _at(self, run: Run, step: int) -> dict[str, Any]:
         return {**self._config(*run), "until": step}

@@ -11,11 +11,12 @@ import math
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from steerscope.analysis.provenance import model_key
+from steerscope.analysis.stopwatch import StageProgress
 from steerscope.experiments.carrying.jobs import Carrier, InProcess, Job, Stage, require_time
 from steerscope.experiments.engine.candidate import Candidate, Outcome, Run, Store, SweepData, by_floor
 from steerscope.experiments.engine.edits import zero_edit
@@ -24,8 +25,8 @@ from steerscope.experiments.engine.judge import Judged, judge_pack
 from steerscope.experiments.engine.loop import train_pack
 from steerscope.experiments.engine.pack import EditPack, Pack
 from steerscope.experiments.engine.pack_job import PackJob, Task
-from steerscope.experiments.engine.rate_grid import Choice, choice_among, next_places, rate
-from steerscope.experiments.engine.run_count import RunCount, SweepProgress
+from steerscope.experiments.engine.rate_grid import Choice, best_place, choice_among, next_places, rate
+from steerscope.experiments.engine.run_count import RunCount
 from steerscope.experiments.engine.run_records import seeded, spec_of, tested_record, trained_record
 from steerscope.experiments.engine.spec import Schedule
 from steerscope.experiments.engine.store import key_of
@@ -34,6 +35,8 @@ from steerscope.models.load import LoadedModel
 from steerscope.models.tokens import pad_token
 
 JUDGE_BATCH = 32
+
+Carried = TypeVar("Carried")
 
 
 @dataclass
@@ -61,7 +64,7 @@ class Sweep:
     store: Store
     scales: Mapping[str, float]
     pack_size: int = 4
-    progress: SweepProgress | None = None
+    progress: StageProgress | None = None
     rates: tuple[float, ...] = ()
     deadline: float = math.inf
     carrier: Carrier = field(default_factory=InProcess)
@@ -88,12 +91,13 @@ class Sweep:
         choices: dict[str, Choice] = {}
         floors = by_floor(candidates)
         for floor in floors:
-            choices |= self.choose(floor, seeds[0])
+            choices |= self.carried(self.choosing(floor, seeds[0]))
         for seed in seeds[1:]:
             for floor in floors:
-                self.train([(one, choices[one.name].learning_rate, seed) for one in floor])
+                self.carried(self.training([(one, choices[one.name].learning_rate, seed) for one in floor]))
         for floor in floors:
-            self.test([(one, choices[one.name].learning_rate, seed) for one in floor for seed in seeds])
+            chosen = [(one, choices[one.name].learning_rate, seed) for one in floor for seed in seeds]
+            self.carried(self.testing(chosen))
         return [self._outcome(one, choices[one.name], seeds) for one in candidates]
 
     def expect(self, runs: int) -> None:
@@ -116,23 +120,8 @@ class Sweep:
             require_finite(f"the loss of the untrained model on the {part} examples", judged.losses)
         return found["test"]
 
-    def choose(self, floor: Sequence[Candidate], seed: int) -> dict[str, Choice]:
-        """Search the learning rates of candidates that enter at one block, together.
-
-        Args:
-            floor: The candidates.
-            seed: With which runs are trained.
-
-        Returns:
-            By name, the rate with the lowest selection loss.
-
-        Raises:
-            OutOfTime: Before a pack that begins after the deadline.
-        """
-        return self._carried(self.choosing(floor, seed))
-
     def choosing(self, floor: Sequence[Candidate], seed: int) -> Generator[Sequence[Job], None, dict[str, Choice]]:
-        """Search the learning rates of candidates that enter at one block, as a stage; see :meth:`choose`.
+        """Search the learning rates of candidates that enter at one block, together, as a stage.
 
         Without :attr:`rates`, where the search begins depends on where those of earlier floors ended.
 
@@ -162,7 +151,7 @@ class Sweep:
             for (one, place), record in zip(wanted, records, strict=True):
                 tried[one.name][place] = float(record["selection_loss"])
         for one in floor:
-            self._near[one.group] = min(sorted(tried[one.name]), key=lambda place, own=tried[one.name]: own[place])  # type: ignore[misc]
+            self._near[one.group] = best_place(tried[one.name])
         return {one.name: choice_among(tried[one.name]) for one in floor}
 
     def _choosing_among(
@@ -185,21 +174,8 @@ class Sweep:
             found[one.name] = Choice(best, math.isfinite(losses[best]) and rates[0] < best < rates[-1], losses)
         return found
 
-    def train(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
-        """Return the records of runs that enter at one block, from the store or made now.
-
-        Args:
-            runs: Candidate, learning rate and seed of each.
-
-        Raises:
-            OutOfTime: Before a pack that begins after the deadline.
-
-        Cost: one training per run that is not kept yet; :attr:`pack_size` runs at a time.
-        """
-        return self._carried(self.training(runs))
-
     def training(self, runs: Sequence[Run]) -> Generator[Sequence[Job], None, list[dict[str, Any]]]:
-        """Train runs that enter at one block, as a stage; see :meth:`train`.
+        """Train runs that enter at one block, those that are not kept yet, as a stage.
 
         Args:
             runs: Candidate, learning rate and seed of each.
@@ -208,7 +184,9 @@ class Sweep:
             Their packs.
 
         Returns:
-            Their records.
+            Their records, from the store or made now.
+
+        Cost: one training per run that is not kept yet; :attr:`pack_size` runs at a time.
         """
         if runs:
             self.count.ask(sum(self.store.get(self._config(*run)) is None for run in runs))
@@ -216,9 +194,16 @@ class Sweep:
         found = [self.store.get(self._config(*run)) for run in runs]
         return [record for record in found if record is not None]
 
-    def _carried(self, stage: Generator[Sequence[Job], None, Any]) -> Any:
-        """Have one stage carried, and return what it returns."""
-        found: list[Any] = []
+    def carried(self, stage: Generator[Sequence[Job], None, Carried]) -> Carried:
+        """Have one stage carried.
+
+        Returns:
+            What it returns.
+
+        Raises:
+            OutOfTime: Before a pack that begins after the deadline.
+        """
+        found: list[Carried] = []
 
         def whole() -> Stage:
             found.append((yield from stage))
@@ -297,19 +282,8 @@ class Sweep:
         """Return what a kept run trained, by ``site.name``."""
         return self.store.weights(self._config(*run))
 
-    def test(self, runs: Sequence[Run]) -> None:
-        """Judge runs that enter at one block, and are kept, on the test examples; those judged there before are not.
-
-        Args:
-            runs: Candidate, learning rate and seed of each.
-
-        Raises:
-            OutOfTime: Before a pack that begins after the deadline.
-        """
-        self._carried(self.testing(runs))
-
     def testing(self, runs: Sequence[Run]) -> Stage:
-        """Judge runs on the test examples, as a stage; see :meth:`test`."""
+        """Judge runs on the test examples, those not judged there yet, as a stage."""
         if runs:
             yield [self.job("test", own) for own in self._packs(runs)]
 

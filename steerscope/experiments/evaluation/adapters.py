@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steerscope.errors import InputError
+from steerscope.errors import InputError, reason_of
 from steerscope.files import read_object
 from steerscope.folders import adapter_in
 from steerscope.installed import require
@@ -120,8 +120,7 @@ def with_adapter(loaded: LoadedModel, adapter: SavedAdapter) -> nn.Module:
         try:
             model: Any = PeftModel.from_pretrained(loaded.model, str(adapter.folder))
         except Exception as error:  # shapes, target modules, formats: no common type
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(f"the adapter in {str(adapter.folder)!r} {other}: {reason}") from error
+            raise InputError(f"the adapter in {str(adapter.folder)!r} {other}: {reason_of(error)}") from error
     missing, unknown = differences(model, "default", stored_names(adapter.folder))
     if missing or unknown:
         raise InputError(

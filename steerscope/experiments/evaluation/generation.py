@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from steerscope.errors import InputError
-from steerscope.experiments.shared_prefix import Prefix, in_evaluation_mode
+from steerscope.experiments.shared_prefix import Prefix
 from steerscope.experiments.tasks.supervised import end_token
 from steerscope.finite import require_finite
 from steerscope.models.head import contiguous_head
 from steerscope.models.lengths import is_beyond, readable_length, sides, switch_length
 from steerscope.models.offloaded import device_of, require_runs
-from steerscope.models.tokens import pad_token, require_known_tokens, text_tokens
+from steerscope.models.tokens import pad_token, padded, require_known_tokens, text_tokens
 from steerscope.models.virtual_tokens import require_no_virtual_tokens
-from steerscope.models.wrappers import language_model
+from steerscope.models.wrappers import in_evaluation_mode, language_model
 from steerscope.steering import SteeringModel
 
 
@@ -245,11 +245,8 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
         >>> ids.tolist(), mask.tolist()
         ([[5, 6], [0, 7]], [[1, 1], [0, 1]])
     """
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
     # From lengths, never by comparing with the padding token, which may be the end token.
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
+    return padded(rows, pad, device, "left"), padded([[1] * len(row) for row in rows], 0, device, "left")
 
 
 @contextmanager

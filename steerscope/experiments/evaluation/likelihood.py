@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from steerscope.errors import InputError
 from steerscope.experiments.evaluation.generation import evaluating, left_padded
-from steerscope.experiments.evaluation.shared_prompt import continuation_log_likelihoods
+from steerscope.experiments.evaluation.shared_prompt import continuation_log_likelihoods, summed_log_likelihoods
 from steerscope.experiments.shared_prefix import Prefix
 from steerscope.experiments.tasks.supervised import supervise
 from steerscope.experiments.tasks.task import TaskExample
@@ -75,10 +75,9 @@ def sequence_log_likelihoods(
                 given["prompt_lengths"] = torch.tensor([rows[i][1] for i in chosen], device=ids.device)
             logits = _last_logits(model, given, kept)[:, :-1].float()
             targets = ids[:, -(kept - 1) :]
-            scores = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
             columns = torch.arange(kept - 1, 0, -1, device=ids.device)  # distance from the end, 1 for the last
             wanted = columns[None] <= torch.tensor(lengths, device=ids.device)[:, None]
-            total[chosen] = torch.where(wanted, scores.double(), 0.0).sum(-1).cpu()
+            total[chosen] = summed_log_likelihoods(logits, targets, wanted).cpu()
             require_finite("the log-likelihood of a text", total[chosen])
             done += len(chosen)
             if progress is not None:

@@ -14,6 +14,7 @@ from steerscope.experiments.shared_prefix import Prefix
 from steerscope.finite import require_finite
 from steerscope.models.lengths import sides, switch_length
 from steerscope.models.offloaded import device_of
+from steerscope.models.tokens import padded
 
 # A prompt's tokens, and the tokens of every continuation of it.
 Asked = tuple[Sequence[int], Sequence[Sequence[int]]]
@@ -96,19 +97,30 @@ def _batch(model: nn.Module, asked: Sequence[Asked], pad: int, told: bool, prefi
     if not hasattr(cache, "batch_select_indices"):
         return None
     which = torch.tensor([k for k, (_, many) in enumerate(asked) for _ in many], device=device)
-    rows = [list(one) for _, many in asked for one in many]
-    width = max(map(len, rows))
+    rows = [one for _, many in asked for one in many]
     # On the right: all continuations begin in the same column, and what is filled behind them is never attended to.
-    targets = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
-    counted = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-    first = out.logits[:, -1:].float()[which]
-    logits = (
-        first if width == 1 else torch.cat([first, _following(model, cache, which, targets, counted, mask, extra)], 1)
-    )
-    scores = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
-    sums: list[float] = torch.where(counted == 1, scores.double(), 0.0).sum(-1).tolist()
+    targets, counted = padded(rows, pad, device), padded([[1] * len(row) for row in rows], 0, device)
+    logits = out.logits[:, -1:].float()[which]
+    if targets.shape[1] > 1:
+        logits = torch.cat([logits, _following(model, cache, which, targets, counted, mask, extra)], 1)
+    sums: list[float] = summed_log_likelihoods(logits, targets, counted == 1).tolist()
     require_finite("the log-likelihood of a text", *sums)
     return sums
+
+
+def summed_log_likelihoods(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+    """Return the summed log-likelihood of each row's targets, in float64 ``(row)``.
+
+    Args:
+        logits: After what stands before each target, ``row token vocab``.
+        targets: The tokens, ``row token``.
+        counted: Which of them count, ``row token``.
+
+    Returns:
+        Sums in nats.
+    """
+    scores = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
+    return torch.where(counted, scores.double(), 0.0).sum(-1)
 
 
 def _with_cache(model: nn.Module, given: dict[str, Any]) -> Any:

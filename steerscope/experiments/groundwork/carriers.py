@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from steerscope.analysis.stopwatch import StageProgress
 from steerscope.errors import InputError
 from steerscope.experiments.carrying.jobs import Carrier, InProcess
 from steerscope.experiments.carrying.once import kept_once
@@ -74,7 +75,7 @@ def carrier_of(
     folder: Path,
     *,
     shard: Shard | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: StageProgress | None = None,
     load: Callable[[], LoadedModel] | None = None,
 ) -> Iterator[Carrier]:
     """Give what carries packs.

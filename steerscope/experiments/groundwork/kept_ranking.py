@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from steerscope.analysis.ranking import rank_sites
 from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.options import RankOptions
 from steerscope.analysis.scoring.scores import Needs, ranking_scores
+from steerscope.analysis.stopwatch import StageProgress
 from steerscope.errors import InputError
 from steerscope.experiments.groundwork.splits import DataSplits
 from steerscope.files import told
@@ -22,7 +22,7 @@ def kept_ranking(
     splits: DataSplits,
     path: Path,
     options: RankOptions,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: StageProgress | None = None,
 ) -> Ranking:
     """Return the ranking of all sites from a task's training examples: the one that is kept, or a new one, kept then.
 

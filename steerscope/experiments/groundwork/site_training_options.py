@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from steerscope.experiments.engine.spec import Schedule
@@ -53,6 +54,11 @@ class SiteTrainingOptions(CarryingOptions, LoadingOptions):
     def schedule(self) -> Schedule:
         """How a run is trained."""
         return Schedule(steps=self.steps, batch_size=self.batch_size)
+
+    @property
+    def budget_seconds(self) -> float:
+        """Seconds that the work may take, infinite without a limit."""
+        return math.inf if self.budget is None else 60 * self.budget
 
     def config_at(self, *sites: str) -> SteeringConfig:
         """Return the edit at some sites."""

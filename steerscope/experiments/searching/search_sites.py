@@ -14,7 +14,7 @@ import torch
 
 from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.options import RankOptions
-from steerscope.analysis.stopwatch import training_progress
+from steerscope.analysis.stopwatch import StageProgress, training_progress
 from steerscope.errors import InputError
 from steerscope.experiments.carrying.jobs import Carrier, InProcess, OutOfTime
 from steerscope.experiments.engine.candidate import Candidate, Run
@@ -48,8 +48,6 @@ FINISHED = 2
 # Rate of an edit at all layers of a kind, where its search begins: the sum of so many edits wants a smaller one.
 ALL_LAYERS_START = -6
 
-Progress = Callable[[str, int, int], None]
-
 
 def search_sites(
     loaded: LoadedModel,
@@ -57,7 +55,7 @@ def search_sites(
     options: SearchOptions | None,
     folder: str | Path,
     *,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
     command: str = "",
     load: Callable[[], LoadedModel] | None = None,
 ) -> SearchResult:
@@ -113,7 +111,7 @@ class _Work:
     options: SearchOptions
     data: SplitData
     folder: Path
-    progress: Progress | None
+    progress: StageProgress | None
     seconds: dict[str, float] = field(default_factory=dict)
     note: str = ""
     carrier: Carrier = field(default_factory=InProcess)
@@ -131,7 +129,7 @@ class _Work:
         """
         options, loaded = self.options, self.loaded
         since = time.monotonic()
-        budget = math.inf if options.budget is None else 60 * options.budget
+        budget = options.budget_seconds
         wanted = RankOptions(max_examples=options.num_ranking, seed=options.seed, rank=options.counted_rank)
         ranking = kept_ranking(loaded, self.splits, self.folder / "ranking.json", wanted, self.progress)
         self.seconds["ranking"] = time.monotonic() - since
@@ -143,7 +141,7 @@ class _Work:
         references = self._references(time.monotonic() + min(budget, time.monotonic() - since))
         # Only now are test examples looked at.
         sweep.deadline = math.inf
-        sweep.test([best])
+        sweep.carried(sweep.testing([best]))
         found = recalibrate(loaded, self.data.rows(options.seed), self.data.held_out("test"))
         before = found.base(majority_rate(self.splits.test(options.num_test)))
         tested = self._tested(sweep, best, [run for run in finished if run[0].name == best[0].name])
@@ -263,13 +261,13 @@ class _Work:
                         run = (one, rate(place), self.options.seed)
                         # The default rate is trained even past the deadline: it is what others are compared with.
                         sweep.deadline = part if tried else math.inf
-                        sweep.train([run])
+                        sweep.carried(sweep.training([run]))
                         tried[place] = run
             except OutOfTime:
                 pass
             sweep.deadline = math.inf
             best = min(tried.values(), key=lambda run: _loss(sweep, run))
-            sweep.test([best])
+            sweep.carried(sweep.testing([best]))
             found.append(self._tested(sweep, best, list(tried.values())))
         self.seconds["references"] = time.monotonic() - since
         return found

@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-from scipy import stats
-
 from steerscope.errors import InputError
-from steerscope.experiments.agreement.layer_bootstrap import Estimate
+from steerscope.experiments.agreement.layer_bootstrap import Estimate, mean_of
 from steerscope.experiments.site_tables.judging import DEPTH, DEPTH_THEN_KIND, Judgement
 
 
@@ -23,12 +20,7 @@ def mean_of_independent(found: Sequence[Estimate]) -> Estimate:
 
 def mean_of_drawn(found: Sequence[Estimate]) -> Estimate | None:
     """Return the mean with Student's interval over studies taken for a draw of many; None from fewer than two."""
-    values = [one.value for one in found]
-    if len(values) < 2:
-        return None
-    mean = float(np.mean(values))
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return Estimate(mean, mean - half, mean + half)
+    return mean_of([one.value for one in found]) if len(found) > 1 else None
 
 
 def margins_over(judgements: Sequence[Judgement], score: str, baseline: str, *, both: bool = False) -> list[Estimate]:

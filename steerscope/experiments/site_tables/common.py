@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,11 +107,8 @@ def score_array(name: str, scores: Mapping[str, float], sites: tuple[str, ...]) 
 
 def _with_seeds(one: SiteOutcome, seeds: tuple[int, ...]) -> SiteOutcome:
     places = [one.seeds.index(seed) for seed in seeds]
-    return SiteOutcome(
-        site=one.site,
-        learning_rate=one.learning_rate,
-        tuned=one.tuned,
-        interior=one.interior,
+    return replace(
+        one,
         losses=tuple(one.losses[i] for i in places),
         accuracies=tuple(one.accuracies[i] for i in places),
         selection_losses=tuple(one.selection_losses[i] for i in places),

@@ -22,13 +22,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from steerscope.experiments.agreement.correlations import Array, finite_losses
-from steerscope.experiments.agreement.layer_bootstrap import Estimate
+from steerscope.experiments.agreement.layer_bootstrap import Estimate, mean_of
 from steerscope.experiments.site_tables.common import Common, common_outcomes, score_array
 from steerscope.experiments.site_tables.table import SiteTable
-from steerscope.site_kinds import Place
 
 ORDERS = 32
 # Steps whose mean stands for a run's loss so far.
@@ -148,8 +146,7 @@ def halving_cost(start: Sequence[int], runs: _Runs, first_steps: int) -> tuple[l
 def _runs(table: SiteTable, common: Common) -> list[_Runs]:
     test = finite_losses(common.losses).mean(1)
     accuracy = common.accuracies.mean(1)
-    places = [-1 if one.site.kind.facts.place is Place.ENTERS else one.site.layer for one in common.outcomes]
-    step_cost = np.array([(table.num_layers - max(place, 0)) / table.num_layers for place in places])
+    step_cost = np.array([(table.num_layers - one.site.layer) / table.num_layers for one in common.outcomes])
     found = []
     for number, own in enumerate(common.seeds):
         trajectories = table.trajectories(own)
@@ -190,8 +187,6 @@ def _point(tries: Sequence[Sequence[tuple[Sequence[int], float]]], runs: Sequenc
 
 def _over_seeds(values: Sequence[float]) -> Estimate:
     """Return a mean over seeds with Student's interval; from one seed the interval is the value alone."""
-    mean, num = float(np.mean(values)), len(values)
-    if num < 2:
-        return Estimate(mean, mean, mean)
-    half = float(stats.t.ppf(0.975, num - 1)) * float(np.std(values, ddof=1)) / num**0.5
-    return Estimate(mean, max(mean - half, 0.0), mean + half)
+    if len(values) < 2:
+        return Estimate(values[0], values[0], values[0])
+    return mean_of(values).within(0.0, np.inf)

@@ -6,7 +6,6 @@ runs (chosen rates, means over seeds) is computed here and stands nowhere in it.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
-from steerscope.finite import finite_or_none
+from steerscope.finite import finite_or_none, or_infinite
 from steerscope.records import Record
 from steerscope.sites import Site, parse_site
 
@@ -251,7 +250,7 @@ class SiteTable(Record, Shown, what="site table", sign="runs"):
         found: dict[str, list[float]] = {}
         for run in self.runs:
             if run.steps == 2 * self.steps and run.accuracy is not None:
-                found.setdefault(run.site, []).append(math.inf if run.loss is None else run.loss)
+                found.setdefault(run.site, []).append(or_infinite(run.loss))
         return {site: float(np.mean(losses)) for site, losses in found.items()}
 
     def trajectories(self, seed: int) -> dict[str, NDArray[np.float64]]:
@@ -280,8 +279,8 @@ class SiteTable(Record, Shown, what="site table", sign="runs"):
             learning_rate=rate,
             tuned=len(first) > 1,
             interior=min(first) < rate < max(first),
-            losses=tuple(math.inf if run.loss is None else run.loss for run in tested),
+            losses=tuple(or_infinite(run.loss) for run in tested),
             accuracies=tuple(float(run.accuracy or 0.0) for run in tested),
-            selection_losses=tuple(math.inf if run.selection_loss is None else run.selection_loss for run in tested),
+            selection_losses=tuple(or_infinite(run.selection_loss) for run in tested),
             seeds=tuple(run.seed for run in tested),
         )

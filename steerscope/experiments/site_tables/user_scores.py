@@ -14,6 +14,7 @@ from steerscope.analysis.provenance import model_key
 from steerscope.analysis.ranking import rank_sites
 from steerscope.analysis.scoring.options import RankOptions
 from steerscope.analysis.scoring.scores import Needs, all_scores, ranking_scores, unregister_score
+from steerscope.analysis.stopwatch import StageProgress
 from steerscope.errors import InputError
 from steerscope.experiments.site_tables.judging import sites_of
 from steerscope.experiments.site_tables.table import SiteTable
@@ -23,7 +24,6 @@ from steerscope.models.load import LoadedModel, load_model
 from steerscope.sites import parse_site
 
 EXPECTED = "expected a function score(site, table), or one or more functions under @register_score"
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def scores_of_file(path: str | Path) -> UserScores:
 
 
 def scores_from(
-    user: UserScores, table: SiteTable, loaded: LoadedModel | None = None, progress: Progress | None = None
+    user: UserScores, table: SiteTable, loaded: LoadedModel | None = None, progress: StageProgress | None = None
 ) -> dict[str, dict[str, float]]:
     """Return a user's scores of a table's sites, by name and site.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.options import RankOptions
+from steerscope.analysis.stopwatch import StageProgress
 from steerscope.experiments.groundwork.kept_ranking import kept_ranking
 from steerscope.experiments.groundwork.splits import DataSplits
 from steerscope.experiments.site_tables.table import SiteTable
@@ -36,7 +36,7 @@ def sweep_ranking(
     splits: DataSplits,
     options: SweepOptions,
     path: Path,
-    progress: Callable[[str, int, int], None] | None,
+    progress: StageProgress | None,
 ) -> Ranking:
     """Rank all sites with every score that is computed from kernels, from training examples.
 

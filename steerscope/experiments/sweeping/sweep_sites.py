@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from steerscope.analysis.stopwatch import training_progress
+from steerscope.analysis.stopwatch import StageProgress, training_progress
 from steerscope.analysis.theory.common import spread
 from steerscope.errors import InputError
 from steerscope.experiments.carrying.jobs import FileJob, OutOfTime, Stage
@@ -40,8 +39,6 @@ from steerscope.sites import Site, parse_site
 SWEEP, TABLE, RUNS, RANKING = "sweep.json", "table.json", "runs", "ranking.json"
 SCALES, PACKS, BASE = "scales.json", "packs.json", "base.json"
 
-Progress = Callable[[str, int, int], None]
-
 
 def sweep_sites(
     loaded: LoadedModel,
@@ -49,7 +46,7 @@ def sweep_sites(
     options: SweepOptions | None,
     folder: str | Path,
     *,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
     command: str = "",
     load: Callable[[], LoadedModel] | None = None,
 ) -> SiteTable:
@@ -134,15 +131,14 @@ class _Work:
     sites: tuple[Site, ...]
     data: SplitData
     folder: Path
-    progress: Progress | None
+    progress: StageProgress | None
     choices: dict[str, Choice] = field(default_factory=dict)
     count: RunCount = field(default_factory=RunCount)
 
     def __post_init__(self) -> None:
         options = self.options
-        budget = math.inf if options.budget is None else 60 * options.budget
         self.store = RunStore(self.folder / RUNS)
-        self.deadline = time.monotonic() + budget
+        self.deadline = time.monotonic() + options.budget_seconds
         self.candidates = [self._candidate(site) for site in self.sites]
         scales: dict[str, float] = {}
         if options.scale == "rms":

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from steerscope.experiments.site_tables.table import SiteRun
+from steerscope.finite import or_infinite
 
 
 def run_of(
@@ -51,15 +52,11 @@ def run_of(
 
 def records_of(run: SiteRun) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return a run of a table as a store keeps it: its training, and its test if it had one; of :func:`run_of`."""
-
-    def known(loss: float | None) -> float:
-        return math.inf if loss is None else loss
-
     trained = {
-        "selection_loss": known(run.selection_loss),
+        "selection_loss": or_infinite(run.selection_loss),
         "selection_accuracy": run.selection_accuracy,
         "diverged": run.diverged,
         "train_losses": list(run.train_losses),
         "seconds": run.seconds,
     }
-    return trained, None if run.accuracy is None else {"loss": known(run.loss), "accuracy": run.accuracy}
+    return trained, None if run.accuracy is None else {"loss": or_infinite(run.loss), "accuracy": run.accuracy}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from steerscope.analysis.data.files import text_lines
-from steerscope.errors import InputError, did_you_mean
+from steerscope.errors import InputError, did_you_mean, reason_of
 from steerscope.experiments.tasks.task import Row, RowSource
 from steerscope.installed import require
 
@@ -97,7 +97,7 @@ def hub_rows(source: HubSource, name: str) -> RowSource:
         try:
             found = datasets.load_dataset(source.path, source.config, split=wanted)
         except Exception as error:  # network, cache and hub errors have no common type
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = reason_of(error, 200)
             raise InputError(
                 f"cannot read the {wanted} part of {source.path!r} from the hub or its cache ({reason}). Go online "
                 f"once, or give a folder with {name}-{part}.jsonl.gz as [[data_dir]]."

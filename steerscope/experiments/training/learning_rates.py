@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from steerscope.experiments.runs.records import RunConfig, RunResults
 from steerscope.experiments.tasks.task import fingerprint
 from steerscope.experiments.training.data import Parts, run_settings
 from steerscope.experiments.training.options import TrainOptions
+from steerscope.finite import or_infinite
 
 
 def read_search(options: TrainOptions, parts: Parts) -> RunResults | None:
@@ -66,7 +66,7 @@ def require_same_subject(found: RunResults, config: RunConfig, folder: str) -> N
 
 def choice_of(found: RunResults) -> Choice:
     """Return what the search of a finished run found."""
-    tried = {float(k): math.inf if v is None else v for k, v in found.training["learning_rates_tried"].items()}
+    tried = {float(k): or_infinite(v) for k, v in found.training["learning_rates_tried"].items()}
     interior = bool(found.training["learning_rate_is_interior"])
     return Choice(float(found.training["learning_rate"]), interior, tried)
 

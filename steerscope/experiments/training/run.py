@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +32,7 @@ from steerscope.experiments.training.methods import Trains
 from steerscope.experiments.training.options import SCALES_RATE, TrainOptions
 from steerscope.experiments.training.trainee import Trainee, build
 from steerscope.files import told
-from steerscope.finite import NotFiniteError, finite_or_none
+from steerscope.finite import NotFiniteError, finite_or_none, or_infinite
 from steerscope.folders import ADAPTER_FOLDER
 from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel
@@ -176,8 +175,7 @@ class Run:
             if rate not in known:
                 known[rate] = self._validation_loss(sequences, rate, steps, ends)
                 replace_json(kept, {f"{k:g}": v for k, v in known.items()})
-            loss = known[rate]
-            return math.inf if loss is None else loss
+            return or_infinite(known[rate])
 
         choice = choose(loss_at, options.of.start, options.tries)
         if not choice.interior:

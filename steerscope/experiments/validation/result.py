@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from steerscope.analysis.shown import Shown
 from steerscope.experiments.agreement.agreements import Agreement
 from steerscope.experiments.agreement.attainable import Attainable
-from steerscope.finite import finite_or_none, require_finite_record
+from steerscope.finite import finite_or_none, or_infinite, require_finite_record
 from steerscope.records import Record
 
 SCHEMA_VERSION = 2
@@ -39,7 +39,7 @@ class TrainedSite:
     @property
     def mean_loss(self) -> float:
         """Mean test loss over seeds; infinite where a run diverged."""
-        return float(np.mean([math.inf if v is None else v for v in self.losses]))
+        return float(np.mean(list(map(or_infinite, self.losses))))
 
     @property
     def mean_accuracy(self) -> float:
@@ -101,7 +101,7 @@ class Validation(Record, Shown, what="validation", sign="agreements", report="va
 
     def losses(self) -> NDArray[np.float64]:
         """Return test losses, ``site seed``, infinite where a run diverged."""
-        return np.array([[math.inf if v is None else v for v in site.losses] for site in self.sites])
+        return np.array([list(map(or_infinite, site.losses)) for site in self.sites])
 
     @property
     def limit(self) -> float | None:

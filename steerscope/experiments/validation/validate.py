@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.options import RankOptions
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
-from steerscope.analysis.stopwatch import training_progress
+from steerscope.analysis.stopwatch import StageProgress, training_progress
 from steerscope.experiments.agreement.agreements import agreements
 from steerscope.experiments.agreement.attainable import attainable
 from steerscope.experiments.agreement.depth_and_kind import depth_and_kind, known_studies
@@ -40,9 +39,6 @@ PLAIN_BASELINES = (
     "random",
 )
 
-# Called with the stage, steps done and steps in all.
-Progress = Callable[[str, int, int], None]
-
 
 def validate_ranking(
     loaded: LoadedModel,
@@ -50,7 +46,7 @@ def validate_ranking(
     options: ValidateOptions,
     folder: Path,
     *,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
     command: str = "",
 ) -> tuple[Ranking, Validation]:
     """Rank the sites, train at some of them and compare.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from steerscope.models.calls import first_tensor, remember_output, stream_of
+from steerscope.models.calls import first_tensor, hooked, remember_output, stream_of
 from steerscope.models.upper_blocks import DescribedBlocks, entering_block
-from steerscope.models.wrappers import run_on_random_tokens
+from steerscope.models.wrappers import in_evaluation_mode, run_on_random_tokens
 
 
 @torch.no_grad()
@@ -39,9 +39,7 @@ def reads_below(model: nn.Module, site_map: DescribedBlocks) -> bool:
     ]
     left: list[Tensor] = []
     handles.append(blocks[-1].module.register_forward_hook(lambda _, args, output: left.append(_copy_of(output))))
-    was_training = model.training
-    model.eval()
-    try:
+    with hooked(handles), in_evaluation_mode(model):
         run_on_random_tokens(model)
         for layer in layers:
             with entering_block(site_map, layer, entered[layer]):
@@ -51,10 +49,6 @@ def reads_below(model: nn.Module, site_map: DescribedBlocks) -> bool:
                     raise
                 except Exception:  # what a block raises that does not find what a lower one keeps for it
                     return True
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
     plain = left[0].float()
     return any(float((one.float() - plain).norm()) > 1e-3 * float(plain.norm()) for one in left[1:])
 

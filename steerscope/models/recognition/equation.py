@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from steerscope.errors import UnsupportedModelError
 from steerscope.models.description import BlockDescription
-from steerscope.models.packed import has_maps
-from steerscope.models.recognition.maps import all_but, linear_calls, mlp_inside
+from steerscope.models.packed import has_maps, weights_besides
+from steerscope.models.recognition.maps import linear_calls, mlp_inside
 from steerscope.models.recognition.sums import Sum, is_norm, one_branch, sum_of
 from steerscope.models.recognition.trace import Trace, Traced, is_result, is_same, mixes_tokens, numbers_of
 
@@ -94,7 +94,7 @@ class BlockReader:
             end_norm=None if found.end_norm is None else self.path(found.end_norm),
             own_end=found.own_end,
             end_inner=end_inner,
-            left_out=all_but(self.module, described),
+            left_out=weights_besides(self.module, map(self.module.get_submodule, described)),
             copied=any(_was_changed(one) for one in (wrote, added)),
         )
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from steerscope.models.attributes import FUNCTIONS
-from steerscope.models.packed import computes_linear_map, has_maps, is_packed, weights_besides
+from steerscope.models.blocks import is_transposed, linear_shape
+from steerscope.models.packed import computes_linear_map, has_maps, is_packed
 from steerscope.models.recognition.trace import Traced, is_result, is_same
 from steerscope.models.wrappers import acting_layer
 
@@ -77,16 +78,13 @@ def _is_linear(one: Traced, shape: torch.Size) -> bool:
         return _reads_every_token(one, shape) and computes_linear_map(layer, one.given)
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         return False
-    rows, columns = weight.shape
-    transposed = type(layer).__name__ == "Conv1D"
-    d_out, d_in = (columns, rows) if transposed else (rows, columns)
-    if one.given.shape[-1] != d_in or one.gave.shape[-1] != d_out:
+    if (one.gave.shape[-1], one.given.shape[-1]) != linear_shape(layer):
         return False
     if not _reads_every_token(one, shape) or one.given.dtype != weight.dtype:
         return False
     if layer is not one.module:
         return True
-    expected = one.given @ (weight if transposed else weight.T)
+    expected = one.given @ (weight if is_transposed(layer) else weight.T)
     bias = getattr(layer, "bias", None)
     expected = expected if bias is None else expected + bias
     return one.value is not None and _agree(expected, one.value, 1e-3 if weight.dtype.itemsize >= 4 else 0.1)
@@ -196,16 +194,3 @@ def _is_elementwise(function: Callable[[Tensor], object], like: Tensor) -> bool:
         if not isinstance(found, Tensor) or found.shape != shape:
             return False
     return True
-
-
-def all_but(module: nn.Module, described: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of a block's weights of two axes or more that are none of the maps described.
-
-    Args:
-        module: The block.
-        described: Paths of its linear maps.
-
-    Returns:
-        Names as ``named_parameters`` gives them, without what PEFT put around them.
-    """
-    return weights_besides(module, [module.get_submodule(path) for path in described])

@@ -12,7 +12,7 @@ from steerscope.models.description import BlockDescription
 from steerscope.models.recognition.equation import BlockReader
 from steerscope.models.recognition.stack import path_of_stack
 from steerscope.models.recognition.trace import Trace, traced
-from steerscope.models.wrappers import decoder_of, run_on_random_tokens
+from steerscope.models.wrappers import decoder_of, in_evaluation_mode, run_on_random_tokens
 from steerscope.site_kinds import Branch, SiteKind
 
 
@@ -37,9 +37,7 @@ def recognised(model: nn.Module) -> BlockDescription:
     Cost: one forward pass over 12 tokens, and two calls of every block's parts.
     """
     decoder = decoder_of(model)
-    was_training = model.training
-    model.eval()
-    try:
+    with in_evaluation_mode(model):
         with traced(decoder) as trace:
             ids = run_on_random_tokens(model)
         layers, blocks = blocks_of(decoder, trace, ids)
@@ -47,8 +45,6 @@ def recognised(model: nn.Module) -> BlockDescription:
             replace(BlockReader(module, index, trace, ids.shape).description(), layers=layers)
             for index, module in enumerate(blocks)
         ]
-    finally:
-        model.train(was_training)
     return joined(found)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steerscope.models.calls import Call, first_tensor
+from steerscope.models.calls import Call, first_tensor, hooked
 
 
 @dataclass(eq=False)
@@ -66,7 +66,6 @@ def traced(root: nn.Module) -> Iterator[Trace]:
     """Record every call of the modules in ``root`` that passes inside the context make."""
     trace = Trace()
     open_calls: list[Traced] = []
-    handles = []
 
     def before(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -84,14 +83,11 @@ def traced(root: nn.Module) -> Iterator[Trace]:
         one.gave, one.ended = first_tensor(output), trace.tick()
         one.value, one.alone = None if one.gave is None else one.gave.clone(), isinstance(output, Tensor)
 
-    for path, module in root.named_modules():
-        handles.append(module.register_forward_pre_hook(before(path), with_kwargs=True))
-        handles.append(module.register_forward_hook(after))
-    try:
+    modules = list(root.named_modules())
+    handles = [module.register_forward_pre_hook(before(path), with_kwargs=True) for path, module in modules]
+    handles += [module.register_forward_hook(after) for _, module in modules]
+    with hooked(handles):
         yield trace
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def is_same(first: Tensor | None, second: Tensor | None) -> bool:

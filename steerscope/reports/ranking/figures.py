@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from steerscope.analysis.results import Ranking
 from steerscope.analysis.scoring.standing import Standing
 from steerscope.errors import InputError
-from steerscope.reports.figure_style import ACCENT, MUTED, NULL, PALE, PAPER, figure_text, new_figure, styled
+from steerscope.reports.figure_style import ACCENT, MUTED, NULL, PALE, PAPER, figure_text, name_rows, new_figure, styled
 from steerscope.reports.ranking.candidates import (
     Candidate,
     agreements,
@@ -76,12 +76,10 @@ def plot_ranking(ranking: Ranking, limit: int = 20) -> Figure:
             markersize=size,
             clip_on=False,
         )
-    ax.set_yticks(range(len(rows)), [_row_label(row, named) for row, named in zip(rows, odd, strict=True)])
-    ax.tick_params(axis="y", length=0)
+    name_rows(ax, [_row_label(row, named) for row, named in zip(rows, odd, strict=True)])
     for label, row in zip(ax.get_yticklabels(), rows, strict=True):
         label.set_fontsize(8.5 if row.is_merged else 10)
         label.set_linespacing(1.0)
-    ax.set_ylim(len(rows) - 0.4, -0.6)
     shapes: list[Artist] = [
         Line2D([], [], marker="o", color=ACCENT, markersize=7, linestyle="", label="equal to the best"),
         Line2D([], [], marker="s", color=ACCENT, markerfacecolor=PAPER, linestyle="", label="undetermined"),
@@ -96,7 +94,6 @@ def plot_ranking(ranking: Ranking, limit: int = 20) -> Figure:
         no_update = "no update" if score_words(ranking.score).is_share else "0"
         shapes.append(Line2D([], [], color=NULL, linestyle="--", label=no_update))
     ax.grid(axis="x")
-    ax.spines["left"].set_visible(False)
     ax.set_xlabel(score_label(ranking))
     title = "The candidate" if len(rows) == 1 else f"The best {len(rows)} candidates"
     usual = families.pop() if len(families) == 1 else main_family(ranking)
@@ -162,12 +159,9 @@ def plot_other_scores(ranking: Ranking) -> Figure:
         "its best site:\nwhat that scores" + axis_scale(ranking.score)[1],
         (1.03, 1.02), xycoords="axes fraction", va="bottom", fontsize=9, color=MUTED,
     )  # fmt: skip
-    ax.set_yticks(range(len(found)), [figure_text(score_words(other.name).label, 26) for other in found])
-    ax.tick_params(axis="y", length=0)
-    ax.set_ylim(len(found) - 0.5, -0.5)
+    name_rows(ax, [figure_text(score_words(other.name).label, 26) for other in found], room=0.5)
     ax.set_xlim(-1, 1)
     ax.set_xticks([-1, 0, 1])
-    ax.spines["left"].set_visible(False)
     ax.set_xlabel("Spearman correlation\nwith the default score")
     band = [Patch(color="#eceef1", label=f"95% of random orders of {len(sites):,} sites")]
     finish(figure, ranking, "What the other scores say", band)

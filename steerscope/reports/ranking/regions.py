@@ -117,21 +117,6 @@ def layers_words(first: int, last: int, num_layers: int) -> str:
     return f"layers {first} to {last}"
 
 
-def region_words(region: Region, cells: Mapping[Cell, bool], num_layers: int) -> str:
-    """Return a region in words: ``the residual stream and what attention writes, layers 4 to 15``.
-
-    Args:
-        region: Layers and kinds of the region.
-        cells: All places that were ranked; their kinds decide how the region's are named.
-        num_layers: Number of blocks of the model.
-
-    Returns:
-        A few words.
-    """
-    kinds = kinds_words(region.kinds, {kind for _, kind in cells})
-    return f"{kinds}, {layers_words(region.first, region.last, num_layers)}"
-
-
 def edge_runs(bad: Sequence[bool]) -> tuple[int, int]:
     """Return how many entries at the beginning, and at the end, are bad without a break."""
     front = next((i for i, one in enumerate(bad) if not one), len(bad))

@@ -21,7 +21,7 @@ from steerscope.reports.ranking.candidates import (
     standing,
     tells_the_best,
 )
-from steerscope.reports.ranking.regions import Cell, edge_runs, find_region, number_words, region_words
+from steerscope.reports.ranking.regions import Cell, edge_runs, find_region, kinds_words, layers_words, number_words
 from steerscope.reports.vocabulary import (
     clean,
     count,
@@ -191,7 +191,8 @@ def _where(verdict: Verdict, cells: Mapping[Cell, bool]) -> str:
     region = find_region(cells)
     if len(meant) <= _MOST_NAMED or region is None or 2 * region.n_meant < len(meant):
         return listing([f"{layer}.{clean(kind, 24)}" for layer, kind in sorted(meant)])
-    words = region_words(region, cells, num_layers(verdict.ranking))
+    kinds = kinds_words(region.kinds, {kind for _, kind in cells})
+    words = f"{kinds}, {layers_words(region.first, region.last, num_layers(verdict.ranking))}"
     return words if region.n_meant == region.n_sites else f"{words} ({region.n_meant:,} of {region.n_sites:,} sites)"
 
 

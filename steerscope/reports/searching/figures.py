@@ -15,6 +15,7 @@ from steerscope.reports.figure_style import (
     PAPER,
     figure_text,
     finish_with_foot,
+    name_rows,
     new_figure,
     styled,
 )
@@ -66,11 +67,8 @@ def plot_tested(result: SearchResult) -> Figure:
     for name, value, dash in lines:
         handles.append(ax.axvline(100 * value, color=NULL, linestyle=dash, linewidth=1.3, label=name))
     names = [figure_text(f"{tested_name(one)}, {one.n_params:,} numbers", 44) for one in rows]
-    ax.set_yticks(range(len(rows)), names)
-    ax.tick_params(axis="y", length=0)
-    ax.set_ylim(len(rows) - 0.4, -0.6)
+    name_rows(ax, names)
     ax.grid(axis="x")
-    ax.spines["left"].set_visible(False)
     ax.set_xlabel("test accuracy (%)", loc="right")
     finish_with_foot(figure, _foot(result), "What the search gave", handles, 2)
     return figure

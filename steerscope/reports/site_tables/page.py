@@ -66,20 +66,8 @@ def _table_lead(table: SiteTable) -> list[str]:
     ]
 
 
-def table_figures(table: SiteTable, judgement: Judgement | None) -> list[PageFigure[SiteTable]]:
-    """Return the figures that a table has the data for.
-
-    Args:
-        table: The table.
-        judgement: What it says of its scores, if it can.
-
-    Returns:
-        Losses by layer, scores against losses, and how they agree.
-    """
-    return list(_table_figures(table, judgement))
-
-
 def _table_figures(table: SiteTable, judgement: Judgement | None) -> Iterator[PageFigure[SiteTable]]:
+    """Yield what a table has the data for: losses by layer, scores against losses, and how they agree."""
     found = table.outcomes()
     if len(found) < LEAST_SITES:
         return
@@ -208,7 +196,7 @@ def write_site_table(table: SiteTable, folder: str | Path) -> Path:
     Cost: about five seconds, and a second per ten scores in the table.
     """
     judgement = _judged(table)
-    entries = table_figures(table, judgement)
+    entries = list(_table_figures(table, judgement))
     return write_page_folder(
         table,
         folder,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-from scipy import stats
-
+from steerscope.experiments.agreement.layer_bootstrap import mean_of
 from steerscope.experiments.site_tables.table import SiteOutcome, SiteTable
 from steerscope.reports.tables import TextTable
 
@@ -23,11 +21,10 @@ def best_sites(table: SiteTable) -> list[SiteOutcome]:
 def _is_as_low(best: SiteOutcome, other: SiteOutcome) -> bool:
     shared = [seed for seed in best.seeds if seed in other.seeds]
     pairs = [(other.losses[other.seeds.index(seed)], best.losses[best.seeds.index(seed)]) for seed in shared]
-    differences = np.array([one - two for one, two in pairs if math.isfinite(one) and math.isfinite(two)])
+    differences = [one - two for one, two in pairs if math.isfinite(one) and math.isfinite(two)]
     if len(differences) < max(2, len(shared)):
         return False
-    half = float(stats.t.ppf(0.975, len(differences) - 1)) * differences.std(ddof=1) / len(differences) ** 0.5
-    return bool(differences.mean() <= half)
+    return mean_of(differences).low <= 0
 
 
 def outcome_table(table: SiteTable) -> TextTable:

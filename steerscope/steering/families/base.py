@@ -177,36 +177,20 @@ class SteeringEdit(nn.Module):
         return inner if self.scale is None else inner / self.scale
 
 
-def default_linear(rows: int, columns: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Return what PyTorch starts a linear map ``(rows columns)`` with: uniform in +-1/sqrt(columns).
+def default_start(shape: tuple[int, ...], fan_in: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Return what PyTorch starts a linear map, or its bias, with: uniform in +-1/sqrt(fan_in).
 
     Args:
-        rows: Output width.
-        columns: Input width.
+        shape: ``(rows, columns)`` of the map, or ``(rows,)`` of the bias.
+        fan_in: Columns of the map.
         dtype: Of the result; drawn in float64 whatever it is.
         generator: Source of the draws; moves on.
 
     Returns:
-        ``(rows columns)``, on the CPU.
+        In that shape, on the CPU.
     """
     # Drawn in float64 on the CPU, so that data type and device do not change the start.
-    drawn = torch.rand(rows, columns, generator=generator, dtype=torch.float64)
-    return ((2 * drawn - 1) / math.sqrt(columns)).to(dtype)
-
-
-def default_bias(size: int, fan_in: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Return what PyTorch starts the bias of a linear map with: uniform in +-1/sqrt(fan_in).
-
-    Args:
-        size: Output width.
-        fan_in: Input width of the map the bias belongs to.
-        dtype: Of the result; drawn in float64 whatever it is.
-        generator: Source of the draws; moves on.
-
-    Returns:
-        ``(size)``, on the CPU.
-    """
-    drawn = torch.rand(size, generator=generator, dtype=torch.float64)
+    drawn = torch.rand(shape, generator=generator, dtype=torch.float64)
     return ((2 * drawn - 1) / math.sqrt(fan_in)).to(dtype)
 
 

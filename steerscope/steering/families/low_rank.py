@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steerscope.errors import InputError
-from steerscope.steering.families.base import Affine, EditOptions, SteeringEdit, default_linear
+from steerscope.steering.families.base import Affine, EditOptions, SteeringEdit, default_start
 
 # The authors' released code: Kaiming's uniform start times this, which is again no edit while U is zero (P30).
 PUBLISHED_D = 1e-3
@@ -38,7 +38,7 @@ class LinearAdapter(SteeringEdit):
 
     def __init__(self, options: EditOptions, generator: torch.Generator) -> None:
         super().__init__(options, generator)
-        down = default_linear(options.inner, options.width, options.dtype, generator)
+        down = default_start((options.inner, options.width), options.width, options.dtype, generator)
         self.D = nn.Parameter(down * PUBLISHED_D if options.start == "published" else down)
         self.U = nn.Parameter(torch.zeros(options.width, options.inner, dtype=options.dtype))
         zero = torch.zeros(options.width, dtype=options.dtype)

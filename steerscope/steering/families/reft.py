@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steerscope.errors import InputError
-from steerscope.steering.families.base import Affine, EditOptions, SteeringEdit, default_bias, default_linear
+from steerscope.steering.families.base import Affine, EditOptions, SteeringEdit, default_start
 
 
 class Rotation(nn.Module):
@@ -66,8 +66,8 @@ class _Reft(SteeringEdit):
     def __init__(self, options: EditOptions, generator: torch.Generator) -> None:
         super().__init__(options, generator)
         rank, width, dtype = options.inner, options.width, options.dtype
-        self.W = nn.Parameter(default_linear(rank, width, dtype, generator))
-        self.b = nn.Parameter(default_bias(rank, width, dtype, generator))
+        self.W = nn.Parameter(default_start((rank, width), width, dtype, generator))
+        self.b = nn.Parameter(default_start((rank,), width, dtype, generator))
         if options.start == "no-op":
             nn.init.zeros_(self.b)
 
@@ -145,7 +145,7 @@ class NoReft(_Reft):
 
     def __init__(self, options: EditOptions, generator: torch.Generator) -> None:
         super().__init__(options, generator)
-        self.V = nn.Parameter(default_linear(options.inner, options.width, options.dtype, generator))
+        self.V = nn.Parameter(default_start(self.W.shape, options.width, options.dtype, generator))
         if options.start == "no-op":
             with torch.no_grad():
                 self.W.copy_(self.V)

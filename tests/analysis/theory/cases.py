@@ -13,6 +13,10 @@ def loaded(family: str = "llama", dtype: torch.dtype = torch.float64, **override
     return wrap_model(tiny_model(family, dtype, **overrides), tiny_tokenizer())
 
 
+def normal(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 def tokens(rows: int = 3, length: int = 6, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
 

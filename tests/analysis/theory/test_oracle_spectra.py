@@ -9,11 +9,7 @@ import torch
 from steerscope import InputError
 from steerscope.analysis.theory import oracle_spectra as spectra
 from steerscope.analysis.theory.oracle_spectra import oracle_spectra, spectrum_of
-from tests.analysis.theory.cases import assert_same_bits, bits, loaded, tokens, update_of
-
-
-def normal(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.analysis.theory.cases import assert_same_bits, bits, loaded, normal, tokens, update_of
 
 
 def test_linear_shift_of_rank_three():

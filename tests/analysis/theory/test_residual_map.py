@@ -8,13 +8,9 @@ import torch
 from steerscope import InputError, true_float64
 from steerscope.analysis.theory import residual_map as module
 from steerscope.analysis.theory.residual_map import check_size, residual_map, token_wise
-from tests.analysis.theory.cases import assert_same_bits, bits, loaded, tokens, update_of
+from tests.analysis.theory.cases import assert_same_bits, bits, loaded, normal, tokens, update_of
 from tests.analysis.theory.test_shared_edit import make_exact
 from tests.tiny import LAYOUTS
-
-
-def normal(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.fixture

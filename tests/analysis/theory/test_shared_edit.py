@@ -7,10 +7,7 @@ import torch
 
 from steerscope.analysis.theory import shared_edit as module
 from steerscope.analysis.theory.shared_edit import Form, shared_edits
-
-
-def normal(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.analysis.theory.cases import normal
 
 
 def make_exact(monkeypatch):

@@ -199,7 +199,7 @@ SPACES = [
     Mutation(11, "patch twice too far", columns.rank_one_patch,
              lambda right: lambda w, z, to: right(w, z, z + 2 * (to - z))),
     Mutation(11, "1% long", columns.best_shift, scaled(1.01)),
-    Mutation(12, "0.1% long", skip.oracle, scaled(1.001)),
+    Mutation(12, "0.1% long", oracles.oracle_shift, scaled(1.001)),
     Mutation(13, "0.1% off", skip.bias_of_down, scaled(1.001)),
     Mutation(13, "without the map's own bias", skip.bias_of_down, instead(lambda module, vector: vector.clone())),
     Mutation(16, "reads the stream", skip.read_at_mlp_out, instead(skip.read_at_resid_post)),

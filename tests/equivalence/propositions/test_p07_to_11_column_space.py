@@ -1,7 +1,6 @@
 """P7 to P11: verdicts on random and tiny blocks."""
 
 import pytest
-import torch
 
 from steerscope.equivalence.propositions import p07_08_11_column_space, p09_10_norm_and_skip
 from tests.equivalence.propositions.trials import (
@@ -57,7 +56,3 @@ def test_relu_with_few_active_units_is_obstructed():
 def test_layer_norm_costs_two_dimensions():
     notes = evidence(by_number(ALL, 9), tiny_blocks("gpt2")).notes
     assert "2 dimensions lost" in notes[0]
-
-
-def without_projection(x, norm, eps):
-    return torch.diag(norm.gain / (x.square().mean() + eps).sqrt())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from steerscope.equivalence.propositions import p21_22_oracles, p26_27_28_linear_oracles
 from steerscope.equivalence.propositions.base import Verdict
@@ -22,11 +21,6 @@ FILES = (p21_22_oracles, p26_27_28_linear_oracles)
 ALL = by_name(proposition for file in FILES for proposition in file.PROPOSITIONS)
 HOLDS, CORRECTED = Verdict.HOLDS, Verdict.CORRECTED
 EXPECTED = {"P21": HOLDS, "P22": CORRECTED, "P26": HOLDS, "P27": CORRECTED, "P28": HOLDS}
-
-
-def truncated_coefficients(x: torch.Tensor, y: torch.Tensor, rank: int) -> torch.Tensor:
-    left, values, right = torch.linalg.svd(torch.linalg.pinv(x) @ y, full_matrices=False)
-    return (left[:, :rank] * values[:rank]) @ right[:rank]
 
 
 def test_a_verdict_is_expected_of_every_proposition():

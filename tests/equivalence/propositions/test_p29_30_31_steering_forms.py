@@ -1,7 +1,6 @@
 """P29 to P31: verdicts on random and tiny blocks."""
 
 import pytest
-from torch.nn import functional
 
 from steerscope.equivalence.propositions import p29_30_31_steering_forms as steering_forms
 from tests.equivalence.propositions.trials import (
@@ -36,7 +35,3 @@ def test_updating_the_attention_writer_is_harmless_only_in_parallel_blocks():
     for family, where in (("llama", "controls"), ("phi", "claim")):
         found = getattr(evidence(p31, tiny_blocks(family)), where)
         assert any("W_O really updated" in m.name for m in found)
-
-
-def relu_adapter(up, down, h):
-    return functional.relu(h @ down.T) @ up.T

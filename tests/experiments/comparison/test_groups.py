@@ -13,6 +13,7 @@ from steerscope.reports.comparison.figures import plot_comparison
 from steerscope.reports.comparison.page import write_comparison
 from steerscope.reports.comparison.tables import comparison_table, duration, print_comparison
 from tests.experiments.training.cases import MODEL, evaluation, finished
+from tests.reports.terminal import Terminal
 
 
 @pytest.fixture
@@ -79,11 +80,6 @@ def test_bad_folders(runs):
     (runs / "lora" / "results.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
         compare([runs])
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 def test_table(runs):

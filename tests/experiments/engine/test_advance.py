@@ -38,7 +38,7 @@ def test_stopping_and_going_on_beside_other_runs_is_one_training(tmp_path):
     loaded = loaded_model()
     whole = the_sweep(loaded, tmp_path / "whole")
     for floor in (RUNS[:2], RUNS[2:]):
-        whole.train(floor)
+        whole.carried(whole.training(floor))
     staged = the_sweep(loaded, tmp_path / "staged", pack_size=2)
     first = staged.advance(RUNS, 2)
     assert all(len(losses) == 2 for losses in first)
