@@ -39,14 +39,14 @@ def scores_of(table: SiteTable) -> dict[str, dict[str, float]]:
     seen = int(table.steps * table.schedule["batch_size"])
     seed, count = int(table.ranking["seed"]), int(table.ranking["examples"])
     options = RankOptions(
-        extra=() if table.model["name"] == REPORTING else ("spectrum",),
+        extra=() if table.model.name == REPORTING else ("spectrum",),
         seed=seed,
         rank=int(table.edit.get("rank") or 8),
         num_training=seen,
         num_probes=PROBES,
     )
     ranking = rank_sites(
-        load_model(table.model["name"]), splits.ranking(options.max_examples, seed), options, task=table.task
+        load_model(table.model.name), splits.ranking(options.max_examples, seed), options, task=table.task
     )
     if ranking.n_examples != count:
         raise InputError(f"the table of {table.name} was ranked with {count} examples, now {ranking.n_examples}.")

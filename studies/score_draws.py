@@ -78,14 +78,14 @@ def drawn(table: SiteTable, seed: int, num_probes: int | None) -> dict[str, Any]
         num_probes=num_probes,
     )
     prompts = splits_of_task(get_task(table.task)).ranking(count, seed)
-    ranking = rank_sites(load_model(table.model["name"]), prompts, options, task=table.task)
+    ranking = rank_sites(load_model(table.model.name), prompts, options, task=table.task)
     if ranking.n_examples != count:
         raise InputError(f"the table of {table.name} was ranked with {count} prompts, now {ranking.n_examples}.")
     scores = with_scores(table, ranking).scores
     judged = judge(table, {name: scores[name] for name in SCORES}).scores
     return {
         "seed": seed,
-        "directions": ranking.outputs["n_probes"],
+        "directions": ranking.outputs.n_probes,
         "seconds": round(sum(ranking.timing.values()), 1),
         "scores": {name: statistics_of(judged[name]) for name in SCORES},
     }

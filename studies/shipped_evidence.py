@@ -46,10 +46,10 @@ def shipped(
     outcomes = common_outcomes(table).outcomes
     best = sorted(outcomes, key=lambda one: sum(one.selection_losses))[:BEST]
     return {
-        "model": Path(str(table.model["name"])).name,
-        "sha256": table.model["sha256"],
-        "setup": table.model.get("setup", ""),
-        "layout": table.model["layout"],
+        "model": Path(table.model.name).name,
+        "sha256": table.model.sha256,
+        "setup": table.model.setup,
+        "layout": table.model.layout,
         "task": table.task,
         "n_sites": found.num_sites,
         "n_seeds": found.num_seeds,

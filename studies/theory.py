@@ -86,7 +86,7 @@ def _how(files: Sequence[str], random: Verification, model: Verification | None)
     lines = ["This file is made by", "", "```"]
     for found, file in zip((random, model), files, strict=False):
         assert found is not None
-        name = "" if found.model is None else f" {found.model['name']}"
+        name = "" if found.model is None else f" {found.model.name}"
         lines.append(f"steerscope verify{name} --seed {found.seed} --json {file}")
     lines += [
         f"python -m studies.theory {' '.join(files)} > docs/theory.md",
@@ -204,7 +204,7 @@ def _steps(model: Verification | None) -> str:
     if model is None or model.model is None or not path.exists():
         return ""
     found = json.loads(path.read_text(encoding="utf-8"))
-    if found["model"]["name"] != model.model["name"]:
+    if found["model"]["name"] != model.model.name:
         return ""
     lines = [
         "## Steps of training until first order ends",

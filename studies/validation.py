@@ -76,7 +76,7 @@ def constants_of(study: Validation) -> dict[str, Any]:
     """Return what the baseline of depth and kind learns from one study."""
     sites = [sites_of(one.method)[0] for one in study.sites]
     losses = study.losses().mean(1)
-    return fit(sites, losses, int(study.model["layers"]))
+    return fit(sites, losses, study.model.layers)
 
 
 def summary_line(study: Validation) -> dict[str, Any]:
@@ -86,8 +86,8 @@ def summary_line(study: Validation) -> dict[str, Any]:
     kept = {name: round(float(getattr(found, name)), 4) for name in ("spearman", "low", "high", "partial")}
     limit = study.limit
     return {
-        "model": study.model["name"],
-        "layout": study.model["layout"],
+        "model": study.model.name,
+        "layout": study.model.layout,
         "task": study.task,
         "score": study.score,
         "n_sites": len(study.sites),

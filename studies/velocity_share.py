@@ -340,7 +340,7 @@ def look(path: Path, asked: argparse.Namespace, found: dict[str, Any]) -> None:
         return
     options = RankOptions(seed=int(table.ranking["seed"]), rank=int(table.edit["rank"]))
     started = time.perf_counter()
-    second = SecondLook(load_model(table.model["name"]), examples_of(table, asked.prompts), options)
+    second = SecondLook(load_model(table.model.name), examples_of(table, asked.prompts), options)
     own["seconds_of_first_look"] = time.perf_counter() - started
     own["output_directions"] = second.probes.num_probes
     for done, site in enumerate(todo):

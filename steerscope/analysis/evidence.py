@@ -13,6 +13,7 @@ from typing import Any
 
 from steerscope.analysis.data.examples import Example
 from steerscope.analysis.provenance import hash_of
+from steerscope.model_identity import ModelIdentity
 
 EVIDENCE = Path(__file__).with_name("evidence.json")
 # Of a table, what every line on one of its scores holds too.
@@ -36,13 +37,13 @@ def known_evidence(score: str, path: Path = EVIDENCE) -> dict[str, Any] | None:
 
 
 def evidence_for(
-    score: str, model: Mapping[str, Any], task: str | None, scored: Iterable[tuple[str, float]], path: Path = EVIDENCE
+    score: str, model: ModelIdentity, task: str | None, scored: Iterable[tuple[str, float]], path: Path = EVIDENCE
 ) -> dict[str, Any] | None:
     """Return :func:`known_evidence`, with what training came to at this model's sites on this task, if it was trained.
 
     Args:
         score: Name of a score.
-        model: Identity of the model: its ``sha256`` counts, because a name is where its user keeps it.
+        model: Which model: its ``sha256`` counts, because a name is where its user keeps it.
         task: Name of the registered task that drew the examples (:func:`drawn_from`), if one did.
         scored: Names of sites, and what a linear edit there scores.
         path: JSON file of site tables, in short.
@@ -91,19 +92,19 @@ def drawn_from(task: str, examples: Sequence[Example]) -> str | None:
     return task if all(getattr(one, "drawn", "") == drawn_mark(task, one) for one in examples) else None
 
 
-def is_of(line: Mapping[str, Any], model: Mapping[str, Any], task: str | None) -> bool:
+def is_of(line: Mapping[str, Any], model: ModelIdentity, task: str | None) -> bool:
     """Say whether a table, or a line of one, is of a model and a task.
 
     Args:
         line: The table or line.
-        model: Identity of the model.
+        model: Which model.
         task: Name of the registered task that drew the examples (:func:`drawn_from`), if one did.
 
     Returns:
         Whether weights and task are the same, and the rest of the model's folder where the table knows it.
     """
-    same_setup = not line.get("setup") or line["setup"] == model.get("setup")
-    return same_setup and (line.get("sha256"), line["task"]) == (model.get("sha256"), task)
+    same_setup = not line.get("setup") or line["setup"] == model.setup
+    return same_setup and (line.get("sha256"), line["task"]) == (model.sha256, task)
 
 
 def ranked_alike(studies: Sequence[Mapping[str, Any]], n_probes: int | None) -> list[Mapping[str, Any]]:

@@ -12,6 +12,7 @@ from steerscope.experiments.tasks import FileTask, ListOps
 from steerscope.models import wrap_model
 from steerscope.reports.ranking.evidence import evidence_sentence, studies_table
 from tests.experiments.validation.tiny import examples
+from tests.identities import identity
 from tests.reports.ranking_cases import plateau
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -51,10 +52,10 @@ def told(place, *tables, task="sums", n_probes=9, sha256="a" * 64):
     base = plateau()
     return replace(
         base,
-        model=base.model | {"sha256": sha256},
+        model=replace(base.model, sha256=sha256),
         task=task,
-        settings=base.settings | {"drawn_from": task},
-        outputs=base.outputs | {"n_probes": n_probes},
+        settings=replace(base.settings, drawn_from=task),
+        outputs=replace(base.outputs, n_probes=n_probes),
         evidence=known_evidence(DEFAULT_SCORE, kept(place, *tables)),
     )
 
@@ -129,12 +130,12 @@ def test_not_trained_on_this_model_and_task(tmp_path):
 def test_outcomes_of_this_model_and_task_come_with_the_ranking(tmp_path):
     path = kept(tmp_path, TABLE, NOT_ADMITTED)
     scored = [("1.mlp_out", 0.7), ("0.mlp_out", 0.2), ("2.mlp_out", 0.1)]
-    found = evidence_for(DEFAULT_SCORE, {"sha256": "a" * 64}, "products", scored, path)
+    found = evidence_for(DEFAULT_SCORE, identity(sha256="a" * 64), "products", scored, path)
     assert found["points"][0] == {"site": "1.mlp_out", "score": 0.7, "loss": 1.0, "low": 0.9, "high": 1.1}
     assert len(found["points"]) == 2
     assert found["references"] == [{"name": "no training", "loss": 2.0}]
-    assert "points" not in evidence_for(DEFAULT_SCORE, {"sha256": "b" * 64}, "products", scored, path)
-    assert "points" not in evidence_for(DEFAULT_SCORE, {"sha256": "a" * 64}, "mine", scored, path)
+    assert "points" not in evidence_for(DEFAULT_SCORE, identity(sha256="b" * 64), "products", scored, path)
+    assert "points" not in evidence_for(DEFAULT_SCORE, identity(sha256="a" * 64), "mine", scored, path)
 
 
 def test_a_name_alone_makes_no_examples_those_of_a_task():
@@ -147,8 +148,8 @@ def test_a_name_alone_makes_no_examples_those_of_a_task():
     listops = get_task("listops")
     assert drawn_from("listops", replace(listops, generator=ListOps(max_depth=3)).split("train", 4)) is None
     ranking = plateau()
-    assert not is_of({"sha256": "a", "task": "t", "setup": "b"}, {"sha256": "a", "setup": "c"}, "t")
-    assert not is_of(TABLE, ranking.model | {"sha256": TABLE["sha256"]}, None)
+    assert not is_of({"sha256": "a", "task": "t", "setup": "b"}, identity(sha256="a", setup="c"), "t")
+    assert not is_of(TABLE, replace(ranking.model, sha256=TABLE["sha256"]), None)
 
 
 def test_a_ranking_cites_what_is_known():

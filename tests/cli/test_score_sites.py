@@ -119,7 +119,7 @@ def test_a_registered_score_is_computed_with_the_tables_model(registered, tmp_pa
     place = tmp_path / "model"
     tiny_model("llama").save_pretrained(place)
     tiny_tokenizer().save_pretrained(place)
-    identity = load_model(place).identity.as_dict()
+    identity = load_model(place).identity
     made = made_up(layers=2, task="listops", model=identity)
     path = tmp_path / "table.json"
     replace(made, ranking={"num_examples": 24}).save(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from steerscope.experiments.searching import result as searching
 from steerscope.experiments.searching.result import Contender, SearchResult
+from tests.identities import identity
 
 
 def searched(accuracy: float = 0.61, **changes: object) -> SearchResult:
@@ -16,7 +17,7 @@ def searched(accuracy: float = 0.61, **changes: object) -> SearchResult:
     )
     every = "+".join(f"{layer}.resid_post" for layer in range(30))
     fields: dict[str, object] = {
-        "model": {"name": "smollm2-135m", "sha256": "ab" * 32, "quantised": "Weights were stored in 4 bits."},
+        "model": identity(name="smollm2-135m", quantised="Weights were stored in 4 bits."),
         "task": "listops",
         "options": {"steps": 120, "rank": 8},
         "best": searching.Tested("9.resid_post", 1e-2, True, 1.79, accuracy, 9216, 300.0),

@@ -166,7 +166,7 @@ def test_nothing_cheaper_beats_what_is_on_the_line():
 
 def test_a_ranking_shows_a_table_of_its_model_and_task(tmp_path):
     ranking = ranking_cases.build(ranking_cases.Shape(layers=6), task="sums")
-    ranking = replace(ranking, model=ranking.model | {"sha256": "0" * 64}, curves=(), greedy=())
+    ranking = replace(ranking, model=replace(ranking.model, sha256="0" * 64), curves=(), greedy=())
     html = reports.write_report(ranking, tmp_path, table=made_up()).read_text(encoding="utf-8")
     assert (tmp_path / "figures" / "foreseen.svg").exists()
     assert "Test loss after training at 24 sites of this model on this task" in html

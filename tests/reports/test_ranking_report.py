@@ -231,7 +231,7 @@ def test_evidence_warnings_and_mean_are_said(pages):
     assert "steerscope rank smollm2-135m --task capitals --seed 0" in unproven_html
     assert "9f2c" * 16 in unproven_html
     # A loader may put its own sentence about quantised weights among the warnings: once is enough.
-    twice = replace(unproven, warnings=(unproven.model["quantised"],))
+    twice = replace(unproven, warnings=(unproven.model.quantised,))
     assert len(text.warning_sentences(twice)) == 1
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError, shortened
 from steerscope.experiments.runs.evaluation import Evaluation
+from steerscope.model_identity import ModelIdentity
 from steerscope.records import Record, record_of
 
 SCHEMA_VERSION = 1
@@ -28,7 +29,7 @@ class RunConfig:
         sites: Names of the edited sites; empty for methods on weights.
         rank: Rank of the edit, or ``None``.
         seed: Training seed: data order and start.
-        model: Which model, as :meth:`~steerscope.models.load.ModelIdentity.as_dict` says it.
+        model: Which model.
         settings: All else that decided the outcome, JSON-able: learning rate, steps, positions, data. Runs that differ
             in ``seed`` alone are repetitions of one configuration.
     """
@@ -38,7 +39,7 @@ class RunConfig:
     sites: tuple[str, ...]
     rank: int | None
     seed: int
-    model: Mapping[str, Any]
+    model: ModelIdentity
     settings: Mapping[str, Any]
 
 
@@ -168,7 +169,7 @@ class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign=
         names = {one.name for one in fields(cls)}
         own = {name: value for name, value in data.items() if name in names} if isinstance(data, dict) else data
         found = super()._of(own, where)
-        require_hashes(found.model, found.settings, where)
+        require_hashes(found.settings, where)
         before = found.evaluation_before
         if before is not None and before.test_set != found.test_set:
             raise InputError(f"{where}: the model was asked other questions before the training. Run again.")
@@ -197,7 +198,7 @@ class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign=
         rank = f", rank {self.rank}" if self.rank is not None else ""
         rate = self.training.get("learning_rate")
         facts = [
-            f"{self.method}{sites}{rank}, on {self.task}, seed {self.seed}, model {self.model.get('name')}",
+            f"{self.method}{sites}{rank}, on {self.task}, seed {self.seed}, model {self.model.name}",
             f"trained parameters: {self.trainable_parameters:,} of {self.total_parameters:,}",
             f"loss on the test part: {'none' if self.loss is None else f'{self.loss:.4f} nats per token'}",
         ]
@@ -208,7 +209,7 @@ class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign=
         """Return one row: what the run was, and its numbers; the model by its name."""
         own = {one.name: getattr(self, one.name) for one in fields(self)}
         numbers = {name: value for name, value in own.items() if not isinstance(value, Mapping)}
-        return [numbers | {"model": self.model.get("name")}]
+        return [numbers | {"model": self.model.name}]
 
     @property
     def evaluation_before(self) -> Evaluation | None:
@@ -245,14 +246,13 @@ def require_config(values: Mapping[str, Any], where: str) -> None:
     """
     own = {one.name: values[one.name] for one in fields(RunConfig) if one.name in values}
     found = record_of(own, RunConfig, f"{where} is no run's configuration")
-    require_hashes(found.model, found.settings, where)
+    require_hashes(found.settings, where)
 
 
-def require_hashes(model: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> None:
-    """Refuse hashes and names that are no texts: one of a wrong type is not one that is missing.
+def require_hashes(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse hashes of data that are no texts: one of a wrong type is not one that is missing.
 
     Args:
-        model: Which model.
         settings: What else decided the outcome.
         where: Names the file in messages.
 
@@ -262,6 +262,3 @@ def require_hashes(model: Mapping[str, Any], settings: Mapping[str, Any], where:
     data = settings.get("data", {})
     if not isinstance(data, Mapping) or not all(isinstance(value, str) for value in data.values()):
         raise InputError(f"{where}: settings.data is {shortened(repr(data))}; expected a hash per part. Run again.")
-    for name in ("name", "sha256", "setup", "dtype"):
-        if not isinstance(found := model.get(name), str | None):
-            raise InputError(f"{where}: model.{name} is {shortened(repr(found))}; expected a text. Run again.")

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from steerscope.analysis.shown import Shown
+from steerscope.model_identity import ModelIdentity
 from steerscope.records import Record
 
 SCHEMA_VERSION = 1
@@ -66,7 +67,7 @@ class SearchResult(Record, Shown, what="search result", sign="contenders"):
     """What ``steerscope search`` found.
 
     Attributes:
-        model: As in a ranking.
+        model: Which model.
         task: Name of the task or file.
         options: What was asked for.
         best: The chosen edit, on test examples.
@@ -81,7 +82,7 @@ class SearchResult(Record, Shown, what="search result", sign="contenders"):
         note: What cut the search short, if something did.
     """
 
-    model: dict[str, Any]
+    model: ModelIdentity
     task: str
     options: dict[str, Any]
     best: Tested
@@ -99,7 +100,7 @@ class SearchResult(Record, Shown, what="search result", sign="contenders"):
         """Return where to steer and what it gave, in one sentence."""
         best, before = self.best, self.before
         return (
-            f"{self.model['name']} on {self.task}: trained at {best.name.replace('+', ', ')}, accuracy "
+            f"{self.model.name} on {self.task}: trained at {best.name.replace('+', ', ')}, accuracy "
             f"{100 * best.accuracy:.1f}% on {before['num_test']:.0f} test examples (untrained "
             f"{100 * before['accuracy']:.1f}%, recalibrated {100 * before['recalibrated_accuracy']:.1f}%)."
         )

@@ -149,7 +149,7 @@ class _Work:
         tested = self._tested(sweep, best, [run for run in finished if run[0].name == best[0].name])
         self._save_adapter(sweep, best, tested)
         result = SearchResult(
-            model=loaded.identity.as_dict(),
+            model=loaded.identity,
             task=self.splits.name,
             options=options.as_dict(),
             best=tested,

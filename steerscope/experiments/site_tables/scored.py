@@ -23,7 +23,7 @@ def with_scores(table: SiteTable, ranking: Ranking) -> SiteTable:
         InputError: The ranking is of another model or task, or lacks a site.
     """
     for name, ours, theirs in (
-        ("model", table.model["sha256"], ranking.model["sha256"]),
+        ("model", table.model.sha256, ranking.model.sha256),
         ("task", table.task, ranking.task),
     ):
         if ours != theirs:
@@ -41,8 +41,11 @@ def with_scores(table: SiteTable, ranking: Ranking) -> SiteTable:
             "examples": ranking.n_examples,
             "seed": ranking.seed,
             "seconds": round(sum(ranking.timing.values()), 1),
-            "settings": {name: ranking.settings.get(name) for name in ("extra", "num_training")}
-            | {"num_probes": ranking.outputs.get("n_probes")},
+            "settings": {
+                "extra": list(ranking.settings.extra),
+                "num_training": ranking.settings.num_training,
+                "num_probes": ranking.outputs.n_probes,
+            },
             "versions": ranking.versions,
         },
     )

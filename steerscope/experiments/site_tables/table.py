@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
 from steerscope.finite import finite_or_none
+from steerscope.model_identity import ModelIdentity
 from steerscope.records import Record
 from steerscope.sites import Site, parse_site
 
@@ -120,7 +121,7 @@ class SiteTable(Record, Shown, what="site table", sign="runs"):
     """Trained outcomes over the sites of one model on one task.
 
     Attributes:
-        model: Name, layout, blocks, width, parameters, hash of the weights.
+        model: Which model, with its hash.
         task: Its name, or that of a user's file.
         edit: The trained edit: the fields of its ``SteeringConfig`` but sites and seed.
         schedule: ``steps``, ``batch_size``, ``warmup``, ``clip``.
@@ -137,7 +138,7 @@ class SiteTable(Record, Shown, what="site table", sign="runs"):
         note: What a reader has to know, such as what stopped the sweep.
     """
 
-    model: dict[str, Any]
+    model: ModelIdentity
     task: str
     edit: dict[str, Any]
     schedule: dict[str, float]
@@ -206,7 +207,7 @@ class SiteTable(Record, Shown, what="site table", sign="runs"):
     @property
     def name(self) -> str:
         """Model and task."""
-        return f"{self.model['name']} on {self.task}"
+        return f"{self.model.name} on {self.task}"
 
     @property
     def num_test(self) -> int:
@@ -221,7 +222,7 @@ class SiteTable(Record, Shown, what="site table", sign="runs"):
     @property
     def num_layers(self) -> int:
         """Blocks of the model."""
-        return int(self.model["layers"])
+        return self.model.layers
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:

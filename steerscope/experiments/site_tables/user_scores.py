@@ -131,8 +131,8 @@ def model_of(table: SiteTable, name: str | None = None, device: str = "cpu") -> 
             f"a registered score needs the examples of the task {table.task!r}, which cannot be made here. Rank the "
             "model with your score (steerscope rank --json), and write score(site, table) that looks it up."
         ) from error
-    loaded = load_model(name or str(table.model["name"]), device=device)
-    if model_key(loaded.identity.as_dict())[0] != model_key(table.model)[0]:
+    loaded = load_model(name or table.model.name, device=device)
+    if model_key(loaded.identity)[0] != model_key(table.model)[0]:
         raise InputError(
             f"the model {loaded.identity.name!r} has other weights than the one that the table of {table.name} was "
             "made with. Name that one ([[model]])."

@@ -252,7 +252,7 @@ class _Work:
             runs += [run for one in self.candidates for run in self._runs_of(one, self._longer, 2 * options.steps)]
         tested = self.splits.test(options.num_test)
         return SiteTable(
-            model=loaded.identity.as_dict(),
+            model=loaded.identity,
             task=self.splits.name,
             edit=self._edit(),
             schedule=asdict(options.schedule),

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from steerscope.errors import InputError
 from steerscope.experiments.runs.evaluation import Evaluation
@@ -64,11 +61,7 @@ def _is_same(run: RunResults, config: RunConfig) -> bool:
     return (
         run.model_from_files
         and run.task == config.task
-        and _plain(run.model) == _plain(config.model)
+        and run.model == config.model
         and run.settings.get("data", {}).get("test") == data.get("test")
         and all(run.versions.get(name) == versions.get(name) for name in _DECIDE)
     )
-
-
-def _plain(values: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(dict(values), allow_nan=False))

@@ -13,6 +13,7 @@ from steerscope.analysis.shown import Shown
 from steerscope.experiments.agreement.agreements import Agreement
 from steerscope.experiments.agreement.attainable import Attainable
 from steerscope.finite import finite_or_none, require_finite_record
+from steerscope.model_identity import ModelIdentity
 from steerscope.records import Record
 
 SCHEMA_VERSION = 2
@@ -52,7 +53,7 @@ class Validation(Record, Shown, what="validation", sign="agreements", report="va
     """Everything ``steerscope validate`` found.
 
     Attributes:
-        model: As in a ranking.
+        model: Which model.
         task: Name of the task or file.
         options: What was asked for.
         versions: Package versions.
@@ -70,7 +71,7 @@ class Validation(Record, Shown, what="validation", sign="agreements", report="va
             ``test``; empty for those of earlier versions.
     """
 
-    model: dict[str, Any]
+    model: ModelIdentity
     task: str
     options: dict[str, Any]
     versions: dict[str, str]
@@ -97,7 +98,7 @@ class Validation(Record, Shown, what="validation", sign="agreements", report="va
     @property
     def study(self) -> str:
         """Model and task, the name under which constants of a study are kept."""
-        return f"{self.model['name']} on {self.task}"
+        return f"{self.model.name} on {self.task}"
 
     def losses(self) -> NDArray[np.float64]:
         """Return test losses, ``site seed``, infinite where a run diverged."""

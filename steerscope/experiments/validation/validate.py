@@ -99,7 +99,7 @@ def validate_ranking(
     )
     asked = splits.test(options.num_test)
     result = Validation(
-        model=loaded.identity.as_dict(),
+        model=loaded.identity,
         task=splits.name,
         options=options.as_dict(),
         versions=ranking.versions,
@@ -118,7 +118,7 @@ def validate_ranking(
         cost=_cost(loaded, ranking, chosen, outcomes[: len(chosen)], options),
         command=command,
         data={
-            "ranking": str(ranking.settings["data"]),
+            "ranking": str(ranking.settings.data),
             "train": data.content_hash("train", options.seed),
             "selection": data.content_hash("selection"),
             "test": data.content_hash("test"),
@@ -138,7 +138,7 @@ def compared(result: Validation) -> Validation:
         name: np.array([site.scores[name] for site in result.sites]) for name in names
     }
     others = {name: constants for name, constants in known_studies().items() if name != result.study}
-    joint = depth_and_kind(sites, int(result.model["layers"]), others)
+    joint = depth_and_kind(sites, result.model.layers, others)
     if joint is not None:
         scores["depth_and_kind"] = joint
     baselines = tuple(name for name in PLAIN_BASELINES if name in scores)

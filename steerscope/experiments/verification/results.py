@@ -17,6 +17,7 @@ from steerscope.analysis.shown import Shown
 from steerscope.equivalence.propositions.base import Measurement, Verdict
 from steerscope.equivalence.propositions.catalogue import Result
 from steerscope.finite import finite_or_none
+from steerscope.model_identity import ModelIdentity
 from steerscope.records import Record
 
 SCHEMA_VERSION = 1
@@ -141,7 +142,7 @@ class Verification(Record, Shown, what="verification", sign="propositions", repo
 
     Attributes:
         subject: What the propositions were tried on, in words.
-        model: Identity of the model (``name``, ``sha256``, ``quantised``, ...), or ``None`` for random blocks.
+        model: Which model, or ``None`` for random blocks.
         seed: Seed of every random draw.
         tokens: Tokens the propositions were tried on.
         propositions: By number.
@@ -156,7 +157,7 @@ class Verification(Record, Shown, what="verification", sign="propositions", repo
     """
 
     subject: str
-    model: dict[str, Any] | None
+    model: ModelIdentity | None
     seed: int
     tokens: int
     propositions: tuple[PropositionResult, ...]

@@ -337,7 +337,7 @@ def _verification(
 ) -> Verification:
     return Verification(
         subject=subject,
-        model=loaded.identity.as_dict() if loaded else None,
+        model=loaded.identity if loaded else None,
         seed=options.seed,
         tokens=tokens,
         propositions=results,

@@ -29,7 +29,7 @@ def foreseen_entry(ranking: Ranking, table: SiteTable) -> PageFigure[Ranking]:
         InputError: The table is of another model or task, or has sites that were not ranked.
     """
     for what, ours, theirs in (
-        ("weights", ranking.model.get("sha256"), table.model.get("sha256")),
+        ("weights", ranking.model.sha256, table.model.sha256),
         ("task", ranking.task, table.task),
     ):
         if ours != theirs:

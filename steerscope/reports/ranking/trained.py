@@ -166,6 +166,6 @@ def plot_predicted_against_trained(result: Ranking | Validation) -> Figure:
         finish(figure, result, title, shapes, 4)
     else:
         seeds = count(int(result.options["seeds"]), "seed")
-        foot = f"{figure_text(result.model.get('name'), 28)} | {figure_text(result.task, 28)} | {seeds}"
+        foot = f"{figure_text(result.model.name, 28)} | {figure_text(result.task, 28)} | {seeds}"
         finish_with_foot(figure, foot, title, shapes, 4)
     return figure

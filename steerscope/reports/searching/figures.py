@@ -136,5 +136,5 @@ def contender_spots(result: SearchResult, figure: Figure) -> list[Spot]:
 
 def _foot(result: SearchResult) -> str:
     return figure_text(
-        f"{result.model.get('name')} | {result.task} | {result.before['num_test']:.0f} test examples | Wilson 95%", 90
+        f"{result.model.name} | {result.task} | {result.before['num_test']:.0f} test examples | Wilson 95%", 90
     )

@@ -171,7 +171,7 @@ def render_page(result: SearchResult, drawn: Sequence[Drawn[SearchResult]]) -> s
     """
     best, before = result.best, result.before
     num_test = int(before["num_test"])
-    model, quantised = clean(result.model.get("name"), 80), result.model.get("quantised")
+    model, quantised = clean(result.model.name, 80), result.model.quantised
     parts = {
         "tested": (Part(table=tested_table(result)),),
         "contenders": (Part(table=contender_table(result)),),
@@ -223,8 +223,8 @@ def render_page(result: SearchResult, drawn: Sequence[Drawn[SearchResult]]) -> s
 
 
 def _next(result: SearchResult) -> Next:
-    subject = subject_words(result.command, result.model.get("name"), result.task)
-    adapter, name = clean(result.adapter, 400), clean(result.model.get("name"), 200)
+    subject = subject_words(result.command, result.model.name, result.task)
+    adapter, name = clean(result.adapter, 400), clean(result.model.name, 200)
     lines = (
         f"steerscope evaluate {subject} --adapter {shlex.quote(adapter)}",
         f'steered = SteeringModel.from_pretrained(load_model("{name}"), "{adapter}")',

@@ -111,7 +111,7 @@ def render_page(result: Validation, drawn: Sequence[Drawn[Validation]]) -> str:
     said = sentences(result)[4:] if result.agreements else []
     # What diverged or ended at the edge of the grid of rates; the last sentence is the cost.
     warnings = said[:-1]
-    quantised = result.model.get("quantised")
+    quantised = result.model.quantised
     tables = (Part(table=trained_table(result)),) if result.agreements else ()
     scores = (Part(table=score_table(result)),) if result.agreements else ()
     parts = {"predicted_against_trained": tables, "agreements": scores}
@@ -122,8 +122,8 @@ def render_page(result: Validation, drawn: Sequence[Drawn[Validation]]) -> str:
         "Versions": result.versions,
     }
     page = Page(
-        title=f"Was the ranking of {clean(result.model.get('name'), 60)} right?",
-        about=(clean(result.model.get("name"), 80), clean(result.task, 80), count(len(result.sites), "trained site")),
+        title=f"Was the ranking of {clean(result.model.name, 60)} right?",
+        about=(clean(result.model.name, 80), clean(result.task, 80), count(len(result.sites), "trained site")),
         headline=headline(result),
         is_sure=bool(result.agreements) and result.agreements[result.score].low > 0,
         lead=tuple(answer_sentences(result)),
@@ -161,7 +161,7 @@ def _facts(result: Validation) -> list[Fact]:
 def _next(result: Validation) -> Next | None:
     if not result.agreements:
         return None
-    subject = subject_words(result.command, result.model.get("name"), result.task)
+    subject = subject_words(result.command, result.model.name, result.task)
     best = min(result.sites, key=lambda site: site.mean_loss)
     rank = result.options.get("rank")
     train = train_line(subject, best.method, "linear", rank if isinstance(rank, int) else None)

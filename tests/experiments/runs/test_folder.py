@@ -103,7 +103,7 @@ def test_results_must_belong_to_the_run(tmp_path):
         ({"settings": []}, r"settings is \[\]; expected an object"),
         ({"settings": {"data": 5}}, "settings.data is 5; expected a hash per part"),
         ({"settings": {"data": {"test": 5}}}, "settings.data is .*; expected a hash per part"),
-        ({"model": {"sha256": 5}}, "model.sha256 is 5; expected a text"),
+        ({"model": {"sha256": 5}}, "model.sha256 is 5; expected a valid string"),
         ({"schema_version": 2}, "has schema_version 2, this steerscope reads 1"),
     ],
 )

@@ -20,7 +20,7 @@ CARD = ROOT / "studies" / "site_tables" / "README.md"
 
 def reporting(table):
     """Return a table of the model that the plan reports on."""
-    return replace(table, model=table.model | {"name": "smollm2-135m"})
+    return replace(table, model=replace(table.model, name="smollm2-135m"))
 
 
 @pytest.fixture(scope="module")

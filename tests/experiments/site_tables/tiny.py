@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from steerscope.experiments.site_tables.table import Base, SiteRun, SiteTable
+from tests.identities import identity
 
 KINDS = ("attn_out", "mlp_in", "mlp_out", "resid_post")
 # What a kind costs in nats; no baseline has this order.
@@ -61,7 +62,7 @@ def made_up(
         if place % max(len(truth) // max(longer, 1), 1) == 0 and longer:
             runs.append(run(site, 0.01, 0, 1.0 + longer_order * (loss - 1) / 2, rng, steps=2 * STEPS))
     fields: dict[str, object] = {
-        "model": {"name": "small", "sha256": "0" * 64, "layout": "sequential", "layers": layers},
+        "model": identity(layers=layers),
         "task": task,
         "edit": {"family": "linear", "rank": 8},
         "schedule": {"steps": STEPS, "batch_size": BATCH, "warmup": 4, "clip": 1.0},

@@ -13,6 +13,7 @@ from steerscope.experiments.agreement.depth_and_kind import CONSTANTS
 from steerscope.experiments.validation.result import TrainedSite, Validation
 from steerscope.experiments.validation.validate import compared
 from studies.validation import BOUNDED, _mean_margin, render, write_study
+from tests.identities import identity
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -40,7 +41,7 @@ def made_up(task, rng, bounded=1.0):
         for i, name in enumerate(names)
     )
     result = Validation(
-        model={"name": "small", "layout": "sequential", "layers": 4},
+        model=identity(),
         task=task,
         options={"seeds": 2, "steps": 3, "batch_size": 4, "rank": 2, "seed": 0},
         versions={},

@@ -109,15 +109,15 @@ def test_measurements_are_all_made(on_model, stages):
     assert on_model.finetune["steps"] == len(on_model.finetune["losses"]) == 2
     assert 0 < on_model.finetune["relative_size"] < 0.1
     assert on_model.finetune["loss_after"] < on_model.finetune["loss_before"]
-    assert on_model.subject == on_model.model["name"]
-    assert on_model.model["dtype"] == "float64"
+    assert on_model.subject == on_model.model.name
+    assert on_model.model.dtype == "float64"
     assert set(on_model.timing) == {name for name, _, _ in stages}
     updates = {one["update"] for one in on_model.measurements["radius"]}
     assert updates == {"trained", "random 0", "random 1"}
 
 
 def test_quick_run_measures_nothing(on_model):
-    quick = verify_model(partial(loaded_in, on_model.model["name"]), [RIGHT], replace(SMALL, quick=True))
+    quick = verify_model(partial(loaded_in, on_model.model.name), [RIGHT], replace(SMALL, quick=True))
     assert quick.measurements == {}
     assert any("Quick run" in warning for warning in quick.warnings)
 
