@@ -36,12 +36,12 @@ def scores_of(table: SiteTable) -> dict[str, dict[str, float]]:
         InputError: Its model is not there, or its scores were made with other examples.
     """
     splits = splits_of_task(get_task(table.task))
-    seen = int(table.steps * table.schedule["batch_size"])
-    seed, count = int(table.ranking["seed"]), int(table.ranking["examples"])
+    seen = table.steps * table.schedule.batch_size
+    seed, count = table.ranking.draw()
     options = RankOptions(
         extra=() if table.model.name == REPORTING else ("spectrum",),
         seed=seed,
-        rank=int(table.edit.get("rank") or 8),
+        rank=table.edit.rank or 8,
         num_training=seen,
         num_probes=PROBES,
     )

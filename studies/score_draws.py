@@ -69,12 +69,12 @@ def drawn(table: SiteTable, seed: int, num_probes: int | None) -> dict[str, Any]
     Raises:
         InputError: The table was ranked with another number of prompts.
     """
-    count = int(table.ranking["examples"])
+    _, count = table.ranking.draw()
     options = RankOptions(
         seed=seed,
         max_examples=count,
-        rank=int(table.edit.get("rank") or 8),
-        num_training=int(table.steps * table.schedule["batch_size"]),
+        rank=table.edit.rank or 8,
+        num_training=table.steps * table.schedule.batch_size,
         num_probes=num_probes,
     )
     prompts = splits_of_task(get_task(table.task)).ranking(count, seed)

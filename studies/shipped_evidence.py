@@ -23,7 +23,7 @@ PROBES_BEFORE = 4
 
 def probes_of(table: SiteTable) -> int:
     """Return with how many output directions per example the sites of a table were ranked."""
-    return int(table.ranking.get("settings", {}).get("num_probes") or PROBES_BEFORE)
+    return table.ranking.settings.num_probes or PROBES_BEFORE
 
 
 def shipped(

@@ -340,8 +340,8 @@ def _table(table: SiteTable, found: Judgement) -> str:
     lines = [
         f"## {clean(found.table, 100)}\n",
         f"- {found.num_sites} sites of {found.num_layers} layers, {count(found.num_seeds, 'seed')}{left}; "
-        f"{table.steps} steps of {table.schedule['batch_size']:g}, {clean(table.edit.get('family', 'linear'), 20)} "
-        f"edits of rank {clean(table.edit.get('rank') or 8, 10)}; {table.num_test} test examples; "
+        f"{table.steps} steps of {table.schedule.batch_size}, {clean(table.edit.family, 20)} "
+        f"edits of rank {table.edit.rank or 8}; {table.num_test} test examples; "
         f"{clean(table.dtype, 12)}.",
         f"- Untrained: loss {base.loss:.3f}, accuracy {base.accuracy:.1%}; recalibrated {base.recalibrated_loss:.3f}, "
         f"{base.recalibrated_accuracy:.1%}; always one answer {base.majority:.1%}.",

@@ -91,7 +91,7 @@ def summary_line(study: Validation) -> dict[str, Any]:
         "task": study.task,
         "score": study.score,
         "n_sites": len(study.sites),
-        "n_seeds": int(study.options["seeds"]),
+        "n_seeds": study.options.seeds,
         **kept,
         "attainable": None if limit is None else round(float(limit), 4),
         "baseline": score_words(best).label,
@@ -121,7 +121,7 @@ def _summary(studies: Sequence[Validation]) -> str:
             f"| {found.partial:.2f} [{found.partial_low:.2f}, {found.partial_high:.2f}] | {limit} "
             f"| {line['baseline']} {line['baseline_spearman']:.2f} "
             f"| {found.margin:+.2f} [{found.margin_low:+.2f}, {found.margin_high:+.2f}] "
-            f"| {study.cost['ratio']:.2%} |"
+            f"| {study.cost.ratio:.2%} |"
         )
     head = (
         "## Summary\n\nThe default score against trained loss. Intervals: 95%, over layers (bootstrap), with what "

@@ -7,6 +7,7 @@ import pytest
 
 from steerscope.analysis.scoring.scores import all_scores
 from steerscope.cli import main
+from steerscope.experiments.site_tables.table_parts import TableRanking
 from steerscope.experiments.tasks import get_task
 from steerscope.models import load_model
 from tests.experiments.site_tables.tiny import made_up
@@ -122,7 +123,7 @@ def test_a_registered_score_is_computed_with_the_tables_model(registered, tmp_pa
     identity = load_model(place).identity
     made = made_up(layers=2, task="listops", model=identity)
     path = tmp_path / "table.json"
-    replace(made, ranking={"num_examples": 24}).save(path)
+    replace(made, ranking=TableRanking(examples=24)).save(path)
     asked = ["score-sites", str(path), "--score", str(registered), "--quiet"]
     assert len(get_task("listops").split("train", 24, 0)) == 24
     assert main([*asked, "--model", str(place)]) == 0

@@ -21,6 +21,7 @@ from steerscope.experiments.tasks import at_most, get_task
 from steerscope.files import read_text
 from steerscope.models.load import LoadedModel, load_model
 from steerscope.sites import parse_site
+from steerscope.steering.config import DEFAULT_RANK
 
 EXPECTED = "expected a function score(site, table), or one or more functions under @register_score"
 Progress = Callable[[str, int, int], None]
@@ -101,12 +102,11 @@ def scores_from(
     if user.function is not None:
         return {user.path.stem: {site: _called(user, site, table) for site in sites_of(table)}}
     assert loaded is not None, "registered scores are computed by a ranking"
-    examples = list(at_most(get_task(table.task), "train", int(table.ranking.get("num_examples", 192)), 0))
+    examples = list(at_most(get_task(table.task), "train", table.ranking.examples or RankOptions().max_examples, 0))
     kinds = tuple(dict.fromkeys(str(parse_site(site).kind) for site in sites_of(table)))
-    options = RankOptions(max_examples=len(examples), kinds=kinds, rank=int(table.edit.get("rank") or 8))
+    options = RankOptions(max_examples=len(examples), kinds=kinds, rank=table.edit.rank or DEFAULT_RANK)
     ranking = rank_sites(loaded, examples, options, task=table.task, progress=progress)
-    family = str(table.edit.get("family", "linear"))
-    own = [site for site in ranking.sites if site.family == family] or list(ranking.sites)
+    own = [site for site in ranking.sites if site.family == table.edit.family] or list(ranking.sites)
     return {name: {f"{site.layer}.{site.kind}": site.scores[name] for site in own} for name in user.registered}
 
 

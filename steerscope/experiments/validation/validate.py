@@ -24,10 +24,17 @@ from steerscope.experiments.groundwork.kept_ranking import kept_ranking
 from steerscope.experiments.groundwork.split_data import SplitData
 from steerscope.experiments.groundwork.splits import DataSplits, majority_rate
 from steerscope.experiments.validation.options import ValidateOptions, choose_sites
-from steerscope.experiments.validation.result import TrainedSite, Validation
+from steerscope.experiments.validation.result import (
+    TrainedSite,
+    Untrained,
+    Validation,
+    ValidationCost,
+    ValidationSettings,
+)
 from steerscope.folders import Kind, require_folder_for
 from steerscope.models.load import LoadedModel, require_loaded
 from steerscope.option_types import options_or_default
+from steerscope.records import copied
 from steerscope.sites import Site, parse_site
 
 PLAIN_BASELINES = (
@@ -101,14 +108,9 @@ def validate_ranking(
     result = Validation(
         model=loaded.identity,
         task=splits.name,
-        options=options.as_dict(),
+        options=copied(ValidationSettings, options),
         versions=ranking.versions,
-        before={
-            "loss": before.loss,
-            "accuracy": before.accuracy,
-            "majority": majority_rate(asked),
-            "n_test": len(asked),
-        },
+        before=Untrained(loss=before.loss, accuracy=before.accuracy, majority=majority_rate(asked), n_test=len(asked)),
         score=DEFAULT_SCORE,
         sites=sites,
         references=references,
@@ -142,8 +144,8 @@ def compared(result: Validation) -> Validation:
     if joint is not None:
         scores["depth_and_kind"] = joint
     baselines = tuple(name for name in PLAIN_BASELINES if name in scores)
-    seed = int(result.options["seed"])
-    found = agreements(scores, losses, layers, before=result.before["loss"], baselines=baselines, seed=seed)
+    seed = result.options.seed
+    found = agreements(scores, losses, layers, before=result.before.loss, baselines=baselines, seed=seed)
     return replace(
         result,
         agreements=found,
@@ -170,7 +172,7 @@ def _cost(
     chosen: tuple[Site, ...],
     outcomes: list[Outcome],
     options: ValidateOptions,
-) -> dict[str, float]:
+) -> ValidationCost:
     """Compare the ranking's time with the sweep that it replaces: every layer and kind, the search, one seed.
 
     Returns:
@@ -181,9 +183,9 @@ def _cost(
     per_site = float(np.mean([run * max(3, len(o.tried)) for run, o in zip(per_run, outcomes, strict=True)]))
     count = len(loaded.site_map.sites())
     spent = sum(ranking.timing.values())
-    return {
-        "ranking": spent,
-        "training": sum(o.seconds for o in outcomes),
-        "sweep": per_site * count,
-        "ratio": spent / max(per_site * count, 1e-9),
-    }
+    return ValidationCost(
+        ranking=spent,
+        training=sum(o.seconds for o in outcomes),
+        sweep=per_site * count,
+        ratio=spent / max(per_site * count, 1e-9),
+    )

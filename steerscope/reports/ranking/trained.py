@@ -165,7 +165,7 @@ def plot_predicted_against_trained(result: Ranking | Validation) -> Figure:
     if isinstance(result, Ranking):
         finish(figure, result, title, shapes, 4)
     else:
-        seeds = count(int(result.options["seeds"]), "seed")
+        seeds = count(result.options.seeds, "seed")
         foot = f"{figure_text(result.model.name, 28)} | {figure_text(result.task, 28)} | {seeds}"
         finish_with_foot(figure, foot, title, shapes, 4)
     return figure

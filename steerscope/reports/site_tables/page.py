@@ -184,8 +184,8 @@ def render_table_page(judgement: Judgement | None, table: SiteTable, drawn: Sequ
 
 def _table_next(table: SiteTable) -> Next:
     subject = subject_words(table.command, table.model.name, table.task)
-    best, rank = min(table.outcomes(), key=lambda one: one.loss), table.edit.get("rank")
-    family = str(table.edit.get("family", "linear"))
+    best, rank = min(table.outcomes(), key=lambda one: one.loss), table.edit.rank
+    family = table.edit.family
     train = train_line(subject, str(best.site), family, rank if isinstance(rank, int) else None)
     lines = [train, "steerscope score-sites table.json --score mine.py"]
     note = "The last compares a score of your own with these outcomes, without training anything (in this folder)."

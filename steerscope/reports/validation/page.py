@@ -52,8 +52,8 @@ def answer_sentences(result: Validation) -> list[str]:
         f"The Spearman correlation of the score with minus the trained loss is {found.spearman:.2f} "
         f"(95% interval {found.low:.2f} to {found.high:.2f}{of}).",
         f"Training did best at {clean(best.method)}: loss {best.mean_loss:.3f} nats and accuracy "
-        f"{best.mean_accuracy:.1%}, against {before['loss']:.3f} and {before['accuracy']:.1%} untrained (always one "
-        f"answer: {before['majority']:.1%}).",
+        f"{best.mean_accuracy:.1%}, against {before.loss:.3f} and {before.accuracy:.1%} untrained (always one "
+        f"answer: {before.majority:.1%}).",
     ]
     if first is best:
         said.append("The score puts the same site first.")
@@ -136,7 +136,7 @@ def render_page(result: Validation, drawn: Sequence[Drawn[Validation]]) -> str:
         method=settings_fold(groups),
         command=clean(result.command),
         caveats=(
-            f"It speaks of {clean(result.task, 60)} and edits trained for {result.options.get('steps')} steps alone.",
+            f"It speaks of {clean(result.task, 60)} and edits trained for {result.options.steps} steps alone.",
             "References (LoRA, full fine-tuning, sets) have one seed and enter no correlation.",
             "Sites were spread over the model, so the best trained one is the best of these, not of all.",
         ),
@@ -152,7 +152,7 @@ def _facts(result: Validation) -> list[Fact]:
     best = min(result.sites, key=lambda site: site.mean_loss)
     facts = [Fact("agreement with training", f"{found.spearman:.2f}", f"{found.low:.2f} to {found.high:.2f}")]
     if limit is not None:
-        facts.append(Fact("attainable", f"{limit:.2f}", f"from {result.options['seeds']} seeds"))
+        facts.append(Fact("attainable", f"{limit:.2f}", f"from {result.options.seeds} seeds"))
     facts.append(Fact("lost by trusting it", f"{found.regret:.3f}", "nats above the best site"))
     facts.append(Fact("best trained", f"{best.mean_accuracy:.1%}", f"{clean(best.method)}, test accuracy"))
     return facts
@@ -163,8 +163,7 @@ def _next(result: Validation) -> Next | None:
         return None
     subject = subject_words(result.command, result.model.name, result.task)
     best = min(result.sites, key=lambda site: site.mean_loss)
-    rank = result.options.get("rank")
-    train = train_line(subject, best.method, "linear", rank if isinstance(rank, int) else None)
+    train = train_line(subject, best.method, "linear", result.options.rank)
     search = f"steerscope search {subject} --budget 30 --out search"
     note = "The first trains at the site that came out best here; the second searches among more sites, in rounds."
     return Next(f"Next: an edit at {clean(best.method)}", (train, search), note)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from steerscope.experiments.site_tables.table import Base, SiteRun, SiteTable
+from steerscope.experiments.site_tables.table_parts import TableData, TableSchedule, TrainedEdit
 from tests.identities import identity
 
 KINDS = ("attn_out", "mlp_in", "mlp_out", "resid_post")
@@ -64,10 +65,10 @@ def made_up(
     fields: dict[str, object] = {
         "model": identity(layers=layers),
         "task": task,
-        "edit": {"family": "linear", "rank": 8},
-        "schedule": {"steps": STEPS, "batch_size": BATCH, "warmup": 4, "clip": 1.0},
+        "edit": TrainedEdit("linear", rank=8),
+        "schedule": TableSchedule(steps=STEPS, batch_size=BATCH, warmup=0.125, clip=1.0),
         "dtype": "float32",
-        "data": {"test": "abc", "num_test": 500, "num_selection": 250},
+        "data": TableData(test="abc", num_test=500, num_selection=250),
         "base": Base(2.4, 0.1, 0.12, 2.3, 0.12, 1.1),
         "runs": tuple(runs),
         "versions": {},

@@ -117,7 +117,7 @@ def test_the_result_is_complete(whole):
     assert set(result.baselines) <= set(result.agreements)
     assert result.score in result.agreements
     assert result.attainable.num_seeds == 2
-    assert result.cost["ratio"] > 0
+    assert result.cost.ratio > 0
     assert result.references[-1].n_params > result.references[-2].n_params > result.sites[0].n_params
     assert (folder / "ranking.json").exists()
     assert ranking.evidence is not None
