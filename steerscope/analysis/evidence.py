@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from steerscope.analysis.data.examples import Example
 from steerscope.analysis.provenance import hash_of
+from steerscope.analysis.result_parts import Evidence, ReferenceLoss, TrainedPoint
 from steerscope.model_identity import ModelIdentity
 
 EVIDENCE = Path(__file__).with_name("evidence.json")
@@ -21,7 +23,7 @@ _SHARED = ("model", "sha256", "layout", "task", "n_sites", "n_seeds", "admitted"
            "baseline_spearman", "before", "best")  # fmt: skip
 
 
-def known_evidence(score: str, path: Path = EVIDENCE) -> dict[str, Any] | None:
+def known_evidence(score: str, path: Path = EVIDENCE) -> Evidence | None:
     """Return what site tables say of a score; ``None`` if it was never compared with training.
 
     Args:
@@ -33,12 +35,12 @@ def known_evidence(score: str, path: Path = EVIDENCE) -> dict[str, Any] | None:
         (``n_probes``) that its sites were ranked with; ``None`` without any.
     """
     studies = [line for table in _tables(path) for line in _lines(table, score)]
-    return {"summary": summary_of(studies), "studies": studies} if studies else None
+    return Evidence(summary=summary_of(studies), studies=tuple(studies)) if studies else None
 
 
 def evidence_for(
     score: str, model: ModelIdentity, task: str | None, scored: Iterable[tuple[str, float]], path: Path = EVIDENCE
-) -> dict[str, Any] | None:
+) -> Evidence | None:
     """Return :func:`known_evidence`, with what training came to at this model's sites on this task, if it was trained.
 
     Args:
@@ -58,12 +60,10 @@ def evidence_for(
         return found
     # Of several tables the one with the most sites.
     table = max(own, key=lambda one: int(one["n_sites"]))
-    points = [
-        {"site": site, "score": value, **dict(zip(("loss", "low", "high"), table["trained"][site], strict=True))}
-        for site, value in scored
-        if site in table["trained"]
-    ]
-    return found | {"points": points, "references": [{"name": "no training", "loss": table["before"]["loss"]}]}
+    points = tuple(
+        TrainedPoint(site, value, *table["trained"][site]) for site, value in scored if site in table["trained"]
+    )
+    return replace(found, points=points, references=(ReferenceLoss("no training", table["before"]["loss"]),))
 
 
 def drawn_mark(task: str, example: Example) -> str:

@@ -1,4 +1,4 @@
-"""How a ranking was made: what was differentiated, how kernels were computed, and with which settings.
+"""How a ranking was made: what was differentiated, how kernels were computed, with which settings; what supports it.
 
 Fields with a default of ``None`` are those that files of before may lack.
 """
@@ -6,6 +6,7 @@ Fields with a default of ``None`` are those that files of before may lack.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -106,3 +107,69 @@ class RankSettings:
     command: str | None = None
     asked_examples: int | None = None
     asked_data: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainedPoint:
+    """A site that was trained at.
+
+    Attributes:
+        site: The hook point, ``12.resid_post``.
+        score: The ranking's score of it.
+        loss: Mean held-out loss over seeds, nats; ``None`` where a run diverged.
+        low: Lowest of the seeds' losses, nats; ``None`` where all diverged.
+        high: Highest of them.
+    """
+
+    site: str
+    score: float
+    loss: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class ReferenceLoss:
+    """What another method, or no training, came to on the same examples: its held-out loss in nats."""
+
+    name: str
+    loss: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What training says about a ranking's default score: on site tables, or, where it was validated, on its own model.
+
+    Attributes:
+        summary: In sentences.
+        studies: A line per site table and number of output directions that the score was compared with, as
+            :func:`~steerscope.analysis.evidence.known_evidence` has them; lines of before have fewer entries.
+        points: Sites of this model that were trained at on this task.
+        references: What else was trained there, and the untrained model.
+        task: Of a validation: its task.
+        score: The score that was compared.
+        n_sites: Sites trained at.
+        n_seeds: Training seeds.
+        spearman: Correlation of the score with minus the trained loss.
+        low: Lower end of its 95% interval.
+        high: Upper end.
+        partial: The correlation given depth.
+        attainable: The correlation that training noise leaves attainable, where it is known.
+        agreements: Every score's agreement with training, best first: the entries of an ``Agreement``, and
+            ``is_baseline``; lines of before have fewer.
+    """
+
+    summary: str = ""
+    studies: tuple[dict[str, Any], ...] = ()
+    points: tuple[TrainedPoint, ...] = ()
+    references: tuple[ReferenceLoss, ...] = ()
+    task: str | None = None
+    score: str | None = None
+    n_sites: int | None = None
+    n_seeds: int | None = None
+    spearman: float | None = None
+    low: float | None = None
+    high: float | None = None
+    partial: float | None = None
+    attainable: float | None = None
+    agreements: tuple[dict[str, Any], ...] = ()

@@ -11,7 +11,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from steerscope.analysis.result_parts import DifferentiatedOutputs, KernelSummary, RankSettings
+from steerscope.analysis.result_parts import DifferentiatedOutputs, Evidence, KernelSummary, RankSettings
 from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
 from steerscope.finite import require_finite_record
@@ -166,7 +166,7 @@ class Ranking(Record, Shown, what="ranking", sign="kernels", report="ranking"):
     settings: RankSettings
     timing: dict[str, float]
     warnings: tuple[str, ...] = ()
-    evidence: dict[str, Any] | None = None
+    evidence: Evidence | None = None
     equal_margin: float | None = None
     set_score: str = "learnable_share"
     kind_score: str | None = None
@@ -180,6 +180,13 @@ class Ranking(Record, Shown, what="ranking", sign="kernels", report="ranking"):
         """
         advice = "Rank again, in float32 or bfloat16 ([[dtype]]) if activations are beyond what float16 holds."
         require_finite_record("the ranking", self, advice)
+
+    @classmethod
+    def _of(cls, data: Any, where: str) -> Ranking:
+        """Return a ranking; what its evidence of before calls a ceiling, which is no upper bound, is left out."""
+        if isinstance(data, dict) and isinstance(evidence := data.get("evidence"), dict):
+            data = data | {"evidence": {name: value for name, value in evidence.items() if name != "ceiling"}}
+        return super()._of(data, where)
 
     def best(self, family: str = "linear") -> SiteScore:
         """Return the best candidate of one family."""

@@ -31,6 +31,17 @@ def test_a_ranking_of_the_first_version_is_read():
     assert {name: again[name] | told for name, told in FIRST.items()} == {name: again[name] for name in FIRST}
 
 
+def test_evidence_of_before_is_read():
+    line = {"model": "m", "spearman": 0.5, "low": 0.1, "high": 0.8}
+    told = {"summary": "Trained.", "spearman": 0.5, "ceiling": 0.9, "agreements": [{"score": "depth"}],
+            "studies": [line], "points": [{"site": "1.mlp_out", "score": 1, "loss": None, "low": 2.0, "high": 2.5}],
+            "references": [{"name": "lora", "loss": 2}]}  # fmt: skip
+    found = Ranking.from_dict(json.loads(plateau().to_json()) | {"evidence": told}).evidence
+    assert (found.summary, found.spearman, found.attainable, found.task) == ("Trained.", 0.5, None, None)
+    assert (found.points[0].site, found.points[0].loss, found.references[0].loss) == ("1.mlp_out", None, 2)
+    assert (found.agreements[0]["score"], found.studies) == ("depth", (line,))
+
+
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [

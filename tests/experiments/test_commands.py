@@ -170,7 +170,7 @@ def test_a_validation(tmp_path):
     assert digest_of_parameters(loaded.model) == digest
     assert Validation.load(tmp_path / "out" / "validation.json") == found
     ranking = Ranking.load(tmp_path / "out" / "ranking.json")
-    assert ranking.evidence["spearman"] == found.agreements[found.score].spearman
+    assert ranking.evidence.spearman == found.agreements[found.score].spearman
     assert not {"device", "dtype", "revision", "trust_remote_code"} & set(found.options)
     again = validate(loaded, task, options, tmp_path / "out")  # goes on; nothing is left to do
     assert again.sites == found.sites

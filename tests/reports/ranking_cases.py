@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from steerscope.analysis.result_parts import DifferentiatedOutputs, KernelSummary, RankSettings
+from steerscope.analysis.result_parts import (
+    DifferentiatedOutputs,
+    Evidence,
+    KernelSummary,
+    RankSettings,
+    ReferenceLoss,
+    TrainedPoint,
+)
 from steerscope.analysis.results import (
     GreedyStep,
     KindScore,
@@ -244,42 +251,20 @@ def thirty_layers() -> Ranking:
 def two_layers_parallel() -> Ranking:
     """A 2-layer parallel model: no ``resid_mid``, one vector for all three writes, nothing else to warn of."""
     ranking = build(Shape(layers=2, kinds=PARALLEL, d_model=32, parallel=True), seed=1)
-    evidence = {
-        "summary": "Training at 6 sites agreed with the ranking (Spearman 0.89).",
-        "spearman": 0.89,
-        "attainable": 0.95,
-        "points": [
-            {
-                "site": f"{layer}.{kind}",
-                "score": 0.1 * i,
-                "loss": 2.0 - 0.1 * i,
-                "low": 1.9 - 0.1 * i,
-                "high": 2.1 - 0.1 * i,
-            }
-            for i, (layer, kind) in enumerate((layer, kind) for layer in (0, 1) for kind in PARALLEL[1:4])
-        ],
-        "references": [{"name": "lora", "loss": 1.4}, {"name": "0.mlp_out+1.mlp_out", "loss": 1.45}],
-        "agreements": [
-            {
-                "score": "learnable_share",
-                "spearman": 0.89,
-                "low": 0.5,
-                "high": 1.0,
-                "partial": 0.8,
-                "regret": 0.0,
-                "is_baseline": False,
-            },
-            {
-                "score": "depth",
-                "spearman": 0.2,
-                "low": -0.5,
-                "high": 0.7,
-                "partial": 0.0,
-                "regret": 0.3,
-                "is_baseline": True,
-            },
-        ],
-    }
+    points = tuple(
+        TrainedPoint(f"{layer}.{kind}", score=0.1 * i, loss=2.0 - 0.1 * i, low=1.9 - 0.1 * i, high=2.1 - 0.1 * i)
+        for i, (layer, kind) in enumerate((layer, kind) for layer in (0, 1) for kind in PARALLEL[1:4])
+    )
+    foreseen = {"score": "learnable_share", "spearman": 0.89, "low": 0.5, "high": 1.0, "partial": 0.8, "regret": 0.0}
+    baseline = {"score": "depth", "spearman": 0.2, "low": -0.5, "high": 0.7, "partial": 0.0, "regret": 0.3}
+    evidence = Evidence(
+        summary="Training at 6 sites agreed with the ranking (Spearman 0.89).",
+        spearman=0.89,
+        attainable=0.95,
+        points=points,
+        references=(ReferenceLoss("lora", 1.4), ReferenceLoss("0.mlp_out+1.mlp_out", 1.45)),
+        agreements=(foreseen | {"is_baseline": False}, baseline | {"is_baseline": True}),
+    )
     kernels = KernelSummary(exact=True, description="exact features")
     return replace(ranking, model=replace(ranking.model, quantised=None), kernels=kernels, evidence=evidence)
 
@@ -306,7 +291,7 @@ def hostile_names() -> Ranking:
         warnings=(hostile,),
         settings=replace(ranking.settings, command=f"steerscope rank '{hostile}'", kinds=(_HOSTILE,)),
         outputs=replace(ranking.outputs, description=hostile),
-        evidence={"summary": hostile},
+        evidence=Evidence(summary=hostile),
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from steerscope import SteeringConfig, get_steering_model, wrap_model
+from steerscope.analysis.result_parts import Evidence
 from steerscope.analysis.results import SiteScore
 from steerscope.analysis.scoring.standing import MARGIN
 from steerscope.errors import InputError
@@ -229,7 +230,7 @@ def test_evidence_is_one_line():
     other = study | {"task": "arc_easy", "low": 0.2}
     ranking = plateau()
     settings = replace(ranking.settings, drawn_from="capitals")
-    ranking = replace(ranking, settings=settings, evidence={"summary": "long", "studies": [other, study]})
+    ranking = replace(ranking, settings=settings, evidence=Evidence(summary="long", studies=(other, study)))
     said = evidence_sentence(ranking)
     assert "Trained at 24 sites of this model on this task" in said
     assert "0.37 (-0.15 to 0.73), not surely better than chance; depth alone reached 0.74" in said

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from steerscope.analysis.result_parts import Evidence, ReferenceLoss, TrainedPoint
 from steerscope.analysis.shown import Shown
 from steerscope.experiments.agreement.agreements import Agreement
 from steerscope.experiments.agreement.attainable import Attainable
@@ -177,7 +178,7 @@ class Validation(Record, Shown, what="validation", sign="agreements", report="va
         said = "not compared yet" if found is None else f"Spearman {found.spearman:.2f} with minus the trained loss"
         return f"{self.study}: {self.score} at {len(self.sites)} trained sites, {said}."
 
-    def evidence(self) -> dict[str, Any]:
+    def evidence(self) -> Evidence:
         """Return what a validated ranking says of its score: a summary, numbers, and the points of the figure."""
         found = self.agreements[self.score]
         limit = self.limit
@@ -189,35 +190,33 @@ class Validation(Record, Shown, what="validation", sign="agreements", report="va
             f"with trained held-out loss {found.spearman:.2f} ({found.low:.2f} to {found.high:.2f}), given "
             f"depth {found.partial:.2f}{against}."
         )
-        points = [
-            {
-                "site": site.method,
-                "score": site.scores[self.score],
-                "loss": finite_or_none(site.mean_loss),
-                "low": min((v for v in site.losses if v is not None), default=None),
-                "high": max((v for v in site.losses if v is not None), default=None),
-            }
+        points = tuple(
+            TrainedPoint(
+                site=site.method,
+                score=site.scores[self.score],
+                loss=finite_or_none(site.mean_loss),
+                low=min((v for v in site.losses if v is not None), default=None),
+                high=max((v for v in site.losses if v is not None), default=None),
+            )
             for site in self.sites
-        ]
-        lines = [{"name": one.method, "loss": one.mean_loss} for one in self.references if math.isfinite(one.mean_loss)]
-        return {
-            "summary": summary,
-            "task": self.task,
-            "score": self.score,
-            "n_sites": len(self.sites),
-            "n_seeds": seeds,
-            "spearman": found.spearman,
-            "low": found.low,
-            "high": found.high,
-            "partial": found.partial,
-            "attainable": limit,
-            "agreements": sorted(
-                (one.as_dict() | {"is_baseline": name in self.baselines} for name, one in self.agreements.items()),
-                key=lambda one: -one["spearman"],
-            ),
-            "points": points,
-            "references": [*lines, {"name": "no training", "loss": self.before.loss}],
-        }
+        )
+        lines = [ReferenceLoss(one.method, one.mean_loss) for one in self.references if math.isfinite(one.mean_loss)]
+        agreements = (one.as_dict() | {"is_baseline": name in self.baselines} for name, one in self.agreements.items())
+        return Evidence(
+            summary=summary,
+            task=self.task,
+            score=self.score,
+            n_sites=len(self.sites),
+            n_seeds=seeds,
+            spearman=found.spearman,
+            low=found.low,
+            high=found.high,
+            partial=found.partial,
+            attainable=limit,
+            agreements=tuple(sorted(agreements, key=lambda one: -one["spearman"])),
+            points=points,
+            references=(*lines, ReferenceLoss("no training", self.before.loss)),
+        )
 
     def records(self) -> list[dict[str, Any]]:
         """Return one row per site trained at, lowest first, then the references: losses, and ``scores.NAME`` for each.

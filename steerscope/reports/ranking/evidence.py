@@ -29,9 +29,8 @@ def evidence_sentence(ranking: Ranking) -> str:
     evidence = ranking.evidence
     if evidence is None:
         return f"{NOT_VALIDATED} It is a prediction."
-    studies = evidence.get("studies")
-    if not isinstance(studies, list) or not studies:
-        return clean(evidence.get("summary") or "Validation by training left no summary.")
+    if not evidence.studies:
+        return clean(evidence.summary or "Validation by training left no summary.")
     lines = _alike(ranking)
     own = [one for one in lines if is_of(one, ranking.model, ranking.settings.drawn_from)]
     others = [one for one in lines if one not in own and _may_judge(one)]
@@ -72,8 +71,8 @@ def studies_table(ranking: Ranking) -> TextTable:
 
 def _alike(ranking: Ranking) -> list[Line]:
     """Return a line per table, that of the ranking most like this one."""
-    studies = (ranking.evidence or {}).get("studies")
-    return ranked_alike(studies if isinstance(studies, list) else [], ranking.outputs.n_probes)
+    studies = () if ranking.evidence is None else ranking.evidence.studies
+    return ranked_alike(studies, ranking.outputs.n_probes)
 
 
 def _may_judge(line: Line) -> bool:
