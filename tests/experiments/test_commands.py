@@ -98,7 +98,7 @@ def test_a_model_in_memory_trains_as_the_same_model_by_name(place, trained, tmp_
     assert plain(again) == plain(found["post-block"])
     assert again.training["losses"] == found["post-block"].training["losses"]
     assert again.test_accuracy == found["post-block"].test_accuracy
-    assert again.before["correct"] == found["post-block"].before["correct"]
+    assert again.before.correct == found["post-block"].before.correct
     weights = [where / "adapter" / "adapter_model.safetensors" for where in (folder / "post-block", tmp_path / "run")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 

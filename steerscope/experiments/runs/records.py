@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from steerscope.analysis.shown import Shown
@@ -62,7 +62,7 @@ class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign=
         peak_memory: Bytes.
         seconds: Wall time of the run, without the evaluation of the untrained model.
         versions: Package versions.
-        evaluation: All that the evaluation says.
+        evaluation: All that the evaluation says; ``None`` in files of before.
         command: How it was made.
         training: What training found on its way: learning rates tried with their validation losses, losses, heads.
         before: The evaluation of the untrained model on the same questions; ``None`` where it was not made.
@@ -85,10 +85,10 @@ class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign=
     peak_memory: int | None
     seconds: float
     versions: Mapping[str, str]
-    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
     command: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
-    before: Mapping[str, Any] | None = None
+    before: Evaluation | None = None
     model_from_files: bool = False
     schema_version: int = SCHEMA_VERSION
 
@@ -156,10 +156,10 @@ class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign=
             peak_memory=peak_memory,
             seconds=seconds,
             versions=versions,
-            evaluation=evaluation.as_dict(),
+            evaluation=evaluation,
             command=command,
             training=training or {},
-            before=None if before is None else before.as_dict(),
+            before=before,
             model_from_files=model_from_files,
         )
 
@@ -168,10 +168,12 @@ class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign=
         # Fields are only added: those of a later version are none of ours.
         names = {one.name for one in fields(cls)}
         own = {name: value for name, value in data.items() if name in names} if isinstance(data, dict) else data
+        for name in ("evaluation", "before"):
+            if isinstance(own, dict) and (told := own.get(name)) is not None:
+                own[name] = asdict(Evaluation.from_dict(told, f"{where}, {name}")) if told != {} else None
         found = super()._of(own, where)
         require_hashes(found.settings, where)
-        before = found.evaluation_before
-        if before is not None and before.test_set != found.test_set:
+        if found.before is not None and found.before.test_set != found.test_set:
             raise InputError(f"{where}: the model was asked other questions before the training. Run again.")
         if not (
             0 <= found.test_low <= found.test_accuracy <= found.test_high <= 1
@@ -187,6 +189,11 @@ class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign=
                 f"{found.total_parameters} parameters, {found.seconds} seconds. Was it changed by hand? Run again."
             )
         return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what ``results.json`` holds: evaluations with their accuracies and intervals."""
+        told = {name: one.as_dict() for name in ("evaluation", "before") if (one := getattr(self, name)) is not None}
+        return super().as_dict() | {"evaluation": {}} | told
 
     def headline(self) -> str:
         """Return what was trained and how often it is right, in one sentence."""
@@ -208,22 +215,17 @@ class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign=
     def records(self) -> list[dict[str, Any]]:
         """Return one row: what the run was, and its numbers; the model by its name."""
         own = {one.name: getattr(self, one.name) for one in fields(self)}
-        numbers = {name: value for name, value in own.items() if not isinstance(value, Mapping)}
+        numbers = {name: value for name, value in own.items() if not isinstance(value, Mapping | Evaluation)}
         return [numbers | {"model": self.model.name}]
-
-    @property
-    def evaluation_before(self) -> Evaluation | None:
-        """What the untrained model answered, or ``None`` where it was not asked."""
-        return None if self.before is None else Evaluation.from_dict(self.before)
 
     @property
     def outcome(self) -> str:
         """The line a run ends with: :attr:`line`, and the accuracy before training where it was measured."""
-        before = self.evaluation_before
-        if before is None:
+        if self.before is None:
             return self.line
-        low, high = before.accuracy.interval
-        return f"{self.line}; before training {before.accuracy.share:.1%} [{low:.1%}, {high:.1%}]"
+        accuracy = self.before.accuracy
+        low, high = accuracy.interval
+        return f"{self.line}; before training {accuracy.share:.1%} [{low:.1%}, {high:.1%}]"
 
     @property
     def line(self) -> str:

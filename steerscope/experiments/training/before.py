@@ -51,9 +51,7 @@ def known_before(
 
 
 def _untrained(run: RunResults) -> Evaluation | None:
-    if run.method == "none":
-        return Evaluation.from_dict(run.evaluation)
-    return None if run.before is None else Evaluation.from_dict(run.before)
+    return run.evaluation if run.method == "none" else run.before
 
 
 def _is_same(run: RunResults, config: RunConfig) -> bool:

@@ -432,15 +432,15 @@ def test_the_untrained_model_is_asked_the_same_questions_first(place, tmp_path):
     task = task_of(place)
     alone = train(options(place, "none"), task, tmp_path / "elsewhere" / "none")
     found, seen, said = stages(options(place), task, tmp_path / "runs" / "run")
-    before = found.evaluation_before
+    before = found.before
     assert {"generate_before", "generate"} <= seen
     assert said.count("before training: test accuracy") == 1
-    assert before.as_dict() | {"seconds": 0} == dict(alone.evaluation) | {"seconds": 0}
+    assert replace(before, seconds=0.0) == replace(alone.evaluation, seconds=0.0)
     assert before.test_set == found.test_set
     assert found.outcome.startswith(found.line + "; before training ")
     assert found.outcome in str(found)
     kept = read_results(tmp_path / "runs" / "run")
-    assert kept.evaluation_before == before
+    assert kept.before == before
     # Results that contradict themselves are refused.
     path = tmp_path / "runs" / "run" / "results.json"
     values = json.loads(path.read_text())
