@@ -95,26 +95,26 @@ class RidgeFit:
         return full
 
 
-def ridge_weights(kernel: Tensor, targets: Tensor, ridge: float) -> Tensor:
+def ridge_weights(kernel: Tensor, targets: Tensor, ridge: float | Tensor) -> Tensor:
     """Return the dual weights ``train target`` of kernel ridge regression, where no rows are to be left out.
 
     Args:
-        kernel: ``train train``; what is above the diagonal is not read.
+        kernel: ``... train train``, of one or several kernels; what is above the diagonal is not read.
         targets: ``train target``.
-        ridge: Added to the diagonal.
+        ridge: Added to the diagonal: one number, or one for each kernel.
 
     Returns:
-        ``train target``.
+        ``... train target``.
 
     Raises:
         torch.linalg.LinAlgError: The kernel plus ridge is not positive definite (it held NaN).
 
     Cost: about ``train^3 / 3`` multiplications, a third of :class:`RidgeFit`.
     """
-    return torch.cholesky_solve(targets, _factor(kernel, ridge))
+    return torch.cholesky_solve(targets.expand(*kernel.shape[:-2], *targets.shape), _factor(kernel, ridge))
 
 
-def _factor(kernel: Tensor, ridge: float) -> Tensor:
+def _factor(kernel: Tensor, ridge: float | Tensor) -> Tensor:
     penalised = kernel.clone()
-    penalised.diagonal().add_(ridge)
+    penalised.diagonal(dim1=-2, dim2=-1).add_(ridge[..., None] if isinstance(ridge, Tensor) else ridge)
     return torch.linalg.cholesky(penalised)

@@ -14,7 +14,7 @@ from torch import Tensor
 from steerscope.equivalence.kernels import gram
 
 # Rows of a Gram matrix of whole numbers that are computed in one product.
-_ROWS = 216
+_ROWS = 144
 
 
 @cache
@@ -74,24 +74,26 @@ def rough_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     return (rough_factor(left, dtype) @ rough_factor(right, dtype)).to(dtype)
 
 
-def integer_products(rows: Tensor) -> Tensor:
-    """Return ``rows @ rows.T`` of whole numbers of eight bits, in float32.
+def integer_products(rows: Tensor, units: Tensor) -> Tensor:
+    """Return ``(units * rows) @ (units * rows).T`` of whole numbers of eight bits, in float32.
 
     Args:
         rows: ``(row inner)``, ``int8``.
+        units: ``(row)``: what one is worth in each row, float32.
 
     Returns:
-        ``(row row)``. Exact up to 2^24; the last step rounds larger sums.
+        ``(row row)``. Products of the whole numbers are exact up to 2^24; larger ones, and units, are rounded.
 
     Cost: a quarter of float32's on CPUs with AMX.
     """
     product = getattr(torch, "_int_mm", None)  # not public: where it is missing, float32 gives the same
     if product is None or not rows.numel() or rows.device.type != "cpu" or not multiplies_bfloat16(rows.device):
-        return gram(rows.float())
+        return gram(rows.float()).mul_(units[:, None] * units)
     out = torch.empty(len(rows), len(rows))
     # As in gram(): below the diagonal, and what is above it is the mirror image.
     for start in range(0, len(rows), _ROWS):
         stop = start + _ROWS
-        out[start:, start:stop] = product(rows[start:], rows[start:stop].T)
-        out[start:stop, stop:] = out[stop:, start:stop].T
+        part = product(rows[start:], rows[start:stop].T).float().mul_(units[start:, None] * units[start:stop])
+        out[start:, start:stop] = part
+        out[start:stop, stop:] = part[_ROWS:].T
     return out

@@ -57,9 +57,14 @@ def multiplies(request, monkeypatch):
 
 
 def test_products_of_whole_numbers_are_exact(multiplies):
-    rows = torch.randint(-127, 128, (130, 40), dtype=torch.int8)
-    assert torch.equal(integer_products(rows).double(), rows.double() @ rows.double().T)
-    assert integer_products(rows[:, :0]).eq(0).all()
+    rows = torch.randint(-127, 128, (330, 40), dtype=torch.int8)
+    ones, units = torch.ones(len(rows)), torch.rand(len(rows)) + 0.5
+    expected = rows.double() @ rows.double().T
+    assert torch.equal(integer_products(rows, ones).double(), expected)
+    scaled = integer_products(rows, units).double()
+    assert torch.allclose(scaled, expected * units.double() * units.double()[:, None], rtol=1e-6, atol=0)
+    assert torch.equal(scaled, scaled.T)
+    assert integer_products(rows[:, :0], ones).eq(0).all()
 
 
 def test_a_rough_product_is_the_product_up_to_its_digits(multiplies):

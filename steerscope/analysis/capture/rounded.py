@@ -76,5 +76,4 @@ def gram_of(feature: Tensor) -> Tensor:
     """Return the inner products ``row row`` of features ``row feature``, rounded or not, in float32 at least."""
     if feature.dtype != torch.int8:
         return gram(feature)
-    units = units_of(feature)
-    return integer_products(numbers_of(feature).contiguous()).mul_(units[:, None]).mul_(units)
+    return integer_products(numbers_of(feature).contiguous(), units_of(feature))

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from steerscope.analysis.scoring.converged import Converged
-from steerscope.analysis.scoring.kernels import Kernel
-from steerscope.analysis.scoring.problem import Direction, Problem
+from steerscope.analysis.scoring.kernels import Kernel, picked
+from steerscope.analysis.scoring.problem import Problem
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE, Candidate, Needs, compute_score, get_score
-from steerscope.analysis.scoring.scores.learnable_share import quick_share, share_of
-from steerscope.analysis.scoring.triangles import Triangle, Triangles
+from steerscope.analysis.scoring.scores.learnable_share import quick_shares, share_of
+from steerscope.analysis.scoring.triangles import Triangles, mirrored
 from steerscope.finite import require_finite
 from steerscope.sites import Site
 
@@ -30,7 +30,7 @@ class _Search(threading.local):
     """What a search adds each candidate to, and where it adds it up: room that is used again costs no new memory."""
 
     members: Sequence[Site] | None = None
-    base: Triangle | None = None
+    base: Tensor | None = None
     room: Tensor | None = None
 
 
@@ -43,34 +43,49 @@ class LearnableShares:
     of_sets: ClassVar[str] = DEFAULT_SCORE
     _search: _Search = field(default_factory=_Search, repr=False, compare=False)
 
-    def of_set(self, members: Sequence[Site], *, quick: bool = False) -> Tensor:
-        """Return the share of a set ``column``; ``quick``: the whole alone, entry 0, in the kernels' precision.
+    def of_set(self, members: Sequence[Site]) -> Tensor:
+        """Return the share of a set ``column``: the whole sample, then one entry per left-out group.
 
         Args:
             members: Sites that are edited at once; their kernels add up.
-            quick: Compute the whole sample alone, without the jackknife.
 
         Returns:
-            The share, 1 where everything is learnable: the whole sample, then one entry per left-out group.
+            The share, 1 where everything is learnable.
         """
-        if quick:
-            return torch.tensor([quick_share(self._lower_sum(members), self.problem)])
-        return share_of(_sum(self.units[site] for site in members), self.problem)
+        *others, last = members
+        return share_of(mirrored(self._lower_sums(others, [last])[0]), self.problem)
 
-    def _lower_sum(self, members: Sequence[Site]) -> Tensor:
-        """Return the sum of kernels ``row row``, right in its lower triangle; the next call writes over it."""
+    def with_each(self, members: Sequence[Site], candidates: Sequence[Site]) -> list[float]:
+        """Return the share of a set with each candidate added, in the kernels' precision and without the jackknife.
+
+        Args:
+            members: The set; it may be empty.
+            candidates: Sites that are not in it.
+
+        Returns:
+            One number per candidate.
+        """
+        return quick_shares(self._lower_sums(members, candidates), self.problem).tolist()
+
+    def _lower_sums(self, members: Sequence[Site], candidates: Sequence[Site]) -> Tensor:
+        """Return sums of kernels ``candidate row row``, right in the lower triangles; calls write over them."""
         if not isinstance(self.units, Triangles):
-            return _sum(self.units[site] for site in members)
-        *others, last = (self.units.kept[site] for site in members)
-        search = self._search
-        if search.room is None:
-            search.room = last.empty()
-        if search.members != members[:-1]:
-            search.members, search.base = list(members[:-1]), None
-            for other in others:
-                search.base = search.base + other if search.base else other
-        last.put_lower(search.room, search.base)
-        return search.room
+            own = [self.units[site] for site in members]
+            return torch.stack([_sum([*own, self.units[site]]) for site in candidates])
+        units, search = self.units, self._search
+        if search.room is None or len(search.room) < len(candidates):
+            one = units[candidates[0]]
+            search.room = one.new_zeros(len(candidates), *one.shape)
+        if search.members != list(members):
+            search.members, search.base = list(members), None
+            for site in members:
+                base = torch.zeros_like(search.room[0])
+                units.kept[site].put_lower(base, search.base, units.of)
+                search.base = base
+        room = search.room[: len(candidates)]
+        for place, site in zip(room, candidates, strict=True):
+            units.kept[site].put_lower(place, search.base, units.of)
+        return room
 
 
 class JointScores:
@@ -90,7 +105,7 @@ class JointScores:
         self,
         score: str,
         like: Candidate,
-        units: Mapping[Site, Tensor],
+        units: Triangles,
         losses: dict[Site, Tensor],
         scales: dict[Site, float],
         lengths: dict[Site, float],
@@ -111,6 +126,11 @@ class JointScores:
         asked = get_score(self.score)
         return self.score if asked.needs.is_of_kernels and not asked.is_baseline else DEFAULT_SCORE
 
+    @property
+    def problem(self) -> Problem:
+        """The held-out problem."""
+        return self.like.problem
+
     @cached_property
     def _shares(self) -> LearnableShares:
         return LearnableShares(self.units, self.like.problem)
@@ -118,15 +138,13 @@ class JointScores:
     @cached_property
     def _whole(self) -> Problem:
         """The problem without replicates: a search through sets needs none."""
-        problem = self.like.problem
-        return replace(problem, directions=tuple(map(_without_replicates, problem.directions)), num_groups=0)
+        return self.like.problem.without_replicates()
 
-    def of_set(self, members: Sequence[Site], *, quick: bool = False) -> Tensor:
-        """Return the score of a set ``column``, each kernel at unit scale; ``quick``: the whole alone, entry 0.
+    def of_set(self, members: Sequence[Site]) -> Tensor:
+        """Return the score of a set ``column``, each kernel at unit scale.
 
         Args:
             members: Sites that are edited at once; their kernels add up.
-            quick: Compute the whole sample alone, without the jackknife.
 
         Returns:
             The score: the whole sample, then one entry per left-out group.
@@ -134,18 +152,59 @@ class JointScores:
         Cost: two factorisations of half the rows.
         """
         if self.of_sets == DEFAULT_SCORE:
-            return self._shares.of_set(members, quick=quick)
-        problem = self._whole if quick else self.like.problem
+            return self._shares.of_set(members)
+        return self._of_candidate(members, self.like.problem)
+
+    def with_each(self, members: Sequence[Site], candidates: Sequence[Site]) -> list[float]:
+        """Return the score of a set with each candidate added, of the whole sample alone.
+
+        Args:
+            members: The set.
+            candidates: Sites that are not in it.
+
+        Returns:
+            One number per candidate.
+        """
+        if self.of_sets == DEFAULT_SCORE:
+            return self._shares.with_each(members, candidates)
+        return [float(self._of_candidate([*members, site], self._whole)[0]) for site in candidates]
+
+    def _of_candidate(self, members: Sequence[Site], problem: Problem) -> Tensor:
         found = compute_score(self._candidate(members, problem), get_score(self.of_sets))
         require_finite(f"the score {self.of_sets!r} of a set of sites", found)
         return found
+
+    def on_first(self, count: int) -> JointScores:
+        """Return the scores on the first prompts of either half, whose order says nothing; of several sites only.
+
+        What is to be learned stays fine-tuning's update from the whole of a half.
+
+        Args:
+            count: How many of either half.
+
+        Returns:
+            The scores on so many, at a small part of the cost.
+        """
+        like = self.like
+        halves = [like.rows.examples_of(way.train)[:count] for way in like.problem.directions]
+        halves.sort(key=lambda half: half.start)
+        of = [like.rows.of_examples(half) for half in halves]
+        like = replace(
+            like,
+            target=like.target.part(of, halves),
+            problem=like.problem.on_first(of),
+            rows=like.rows.part(of, halves),
+            curvature=picked(like.curvature, halves),
+        )
+        losses = {site: picked(picked(loss, halves).T, halves).T for site, loss in self.losses.items()}
+        return JointScores(self.score, like, self.units.part(of), losses, self.scales, self.lengths, self.vectors)
 
     def on(self, problem: Problem) -> Callable[[Site], float]:
         """Return the score of single sites as a function, on the prompts of another problem."""
         score = get_score(self.of_halves)
         if score.name == DEFAULT_SCORE:
             shares = LearnableShares(self.units, problem)
-            return lambda site: float(shares.of_set([site], quick=True)[0])
+            return lambda site: shares.with_each([], [site])[0]
         like = self.like
         converged = (
             Converged.of(like.target, problem, like.rows, like.curvature) if score.needs is Needs.SPECTRUM else None
@@ -178,14 +237,3 @@ def _sum(parts: Iterable[Tensor]) -> Tensor:
     for other in others:
         first = first + other
     return first
-
-
-def _without_replicates(way: Direction) -> Direction:
-    return replace(
-        way,
-        train_in=way.train_in[:, :1],
-        test_in=way.test_in[:, :1],
-        groups=(),
-        update=(way.update[0][:, :1], way.update[1][:, :1]),
-        update_with_mean=(way.update_with_mean[0][:, :1], way.update_with_mean[1][:, :1]),
-    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -57,11 +58,38 @@ class Rows:
         sums = products.new_zeros(self.num_examples, products.shape[1])
         return sums.index_add_(0, self.example.to(products.device), weighted).T
 
+    def examples_of(self, rows: slice) -> range:
+        """Return the examples of consecutive rows."""
+        return range(int(self.example[rows.start]), int(self.example[rows.stop - 1]) + 1)
+
+    def part(self, of: Sequence[slice], examples: Sequence[range]) -> Rows:
+        """Return the rows of some examples, side by side; the examples are counted from 0 again.
+
+        Args:
+            of: The rows of each run of examples.
+            examples: The runs.
+
+        Returns:
+            What these rows are.
+        """
+        numbers = torch.empty(self.num_examples, dtype=self.example.dtype)
+        chosen = picked(torch.arange(self.num_examples), examples)
+        numbers[chosen] = torch.arange(len(chosen))
+        example, probe, group, residual = (
+            picked(part, of) for part in (numbers[self.example], self.probe, self.group, self.residual)
+        )
+        return Rows(example, probe, group, residual, len(chosen))
+
     def of_examples(self, examples: range) -> slice:
         """Return the rows of consecutive examples."""
         inside = (self.example >= examples.start) & (self.example < examples.stop)
         found = inside.nonzero()[:, 0]
         return slice(int(found[0]), int(found[-1]) + 1)
+
+
+def picked(tensor: Tensor, ranges: Sequence[slice] | Sequence[range]) -> Tensor:
+    """Return the entries ``entry ...`` of some ranges, side by side."""
+    return torch.cat([tensor[some.start : some.stop] for some in ranges])
 
 
 class Kernel:
@@ -70,13 +98,20 @@ class Kernel:
     Attributes:
         cross: ``row example``; ``row 0`` where it was not asked for.
         loss: ``example example``.
-        factor: ``row feature``, where features are few: the kernel between rows is ``factor @ factor.T``, which is
-            computed when it is asked for.
+        factor: ``row feature``, where features are few: the kernel between rows is ``factor @ factor.T``.
     """
 
-    def __init__(self, probe: Tensor | None, cross: Tensor, loss: Tensor, factor: Tensor | None = None) -> None:
-        assert probe is not None or factor is not None
-        self._probe, self.cross, self.loss, self.factor = probe, cross, loss, factor
+    def __init__(
+        self,
+        probe: Tensor | None,
+        cross: Tensor,
+        loss: Tensor,
+        factor: Tensor | None = None,
+        make_probe: Callable[[], Tensor] | None = None,
+    ) -> None:
+        """Hold the parts; where ``probe`` is not given, ``make_probe`` makes it when it is asked for."""
+        self.cross, self.loss, self.factor = cross, loss, factor
+        self._probe, self._make_probe = probe, make_probe
         # Of a target that every candidate is compared with, once.
         self._own_sums: tuple[Tensor, Tensor] | None = None
 
@@ -84,11 +119,11 @@ class Kernel:
     def probe(self) -> Tensor:
         """The kernel between rows ``row row``."""
         if self._probe is None:
-            assert self.factor is not None
-            self._probe = gram(self.factor)
+            assert self._make_probe is not None
+            self._probe, self._make_probe = self._make_probe(), None
         return self._probe
 
-    @property
+    @cached_property
     def diagonal(self) -> Tensor:
         """Its diagonal ``row``."""
         return self.probe.diagonal() if self.factor is None else self.factor.pow(2).sum(1)
@@ -131,9 +166,26 @@ class Kernel:
         """Return the kernel of both parameters together."""
         return Kernel(self.probe + other.probe, self.cross + other.cross, self.loss + other.loss)
 
-    @property
+    def part(self, of: Sequence[slice], examples: Sequence[range]) -> Kernel:
+        """Return the kernel on some of the rows and examples.
+
+        Args:
+            of: The ranges of rows.
+            examples: The ranges of examples.
+
+        Returns:
+            A copy.
+        """
+
+        def square(tensor: Tensor, ranges: Sequence[slice] | Sequence[range]) -> Tensor:
+            return picked(picked(tensor, ranges).T, ranges).T
+
+        cross = picked(picked(self.cross, of).T, examples).T if self.cross.shape[1] else picked(self.cross, of)
+        return Kernel(square(self.probe, of), cross, square(self.loss, examples))
+
+    @cached_property
     def scale(self) -> float:
-        """The mean of the diagonal over rows."""
+        """The mean of the diagonal over rows; not finite where a number of it is not."""
         return float(self.diagonal.mean())
 
     @property
@@ -151,23 +203,9 @@ class Kernel:
         Returns:
             Sums ``(column)`` of both, in float64.
 
-        Cost: one pass over both kernels; with ``factor`` a product of it with the other one.
+        Cost: one pass over both kernels.
         """
-        if self.factor is None:
-            between, own = _sums_of_products(self.probe, (other.probe, self.probe), included)
-            return between, own
-        factor = self.factor.double()
-        whole, by_row = factor.T @ factor, ((other.probe.to(self.factor) @ self.factor).double() * factor).sum(1)
-        between, own = torch.zeros(2, included.shape[1], dtype=torch.float64)
-        # Columns leave a few rows out: what these make is taken off the whole.
-        for column, inside in enumerate(included.bool().T):
-            if not inside.any():  # where rounding would leave something of nothing
-                continue
-            out = (~inside).nonzero()[:, 0]
-            gone = factor[out]
-            among = (gone @ gone.T * other.probe[out[:, None], out]).sum()
-            between[column] = by_row.sum() - 2 * by_row[out].sum() + among
-            own[column] = (whole - gone.T @ gone).pow(2).sum()
+        between, own = _sums_of_products(self.probe, (other.probe, self.probe), included)
         return between, own
 
     def own_sums(self, included: Tensor) -> Tensor:
@@ -205,7 +243,7 @@ def _kernel_of(one: Tensor, features: Features, rows: Rows, cross: bool) -> Kern
     every = bool(features.valid.all())
     picked = one[:, :k].flatten(0, 1) if every else one[rows.example, rows.probe]
     few = not cross and one.shape[-1] <= _FEW * len(picked)
-    factor = wide_feature(picked) if few else None
+    factor = wide_feature(picked).cpu() if few else None
     probe = None if few else gram_of(picked)
     if not features.spans:
         loss = wide_feature(one[:, k])
@@ -219,6 +257,5 @@ def _kernel_of(one: Tensor, features: Features, rows: Rows, cross: bool) -> Kern
         between = rows.along_loss(probe)
         along = rows.along_loss(between)
         between = between if cross else between[:, :0]
-    return Kernel(
-        None if probe is None else probe.cpu(), between.cpu(), along.cpu(), None if factor is None else factor.cpu()
-    )
+    made = None if probe is None else probe.cpu()
+    return Kernel(made, between.cpu(), along.cpu(), factor, lambda: gram_of(picked).cpu())

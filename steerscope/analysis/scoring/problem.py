@@ -7,7 +7,8 @@ is fitted to that update on the same half and judged on the other, then the halv
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,6 +42,32 @@ class Direction:
     update: tuple[Tensor, Tensor]
     update_with_mean: tuple[Tensor, Tensor]
     residual: tuple[Tensor, Tensor]
+
+    def without_replicates(self) -> Direction:
+        """Return the direction on the whole halves alone."""
+        return self.on_first(self.train, self.test)
+
+    def on_first(self, train: slice, test: slice) -> Direction:
+        """Return the direction on the first rows of either half, without replicates.
+
+        Args:
+            train: Where the first rows to learn from stand, and so how many they are.
+            test: Where the first rows to judge on stand.
+
+        Returns:
+            The direction; its update is that of the whole half.
+        """
+        learned, judged = train.stop - train.start, test.stop - test.start
+        return Direction(
+            train,
+            test,
+            self.train_in[:learned, :1],
+            self.test_in[:judged, :1],
+            (),
+            (self.update[0][:learned, :1], self.update[1][:judged, :1]),
+            (self.update_with_mean[0][:learned, :1], self.update_with_mean[1][:judged, :1]),
+            (self.residual[0][:learned], self.residual[1][:judged]),
+        )
 
 
 @dataclass(frozen=True)
@@ -100,6 +127,27 @@ class Problem:
                 )
             )
         return cls(tuple(directions), num_groups, ridge, removed / max(energy, 1e-300))
+
+    def without_replicates(self) -> Problem:
+        """Return the problem of the whole sample alone, without the groups that the jackknife leaves out."""
+        return replace(self, directions=tuple(way.without_replicates() for way in self.directions), num_groups=0)
+
+    def on_first(self, of: Sequence[slice]) -> Problem:
+        """Return the problem on the first rows of both halves, without replicates; they stand side by side there.
+
+        What is to be learned stays fine-tuning's update from the whole of a half.
+
+        Args:
+            of: The rows of either half that take part, the half that stands first in front.
+
+        Returns:
+            The smaller problem.
+        """
+        first, second = (rows.stop - rows.start for rows in of)
+        halves = slice(0, first), slice(first, first + second)
+        where = {rows.start: half for rows, half in zip(of, halves, strict=True)}
+        ways = (way.on_first(where[way.train.start], where[way.test.start]) for way in self.directions)
+        return replace(self, directions=tuple(ways), num_groups=0)
 
 
 @dataclass(frozen=True)

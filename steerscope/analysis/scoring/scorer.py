@@ -33,7 +33,7 @@ from steerscope.analysis.scoring.scores import (
     relative_length,
 )
 from steerscope.analysis.scoring.standing import MARGIN, standing_of
-from steerscope.analysis.scoring.triangles import Triangle, Triangles
+from steerscope.analysis.scoring.triangles import Triangle, Triangles, mirrored
 from steerscope.finite import require_finite
 from steerscope.models.load import LoadedModel
 from steerscope.process import return_freed_memory, side_by_side
@@ -349,17 +349,14 @@ class Scorer:
         """Return the edit of several sites at once, each kernel of unit scale."""
 
         def sum_of(factors: Mapping[Site, float]) -> Tensor:
-            total: Triangle | None = None
+            total = self.linear_kernels.kept[sites[0]].empty()
             for site, factor in factors.items():
                 if family == "linear":
-                    part = self.linear_kernels.kept[site]
+                    self.linear_kernels.kept[site].add_to(total, factor)
                 else:
                     vector = self._vector_at(site).kernel
-                    part = Triangle(vector.probe, unit=vector.unit)
-                part = part if factor == 1 else part * factor
-                total = part if total is None else total + part
-            assert total is not None
-            return total.whole()
+                    total.add_(vector.probe, alpha=factor / vector.unit)
+            return mirrored(total)
 
         parts = {site: getattr(self._kept[site], family) for site in sites}
         loss = torch.stack([part.loss for part in parts.values()]).sum(0)

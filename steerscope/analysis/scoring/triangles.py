@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -29,61 +28,88 @@ class Triangle:
         lower = (kernel[rows, : rows.stop] for rows in _panels(len(kernel)))
         self._panels = [(panel / unit).to(dtype or kernel.dtype) for panel in lower]
 
-    def __mul__(self, factor: float) -> Triangle:
-        """Return the matrix times a number."""
-        part = copy.copy(self)
-        part._panels = [_wide(panel) * factor for panel in self._panels]
-        return part
+    def empty(self, size: int | None = None) -> Tensor:
+        """Return room for the matrix ``row row``, or for another size of the same data type; zeros."""
+        size = self._size if size is None else size
+        return _wide(self._panels[0]).new_zeros(size, size)
 
-    def __add__(self, other: Triangle) -> Triangle:
-        """Return the sum with another matrix of the same size."""
-        total = copy.copy(self)
-        total._panels = [_wide(one) + two for one, two in zip(self._panels, other._panels, strict=True)]
-        return total
-
-    def empty(self) -> Tensor:
-        """Return room for the matrix ``row row``, for :meth:`put_lower`."""
-        return _wide(self._panels[0]).new_zeros(self._size, self._size)
-
-    def put_lower(self, out: Tensor, other: Triangle | None = None) -> None:
+    def put_lower(self, out: Tensor, base: Tensor | None = None, of: Sequence[slice] | None = None) -> None:
         """Write the matrix, or its sum with another one, into the lower triangle of ``out``.
 
         Args:
             out: ``row row``; what is above the panels is left as it is.
-            other: Of the same size.
+            base: ``row row``, right in its lower triangle.
+            of: Ranges of rows, in ascending order, whose part of the matrix is wanted: ``out`` and ``base`` hold
+                these rows only.
         """
-        for place, (rows, panel) in enumerate(self._by_rows()):
-            if other is None:
-                out[rows, : rows.stop] = panel
-            else:
-                torch.add(_wide(panel), other._panels[place], out=out[rows, : rows.stop])
+        for target, source in self._pieces(of):
+            out[target].copy_(source)
+            if base is not None:
+                out[target].add_(base[target])
 
-    def whole(self) -> Tensor:
-        """Return the matrix ``row row``."""
-        out = _wide(self._panels[0]).new_empty(self._size, self._size)
-        for rows, panel in self._by_rows():
-            out[rows, : rows.stop] = panel
-            out[: rows.start, rows] = panel[:, : rows.start].T
-        return out
+    def add_to(self, out: Tensor, factor: float = 1.0) -> None:
+        """Add a multiple of the matrix to the lower triangle of ``out`` ``row row``."""
+        for target, source in self._pieces(None):
+            out[target].add_(_wide(source), alpha=factor)
 
-    def _by_rows(self) -> Iterator[tuple[slice, Tensor]]:
-        return zip(_panels(self._size), self._panels, strict=True)
+    def whole(self, of: Sequence[slice] | None = None) -> Tensor:
+        """Return the matrix ``row row``, or the part of some ranges of rows."""
+        out = self.empty(None if of is None else sum(rows.stop - rows.start for rows in of))
+        self.put_lower(out, of=of)
+        return mirrored(out)
+
+    def _pieces(self, of: Sequence[slice] | None) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+        """Yield where in a matrix of the rows ``of`` each piece of a panel goes, and the piece."""
+        ranges, starts = [slice(0, self._size)] if of is None else list(of), [0]
+        for rows in ranges:
+            starts.append(starts[-1] + rows.stop - rows.start)
+        for panel_rows, panel in zip(_panels(self._size), self._panels, strict=True):
+            for at, rows in zip(starts, ranges, strict=False):
+                first, last = max(panel_rows.start, rows.start), min(panel_rows.stop, rows.stop)
+                if first >= last:
+                    continue
+                down = slice(at + first - rows.start, at + last - rows.start)
+                own = panel[first - panel_rows.start : last - panel_rows.start]
+                for across, columns in zip(starts, ranges, strict=False):
+                    stop = min(columns.stop, panel_rows.stop)
+                    if columns.start < stop:
+                        target = down, slice(across, across + stop - columns.start)
+                        yield target, own[:, columns.start : stop]
 
 
 class Triangles(Mapping[Site, Tensor]):
-    """Kernels of sites, kept as triangles: each is put together when it is asked for."""
+    """Kernels of sites, kept as triangles: each is put together when it is asked for.
 
-    def __init__(self) -> None:
-        self.kept: dict[Site, Triangle] = {}
+    Args:
+        kept: The triangles.
+        of: Ranges of rows in ascending order that kernels are wanted of; without it all.
+    """
+
+    def __init__(self, kept: dict[Site, Triangle] | None = None, of: Sequence[slice] | None = None) -> None:
+        self.kept: dict[Site, Triangle] = {} if kept is None else kept
+        self.of = of
+
+    def part(self, of: Sequence[slice]) -> Triangles:
+        """Return the same kernels on some of the rows."""
+        return Triangles(self.kept, of)
 
     def __getitem__(self, site: Site) -> Tensor:
-        return self.kept[site].whole()
+        return self.kept[site].whole(self.of)
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.kept)
 
     def __len__(self) -> int:
         return len(self.kept)
+
+
+def mirrored(lower: Tensor) -> Tensor:
+    """Return a symmetric matrix ``row row`` whose lower triangle this is; what is above is written over."""
+    for rows in _panels(len(lower)):
+        square = lower[rows, rows]
+        square.copy_(square.tril() + square.tril(-1).T)
+        lower[: rows.start, rows] = lower[rows, : rows.start].T
+    return lower
 
 
 def _wide(panel: Tensor) -> Tensor:

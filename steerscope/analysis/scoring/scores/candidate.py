@@ -103,6 +103,25 @@ class Candidate:
         return tuple((replace(each, residual_weights=each.residual_weights * unit), one) for each, one in found)
 
     @cached_property
+    def loss_terms(self) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
+        """The first and second derivative of the log-likelihood along each direction's prediction of the residual.
+
+        Sums over the held-out prompts of ``<r, v>`` and of ``v C v`` in nats, and the number of prompts; ``(column)``
+        each, once for all scores.
+        """
+        return tuple(self._loss_terms(found, way) for found, way in self.predictions)
+
+    def _loss_terms(self, found: Predictions, way: Direction) -> tuple[Tensor, Tensor, Tensor]:
+        used, truth = way.test_in, way.residual[1][:, None]
+        where = self.rows.example[way.test], self.rows.probe[way.test]
+        dense = torch.zeros(self.rows.num_examples, self.curvature.shape[1], self.num_columns, dtype=torch.float64)
+        dense[where] = found.residual * used
+        bent = torch.einsum("npc,npq,nqc->c", dense, self.curvature, dense)
+        seen = torch.zeros(self.rows.num_examples, self.num_columns, dtype=torch.float64)
+        seen[where[0]] = used
+        return (found.residual * truth * used).sum(0), bent, seen.sum(0)
+
+    @cached_property
     def spectra(self) -> tuple[Spectrum, ...]:
         """The spectrum of the unit kernel on the training rows of each direction, once for all scores."""
         return spectra_of(self.unit_kernel, self.problem)
@@ -155,9 +174,9 @@ def is_zero(kernel: Tensor | Kernel) -> bool:
     Raises:
         InputError: It is NaN or infinite.
     """
-    diagonal = kernel.diagonal if isinstance(kernel, Kernel) else kernel.diagonal()
-    require_finite("a kernel", diagonal)
-    return float(diagonal.mean()) <= 0
+    scale = kernel.scale if isinstance(kernel, Kernel) else float(kernel.diagonal().mean())
+    require_finite("a kernel", scale)
+    return scale <= 0
 
 
 def relative_length(kernel: Tensor | Kernel, read_length: float, held_length: float) -> float:
@@ -176,5 +195,5 @@ def relative_length(kernel: Tensor | Kernel, read_length: float, held_length: fl
     """
     if is_zero(kernel):
         return 0.0
-    diagonal = kernel.diagonal if isinstance(kernel, Kernel) else kernel.diagonal()
-    return (read_length / max(held_length, 1e-30)) ** 2 / float(diagonal.mean())
+    scale = kernel.scale if isinstance(kernel, Kernel) else float(kernel.diagonal().mean())
+    return (read_length / max(held_length, 1e-30)) ** 2 / scale

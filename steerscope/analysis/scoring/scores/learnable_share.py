@@ -10,6 +10,7 @@ from steerscope.analysis.scoring.problem import Problem, predict
 from steerscope.analysis.scoring.scores.candidate import Candidate, is_zero, r_squared
 from steerscope.analysis.scoring.scores.score import Unit, register_score
 from steerscope.equivalence.kernels import ridge_weights
+from steerscope.finite import require_finite
 
 _SOURCE = "this project; the kernel view of training: arXiv 1806.07572, 2210.05643"
 
@@ -64,23 +65,36 @@ def quick_share(kernel: Tensor, problem: Problem, learn_from: tuple[int, Rows] |
             that of the whole half.
 
     Returns:
-        One number, at most 1.
+        One number, at most 1; 0 of a zero kernel.
     """
-    if is_zero(kernel):
-        return 0.0
-    # A ridge in units of the mean diagonal is a kernel divided by it: predictions are the same.
-    ridge = problem.ridge * float(kernel.diagonal().mean())
-    error = size = 0.0
+    return float(quick_shares(kernel[None], problem, learn_from)[0])
+
+
+def quick_shares(kernels: Tensor, problem: Problem, learn_from: tuple[int, Rows] | None = None) -> Tensor:
+    """Return :func:`quick_share` of several kernels at once: of small ones the calls cost more than the numbers.
+
+    Args:
+        kernels: ``kernel row row``, as there.
+        problem: The held-out problem.
+        learn_from: As there.
+
+    Returns:
+        ``kernel``, in float64.
+    """
+    scale = kernels.diagonal(dim1=1, dim2=2).mean(1)
+    require_finite("a kernel", scale)
+    # A ridge in units of the mean diagonal is a kernel divided by it: predictions are the same. Zero predicts nothing.
+    ridge = problem.ridge * torch.where(scale > 0, scale, 1)
+    error, size = torch.zeros(len(kernels), dtype=torch.float64), 0.0
     for way in problem.directions:
-        train, update = way.train, way.update[0][:, 0].to(kernel)
+        train, update = way.train, way.update[0][:, 0].to(kernels)
         if learn_from is not None:
             count, rows = learn_from
-            first = int(rows.example[train.start])
-            train = rows.of_examples(range(first, first + count))
+            train = rows.of_examples(rows.examples_of(train)[:count])
             update = update[: train.stop - train.start]
-        truth = way.update[1][:, 0].to(kernel)
-        weights = ridge_weights(kernel[train, train], update[:, None], ridge)[:, 0]
-        across = kernel[way.test, train] if way.test.start >= train.stop else kernel[train, way.test].T
-        error += float((truth - across @ weights).pow(2).sum())
+        truth = way.update[1][:, 0].to(kernels)
+        weights = ridge_weights(kernels[:, train, train], update[:, None], ridge)
+        across = kernels[:, way.test, train] if way.test.start >= train.stop else kernels[:, train, way.test].mT
+        error += (truth - (across @ weights)[..., 0]).pow(2).sum(1).double()
         size += float(truth.pow(2).sum())
     return 1 - error / max(size, 1e-300)
