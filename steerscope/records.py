@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar, cast
@@ -42,6 +43,20 @@ def copied(kind: type[T], source: Any) -> T:
         The record.
     """
     return kind(**{field.name: getattr(source, field.name) for field in dataclasses.fields(cast(Any, kind))})
+
+
+def fields_of(kind: type[Any], data: Any) -> Any:
+    """Return what JSON holds of a record's fields: those that a later version added are left out.
+
+    Args:
+        kind: The record's class, a dataclass.
+        data: What a JSON file holds; what is no object is returned as it is.
+
+    Returns:
+        The values by name.
+    """
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {name: data[name] for name in names if name in data} if isinstance(data, Mapping) else data
 
 
 class Record:

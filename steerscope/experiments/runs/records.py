@@ -14,7 +14,7 @@ from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError, shortened
 from steerscope.experiments.runs.evaluation import Evaluation
 from steerscope.model_identity import ModelIdentity
-from steerscope.records import Record, record_of
+from steerscope.records import Record, fields_of, record_of
 
 SCHEMA_VERSION = 1
 
@@ -166,8 +166,7 @@ class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign=
     @classmethod
     def _of(cls, data: Any, where: str) -> RunResults:
         # Fields are only added: those of a later version are none of ours.
-        names = {one.name for one in fields(cls)}
-        own = {name: value for name, value in data.items() if name in names} if isinstance(data, dict) else data
+        own = _known(cls, data)
         for name in ("evaluation", "before"):
             if isinstance(own, dict) and (told := own.get(name)) is not None:
                 own[name] = asdict(Evaluation.from_dict(told, f"{where}, {name}")) if told != {} else None
@@ -236,6 +235,11 @@ class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign=
         )
 
 
+def _known(kind: type[RunConfig], data: Any) -> Any:
+    own = fields_of(kind, data)
+    return own | {"model": fields_of(ModelIdentity, own["model"])} if isinstance(own, dict) and "model" in own else own
+
+
 def require_config(values: Mapping[str, Any], where: str) -> None:
     """Refuse a run's configuration that cannot be read; what stands beside its fields, such as versions, is ignored.
 
@@ -246,8 +250,7 @@ def require_config(values: Mapping[str, Any], where: str) -> None:
     Raises:
         InputError: A field is missing or of another type.
     """
-    own = {one.name: values[one.name] for one in fields(RunConfig) if one.name in values}
-    found = record_of(own, RunConfig, f"{where} is no run's configuration")
+    found = record_of(_known(RunConfig, values), RunConfig, f"{where} is no run's configuration")
     require_hashes(found.settings, where)
 
 
