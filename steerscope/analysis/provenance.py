@@ -113,7 +113,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     found |= {f"[[{name}]]" if name != "recipe" else "version": v for name, v in settings.items() if name != "data"}
     if knows_data(settings):
         found |= settings["data"]
-    if isinstance(config.get("model"), Mapping):
+    if isinstance(config.get("model"), ModelIdentity | Mapping):
         found["model"] = model_key(config["model"])
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 

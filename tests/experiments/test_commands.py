@@ -171,7 +171,7 @@ def test_a_validation(tmp_path):
     assert Validation.load(tmp_path / "out" / "validation.json") == found
     ranking = Ranking.load(tmp_path / "out" / "ranking.json")
     assert ranking.evidence.spearman == found.agreements[found.score].spearman
-    assert not {"device", "dtype", "revision", "trust_remote_code"} & set(found.options)
+    assert not {"device", "dtype", "revision", "trust_remote_code"} & set(found.as_dict()["options"])
     again = validate(loaded, task, options, tmp_path / "out")  # goes on; nothing is left to do
     assert again.sites == found.sites
     steerscope.write_report(ranking, tmp_path / "out")
@@ -212,7 +212,7 @@ def test_a_verification_of_a_model(place):
     assert asked == ["float64"]
     named = verify(place / "model", quick, only="P1")
     assert found.propositions[0].claims == named.propositions[0].claims
-    assert not {"revision", "trust_remote_code"} & set(named.settings)
+    assert not {"revision", "trust_remote_code"} & set(named.as_dict()["settings"])
 
 
 def test_propositions():

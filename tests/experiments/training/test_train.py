@@ -366,7 +366,7 @@ def test_a_bfloat16_base_has_float32_adapters(place, tmp_path, method):
     files = list((tmp_path / "run" / "adapter").rglob("adapter_model.safetensors"))
     assert len(files) == (2 if method == "joint" else 1)
     assert {value.dtype for file in files for value in load_file(file).values()} == {torch.float32}
-    assert read_results(tmp_path / "run").model["dtype"] == "bfloat16"
+    assert read_results(tmp_path / "run").model.dtype == "bfloat16"
 
 
 def test_lofit_chooses_heads_once_at_its_own_rate_and_searches_offsets(place, tmp_path):
