@@ -30,7 +30,9 @@ def measure(what: str, num_examples: int, num_probes: int | None, num_threads: i
     from steerscope.analysis.capture.outputs import batch_outputs, make_probes
     from steerscope.analysis.capture.way_back import RoundedBack, rounded_weight, rounds_back
     from steerscope.analysis.data.encoding import batches, encode
+    from steerscope.process import keep_few_compiled_products
 
+    keep_few_compiled_products()  # as `steerscope rank` does
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     loaded = load_model()

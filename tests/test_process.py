@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -10,7 +11,7 @@ import torch
 
 from steerscope import RankOptions, rank_sites, wrap_model
 from steerscope.analysis.capture.features import SketchPlan
-from steerscope.process import side_by_side
+from steerscope.process import keep_few_compiled_products, side_by_side
 from tests.analysis.test_slices import examples
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -76,3 +77,13 @@ def test_a_ranking_on_two_threads_is_that_of_one(score, two_threads):
     assert [(step.layer, step.kind) for step in found[0].greedy] == [
         (step.layer, step.kind) for step in found[1].greedy
     ]
+
+
+@pytest.mark.parametrize("own", [None, "7"])
+def test_few_products_are_kept_but_as_many_as_the_user_says(own, monkeypatch):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, own or "")
+    if own is None:
+        monkeypatch.delenv(name)
+    keep_few_compiled_products()
+    assert os.environ[name] == (own or "32")

@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import torch
 
+from steerscope.analysis.capture.batch_plan import planned_batches, tokens_of
 from steerscope.analysis.capture.capture import capture
 from steerscope.analysis.capture.features import Features, SketchPlan, feature_bytes
 from steerscope.analysis.capture.outputs import Probes, make_probes
 from steerscope.analysis.capture.way_back import rounds_back
-from steerscope.analysis.data.encoding import Encoded, OutputMode, encode_for, planned_batches
+from steerscope.analysis.data.encoding import Encoded, OutputMode, batches_of, encode_for
 from steerscope.analysis.data.examples import Example, check_examples, content_order
 from steerscope.analysis.evidence import drawn_from, evidence_for
 from steerscope.analysis.provenance import RECIPE, content_hash
@@ -197,7 +198,9 @@ def _kinds(loaded: LoadedModel, options: RankOptions) -> tuple[SiteKind, ...]:
 
 def _memory(loaded: LoadedModel, encoded: Encoded, probes: Probes, plan: SketchPlan, options: RankOptions) -> Memory:
     itemsize = 8 if loaded.identity.dtype == "float64" else 4
-    largest = max(planned_batches(encoded, options.batch_size), key=lambda batch: batch.ids.numel())
+    planned = planned_batches(encoded, options.batch_size)
+    most = max(zip(tokens_of(encoded, planned), planned, strict=True))[1]
+    (largest,) = batches_of(encoded, [most], pad_id=0, device=torch.device("cpu"))
     rows, length = largest.ids.shape
     tokens, predicted = rows * length, int((length - largest.first_target).max().clamp_min(1))
     # What linear maps read, and of sketches what is projected, is held beside the graph.

@@ -89,9 +89,11 @@ def rank(
     from steerscope.folders import Kind
     from steerscope.installed import require
     from steerscope.models import load_model
+    from steerscope.process import keep_few_compiled_products
     from steerscope.reports.ranking.tables import print_ranking
     from steerscope.sites import parse_kind
 
+    keep_few_compiled_products()
     # Everything that can be refused is refused here, before a model is loaded.
     kinds = None
     if wanted.kinds is not None:

@@ -32,7 +32,7 @@ FEATURES = 1e-5
 SKETCHED_FEATURES = 1e-2
 # Scores, absolute below 1 and relative above; the ridge keeps regressions from amplifying the features' rounding.
 SCORES = 3e-4
-SKETCHED_SCORES = 1e-3
+SKETCHED_SCORES = 2e-3  # the 576 numbers that stand for the weights here are of eight bits too
 
 PROBABILITIES = ("residual", "curvature", "loss", "correct")
 

@@ -44,6 +44,13 @@ def test_parts_and_rows_are_those_of_the_feature():
     assert torch.equal(wide_feature(kept.reshape(3, 4, -1)[1, 2]), wide[6])
 
 
+def test_units_of_a_single_row_anywhere():
+    feature = features()[:5, :7]
+    kept = rounded(feature)  # rows of eleven bytes
+    for row, one in zip(kept, feature, strict=True):
+        assert torch.allclose(wide_feature(row), one, atol=float(one.abs().max()) / 200)
+
+
 def test_what_is_not_rounded_stays_as_it_is():
     feature = features().double()
     assert torch.equal(wide_feature(feature), feature)

@@ -86,7 +86,7 @@ def test_features_are_projected_sums_over_the_real_tokens_of_an_example(monkeypa
                 torch.einsum("bto,bti->oi", factor * one[here] @ projection(path, PLAN.weight_size, 1).T, read)
                 for path, one in zip(("q", "k"), map_grads, strict=True)
             )
-            torch.testing.assert_close(parts.weights["all"][example, slot], expected.flatten(), rtol=1e-4, atol=1e-3)
+            near(parts.weights["all"][example, slot], expected.flatten())
 
 
 def near(found: torch.Tensor, expected: torch.Tensor) -> None:

@@ -9,11 +9,12 @@ import torch
 
 from steerscope import Example, InputError, RankOptions, rank_sites, wrap_model
 from steerscope.analysis import ranking
+from steerscope.analysis.capture.batch_plan import planned_batches, tokens_of
 from steerscope.analysis.capture.capture import capture
 from steerscope.analysis.capture.features import SketchPlan
 from steerscope.analysis.capture.outputs import make_probes
 from steerscope.analysis.capture.slices import Slice, capture_slice, cut, joined
-from steerscope.analysis.data.encoding import batches, encode_for, token_limit
+from steerscope.analysis.data.encoding import encode_for
 from steerscope.analysis.scoring.kernels import Kernel, Rows
 from tests.cli.runs import CHOICES, question
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -63,7 +64,7 @@ def test_slices_are_what_one_machine_captures(loaded, kind, plan, count, tmp_pat
 
 def test_slices_take_whole_batches_and_about_as_many_tokens(loaded):
     _, encoded, _ = prepared(loaded, "sequences")
-    sizes = [batch.ids.numel() for batch in batches(encoded, batch_size=4, pad_id=0, device=torch.device("cpu"))]
+    sizes = tokens_of(encoded, planned_batches(encoded, 4))
     for count in (1, 2, 3, len(sizes)):
         slices = cut(encoded, 4, count)
         assert sorted(row for own in slices for row in own) == list(range(24))
@@ -104,8 +105,7 @@ def test_memory_is_said_of_the_largest_batch_there_is(monkeypatch):
     lengths = [2] * 30 + [36]
     found = [Example(question(i) + " 7" * length, choices[i % 4], choices, i % 4) for i, length in enumerate(lengths)]
     encoded = encode_for(loaded, found)
-    made = batches(encoded, batch_size=8, pad_id=0, device=torch.device("cpu"), most_tokens=token_limit(encoded, 8))
-    largest = max(batch.ids.numel() for batch in made)
+    largest = max(tokens_of(encoded, planned_batches(encoded, 8)))
     said: list[int] = []
     needed = ranking.memory_needed
     monkeypatch.setattr(

@@ -10,7 +10,7 @@ same for the sum over weights, and one batch's graph. The exact bound is :func:`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -18,12 +18,13 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from steerscope.analysis.capture.batch_plan import planned_batches
 from steerscope.analysis.capture.features import Features, SketchPlan, feature_bytes
 from steerscope.analysis.capture.outputs import Probes, batch_outputs, selected_positions
 from steerscope.analysis.capture.places import PlaceWatch
 from steerscope.analysis.capture.recorder import Recorder, at_least_float32
 from steerscope.analysis.capture.way_back import LARGEST_ERROR
-from steerscope.analysis.data.encoding import Batch, Encoded, batches, token_limit
+from steerscope.analysis.data.encoding import Batch, Encoded, batches, batches_of
 from steerscope.finite import require_finite
 from steerscope.models.hooks import Tap, tapping
 from steerscope.models.load import LoadedModel
@@ -140,7 +141,7 @@ def capture(
     padding_side: str = "right",
     scale_examples: int = 64,
     progress: Progress | None = None,
-    measured_on: Encoded | None = None,
+    part_of: tuple[Encoded, Sequence[int]] | None = None,
 ) -> Features:
     """Record the features of all sites and weights in one pass over the examples.
 
@@ -150,12 +151,13 @@ def capture(
         probes: Which outputs are differentiated.
         plan: Exact features or sketches.
         seed: Seed of the sketches.
-        batch_size: Sequences per batch, fewer where they are long (:func:`token_limit`); changes no number beyond
-            rounding.
+        batch_size: Sequences of median length per batch, more at first and fewer at the end
+            (:func:`~steerscope.analysis.capture.batch_plan.planned_batches`); changes no number beyond rounding.
         padding_side: ``left`` or ``right``; changes no number beyond rounding.
         scale_examples: Examples on which the channels' scales are measured first (one forward pass).
         progress: Called after every forward or backward pass.
-        measured_on: The examples that scales are measured on the first of; where these are a slice, the whole.
+        part_of: Where these are a slice: all examples, and which of them these are. Scales are measured on the first
+            of all, and batches are those of the whole.
 
     Returns:
         The features, rows in the order of ``encoded``'s examples.
@@ -167,22 +169,23 @@ def capture(
     (a third of that on a 135M model), plus the forward pass for the scales, and two of both on four examples where
     derivatives are rounded.
     """
-    whole = measured_on or encoded
+    whole, rows = part_of or (encoded, range(encoded.num_examples))
     watch = PlaceWatch(loaded, whole)
     stats = read_stats(loaded, whole, batch_size=batch_size, max_examples=scale_examples, watch=watch)
     places = watch.stats()
     return_freed_memory()
     recorder = Recorder(loaded, encoded, probes, plan, stats.scales, seed)
-    shortest_first = batches(
-        encoded,
-        batch_size=batch_size,
-        pad_id=pad_token(loaded.tokenizer, loaded.model),
-        device=loaded.device,
-        padding_side=padding_side,
-        most_tokens=token_limit(whole, batch_size),
+    place = {example: number for number, example in enumerate(rows)}
+    groups = [group for group in planned_batches(whole, batch_size) if group[0] in place]
+    total_batches = list(
+        batches_of(
+            encoded,
+            [[place[example] for example in group] for group in groups],
+            pad_id=pad_token(loaded.tokenizer, loaded.model),
+            device=loaded.device,
+            padding_side=padding_side,
+        )
     )
-    # The graph is largest while the fewest features are filled: the two peaks of memory do not add.
-    total_batches = list(shortest_first)[::-1]
     passes, done = len(total_batches) * (1 + probes.num_backward), 0
 
     def tick() -> None:

@@ -116,4 +116,4 @@ def feature_bytes(loaded: LoadedModel, rows: int, slots: int, plan: SketchPlan, 
             d_out, d_in = linear_shape(module)
             numbers += d_out * d_in
         return numbers * rows * slots * itemsize
-    return (numbers + features * 4 + plan.weight_size**2 * 4) * rows * slots
+    return (numbers + plan.weight_size**2 + (features + 1) * 4) * rows * slots

@@ -47,7 +47,8 @@ def numbers_of(feature: Tensor) -> Tensor:
 
 def units_of(feature: Tensor) -> Tensor:
     """Return what one is worth ``...`` in each of rounded features."""
-    return feature[..., -UNIT_BYTES:].contiguous().view(torch.float32)[..., 0]
+    # A copy, which begins where four bytes begin: rows need not.
+    return feature[..., -UNIT_BYTES:].clone(memory_format=torch.contiguous_format).view(torch.float32)[..., 0]
 
 
 def blocks_of(feature: Tensor, blocks: slice, of: int) -> Tensor:

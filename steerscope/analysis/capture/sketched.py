@@ -219,7 +219,7 @@ class SketchedParts(Stored):
         batch, tokens = self.mask.shape
         grads = now.map_grads.unflatten(1, (batch, tokens)).transpose(0, 1).flatten(1, 2)
         summed = (grads.mT @ self.map_reads.flatten(1, 2)).flatten(1).to(self.dtype)
-        self.keep(self.weights, "all", self.batch.by_example(summed[None])[0], now.slot)
+        self.keep(self.weights, "all", rounded_over(self.batch.by_example(summed[None])[0]), now.slot)
 
     def _keep_sites(self, now: _Pass, part: slice) -> None:
         batch, tokens = self.mask.shape

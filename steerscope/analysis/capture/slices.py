@@ -19,11 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from steerscope.analysis.capture.batch_plan import planned_batches, tokens_of
 from steerscope.analysis.capture.capture import Progress, capture
 from steerscope.analysis.capture.features import Features, SketchPlan
 from steerscope.analysis.capture.outputs import Probes
 from steerscope.analysis.capture.places import PlaceStats
-from steerscope.analysis.data.encoding import Encoded, planned_batches
+from steerscope.analysis.data.encoding import Encoded
 from steerscope.errors import InputError
 from steerscope.files import replace_file, told
 from steerscope.models.load import LoadedModel
@@ -124,16 +125,17 @@ def cut(encoded: Encoded, batch_size: int, count: int) -> list[list[int]]:
             f"asked for {count} slices of {len(found)} batches; expected at least one batch for each. Ask for fewer, "
             "or give a smaller [[batch_size]]."
         )
-    ends = list(accumulate(batch.ids.numel() for batch in found))
+    tokens = tokens_of(encoded, found)
+    ends = list(accumulate(tokens))
     slices: list[list[int]] = [[] for _ in range(count)]
     at = 0
-    for place, (batch, end) in enumerate(zip(found, ends, strict=True)):
-        middle = (end - batch.ids.numel() / 2) / ends[-1]
+    for place, (batch, own, end) in enumerate(zip(found, tokens, ends, strict=True)):
+        middle = (end - own / 2) / ends[-1]
         # As the tokens say, but every slice gets a batch, and leaves one for each of the others.
         wanted = min(int(middle * count), at + 1 if slices[at] else at)
         at = max(wanted, count - (len(found) - place))
-        slices[at] += batch.example.tolist()
-    return [sorted(set(own)) for own in slices]
+        slices[at] += batch
+    return [sorted(own) for own in slices]
 
 
 def capture_slice(
@@ -181,7 +183,7 @@ def capture_slice(
         batch_size=batch_size,
         padding_side=padding_side,
         progress=progress,
-        measured_on=encoded,
+        part_of=(encoded, rows),
     )
     return Slice(tuple(rows), found)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from statistics import median
 
 import torch
 from torch import Tensor
@@ -182,9 +181,8 @@ def batches(
     device: torch.device,
     padding_side: str = "right",
     examples: Sequence[int] | None = None,
-    most_tokens: int | None = None,
 ) -> Iterator[Batch]:
-    """Yield padded batches of at most ``batch_size`` sequences, examples of similar length together.
+    """Return padded batches of at most ``batch_size`` sequences, examples of similar length together.
 
     All sequences of one example share a batch (an example with more sequences than ``batch_size`` has a batch
     of its own), and no batch has sequences on both sides of ``encoded.switch``. Position ids count real tokens only, so
@@ -197,27 +195,48 @@ def batches(
         device: Where the tensors are made.
         padding_side: ``right`` or ``left``.
         examples: Indices of the examples to take; without it all.
-        most_tokens: A batch of several examples has no more tokens than that, padding included.
 
-    Yields:
+    Returns:
         Batches in order of length, not of the examples; ``Batch.example`` says whose rows they are.
     """
-    grouped: dict[int, list[TokenSequence]] = {}
-    for sequence in encoded.sequences:
-        grouped.setdefault(sequence.example, []).append(sequence)
+    grouped = _by_example(encoded)
     chosen = list(grouped) if examples is None else list(examples)
     chosen.sort(key=lambda e: (max(len(s.ids) for s in grouped[e]), e))
-    groups: list[list[TokenSequence]] = []
+    groups: list[list[int]] = []
+    rows = 0
     for example in chosen:
-        beyond = is_beyond(len(grouped[example][0].ids), encoded.switch)
-        count = len(groups[-1] if groups else []) + len(grouped[example])
-        full = not groups or count > batch_size
-        if most_tokens is not None:
-            full = full or count * max(len(sequence.ids) for sequence in grouped[example]) > most_tokens
-        if full or beyond != is_beyond(len(groups[-1][0].ids), encoded.switch):
+        own, first = grouped[example], grouped[groups[-1][0]] if groups else []
+        beyond = is_beyond(len(own[0].ids), encoded.switch)
+        if not groups or rows + len(own) > batch_size or beyond != is_beyond(len(first[0].ids), encoded.switch):
             groups.append([])
-        groups[-1] += grouped[example]
-    for rows in groups:
+            rows = 0
+        groups[-1].append(example)
+        rows += len(own)
+    return batches_of(encoded, groups, pad_id=pad_id, device=device, padding_side=padding_side)
+
+
+def batches_of(
+    encoded: Encoded,
+    groups: Iterable[Sequence[int]],
+    *,
+    pad_id: int,
+    device: torch.device,
+    padding_side: str = "right",
+) -> Iterator[Batch]:
+    """Yield the padded batches of given groups of examples; see :func:`batches`.
+
+    Args:
+        encoded: The examples as tokens.
+        groups: The examples of each batch.
+        pad_id: Token that fills rows up.
+        device: Where the tensors are made.
+        padding_side: ``right`` or ``left``.
+
+    Yields:
+        One batch per group.
+    """
+    grouped = _by_example(encoded)
+    for rows in ([sequence for example in group for sequence in grouped[example]] for group in groups):
         width = max(len(row.ids) for row in rows)
         ids = torch.full((len(rows), width), pad_id)
         mask = torch.zeros((len(rows), width), dtype=torch.long)
@@ -241,33 +260,11 @@ def batches(
         )
 
 
-def token_limit(encoded: Encoded, batch_size: int) -> int:
-    """Return how many tokens a batch should have at most: those of a usual one, and half as many again.
-
-    The few longest texts, side by side, would take as much memory as everything else together.
-
-    Args:
-        encoded: The examples as tokens.
-        batch_size: Sequences per batch.
-
-    Returns:
-        A number of tokens, padding included.
-    """
-    return int(1.5 * batch_size * median(len(sequence.ids) for sequence in encoded.sequences))
-
-
-def planned_batches(encoded: Encoded, batch_size: int) -> list[Batch]:
-    """Return the batches of a capture, on the CPU and with any padding: what slices and memory are planned by.
-
-    Args:
-        encoded: The examples as tokens.
-        batch_size: Sequences per batch.
-
-    Returns:
-        Batches in order of length.
-    """
-    limit, cpu = token_limit(encoded, batch_size), torch.device("cpu")
-    return list(batches(encoded, batch_size=batch_size, pad_id=0, device=cpu, most_tokens=limit))
+def _by_example(encoded: Encoded) -> dict[int, list[TokenSequence]]:
+    grouped: dict[int, list[TokenSequence]] = {}
+    for sequence in encoded.sequences:
+        grouped.setdefault(sequence.example, []).append(sequence)
+    return grouped
 
 
 def _differ_in_last(texts: list[list[int]]) -> bool:

@@ -32,7 +32,7 @@ class RankOptions:
         max_sites: Most sites in the greedy set.
         budget: Most parameters in the greedy set, or ``None``.
         kinds: Kinds of site to rank, or ``None`` for all the layout has.
-        batch_size: Sequences per batch, fewer where texts are long.
+        batch_size: Sequences of median length per batch; more in the first batches, fewer in the last.
         padding_side: ``left`` or ``right``; changes no number beyond rounding.
         exact: Exact features (``True``), sketches (``False``), or exact where they fit (``None``).
         exact_bytes: Largest exact features, in bytes, with ``exact=None``.

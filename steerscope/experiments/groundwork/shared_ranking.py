@@ -119,7 +119,7 @@ def _begin(place: Path, loaded: LoadedModel, examples: Sequence[Example], option
         InputError: Another one was begun there.
     """
     asked = {
-        "schema_version": 1,
+        "schema_version": 2,  # slices hold sums over weights in eight bits
         "model": list(model_key(loaded.identity)),
         "data": content_hash(list(examples), ordered=False),
         "options": asdict(options),

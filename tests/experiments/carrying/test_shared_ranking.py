@@ -81,6 +81,7 @@ def test_at_the_command_line(tmp_path, capsys):
     save_model(tmp_path / "model")
     write_jsonl(tmp_path / "data.jsonl", lines(90))
     command = ["rank", tmp_path / "model", "--data", tmp_path / "data.jsonl", "--max-examples", 24, "--quiet"]
+    command += ["--batch-size", 8]
     assert run(*command, "--shard", "1/2") == 2
     assert "add --out, a folder that all processes see" in one_sentence(capsys.readouterr().err)
     assert run(*command, "--shard", "1/2", "--out", tmp_path / "report") == 0
