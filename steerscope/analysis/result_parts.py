@@ -76,7 +76,7 @@ class RankSettings:
         n_fit: Prompts that shares were learned from; the others measured them.
         max_sites: Most sites in the greedy set.
         budget: Most parameters in the greedy set, or ``None`` without a limit.
-        batch_size: Sequences per batch.
+        batch_size: Sequences of median length per batch.
         kinds: Kinds of site that were ranked.
         extra: What the costly scores that were asked for need: ``spectrum``, ``step``.
         num_training: Examples that training is taken to see, for ``learned_at_n``; ``None`` in files of before.
