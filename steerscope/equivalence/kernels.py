@@ -81,18 +81,35 @@ class RidgeFit:
         Cost: two matrix products for all targets and one small solve per pair.
         """
         full = self.inverse @ targets
-        pairs = [(rows, list(columns)) for rows, columns in left_out]
-        if not pairs:
-            return full
         # What is to be taken off is the inverse times numbers at the rows left out: one product for all pairs.
         at_rows = torch.zeros_like(full)
-        for rows, columns in pairs:
-            at_rows[rows, columns] = torch.linalg.solve(self.inverse[rows, rows], full[rows, columns])
-        changed = sorted({column for _, columns in pairs for column in columns})
+        runs = runs_of(left_out)
+        for rows, columns in runs:
+            own = rows[:, :, None], columns[:, None, :]
+            at_rows[own] = torch.linalg.solve(self.inverse[rows[:, :, None], rows[:, None, :]], full[own])
+        changed = torch.unique(torch.cat([columns.flatten() for _, columns in runs])) if runs else []
         full[:, changed] -= self.inverse @ at_rows[:, changed]
-        for rows, columns in pairs:
-            full[rows, columns] = 0
+        for rows, columns in runs:
+            full[rows[:, :, None], columns[:, None, :]] = 0
         return full
+
+
+def runs_of(left_out: Iterable[tuple[slice, Sequence[int]]]) -> list[tuple[Tensor, Tensor]]:
+    """Put together what is left out alike, so that one call does for many: many small ones take longer to call.
+
+    Args:
+        left_out: Pairs of rows and the targets (columns) that are fitted without them.
+
+    Returns:
+        Pairs of indices ``run row`` and ``run target``; in each as many rows and targets for every run.
+    """
+    alike: dict[tuple[int, int], list[tuple[int, Sequence[int]]]] = {}
+    for rows, columns in left_out:
+        alike.setdefault((rows.stop - rows.start, len(columns)), []).append((rows.start, columns))
+    return [
+        (torch.tensor([[start] for start, _ in runs]) + torch.arange(size), torch.tensor([list(c) for _, c in runs]))
+        for (size, _), runs in alike.items()
+    ]
 
 
 def ridge_weights(kernel: Tensor, targets: Tensor, ridge: float | Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from steerscope.equivalence.kernels import gram
 
 # Rows of a Gram matrix of whole numbers that are computed in one product.
-_ROWS = 144
+_ROWS = 288
 
 
 @cache

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from steerscope.analysis.capture import places
 from steerscope.analysis.capture.capture import capture, read_stats
 from steerscope.analysis.capture.features import SketchPlan
 from steerscope.analysis.capture.outputs import make_probes
@@ -214,3 +215,15 @@ def test_the_lens_goes_through_all_of_the_head(family: str) -> None:
             logits = loaded.model(input_ids=torch.tensor([sequence.ids]), use_cache=False).logits[0, -1]
         right += int(logits[list(choices)].argmax()) == answer
     assert watched(loaded, encoded)[Site(1, SiteKind.RESID_POST)].lens_accuracy == pytest.approx(right / 12)
+
+
+def test_streams_in_several_calls_have_the_accuracies_of_one(monkeypatch):
+    loaded, encoded = case("llama", OutputMode.CHOICE_LOGITS)
+    expected = watched(loaded, encoded)
+    calls: list[int] = []
+    hidden = PlaceWatch._hidden
+    monkeypatch.setattr(PlaceWatch, "_hidden", lambda self, ends: calls.append(len(ends)) or hidden(self, ends))
+    monkeypatch.setattr(places, "_TOGETHER", 2 * 10 * 16)  # two streams of ten prompts
+    assert watched(loaded, encoded) == expected
+    assert max(calls) == 2
+    assert len(calls) > 2

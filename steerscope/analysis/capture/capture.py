@@ -198,6 +198,7 @@ def capture(
         """Fill the rows of a batch; what its graph holds is freed with the call."""
         recorder.start(batch)
         outputs = batch_outputs(loaded.model, batch, encoded, probes)
+        return_freed_memory()  # what stood between the tensors that the graph keeps, before backward passes add theirs
         tick()
         index = outputs.examples.cpu()
         require_finite("the loss of an example", outputs.log_likelihood.detach(), outputs.residual)

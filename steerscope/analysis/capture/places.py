@@ -28,6 +28,9 @@ from steerscope.models.wrappers import acting_layer
 from steerscope.site_kinds import Branch, Maps, Place, Role, SiteKind
 from steerscope.sites import Site
 
+# Numbers of streams that go through the model's head in one call.
+_TOGETHER = 2**22
+
 
 @dataclass(frozen=True)
 class PlaceStats:
@@ -87,14 +90,16 @@ class PlaceWatch:
         bias = getattr(acting_layer(module), "bias", None)
         written = output if bias is None else output - bias
         home = self.loaded.device
-        z, wz = (tensor.detach().to(home).flatten(0, -2)[self._real].float() for tensor in (args[0], written))
-        ratio = (wz.norm(dim=1) / z.norm(dim=1).clamp_min(1e-30)).double().sum()
+        z, wz = (
+            tensor.detach().to(home).flatten(0, -2).float().norm(dim=1)[self._real] for tensor in (args[0], written)
+        )
+        ratio = (wz / z.clamp_min(1e-30)).double().sum()
         self._norms[module] = self._norms.get(module, torch.zeros_like(ratio)) + ratio
 
     def stats(self) -> dict[Site, PlaceStats]:
         """Return what was gathered, per site."""
         ends = {site: torch.cat(parts) for site, parts in self._ends.items()}
-        lens = {site: self._lens_accuracy(end) for site, end in ends.items()}
+        lens = dict(zip(ends, self._lens_accuracies(list(ends.values())), strict=True))
         site_map, found = self.loaded.site_map, {}
         for block in site_map.blocks:
             left = ends[Site(block.index, SiteKind.RESID_POST)]
@@ -121,41 +126,44 @@ class PlaceWatch:
             size = float(weight.detach().float().norm())
         return float(self._norms[module]) / self._tokens * d_in**0.5 / max(size, 1e-30)
 
-    def _lens_accuracy(self, end: Tensor) -> float:
-        """Return how often the final norm and the unembedding find the answer in ``example d_model``."""
-        model = self.loaded.model
-        ids = torch.zeros(len(end), 1, dtype=torch.long, device=self.loaded.device)
-        head = model.get_output_embeddings()  # type: ignore[operator]
-        read: list[Tensor] = []
-        # What the head reads may be more than the final norm of the stream (BERT's has a layer of its own before it).
-        handle = head.register_forward_pre_hook(lambda _, args: read.append(args[0][:, 0]))
-        nowhere = torch.zeros(1, dtype=torch.long, device=self.loaded.device)
-        try:
-            with (
-                torch.no_grad(),
-                above_blocks(self.loaded.site_map, end[:, None]),
-                selected_positions(model, nowhere, nowhere),
-            ):
-                model(input_ids=ids, use_cache=False)
-        finally:
-            handle.remove()
-        (hidden,) = read
+    def _lens_accuracies(self, ends: list[Tensor]) -> list[float]:
+        """Return how often the final norm and the unembedding find the answer in each stream ``example d_model``."""
+        together = max(1, _TOGETHER // ends[0].numel())
+        hidden = torch.cat([self._hidden(ends[first : first + together]) for first in range(0, len(ends), together)])
+        head = self.loaded.model.get_output_embeddings()  # type: ignore[operator]
         # The rows of a quantised head are not taken one by one, nor those of one that is elsewhere.
         weight = None if is_packed(head) else linear_weight(head)
         if weight is not None and (weight.is_meta or weight.device != hidden.device):
             weight = None
         bias = getattr(acting_layer(head), "bias", None)
-        right = 0.0
-        for row, (tokens, answer) in zip(hidden, map(self._choices, self._examples), strict=True):
+        right = torch.zeros(len(ends), dtype=torch.float64)
+        for place, (tokens, answer) in enumerate(map(self._choices, self._examples)):
             distinct = sorted(set(tokens))
             if weight is None:
-                logits = head(row[None]).to(row.device)[0, distinct]
+                logits = head(hidden[:, place]).to(hidden.device)[:, distinct]
             else:
-                logits = weight[distinct] @ row
+                logits = hidden[:, place] @ weight[distinct].T
                 logits = logits if bias is None else logits + bias[distinct]
-            if distinct[int(logits.argmax())] == tokens[answer]:
-                right += 1 / tokens.count(tokens[answer])  # choices that begin alike share what they get
-        return right / len(hidden)
+            # Choices that begin alike share what they get.
+            right += (logits.argmax(1) == distinct.index(tokens[answer])).cpu().double() / tokens.count(tokens[answer])
+        return (right / hidden.shape[1]).tolist()
+
+    @torch.no_grad()
+    def _hidden(self, ends: list[Tensor]) -> Tensor:
+        """Return what the head reads of streams ``example d_model``, as ``stream example d_head``."""
+        model, device = self.loaded.model, self.loaded.device
+        every = torch.cat(ends)
+        read: list[Tensor] = []
+        # What the head reads may be more than the final norm of the stream (BERT's has a layer of its own before it).
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        handle = head.register_forward_pre_hook(lambda _, args: read.append(args[0][:, 0]))
+        ids, nowhere = (torch.zeros(shape, dtype=torch.long, device=device) for shape in ((len(every), 1), (1,)))
+        try:
+            with above_blocks(self.loaded.site_map, every[:, None]), selected_positions(model, nowhere, nowhere):
+                model(input_ids=ids, use_cache=False)
+        finally:
+            handle.remove()
+        return read[0].unflatten(0, (len(ends), -1))
 
     def _choices(self, example: int) -> tuple[list[int], int]:
         """Return the tokens that an example's answer could begin with, and which of them is right."""

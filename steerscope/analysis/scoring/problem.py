@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from steerscope.analysis.scoring.kernels import Kernel, Rows
-from steerscope.equivalence.kernels import RidgeFit
+from steerscope.equivalence.kernels import RidgeFit, runs_of
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,19 @@ class Direction:
     update: tuple[Tensor, Tensor]
     update_with_mean: tuple[Tensor, Tensor]
     residual: tuple[Tensor, Tensor]
+
+    @cached_property
+    def targets(self) -> tuple[Tensor, list[tuple[slice, list[int]]], int]:
+        """The regressions of this direction, the same for every candidate.
+
+        Their targets ``train target`` (the update, the update with its mean and the residual, by column), zero where a
+        row takes no part; which rows are left out of which targets; and how many columns each of the three kinds has.
+        """
+        columns = self.train_in.shape[1]
+        residual = self.residual[0][:, None].expand(-1, columns)
+        targets = torch.cat([self.update[0], self.update_with_mean[0], residual], dim=1)
+        left_out = [(rows, [1 + g, columns + 1 + g, 2 * columns + 1 + g]) for g, rows in enumerate(self.groups)]
+        return targets * self.train_in.repeat(1, 3), left_out, columns
 
     def without_replicates(self) -> Direction:
         """Return the direction on the whole halves alone."""
@@ -180,7 +194,7 @@ def predict(kernel: Tensor, direction: Direction, ridge: float) -> Predictions:
     """
     train, test = direction.train, direction.test
     fit = RidgeFit.of(kernel[train, train], ridge)
-    present, left_out, columns = _targets(direction)
+    present, left_out, columns = direction.targets
     weights = fit.weights_without(present.to(kernel), left_out)
     across = (kernel[test, train] @ weights).double()
     within = (kernel[train, train] @ weights[:, :columns]).double()
@@ -202,36 +216,23 @@ def predict_by_features(features: Tensor, direction: Direction, ridge: float) ->
     Cost: one factorisation of ``feature feature`` for the whole and one per left-out group.
     """
     train, test = features[direction.train], features[direction.test]
-    present, left_out, columns = _targets(direction)
+    present, left_out, columns = direction.targets
     present = present.to(features)
     form = train.T @ train
     form.diagonal().add_(ridge)
     towards = train.T @ present
     found = torch.cholesky_solve(towards, torch.linalg.cholesky(form))
-    for rows, some in left_out:
+    for rows, some in runs_of(left_out):
         gone = train[rows]
-        found[:, some] = torch.cholesky_solve(towards[:, some], torch.linalg.cholesky(form - gone.T @ gone))
+        without = torch.cholesky_solve(towards.T[some].mT, torch.linalg.cholesky(form - gone.mT @ gone))
+        found.T[some] = without.mT
     within = train @ found
     # The fit of a ridge regression is the target less the ridge times the dual weights.
     weights = (present - within)[:, 2 * columns :] / ridge
-    for g, rows in enumerate(direction.groups):
-        weights[rows, 1 + g] = 0
+    for g, left in enumerate(direction.groups):
+        weights[left, 1 + g] = 0
     update, with_mean, own = (test @ found).split(columns, dim=1)
     return Predictions(update, with_mean, own, within[:, :columns], weights)
-
-
-def _targets(direction: Direction) -> tuple[Tensor, list[tuple[slice, list[int]]], int]:
-    """Set up the regressions of a direction.
-
-    Returns:
-        Their targets ``train target``, zero where a row takes no part; which rows are left out of which targets; and
-        how many columns each of the three kinds of target has.
-    """
-    columns = direction.train_in.shape[1]
-    residual = direction.residual[0][:, None].expand(-1, columns)
-    targets = torch.cat([direction.update[0], direction.update_with_mean[0], residual], dim=1)
-    left_out = [(rows, [1 + g, columns + 1 + g, 2 * columns + 1 + g]) for g, rows in enumerate(direction.groups)]
-    return targets * direction.train_in.repeat(1, 3), left_out, columns
 
 
 def _jackknife_groups(halves: tuple[range, range], num_examples: int, num_groups: int) -> Tensor:
