@@ -8,19 +8,55 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Annotated, Any, Self, TypeVar, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from steerscope.errors import InputError, shortened
 from steerscope.files import parse_json, read_text
 from steerscope.folders import write_result
 
 T = TypeVar("T")
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# A whole number that some files have as a float, ``80.0``.
+Count = Annotated[int, BeforeValidator(_whole)]
 # Most wrong fields that a message names.
 NAMED = 3
+
+
+def copied(kind: type[T], source: Any) -> T:
+    """Return a record made of what another object calls the same.
+
+    Args:
+        kind: The record's class, a dataclass.
+        source: Has an attribute for each of its fields.
+
+    Returns:
+        The record.
+    """
+    return kind(**{field.name: getattr(source, field.name) for field in dataclasses.fields(cast(Any, kind))})
+
+
+def fields_of(kind: type[Any], data: Any) -> Any:
+    """Return what JSON holds of a record's fields: those that a later version added are left out.
+
+    Args:
+        kind: The record's class, a dataclass.
+        data: What a JSON file holds; what is no object is returned as it is.
+
+    Returns:
+        The values by name.
+    """
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {name: data[name] for name in names if name in data} if isinstance(data, Mapping) else data
 
 
 class Record:

@@ -33,8 +33,8 @@ def scores_of(table: SiteTable) -> dict[str, dict[str, float]]:
     Raises:
         InputError: Its model is not there, or its scores were made with other examples.
     """
-    extra = () if table.model["name"] == REPORTING else ("spectrum",)
-    ranking = ranked_again(table, seed=int(table.ranking["seed"]), num_probes=PROBES, extra=extra)
+    extra = () if table.model.name == REPORTING else ("spectrum",)
+    ranking = ranked_again(table, seed=table.ranking.draw()[0], num_probes=PROBES, extra=extra)
     found = with_scores(table, ranking).scores
     return {name: found[name] for name in CANDIDATES if name in found}
 

@@ -91,7 +91,7 @@ def judged_by_plan(table: SiteTable) -> Judgement:
 def size_of(table: SiteTable) -> Criterion:
     """Say whether a table is large enough: sites with all seeds, and layers at which several kinds were trained."""
     common = common_outcomes(table)
-    needed = SITES if table.model["name"] == REPORTING else SITES_OF_SMALL
+    needed = SITES if table.model.name == REPORTING else SITES_OF_SMALL
     kinds = Counter(one.site.layer for one in common.outcomes)
     full, layers = sum(number >= KINDS for number in kinds.values()), min(LAYERS, table.num_layers)
     sites, seeds = len(common.outcomes), len(common.seeds)

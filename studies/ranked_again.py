@@ -9,6 +9,7 @@ from steerscope.analysis.results import Ranking
 from steerscope.errors import InputError
 from steerscope.experiments.groundwork.splits import splits_of_task
 from steerscope.experiments.site_tables import SiteTable
+from steerscope.steering.config import DEFAULT_RANK
 
 
 def ranked_again(table: SiteTable, *, seed: int, **changes: Any) -> Ranking:
@@ -27,12 +28,12 @@ def ranked_again(table: SiteTable, *, seed: int, **changes: Any) -> Ranking:
     """
     options = RankOptions(
         seed=seed,
-        rank=int(table.edit.get("rank") or 8),
-        num_training=int(table.steps * table.schedule["batch_size"]),
+        rank=table.edit.rank or DEFAULT_RANK,
+        num_training=table.steps * table.schedule.batch_size,
         **changes,
     )
     prompts = splits_of_task(get_task(table.task)).ranking(options.max_examples, seed)
-    ranking = rank_sites(load_model(table.model["name"]), prompts, options, task=table.task)
-    if (count := int(table.ranking["examples"])) != ranking.n_examples:
+    ranking = rank_sites(load_model(table.model.name), prompts, options, task=table.task)
+    if (count := table.ranking.draw()[1]) != ranking.n_examples:
         raise InputError(f"the table of {table.name} was ranked with {count} prompts, now {ranking.n_examples}.")
     return ranking

@@ -67,12 +67,12 @@ def drawn(table: SiteTable, seed: int, num_probes: int | None) -> dict[str, Any]
     Raises:
         InputError: The table was ranked with another number of prompts.
     """
-    ranking = ranked_again(table, seed=seed, max_examples=int(table.ranking["examples"]), num_probes=num_probes)
+    ranking = ranked_again(table, seed=seed, max_examples=table.ranking.draw()[1], num_probes=num_probes)
     scores = with_scores(table, ranking).scores
     judged = judge(table, {name: scores[name] for name in SCORES}).scores
     return {
         "seed": seed,
-        "directions": ranking.outputs["n_probes"],
+        "directions": ranking.outputs.n_probes,
         "seconds": round(sum(ranking.timing.values()), 1),
         "scores": {name: statistics_of(judged[name]) for name in SCORES},
     }

@@ -23,7 +23,7 @@ PROBES_BEFORE = 4
 
 def probes_of(table: SiteTable) -> int:
     """Return with how many output directions per example the sites of a table were ranked."""
-    return int(table.ranking.get("settings", {}).get("num_probes") or PROBES_BEFORE)
+    return table.ranking.settings.num_probes or PROBES_BEFORE
 
 
 def shipped(
@@ -46,10 +46,10 @@ def shipped(
     outcomes = common_outcomes(table).outcomes
     best = sorted(outcomes, key=lambda one: sum(one.selection_losses))[:BEST]
     return {
-        "model": Path(str(table.model["name"])).name,
-        "sha256": table.model["sha256"],
-        "setup": table.model.get("setup", ""),
-        "layout": table.model["layout"],
+        "model": Path(table.model.name).name,
+        "sha256": table.model.sha256,
+        "setup": table.model.setup,
+        "layout": table.model.layout,
         "task": table.task,
         "n_sites": found.num_sites,
         "n_seeds": found.num_seeds,

@@ -137,7 +137,7 @@ def render(
     judged = judged or {stem: judged_by_plan(table) for stem, table in kept.items()}
     parts = [HEAD, RULE]
     if kept:
-        reporting = {stem: one for stem, one in judged.items() if kept[stem].model["name"] == REPORTING}
+        reporting = {stem: one for stem, one in judged.items() if kept[stem].model.name == REPORTING}
         parts += [_summary(kept, judged), _kinds(kept, judged), _decision(kept, judged)]
         parts += [text for text in (_with_more_probes(kept, judged),) if text]
         parts.append(_margins(reporting))
@@ -207,7 +207,7 @@ def _kinds(kept: dict[str, SiteTable], judged: dict[str, Judgement]) -> str:
 
 def _decision(kept: dict[str, SiteTable], judged: dict[str, Judgement]) -> str:
     """Return what the rule of the third plan comes to."""
-    found = decide([(str(kept[stem].model["name"]), one) for stem, one in judged.items()])
+    found = decide([(kept[stem].model.name, one) for stem, one in judged.items()])
     rows = []
     for name in (*CANDIDATES, *FIXED):
         cells = []
@@ -247,7 +247,7 @@ def _with_more_probes(kept: dict[str, SiteTable], judged: dict[str, Judgement]) 
     tried = json_of(MORE_PROBES)
     rows, numbers = [], set[str]()
     for stem, table in kept.items():
-        if table.model["name"] != REPORTING or stem not in tried["scores"] or probes_of(table) == tried["probes"]:
+        if table.model.name != REPORTING or stem not in tried["scores"] or probes_of(table) == tried["probes"]:
             continue
         numbers.add(str(probes_of(table)))
         again = judge(table, {DEFAULT_SCORE: tried["scores"][stem][DEFAULT_SCORE]}).scores[DEFAULT_SCORE]
@@ -339,8 +339,8 @@ def _table(table: SiteTable, found: Judgement) -> str:
     lines = [
         f"## {clean(found.table, 100)}\n",
         f"- {found.num_sites} sites of {found.num_layers} layers, {count(found.num_seeds, 'seed')}{left}; "
-        f"{table.steps} steps of {table.schedule['batch_size']:g}, {clean(table.edit.get('family', 'linear'), 20)} "
-        f"edits of rank {clean(table.edit.get('rank') or 8, 10)}; {table.num_test} test examples; "
+        f"{table.steps} steps of {table.schedule.batch_size}, {clean(table.edit.family, 20)} "
+        f"edits of rank {table.edit.rank or 8}; {table.num_test} test examples; "
         f"{clean(table.dtype, 12)}.",
         f"- Untrained: loss {base.loss:.3f}, accuracy {base.accuracy:.1%}; recalibrated {base.recalibrated_loss:.3f}, "
         f"{base.recalibrated_accuracy:.1%}; always one answer {base.majority:.1%}.",

@@ -13,7 +13,7 @@ from pathlib import Path
 from steerscope.equivalence.propositions.base import Verdict
 from steerscope.equivalence.propositions.catalogue import file_names
 from steerscope.equivalence.propositions.p43_shared_edit import GROUP as SHARED_EDITS
-from steerscope.experiments.verification.results import Measured, PropositionResult, Verification
+from steerscope.experiments.verification.results import Finetune, Measured, PropositionResult, Verification
 from steerscope.reports.tables import TextTable
 from steerscope.reports.verification.tables import headline, measurement_tables, number, short
 from steerscope.reports.vocabulary import clean
@@ -68,8 +68,8 @@ def document(random: Verification, model: Verification | None = None) -> str:
     ]
     if failing:
         parts.append("## What fails\n\n" + "\n".join(failing) + "\n")
-    if model is not None and model.measurements:
-        parts.append(_measurements(model))
+    if model is not None and model.finetune is not None:
+        parts.append(_measurements(model, model.finetune))
     return "\n".join(part for part in parts if part)
 
 
@@ -86,7 +86,7 @@ def _how(files: Sequence[str], random: Verification, model: Verification | None)
     lines = ["This file is made by", "", "```"]
     for found, file in zip((random, model), files, strict=False):
         assert found is not None
-        name = "" if found.model is None else f" {found.model['name']}"
+        name = "" if found.model is None else f" {found.model.name}"
         lines.append(f"steerscope verify{name} --seed {found.seed} --json {file}")
     lines += [
         f"python -m studies.theory {' '.join(files)} > docs/theory.md",
@@ -204,7 +204,7 @@ def _steps(model: Verification | None) -> str:
     if model is None or model.model is None or not path.exists():
         return ""
     found = json.loads(path.read_text(encoding="utf-8"))
-    if found["model"]["name"] != model.model["name"]:
+    if found["model"]["name"] != model.model.name:
         return ""
     lines = [
         "## Steps of training until first order ends",
@@ -227,21 +227,21 @@ def _steps(model: Verification | None) -> str:
     return "\n".join([*lines, ""])
 
 
-def _measurements(model: Verification) -> str:
-    tuned, size = model.finetune, model.settings
+def _measurements(model: Verification, tuned: Finetune) -> str:
+    size = model.settings
     lines = [
         f"## Measurements on {_name(model)}",
         "",
-        f"The update is that of a real, short fine-tuning: {tuned['steps']} steps of AdamW at learning rate "
-        f"{tuned['learning_rate']:g} on {tuned['batch_size']} prompts of {tuned['task']} each, all linear maps of the "
-        f"blocks, relative size {number(tuned['relative_size'])}. On {tuned['num_held_out']} other prompts the loss "
-        f"went from {number(tuned['loss_before'])} to {number(tuned['loss_after'])} (guessing one of ten digits: "
+        f"The update is that of a real, short fine-tuning: {tuned.steps} steps of AdamW at learning rate "
+        f"{tuned.learning_rate:g} on {tuned.batch_size} prompts of {tuned.task} each, all linear maps of the "
+        f"blocks, relative size {number(tuned.relative_size)}. On {tuned.num_held_out} other prompts the loss "
+        f"went from {number(tuned.loss_before)} to {number(tuned.loss_after)} (guessing one of ten digits: "
         "2.303). It is the direction in which training sets out, not a trained model. Measurements use other prompts "
         "of the same task. They are this project's; where they concern a published figure, its quantity stands beside "
         "ours.",
         "",
-        f"One model, one task, one seed, no intervals: regressions use {size['rows']} prompts of one length, curves "
-        f"over strength {size['few_rows']}, radii and slopes 2, matrices {size['positions']} tokens of one prompt. Two "
+        f"One model, one task, one seed, no intervals: regressions use {size.rows} prompts of one length, curves "
+        f"over strength {size.few_rows}, radii and slopes 2, matrices {size.positions} tokens of one prompt. Two "
         "choices were made after a first look, because a few tokens with streams five to a hundred times longer "
         "decided everything: radii are medians over tokens, and spectra leave such tokens out. The range of sizes of "
         'the slopes was fixed in advance, for "the real blocks"; it is tried in two readings. The first, all blocks at '

@@ -75,7 +75,7 @@ def constants_of(study: Validation) -> dict[str, Any]:
     """Return what the baseline of depth and kind learns from one study."""
     sites = [sites_of(one.method)[0] for one in study.sites]
     losses = study.losses().mean(1)
-    return fit(sites, losses, int(study.model["layers"]))
+    return fit(sites, losses, study.model.layers)
 
 
 def summary_line(study: Validation) -> dict[str, Any]:
@@ -85,12 +85,12 @@ def summary_line(study: Validation) -> dict[str, Any]:
     kept = {name: round(float(getattr(found, name)), 4) for name in ("spearman", "low", "high", "partial")}
     limit = study.limit
     return {
-        "model": study.model["name"],
-        "layout": study.model["layout"],
+        "model": study.model.name,
+        "layout": study.model.layout,
         "task": study.task,
         "score": study.score,
         "n_sites": len(study.sites),
-        "n_seeds": int(study.options["seeds"]),
+        "n_seeds": study.options.seeds,
         **kept,
         "attainable": None if limit is None else round(float(limit), 4),
         "baseline": score_words(best).label,
@@ -120,7 +120,7 @@ def _summary(studies: Sequence[Validation]) -> str:
             f"| {found.partial:.2f} [{found.partial_low:.2f}, {found.partial_high:.2f}] | {limit} "
             f"| {line['baseline']} {line['baseline_spearman']:.2f} "
             f"| {found.margin:+.2f} [{found.margin_low:+.2f}, {found.margin_high:+.2f}] "
-            f"| {study.cost['ratio']:.2%} |"
+            f"| {study.cost.ratio:.2%} |"
         )
     head = (
         "## Summary\n\nThe default score against trained loss. Intervals: 95%, over layers (bootstrap), with what "

@@ -58,6 +58,7 @@ from steerscope.models.tokens import pad_token
 from steerscope.models.upper_blocks import entering_block, streams_entering
 from steerscope.models.wrappers import vocab_size
 from steerscope.sites import Site, parse_site
+from steerscope.steering.config import DEFAULT_RANK
 from studies.programs import parser_of, program
 
 HALF = 0.5
@@ -289,8 +290,8 @@ def examples_of(table: SiteTable, count: int) -> list[Example]:
     Raises:
         InputError: There are fewer.
     """
-    seed = int(table.ranking["seed"])
-    drawn = splits_of_task(get_task(table.task)).ranking(int(table.ranking["examples"]), seed)
+    seed, drawn_count = table.ranking.draw()
+    drawn = splits_of_task(get_task(table.task)).ranking(drawn_count, seed)
     kept, _ = check_examples(list(drawn), minimum=MIN_EXAMPLES)
     if not MIN_EXAMPLES <= count <= len(kept):
         raise InputError(
@@ -338,9 +339,9 @@ def look(path: Path, asked: argparse.Namespace, found: dict[str, Any]) -> None:
     todo = [site for site in sites_wanted(table, asked.layers) if site not in own["sites"]][: asked.limit]
     if not todo:
         return
-    options = RankOptions(seed=int(table.ranking["seed"]), rank=int(table.edit["rank"]))
+    options = RankOptions(seed=table.ranking.draw()[0], rank=table.edit.rank or DEFAULT_RANK)
     started = time.perf_counter()
-    second = SecondLook(load_model(table.model["name"]), examples_of(table, asked.prompts), options)
+    second = SecondLook(load_model(table.model.name), examples_of(table, asked.prompts), options)
     own["seconds_of_first_look"] = time.perf_counter() - started
     own["output_directions"] = second.probes.num_probes
     for done, site in enumerate(todo):

@@ -294,7 +294,7 @@ def test_a_ranking_made_in_python():
     with pytest.raises(InputError, match=r"the ranking holds .*\(sites\[0\]\.score\)"):
         replace(good, sites=(site,))
     with pytest.raises(InputError, match=r"\(outputs\.model_loss\)"):
-        replace(good, outputs={**good.outputs, "model_loss": float("-inf")})
+        replace(good, outputs=replace(good.outputs, model_loss=float("-inf")))
 
 
 @pytest.mark.parametrize("spelled", ["NaN", "-Infinity", "1e999"])

@@ -34,6 +34,7 @@ ORDER = [
     "site_kinds",
     "sites",
     "option_types",
+    "model_identity",
     "models",
     "equivalence",
     "steering",

@@ -74,10 +74,10 @@ def test_tables_that_are_not_admitted_change_nothing():
 def test_a_table_of_a_real_model_needs_more_sites():
     small = made_up(6)
     assert size_of(small).holds
-    real = dataclasses.replace(small, model=small.model | {"name": "smollm2-135m"})
+    real = dataclasses.replace(small, model=dataclasses.replace(small.model, name="smollm2-135m"))
     assert not size_of(real).holds
     assert "24 sites with 3 seeds, at least 4 kinds at 6 layers; needed: 48 sites" in size_of(real).sentence
-    assert size_of(dataclasses.replace(made_up(12), model=real.model | {"layers": 12})).holds
+    assert size_of(dataclasses.replace(made_up(12), model=dataclasses.replace(real.model, layers=12))).holds
 
 
 @pytest.mark.parametrize(
@@ -98,6 +98,6 @@ def test_kinds_layers_and_seeds_count_for_the_size(layers, kept):
 def test_size_decides_admission_too():
     table = made_up(6)
     assert judged_by_plan(table).admission.holds
-    real = judged_by_plan(dataclasses.replace(table, model=table.model | {"name": "smollm2-135m"}))
+    real = judged_by_plan(dataclasses.replace(table, model=dataclasses.replace(table.model, name="smollm2-135m")))
     assert not real.admission.holds
     assert [one.name for one in real.admission.criteria if not one.holds] == ["size"]

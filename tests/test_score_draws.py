@@ -48,7 +48,7 @@ def test_numbers_of_directions_are_compared_draw_by_draw():
 def test_draws_of_a_table_are_judged_kept_and_not_made_again(tmp_path, monkeypatch, capsys):
     table = SiteTable.load(TABLE)
     path, out = tmp_path / "small.json", tmp_path / "found.json"
-    replace(table, scores={}, ranking={**table.ranking, "examples": 24}).save(path)
+    replace(table, scores={}, ranking=replace(table.ranking, examples=24)).save(path)
     fixed = ["score_draws", str(path), "--out", str(out), "--draws"]
     monkeypatch.chdir(TABLE.parents[2])  # the table names its model from there
     monkeypatch.setattr(sys, "argv", [*fixed, "1", "--limit", "1"])

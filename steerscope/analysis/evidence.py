@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from steerscope.analysis.data.examples import Example
 from steerscope.analysis.provenance import hash_of
+from steerscope.analysis.result_parts import Evidence, ReferenceLoss, TrainedPoint
+from steerscope.model_identity import ModelIdentity
 
 EVIDENCE = Path(__file__).with_name("evidence.json")
 # Of a table, what every line on one of its scores holds too.
@@ -20,7 +23,7 @@ _SHARED = ("model", "sha256", "layout", "task", "n_sites", "n_seeds", "admitted"
            "baseline_spearman", "before", "best")  # fmt: skip
 
 
-def known_evidence(score: str, path: Path = EVIDENCE) -> dict[str, Any] | None:
+def known_evidence(score: str, path: Path = EVIDENCE) -> Evidence | None:
     """Return what site tables say of a score; ``None`` if it was never compared with training.
 
     Args:
@@ -32,17 +35,17 @@ def known_evidence(score: str, path: Path = EVIDENCE) -> dict[str, Any] | None:
         (``n_probes``) that its sites were ranked with; ``None`` without any.
     """
     studies = [line for table in _tables(path) for line in _lines(table, score)]
-    return {"summary": summary_of(studies), "studies": studies} if studies else None
+    return Evidence(summary=summary_of(studies), studies=tuple(studies)) if studies else None
 
 
 def evidence_for(
-    score: str, model: Mapping[str, Any], task: str | None, scored: Iterable[tuple[str, float]], path: Path = EVIDENCE
-) -> dict[str, Any] | None:
+    score: str, model: ModelIdentity, task: str | None, scored: Iterable[tuple[str, float]], path: Path = EVIDENCE
+) -> Evidence | None:
     """Return :func:`known_evidence`, with what training came to at this model's sites on this task, if it was trained.
 
     Args:
         score: Name of a score.
-        model: Identity of the model: its ``sha256`` counts, because a name is where its user keeps it.
+        model: Which model: its ``sha256`` counts, because a name is where its user keeps it.
         task: Name of the registered task that drew the examples (:func:`drawn_from`), if one did.
         scored: Names of sites, and what a linear edit there scores.
         path: JSON file of site tables, in short.
@@ -57,12 +60,10 @@ def evidence_for(
         return found
     # Of several tables the one with the most sites.
     table = max(own, key=lambda one: int(one["n_sites"]))
-    points = [
-        {"site": site, "score": value, **dict(zip(("loss", "low", "high"), table["trained"][site], strict=True))}
-        for site, value in scored
-        if site in table["trained"]
-    ]
-    return found | {"points": points, "references": [{"name": "no training", "loss": table["before"]["loss"]}]}
+    points = tuple(
+        TrainedPoint(site, value, *table["trained"][site]) for site, value in scored if site in table["trained"]
+    )
+    return replace(found, points=points, references=(ReferenceLoss("no training", table["before"]["loss"]),))
 
 
 def drawn_mark(task: str, example: Example) -> str:
@@ -91,19 +92,19 @@ def drawn_from(task: str, examples: Sequence[Example]) -> str | None:
     return task if all(getattr(one, "drawn", "") == drawn_mark(task, one) for one in examples) else None
 
 
-def is_of(line: Mapping[str, Any], model: Mapping[str, Any], task: str | None) -> bool:
+def is_of(line: Mapping[str, Any], model: ModelIdentity, task: str | None) -> bool:
     """Say whether a table, or a line of one, is of a model and a task.
 
     Args:
         line: The table or line.
-        model: Identity of the model.
+        model: Which model.
         task: Name of the registered task that drew the examples (:func:`drawn_from`), if one did.
 
     Returns:
         Whether weights and task are the same, and the rest of the model's folder where the table knows it.
     """
-    same_setup = not line.get("setup") or line["setup"] == model.get("setup")
-    return same_setup and (line.get("sha256"), line["task"]) == (model.get("sha256"), task)
+    same_setup = not line.get("setup") or line["setup"] == model.setup
+    return same_setup and (line.get("sha256"), line["task"]) == (model.sha256, task)
 
 
 def ranked_alike(studies: Sequence[Mapping[str, Any]], n_probes: int | None) -> list[Mapping[str, Any]]:

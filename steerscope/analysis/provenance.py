@@ -10,6 +10,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from steerscope.model_identity import ModelIdentity
+
 # Raised when a change of this package's code makes earlier results incomparable. Versions of packages are recorded and
 # never refused: a patch release moves last bits, not meanings.
 RECIPE = 2
@@ -45,14 +47,21 @@ def content_hash(examples: Sequence[_Example], *, ordered: bool) -> str:
     return hash_of(*(rows if ordered else sorted(rows)))[:16]
 
 
-def model_key(model: Mapping[str, Any]) -> tuple[str, str, str]:
+def model_key(model: ModelIdentity | Mapping[str, Any]) -> tuple[str, str, str]:
     """Return what a model is by content, of what a result says of it: weights, what else is in its folder, data type.
 
     Its name is none of it: a folder can be moved, and another model put in its place. Results of before the second was
     kept have it empty.
+
+    Args:
+        model: What a result says of it; or that as a file has it, which may be of before.
+
+    Returns:
+        Three texts, empty where not known.
     """
-    weights = model.get("sha256") or model.get("name") or ""
-    return str(weights), str(model.get("setup") or ""), str(model.get("dtype") or "")
+    told = model if isinstance(model, Mapping) else model.as_dict()
+    weights = told.get("sha256") or told.get("name") or ""
+    return str(weights), str(told.get("setup") or ""), str(told.get("dtype") or "")
 
 
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
@@ -104,7 +113,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     found |= {f"[[{name}]]" if name != "recipe" else "version": v for name, v in settings.items() if name != "data"}
     if knows_data(settings):
         found |= settings["data"]
-    if isinstance(config.get("model"), Mapping):
+    if isinstance(config.get("model"), ModelIdentity | Mapping):
         found["model"] = model_key(config["model"])
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 

@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -19,6 +18,7 @@ from steerscope.analysis.data.encoding import Encoded, OutputMode, batches_of, e
 from steerscope.analysis.data.examples import Example, check_examples, content_order
 from steerscope.analysis.evidence import drawn_from, evidence_for
 from steerscope.analysis.provenance import RECIPE, content_hash
+from steerscope.analysis.result_parts import DifferentiatedOutputs, KernelSummary, RankSettings
 from steerscope.analysis.results import LearningCurve, Ranking, SiteScore, Stability
 from steerscope.analysis.scoring.greedy import grow_set
 from steerscope.analysis.scoring.kernels import Kernel, Rows
@@ -145,7 +145,7 @@ def rank_sites(
     stability = stability_of_halves(linear, target, rows, halves, options.ridge, joint)
     watch.stage(None)
     return Ranking(
-        model=loaded.identity.as_dict(),
+        model=loaded.identity,
         task=task,
         n_examples=len(kept),
         seed=options.seed,
@@ -157,34 +157,31 @@ def rank_sites(
         curves=curves,
         stability=stability,
         outputs=_outputs_summary(encoded, probes, problem, features),
-        kernels={
-            "exact": plan.exact,
-            "description": plan.describe(),
-            **sketch_error,
-            "rounding_error": features.rounding,
-        },
-        settings={
-            "ridge": options.ridge,
-            "rank": options.rank,
-            "num_groups": options.num_groups,
-            "extra": [need.value for need in options.needs if need in EXTRA],
-            "num_training": options.num_training,
-            "converged_penalty": None if scorer.converged is None else scorer.converged.penalty,
-            "n_fit": len(halves[0]),
-            "max_sites": options.max_sites,
-            "budget": options.budget,
-            "batch_size": options.batch_size,
-            "kinds": [kind.value for kind in kinds],
+        kernels=KernelSummary(
+            exact=plan.exact, description=plan.describe(), **sketch_error, rounding_error=features.rounding
+        ),
+        settings=RankSettings(
+            ridge=options.ridge,
+            rank=options.rank,
+            num_groups=options.num_groups,
+            extra=tuple(need.value for need in options.needs if need in EXTRA),
+            num_training=options.num_training,
+            converged_penalty=None if scorer.converged is None else scorer.converged.penalty,
+            n_fit=len(halves[0]),
+            max_sites=options.max_sites,
+            budget=options.budget,
+            batch_size=options.batch_size,
+            kinds=tuple(kind.value for kind in kinds),
             # Its file's name says nothing: the order decides nothing, content does.
-            "data": content_hash(kept, ordered=False),
-            "drawn_from": drawn_from(task, kept),
-            "recipe": RECIPE,
-        },
+            data=content_hash(kept, ordered=False),
+            drawn_from=drawn_from(task, kept),
+            recipe=RECIPE,
+        ),
         timing=watch.seconds,
         warnings=tuple(warnings + _warnings(loaded, stability)),
         evidence=evidence_for(
             options.score,
-            loaded.identity.as_dict(),
+            loaded.identity,
             drawn_from(task, kept),
             [(site.name, site.score) for site in scored if site.family == "linear"],
         ),
@@ -241,23 +238,23 @@ def _curve_sites(scored: tuple[SiteScore, ...]) -> list[Site]:
     return list(dict.fromkeys(wanted))
 
 
-def _outputs_summary(encoded: Encoded, probes: Probes, problem: Problem, features: Features) -> dict[str, Any]:
-    return {
-        "description": {
+def _outputs_summary(encoded: Encoded, probes: Probes, problem: Problem, features: Features) -> DifferentiatedOutputs:
+    return DifferentiatedOutputs(
+        description={
             "choice_logits": "logits of the choices at one position, centred over the choices",
             "choice_likelihoods": "log-likelihoods of the choices, centred over the choices",
             "completion": "random projections of the supervised logits",
         }[encoded.mode.value],
-        "mode": encoded.mode.value,
-        "n_probes": probes.num_probes,
-        "n_backward": probes.num_backward,
-        "spans": probes.spans,
-        "mean_energy": problem.mean_energy,
-        "n_tokens": encoded.num_tokens,
-        "model_accuracy": float(features.correct.mean()),
-        "constant_accuracy": _constant_accuracy(encoded),
-        "model_loss": float(features.loss.mean()),
-    }
+        mode=encoded.mode.value,
+        n_probes=probes.num_probes,
+        n_backward=probes.num_backward,
+        spans=probes.spans,
+        mean_energy=problem.mean_energy,
+        n_tokens=encoded.num_tokens,
+        model_accuracy=float(features.correct.mean()),
+        constant_accuracy=_constant_accuracy(encoded),
+        model_loss=float(features.loss.mean()),
+    )
 
 
 def _constant_accuracy(encoded: Encoded) -> float:

@@ -11,9 +11,11 @@ import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from steerscope.analysis.result_parts import DifferentiatedOutputs, Evidence, KernelSummary, RankSettings
 from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
 from steerscope.finite import require_finite_record
+from steerscope.model_identity import ModelIdentity
 from steerscope.records import Record
 from steerscope.sites import parse_kind
 
@@ -125,8 +127,7 @@ class Ranking(Record, Shown, what="ranking", sign="kernels", report="ranking"):
     """Everything ``steerscope rank`` found, for one model and one set of prompts.
 
     Attributes:
-        model: ``name``, ``revision``, ``sha256``, ``layers``, ``quantised`` (a sentence or ``None``),
-            ``layout``, ``d_model``, ``n_params``, ``dtype``.
+        model: Which model: ``name``, ``sha256``, ``layers``, ...
         task: Name of the task or of the JSONL file.
         n_examples: Prompts used, both halves together.
         seed: Seed of probes, sketches and of the split.
@@ -137,13 +138,9 @@ class Ranking(Record, Shown, what="ranking", sign="kernels", report="ranking"):
         greedy: How the best set of sites grows.
         curves: Share against number of prompts, for the best sites and the best site of each kind.
         stability: Agreement of two disjoint halves.
-        outputs: What was differentiated: ``description``, ``n_probes``, ``n_backward``, ``spans`` (whether
-            the probes span the whole output space), ``mean_energy`` (fraction of the target that one
-            shift common to all prompts makes, removed before scoring).
-        kernels: ``exact`` (bool), ``description``, ``sketch_error`` (relative, of kernels; 0 when exact),
-            ``score_error`` (root mean square of the score between two independent half-size sketches),
-            ``rounding_error`` (how far rounding moved derivatives, relative; ``None`` where nothing was rounded).
-        settings: Options the run used (ridge, rank, budget, ...).
+        outputs: What was differentiated: ``n_probes``, ``spans``, ``mean_energy``, ``model_accuracy``, ...
+        kernels: How kernels were computed: ``exact``, ``sketch_error``, ``score_error``, ``rounding_error``, ...
+        settings: What it was told, and its data: ``ridge``, ``rank``, ``budget``, ``command``, ...
         timing: Seconds by stage.
         warnings: Plain sentences a reader must know before believing the ranking.
         evidence: What validation by training says about the default score, or ``None``.
@@ -153,7 +150,7 @@ class Ranking(Record, Shown, what="ranking", sign="kernels", report="ranking"):
         kind_score: Name of the score of ``kinds``; ``None`` in files of before.
     """
 
-    model: dict[str, Any]
+    model: ModelIdentity
     task: str
     n_examples: int
     seed: int
@@ -164,12 +161,12 @@ class Ranking(Record, Shown, what="ranking", sign="kernels", report="ranking"):
     greedy: tuple[GreedyStep, ...]
     curves: tuple[LearningCurve, ...]
     stability: Stability
-    outputs: dict[str, Any]
-    kernels: dict[str, Any]
-    settings: dict[str, Any]
+    outputs: DifferentiatedOutputs
+    kernels: KernelSummary
+    settings: RankSettings
     timing: dict[str, float]
     warnings: tuple[str, ...] = ()
-    evidence: dict[str, Any] | None = None
+    evidence: Evidence | None = None
     equal_margin: float | None = None
     set_score: str = "learnable_share"
     kind_score: str | None = None
@@ -183,6 +180,13 @@ class Ranking(Record, Shown, what="ranking", sign="kernels", report="ranking"):
         """
         advice = "Rank again, in float32 or bfloat16 ([[dtype]]) if activations are beyond what float16 holds."
         require_finite_record("the ranking", self, advice)
+
+    @classmethod
+    def _of(cls, data: Any, where: str) -> Ranking:
+        """Return a ranking; what its evidence of before calls a ceiling, which is no upper bound, is left out."""
+        if isinstance(data, dict) and isinstance(evidence := data.get("evidence"), dict):
+            data = data | {"evidence": {name: value for name, value in evidence.items() if name != "ceiling"}}
+        return super()._of(data, where)
 
     def best(self, family: str = "linear") -> SiteScore:
         """Return the best candidate of one family."""
@@ -252,7 +256,7 @@ class Ranking(Record, Shown, what="ranking", sign="kernels", report="ranking"):
                 )
         family = options.setdefault("family", "linear")
         if family in FAMILIES and FAMILIES[family].has_rank:
-            options.setdefault("rank", self.settings.get("rank"))
+            options.setdefault("rank", self.settings.rank)
         known = {field.name for field in dataclasses.fields(SteeringConfig)} - {"sites"}
         if unknown := sorted(set(options) - known):
             raise InputError(

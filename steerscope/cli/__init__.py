@@ -25,6 +25,7 @@ from steerscope.cli.sites import sites
 from steerscope.cli.sweep import sweep
 from steerscope.cli.train import train
 from steerscope.cli.validate import validate
+from steerscope.cli.values import Command
 from steerscope.cli.verify import verify
 from steerscope.cli.words import as_typed, command_runs
 from steerscope.errors import InputError
@@ -62,6 +63,7 @@ _COMMANDS: tuple[tuple[Callable[..., Any], str, str], ...] = (
 for _command, _panel, _example in _COMMANDS:
     app.command(
         _command.__name__.replace("_", "-"),
+        cls=Command,
         rich_help_panel=_panel,
         epilog=f"Example: {_example}",
         context_settings=_HELP,

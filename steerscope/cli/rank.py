@@ -131,7 +131,7 @@ def rank(
             ranking = rank_sites(loaded, examples, options, task=source.name, progress=show, say=told)
         else:
             ranking = shared_ranking(loaded, examples, options, out, share, task=source.name, progress=show, say=told)
-    ranking = replace(ranking, settings=ranking.settings | {"command": command_line()})
+    ranking = replace(ranking, settings=replace(ranking.settings, command=command_line()))
     if isinstance(source, FileTask):
         # Those about the file count its lines; those about the training part count the part's.
         others = (warning for warning in ranking.warnings if warning not in about_examples)

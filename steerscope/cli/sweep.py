@@ -80,10 +80,9 @@ def sweep(
         table = sweep_model(asked.model, source, options, out, progress=show, command=command_line())
     if not give_json(json, table.to_json(), "runs"):
         print(table, file=sys.stdout)
-    speed = table.cost["operations"] / max(table.cost["seconds"], 1e-9)
-    print(
-        f"{table.cost['runs']:.0f} runs, {speed / 1e9:,.0f} GFLOP/s in training; table: {out / TABLE}", file=sys.stderr
-    )
+    cost = table.cost
+    speed = (cost.operations or 0.0) / max(cost.seconds or 0.0, 1e-9)
+    print(f"{cost.runs} runs, {speed / 1e9:,.0f} GFLOP/s in training; table: {out / TABLE}", file=sys.stderr)
     page_beside("write_site_table", table, out)
 
 

@@ -92,7 +92,7 @@ class _Where:
             sites = ranking.steering_config(self.sites_which, family=family).sites
         from steerscope.cli.output import say
 
-        model = ranking.model.get("name")
+        model = ranking.model.name
         if not ranking.stability.can_tell:
             say("the prompts of this ranking could not tell sites apart, so it recommends none; take more of them")
         say(f"sites from the ranking of {model} on {ranking.task} by {ranking.score}: {', '.join(sites)}")

@@ -81,7 +81,7 @@ def verify(
 
     with stage_progress(quiet=quiet) as show:
         found = verify_model(model, options, only=names, progress=show)
-    found = replace(found, settings=found.settings | {"command": command_line()})
+    found = replace(found, settings=replace(found.settings, command=command_line()))
 
     if out is not None:
         from steerscope.reports.verification.folder import write_verification  # matplotlib is slow to load

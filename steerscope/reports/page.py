@@ -10,7 +10,7 @@ import base64
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -222,18 +222,20 @@ def setting_pairs(items: Iterable[tuple[str, object]]) -> Pairs:
     return tuple((names.get(name) or clean(name).replace("_", " "), setting_text(value)) for name, value in items)
 
 
-def settings_fold(groups: Mapping[str, Mapping[str, Any]]) -> tuple[Fold, ...]:
+def settings_fold(groups: Mapping[str, Any]) -> tuple[Fold, ...]:
     """Return what was run, by group, folded away.
 
     Args:
-        groups: Named values by heading; values of ``None`` and empty groups are left out.
+        groups: Named values, or a record of them, by heading; what is ``None`` or an empty text, and groups without
+            values, are left out.
 
     Returns:
         One fold, or none without values.
     """
     parts = []
-    for heading, values in groups.items():
-        pairs = setting_pairs((key, values[key]) for key in sorted(values) if values[key] is not None)
+    for heading, group in groups.items():
+        values = group if isinstance(group, Mapping) else asdict(group)
+        pairs = setting_pairs((key, values[key]) for key in sorted(values) if values[key] not in (None, ""))
         if pairs:
             parts.append(Part(heading, pairs=pairs))
     summary = ", ".join(part.heading for part in parts)

@@ -21,7 +21,7 @@ class BaseIdentity:
     """The base model of an adapter: what must agree for the adapter to fit.
 
     Its hash is the same in every data type the model can be loaded in and whatever PEFT added; what a result is about,
-    to the bit, is :class:`steerscope.models.load.ModelIdentity`.
+    to the bit, is :class:`steerscope.model_identity.ModelIdentity`.
 
     Attributes:
         name: As its configuration or its loader names it.

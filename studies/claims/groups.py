@@ -109,6 +109,6 @@ def _group(one: Comparison, entries: Sequence[Entry]) -> Group:
         untrained,
         measured["accuracy"] if measured else None,
         measured is None,
-        int(run.model.get("n_params") or run.total_parameters),
+        run.model.n_params,
         int((trained or entries)[0].settings.get("recipe", 1)),
     )

@@ -58,8 +58,8 @@ def measure_leftover(
     results = read_results(run)
     if results.method not in ("sft", "bitfit", "lora"):
         raise InputError(f"{str(run)!r} is a run of method {results.method!r}; expected sft, bitfit or lora.")
-    name, dtype = str(results.model["name"]), str(results.model["dtype"])
-    loaded = load_model(name, dtype=dtype, revision=results.model.get("revision"))
+    name, dtype = results.model.name, results.model.dtype
+    loaded = load_model(name, dtype=dtype, revision=results.model.revision)
     tuned: nn.Module = with_adapter(loaded, read_adapter(run))
     asked = task.split("validation", None, 0)[:examples]
     ends = answer_tokens(task.form, asked, loaded.tokenizer).ends
@@ -77,7 +77,7 @@ def measure_leftover(
     if is_peft(tuned):
         oracles = Oracles(tuned)
     else:
-        oracles = Oracles(load_model(name, dtype=dtype, revision=results.model.get("revision")).model, tuned)
+        oracles = Oracles(load_model(name, dtype=dtype, revision=results.model.revision).model, tuned)
     base = oracles.kl(to_measure, [str(loaded.site_map.sites()[-1])], "none")
     spaces = []
     for kind in [kind for kind in KINDS if kind in loaded.site_map.description.kinds]:
@@ -88,7 +88,7 @@ def measure_leftover(
         "task": results.task,
         "method": results.method,
         "seed": results.seed,
-        "model": dict(results.model),
+        "model": results.model.as_dict(),
         "kl_base": base.kl,
         "tokens": base.tokens,
         "examples": len(sequences),

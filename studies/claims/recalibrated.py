@@ -47,7 +47,7 @@ def measure_recalibrated(run: Path, task: Task) -> dict[str, Any]:
     if results.method != "none":
         raise InputError(f"{str(run)!r} is a run of method {results.method!r}; expected none, the model as it is.")
     model = results.model
-    loaded = load_model(str(model["name"]), dtype=str(model["dtype"]), revision=model.get("revision"))
+    loaded = load_model(model.name, dtype=model.dtype, revision=model.revision)
     asked = at_most(task, "test", results.settings.get("test_examples"), 0)
     if content_hash(asked, ordered=False) != results.settings.get("data", {}).get("test"):
         raise InputError(f"{str(run)!r} was asked other questions than these. Give the [[data_dir]] of the run.")

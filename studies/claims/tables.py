@@ -65,7 +65,7 @@ def _of_seeds(entry: Entry) -> str:
 
 def _part(entry: Entry) -> str:
     run = read_results(entry.folders[0])
-    own = run.model.get("n_params") or run.total_parameters
+    own = run.model.n_params
     return f"{run.trainable_parameters / own:.3%}"
 
 

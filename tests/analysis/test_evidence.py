@@ -7,11 +7,13 @@ import pytest
 
 from steerscope import Example, RankOptions, get_task, rank_sites
 from steerscope.analysis.evidence import drawn_from, evidence_for, is_of, known_evidence, ranked_alike
+from steerscope.analysis.result_parts import ReferenceLoss, TrainedPoint
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
 from steerscope.experiments.tasks import FileTask, ListOps
 from steerscope.models import wrap_model
 from steerscope.reports.ranking.evidence import evidence_sentence, studies_table
 from tests.experiments.validation.tiny import examples
+from tests.identities import identity
 from tests.reports.ranking_cases import plateau
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -51,10 +53,10 @@ def told(place, *tables, task="sums", n_probes=9, sha256="a" * 64):
     base = plateau()
     return replace(
         base,
-        model=base.model | {"sha256": sha256},
+        model=replace(base.model, sha256=sha256),
         task=task,
-        settings=base.settings | {"drawn_from": task},
-        outputs=base.outputs | {"n_probes": n_probes},
+        settings=replace(base.settings, drawn_from=task),
+        outputs=replace(base.outputs, n_probes=n_probes),
         evidence=known_evidence(DEFAULT_SCORE, kept(place, *tables)),
     )
 
@@ -66,26 +68,24 @@ def test_no_file_no_evidence(tmp_path):
 def test_only_rankings_by_the_score_count(tmp_path):
     path = kept(tmp_path, TABLE)
     found = known_evidence(DEFAULT_SCORE, path)
-    assert "small on sums, 12 sites ranked with 4 output directions" in found["summary"]
-    assert "0.50 (0.10 to 0.80), depth 0.30" in found["summary"]
-    assert "0.90 is attainable with this training noise" in found["summary"]
-    assert "not surely better than chance in all of those that may judge" in found["summary"]
+    assert "small on sums, 12 sites ranked with 4 output directions" in found.summary
+    assert "0.50 (0.10 to 0.80), depth 0.30" in found.summary
+    assert "0.90 is attainable with this training noise" in found.summary
+    assert "not surely better than chance in all of those that may judge" in found.summary
     assert known_evidence("alignment", path) is None
 
 
 def test_studies_that_prove_nothing_are_said_to(tmp_path):
     unsure = {"n_probes": 9, "scores": {DEFAULT_SCORE: NUMBERS | {"low": -0.2}}}
     path = kept(tmp_path, TABLE | {"rankings": [unsure]})
-    assert (
-        "not surely better than chance in any of those that may judge" in known_evidence(DEFAULT_SCORE, path)["summary"]
-    )
-    said = known_evidence(DEFAULT_SCORE, kept(tmp_path, NOT_ADMITTED))["summary"]
+    assert "not surely better than chance in any of those that may judge" in known_evidence(DEFAULT_SCORE, path).summary
+    said = known_evidence(DEFAULT_SCORE, kept(tmp_path, NOT_ADMITTED)).summary
     assert "in a table that may not judge scores." in said
     assert "No table of trained outcomes that may judge scores" in said
 
 
 def test_the_ranking_most_like_this_one_speaks(tmp_path):
-    studies = known_evidence(DEFAULT_SCORE, kept(tmp_path, TABLE, NOT_ADMITTED))["studies"]
+    studies = known_evidence(DEFAULT_SCORE, kept(tmp_path, TABLE, NOT_ADMITTED)).studies
     assert [one["n_probes"] for one in ranked_alike(studies, 9)] == [9, 9]
     assert [one["n_probes"] for one in ranked_alike(studies, 3)] == [4, 4]
 
@@ -129,12 +129,12 @@ def test_not_trained_on_this_model_and_task(tmp_path):
 def test_outcomes_of_this_model_and_task_come_with_the_ranking(tmp_path):
     path = kept(tmp_path, TABLE, NOT_ADMITTED)
     scored = [("1.mlp_out", 0.7), ("0.mlp_out", 0.2), ("2.mlp_out", 0.1)]
-    found = evidence_for(DEFAULT_SCORE, {"sha256": "a" * 64}, "products", scored, path)
-    assert found["points"][0] == {"site": "1.mlp_out", "score": 0.7, "loss": 1.0, "low": 0.9, "high": 1.1}
-    assert len(found["points"]) == 2
-    assert found["references"] == [{"name": "no training", "loss": 2.0}]
-    assert "points" not in evidence_for(DEFAULT_SCORE, {"sha256": "b" * 64}, "products", scored, path)
-    assert "points" not in evidence_for(DEFAULT_SCORE, {"sha256": "a" * 64}, "mine", scored, path)
+    found = evidence_for(DEFAULT_SCORE, identity(sha256="a" * 64), "products", scored, path)
+    assert found.points[0] == TrainedPoint("1.mlp_out", 0.7, loss=1.0, low=0.9, high=1.1)
+    assert len(found.points) == 2
+    assert found.references == (ReferenceLoss("no training", 2.0),)
+    assert evidence_for(DEFAULT_SCORE, identity(sha256="b" * 64), "products", scored, path).points == ()
+    assert evidence_for(DEFAULT_SCORE, identity(sha256="a" * 64), "mine", scored, path).points == ()
 
 
 def test_a_name_alone_makes_no_examples_those_of_a_task():
@@ -147,8 +147,8 @@ def test_a_name_alone_makes_no_examples_those_of_a_task():
     listops = get_task("listops")
     assert drawn_from("listops", replace(listops, generator=ListOps(max_depth=3)).split("train", 4)) is None
     ranking = plateau()
-    assert not is_of({"sha256": "a", "task": "t", "setup": "b"}, {"sha256": "a", "setup": "c"}, "t")
-    assert not is_of(TABLE, ranking.model | {"sha256": TABLE["sha256"]}, None)
+    assert not is_of({"sha256": "a", "task": "t", "setup": "b"}, identity(sha256="a", setup="c"), "t")
+    assert not is_of(TABLE, replace(ranking.model, sha256=TABLE["sha256"]), None)
 
 
 def test_a_ranking_cites_what_is_known():

@@ -185,7 +185,7 @@ def test_a_ranking_takes_steps_where_it_is_asked_to_and_leaves_the_model_alone()
     values = [site.scores["gauss_newton_step"] for site in ranking.sites]
     assert values == [site.score for site in ranking.sites] == sorted(values, reverse=True)
     assert {site.family for site in ranking.sites} == {"linear", "vector"}
-    assert ranking.settings["extra"] == ["step"]
+    assert ranking.settings.extra == ("step",)
     steps = [tick[1:] for tick in ticks if tick[0] == "step"]
     assert steps[-1][0] == steps[-1][1] > 4
     assert ranking.timing["step"] > 0

@@ -270,7 +270,7 @@ def test_more_groups_than_examples_in_a_half_are_refused():
 
 def test_the_order_in_which_batches_meet_sites_decides_nothing(monkeypatch):
     """Few sites at once are met in another order than many at once: the error of sketches is of the same sites."""
-    model = wrap_model(tiny_model("llama", num_hidden_layers=8), tiny_tokenizer())
+    model = wrap_model(tiny_model("llama", num_hidden_layers=12), tiny_tokenizer())
     found, met = [], []
     kept = Recorder.features
     monkeypatch.setattr(Recorder, "features", lambda *given: met.append(kept(*given)) or met[-1])

@@ -50,7 +50,7 @@ def test_a_ranking_says_how_many_it_took():
     model, examples = loaded("llama"), examples_of(OutputMode.CHOICE_LOGITS, 24)
     found = rank_sites(model, examples, RankOptions(max_sites=1, num_groups=2, kinds=("mlp_out",)))
     most = max(len(example.choices) for example in examples)
-    assert (found.outputs["n_probes"], found.outputs["n_backward"], found.outputs["spans"]) == (
+    assert (found.outputs.n_probes, found.outputs.n_backward, found.outputs.spans) == (
         most - 1,
         most - 1,
         True,

@@ -251,13 +251,13 @@ def test_a_ranking_computes_them_where_they_are_asked_for(prompts: list[Example]
     loaded = wrap_model(tiny_model("llama"), tiny_tokenizer())
     plain = rank_sites(loaded, prompts)
     assert not set(NAMES) & set(plain.sites[0].scores)
-    assert plain.settings["extra"] == []
-    assert plain.settings["converged_penalty"] is None
+    assert plain.settings.extra == ()
+    assert plain.settings.converged_penalty is None
     more = rank_sites(loaded, prompts, RankOptions(extra=("spectrum",), num_training=100))
     assert all(set(NAMES) <= set(site.scores) for site in more.sites)
-    assert more.settings["extra"] == ["spectrum"]
-    assert more.settings["num_training"] == 100
-    assert more.settings["converged_penalty"] in PENALTIES
+    assert more.settings.extra == ("spectrum",)
+    assert more.settings.num_training == 100
+    assert more.settings.converged_penalty in PENALTIES
     old = {(s.layer, s.kind, s.family): s.scores for s in plain.sites}
     for site in more.sites:
         for name, value in old[site.layer, site.kind, site.family].items():
@@ -274,7 +274,7 @@ def test_they_order_sites_and_kinds(prompts: list[Example], score: str) -> None:
     ranking = rank_sites(loaded, prompts, RankOptions(score=score, kinds=("mlp_out", "resid_post")))
     values = [site.scores[score] for site in ranking.sites]
     assert values == [site.score for site in ranking.sites] == sorted(values, reverse=True)
-    assert ranking.settings["extra"] == ["spectrum"]
+    assert ranking.settings.extra == ("spectrum",)
     assert [kind.score for kind in ranking.kinds] == sorted((kind.score for kind in ranking.kinds), reverse=True)
     assert len(ranking.kinds) == 4
     assert any(site.ci_low < site.score < site.ci_high for site in ranking.sites)

@@ -63,7 +63,7 @@ def test_a_run_and_its_folder(place, tmp_path, capsys):
     assert said.splitlines()[-1].startswith(found.line)
     assert (found.method, found.trainable_parameters, found.sites, found.n) == ("none", 0, (), 6)
     assert found.loss > 0
-    assert found.model["name"].endswith("model")
+    assert found.model.name.endswith("model")
     assert found.versions["torch"].startswith("2.")
     assert found.peak_memory > 2**20
     lines = [json.loads(line) for line in (out / "generations.jsonl").read_text().splitlines()]

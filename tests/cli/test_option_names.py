@@ -103,6 +103,42 @@ def check_names(said: str, command: str) -> None:
         assert "_" not in name or not re.search(rf"(?<![\w'/.-]){name}(?![\w'/.-])", said), said
 
 
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_option_says_whether_it_takes_a_value(unloaded, capsys, command):
+    options = [one for one in COMMANDS[command].params if one.opts[0].startswith("-")]
+    assert len(options) > 2
+    for one in options:
+        name = one.opts[0]
+        if one.is_flag:
+            for typed in ([f"{name}=true"], [name, "False"]):
+                assert run(command, *typed) == 2
+                said = one_sentence(capsys.readouterr().err)
+                assert f"{name} takes no value, it is on where it is typed. Type {name}, or " in said
+            if one.secondary_opts:
+                assert f"or {one.secondary_opts[0]}." in said
+            continue
+        for follows, told in (([], "nothing"), (["--quiet"], "the option --quiet"), ([f"{name}=1"], "the option ")):
+            if follows == ["--quiet"] and not any("--quiet" in other.opts for other in options):
+                continue
+            assert run(command, name, *follows) == 2
+            said = one_sentence(capsys.readouterr().err)
+            assert f"{name} takes a value, and {told}" in said
+            assert f"expected: {one.help.rstrip('.')}. Type {name} VALUE." in said
+
+
+def test_scale_without_its_value(unloaded, capsys):
+    assert run("train", "model", "--scale", "--steps", "3") == 2
+    said = one_sentence(capsys.readouterr().err)
+    assert "--scale takes a value, and the option --steps follows it; expected: rms: divide" in said
+
+
+def test_a_value_may_look_like_an_option(unloaded, capsys):
+    assert run("rank", "--quiet", "--seed", "-1") == 2  # a number below zero is none
+    assert "--seed is -1; expected an integer from 0" in one_sentence(capsys.readouterr().err)
+    assert run("rank", "--no-such", "--seed") == 2
+    assert "--seed takes a value" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", REFUSED)
 def test_bad_values_of_every_option(unloaded, capsys, command):
     found = set()

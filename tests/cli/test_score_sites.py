@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import pytest
 
+from steerscope import RankOptions, rank_sites
 from steerscope.analysis.scoring.scores import all_scores
 from steerscope.cli import main
+from steerscope.experiments.site_tables.table_parts import TableRanking
+from steerscope.experiments.site_tables.user_scores import scores_from, scores_of_file
 from steerscope.experiments.tasks import get_task
-from steerscope.models import load_model
+from steerscope.models import load_model, wrap_model
 from tests.experiments.site_tables.tiny import made_up
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -119,14 +122,25 @@ def test_a_registered_score_is_computed_with_the_tables_model(registered, tmp_pa
     place = tmp_path / "model"
     tiny_model("llama").save_pretrained(place)
     tiny_tokenizer().save_pretrained(place)
-    identity = load_model(place).identity.as_dict()
+    identity = load_model(place).identity
     made = made_up(layers=2, task="listops", model=identity)
     path = tmp_path / "table.json"
-    replace(made, ranking={"num_examples": 24}).save(path)
+    replace(made, ranking=TableRanking(examples=24)).save(path)
     asked = ["score-sites", str(path), "--score", str(registered), "--quiet"]
     assert len(get_task("listops").split("train", 24, 0)) == 24
     assert main([*asked, "--model", str(place)]) == 0
     assert "kernel scale" in capsys.readouterr().out
+
+
+def test_a_registered_score_is_of_as_many_prompts_as_the_tables_ranking(registered, tmp_path):
+    loaded = wrap_model(tiny_model("llama"), tiny_tokenizer())
+    table = made_up(layers=2, task="listops", model=loaded.identity, ranking=TableRanking(examples=24))
+    found = scores_from(scores_of_file(registered), table, loaded)["kernel_scale_of_mine"]
+    examples = get_task("listops").split("train", 24, 0)
+    ranking = rank_sites(loaded, examples, RankOptions(kinds=("attn_out", "mlp_in", "mlp_out", "resid_post")))
+    own = {site.name: site.scores["kernel_scale_of_mine"] for site in ranking.sites if site.family == "linear"}
+    assert found == pytest.approx(own)
+    assert len(set(own.values())) > 4
 
 
 def test_a_registered_score_of_another_model_is_refused(registered, tmp_path, capsys):

@@ -43,7 +43,7 @@ def test_a_run_is_evaluated_again_to_the_same_accuracy(place, tmp_path, capsys, 
     assert printed.out.count("\n") == 1
     found = read_results(out)
     assert found.line == line
-    asked = found.evaluation_before
+    asked = found.before
     assert asked is not None
     assert before == str(asked.accuracy).removesuffix(" n=6")
     assert ("changed weights take up to" in printed.err) == (method == "sft")

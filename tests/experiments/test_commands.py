@@ -98,7 +98,7 @@ def test_a_model_in_memory_trains_as_the_same_model_by_name(place, trained, tmp_
     assert plain(again) == plain(found["post-block"])
     assert again.training["losses"] == found["post-block"].training["losses"]
     assert again.test_accuracy == found["post-block"].test_accuracy
-    assert again.before["correct"] == found["post-block"].before["correct"]
+    assert again.before.correct == found["post-block"].before.correct
     weights = [where / "adapter" / "adapter_model.safetensors" for where in (folder / "post-block", tmp_path / "run")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
@@ -170,8 +170,8 @@ def test_a_validation(tmp_path):
     assert digest_of_parameters(loaded.model) == digest
     assert Validation.load(tmp_path / "out" / "validation.json") == found
     ranking = Ranking.load(tmp_path / "out" / "ranking.json")
-    assert ranking.evidence["spearman"] == found.agreements[found.score].spearman
-    assert not {"device", "dtype", "revision", "trust_remote_code"} & set(found.options)
+    assert ranking.evidence.spearman == found.agreements[found.score].spearman
+    assert not {"device", "dtype", "revision", "trust_remote_code"} & set(found.as_dict()["options"])
     again = validate(loaded, task, options, tmp_path / "out")  # goes on; nothing is left to do
     assert again.sites == found.sites
     steerscope.write_report(ranking, tmp_path / "out")
@@ -212,7 +212,7 @@ def test_a_verification_of_a_model(place):
     assert asked == ["float64"]
     named = verify(place / "model", quick, only="P1")
     assert found.propositions[0].claims == named.propositions[0].claims
-    assert not {"revision", "trust_remote_code"} & set(named.settings)
+    assert not {"revision", "trust_remote_code"} & set(named.as_dict()["settings"])
 
 
 def test_propositions():

@@ -221,9 +221,9 @@ def test_a_store_knows_models_by_all_that_decides(tmp_path):
     changed(tmp_path / "model" / "tokenizer_config.json", lambda values: values.update(padding_side="left"))
     second = load_model(tmp_path / "model")
     assert first.identity.sha256 == second.identity.sha256
-    assert model_key(first.identity.as_dict()) != model_key(second.identity.as_dict())
+    assert model_key(first.identity) != model_key(second.identity)
     (tmp_path / "model" / "README.md").write_text("says nothing about outputs")
-    assert model_key(load_model(tmp_path / "model").identity.as_dict()) == model_key(second.identity.as_dict())
+    assert model_key(load_model(tmp_path / "model").identity) == model_key(second.identity)
 
 
 # --- hashes --------------------------------------------------------------------------------------------------

@@ -8,6 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from steerscope.analysis.result_parts import (
+    DifferentiatedOutputs,
+    Evidence,
+    KernelSummary,
+    RankSettings,
+    ReferenceLoss,
+    TrainedPoint,
+)
 from steerscope.analysis.results import (
     GreedyStep,
     KindScore,
@@ -17,6 +25,7 @@ from steerscope.analysis.results import (
     Stability,
 )
 from steerscope.analysis.scoring.standing import MARGIN, standing_of
+from steerscope.model_identity import ModelIdentity
 from steerscope.reports.ranking.tables import tables
 from steerscope.reports.tables import plain_table
 
@@ -160,17 +169,17 @@ def build(shape: Shape, seed: int = 0, **changes: Any) -> Ranking:
     rng = np.random.default_rng(seed)
     sites = _sites(rng, shape)
     ranking = Ranking(
-        model={
-            "name": "smollm2-135m",
-            "revision": "main",
-            "sha256": "9f2c" * 16,
-            "layers": shape.layers,
-            "quantised": "Weights were stored in 4 to 6 bits (GGUF) and are used as rounded.",
-            "layout": "parallel" if shape.parallel else "sequential pre-norm",
-            "d_model": shape.d_model,
-            "n_params": 134_515_008,
-            "dtype": "float32",
-        },
+        model=ModelIdentity(
+            name="smollm2-135m",
+            revision="main",
+            sha256="9f2c" * 16,
+            layers=shape.layers,
+            quantised="Weights were stored in 4 to 6 bits (GGUF) and are used as rounded.",
+            layout="parallel" if shape.parallel else "sequential pre-norm",
+            d_model=shape.d_model,
+            n_params=134_515_008,
+            dtype="float32",
+        ),
         task="capitals",
         n_examples=128,
         seed=seed,
@@ -183,26 +192,31 @@ def build(shape: Shape, seed: int = 0, **changes: Any) -> Ranking:
         greedy=tuple(_greedy(sites)),
         curves=tuple(_curves(sites, 64)),
         stability=Stability(0.91, 0.6, True, 64, 0.8, top_agreement=0.95),
-        outputs={
-            "description": "log probability of the answer's tokens",
-            "n_probes": 32,
-            "n_backward": 64,
-            "spans": False,
-            "mean_energy": 0.62,
-        },
-        kernels={
-            "exact": False,
-            "description": "features sketched to 2,048 dimensions",
-            "sketch_error": 0.021,
-            "score_error": 0.004,
-        },
-        settings={
-            "ridge": 1.0,
-            "rank": 8,
-            "budget": 100_000,
-            "families": ["linear", "vector"],
-            "command": "steerscope rank smollm2-135m --task capitals --seed 0",
-        },
+        outputs=DifferentiatedOutputs(
+            description="log probability of the answer's tokens",
+            mode="completion",
+            n_probes=32,
+            n_backward=64,
+            spans=False,
+            mean_energy=0.62,
+            n_tokens=2048,
+            model_accuracy=0.8,
+            model_loss=0.9,
+        ),
+        kernels=KernelSummary(
+            exact=False, description="features sketched to 2,048 dimensions", sketch_error=0.021, score_error=0.004
+        ),
+        settings=RankSettings(
+            ridge=1.0,
+            rank=8,
+            num_groups=12,
+            n_fit=64,
+            max_sites=8,
+            budget=100_000,
+            batch_size=16,
+            kinds=shape.kinds,
+            command="steerscope rank smollm2-135m --task capitals --seed 0",
+        ),
         timing={"load": 1.5, "capture": 24.2, "kernels": 9.75, "ranking": 3.1},
     )
     return replace(ranking, **changes)
@@ -223,7 +237,7 @@ def plateau(first: int = 4, last: int = 15, layers: int = 22) -> Ranking:
         scores = site.scores | {ranking.score: share}
         sites.append(replace(site, score=share, ci_low=share - 0.03, ci_high=min(share + 0.03, 1.0), scores=scores))
     sites.sort(key=lambda site: (-site.score, site.layer, site.kind, site.family))
-    outputs = ranking.outputs | {"model_accuracy": 0.22, "constant_accuracy": 0.2, "model_loss": 2.17}
+    outputs = replace(ranking.outputs, model_accuracy=0.22, constant_accuracy=0.2, model_loss=2.17)
     margin = MARGIN * sites[0].score
     found = replace(ranking, sites=tuple(stood(sites, 0.02)), greedy=tuple(_greedy(sites)), outputs=outputs)
     return replace(found, equal_margin=margin)
@@ -237,43 +251,22 @@ def thirty_layers() -> Ranking:
 def two_layers_parallel() -> Ranking:
     """A 2-layer parallel model: no ``resid_mid``, one vector for all three writes, nothing else to warn of."""
     ranking = build(Shape(layers=2, kinds=PARALLEL, d_model=32, parallel=True), seed=1)
-    evidence = {
-        "summary": "Training at 6 sites agreed with the ranking (Spearman 0.89).",
-        "spearman": 0.89,
-        "attainable": 0.95,
-        "points": [
-            {
-                "site": f"{layer}.{kind}",
-                "score": 0.1 * i,
-                "loss": 2.0 - 0.1 * i,
-                "low": 1.9 - 0.1 * i,
-                "high": 2.1 - 0.1 * i,
-            }
-            for i, (layer, kind) in enumerate((layer, kind) for layer in (0, 1) for kind in PARALLEL[1:4])
-        ],
-        "references": [{"name": "lora", "loss": 1.4}, {"name": "0.mlp_out+1.mlp_out", "loss": 1.45}],
-        "agreements": [
-            {
-                "score": "learnable_share",
-                "spearman": 0.89,
-                "low": 0.5,
-                "high": 1.0,
-                "partial": 0.8,
-                "regret": 0.0,
-                "is_baseline": False,
-            },
-            {
-                "score": "depth",
-                "spearman": 0.2,
-                "low": -0.5,
-                "high": 0.7,
-                "partial": 0.0,
-                "regret": 0.3,
-                "is_baseline": True,
-            },
-        ],
-    }
-    return replace(ranking, model={**ranking.model, "quantised": None}, kernels={"exact": True}, evidence=evidence)
+    points = tuple(
+        TrainedPoint(f"{layer}.{kind}", score=0.1 * i, loss=2.0 - 0.1 * i, low=1.9 - 0.1 * i, high=2.1 - 0.1 * i)
+        for i, (layer, kind) in enumerate((layer, kind) for layer in (0, 1) for kind in PARALLEL[1:4])
+    )
+    foreseen = {"score": "learnable_share", "spearman": 0.89, "low": 0.5, "high": 1.0, "partial": 0.8, "regret": 0.0}
+    baseline = {"score": "depth", "spearman": 0.2, "low": -0.5, "high": 0.7, "partial": 0.0, "regret": 0.3}
+    evidence = Evidence(
+        summary="Training at 6 sites agreed with the ranking (Spearman 0.89).",
+        spearman=0.89,
+        attainable=0.95,
+        points=points,
+        references=(ReferenceLoss("lora", 1.4), ReferenceLoss("0.mlp_out+1.mlp_out", 1.45)),
+        agreements=(foreseen | {"is_baseline": False}, baseline | {"is_baseline": True}),
+    )
+    kernels = KernelSummary(exact=True, description="exact features")
+    return replace(ranking, model=replace(ranking.model, quantised=None), kernels=kernels, evidence=evidence)
 
 
 def cannot_tell() -> Ranking:
@@ -294,11 +287,11 @@ def hostile_names() -> Ranking:
     return replace(
         ranking,
         task=hostile,
-        model={**ranking.model, "name": hostile, "layout": _HOSTILE, "quantised": hostile},
+        model=replace(ranking.model, name=hostile, layout=_HOSTILE, quantised=hostile),
         warnings=(hostile,),
-        settings={**ranking.settings, "command": f"steerscope rank '{hostile}'", _HOSTILE: _HOSTILE},
-        outputs={**ranking.outputs, "description": hostile},
-        evidence={"summary": hostile},
+        settings=replace(ranking.settings, command=f"steerscope rank '{hostile}'", kinds=(_HOSTILE,)),
+        outputs=replace(ranking.outputs, description=hostile),
+        evidence=Evidence(summary=hostile),
     )
 
 
@@ -316,9 +309,8 @@ def bare() -> Ranking:
         kinds=(),
         greedy=(),
         curves=(),
-        outputs={},
-        kernels={},
-        settings={},
+        kernels=KernelSummary(exact=False, description=""),
+        settings=replace(ranking.settings, budget=None, command=None),
         timing={},
     )
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from steerscope.experiments.searching import result as searching
-from steerscope.experiments.searching.result import Contender, SearchResult
+from steerscope.experiments.searching.options import SearchOptions
+from steerscope.experiments.searching.result import Contender, SearchResult, SearchSettings
+from steerscope.records import copied
+from tests.identities import identity
 
 
 def searched(accuracy: float = 0.61, **changes: object) -> SearchResult:
@@ -16,12 +19,11 @@ def searched(accuracy: float = 0.61, **changes: object) -> SearchResult:
     )
     every = "+".join(f"{layer}.resid_post" for layer in range(30))
     fields: dict[str, object] = {
-        "model": {"name": "smollm2-135m", "sha256": "ab" * 32, "quantised": "Weights were stored in 4 bits."},
+        "model": identity(name="smollm2-135m", quantised="Weights were stored in 4 bits."),
         "task": "listops",
-        "options": {"steps": 120, "rank": 8},
+        "options": copied(SearchSettings, SearchOptions(steps=120, rank=8)),
         "best": searching.Tested("9.resid_post", 1e-2, True, 1.79, accuracy, 9216, 300.0),
-        "before": {"loss": 2.2, "accuracy": 0.2, "recalibrated_loss": 2.15, "recalibrated_accuracy": 0.21,
-                   "majority": 0.2, "num_test": 512.0},
+        "before": searching.Untrained(2.2, 0.2, 0.2, recalibrated_loss=2.15, recalibrated_accuracy=0.21, num_test=512),
         "contenders": contenders,
         "references": (searching.Tested(every, 1e-3, True, 1.85, 0.58, 276480, 500.0),
                        searching.Tested("lora", 3e-4, False, 1.9, 0.4, 460800, 600.0)),

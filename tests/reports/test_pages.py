@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from steerscope import InputError, Validation, Verification, reports
+from steerscope.analysis.result_parts import Evidence, ReferenceLoss, TrainedPoint
 from steerscope.experiments.site_tables import judge
 from steerscope.reports import svg
 from steerscope.reports.comparison.page import told_apart
@@ -166,7 +167,7 @@ def test_nothing_cheaper_beats_what_is_on_the_line():
 
 def test_a_ranking_shows_a_table_of_its_model_and_task(tmp_path):
     ranking = ranking_cases.build(ranking_cases.Shape(layers=6), task="sums")
-    ranking = replace(ranking, model=ranking.model | {"sha256": "0" * 64}, curves=(), greedy=())
+    ranking = replace(ranking, model=replace(ranking.model, sha256="0" * 64), curves=(), greedy=())
     html = reports.write_report(ranking, tmp_path, table=made_up()).read_text(encoding="utf-8")
     assert (tmp_path / "figures" / "foreseen.svg").exists()
     assert "Test loss after training at 24 sites of this model on this task" in html
@@ -265,27 +266,20 @@ def test_the_ranking_of_a_trained_model_stays_below_a_megabyte(tmp_path):
     """With the trained losses of all sites in it, the longest page there is."""
     ranking = ranking_cases.thirty_layers()
     sites = [site for site in ranking.sites if site.family == "linear"]
-    points = [
-        {
-            "site": site.name,
-            "score": site.score,
-            "loss": 2 - site.score,
-            "low": 1.9 - site.score,
-            "high": 2.1 - site.score,
-        }
+    points = tuple(
+        TrainedPoint(site.name, site.score, 2 - site.score, low=1.9 - site.score, high=2.1 - site.score)
         for site in sites
-    ]
+    )
     assert len(sites) > 200
-    made = replace(ranking, evidence={"summary": "Trained.", "points": points, "references": []})
+    made = replace(ranking, evidence=Evidence(summary="Trained.", points=points))
     assert reports.write_report(made, tmp_path / "report").stat().st_size < 1_000_000
 
 
 def test_a_reference_far_above_all_sites_is_said_and_does_not_squash_them():
     ranking = ranking_cases.two_layers_parallel()
-    near = {"name": "lora", "loss": 1.4}
-    far = {"name": "no training", "loss": 30.0}
+    lines = (ReferenceLoss("lora", 1.4), ReferenceLoss("no training", 30.0))
     figure = reports.plot_predicted_against_trained(
-        replace(ranking, evidence=ranking.evidence | {"references": [near, far]})
+        replace(ranking, evidence=replace(ranking.evidence, references=lines))
     )
     assert figure.axes[0].get_ylim()[1] < 4
     said = [text.get_text() for text in figure.axes[0].texts]

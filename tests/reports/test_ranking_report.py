@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from steerscope import reports as report
+from steerscope.analysis.result_parts import ReferenceLoss
 from steerscope.analysis.results import Ranking
 from steerscope.errors import InputError
 from steerscope.reports.figure_style import figure_bytes
@@ -224,14 +225,14 @@ def test_evidence_warnings_and_mean_are_said(pages):
     assert "not yet been validated" in format_summary(unproven)
     assert "not yet been validated" in unproven_html
     assert "not yet been validated" not in proven_html
-    assert proven.evidence["summary"] in proven_html
+    assert proven.evidence.summary in proven_html
     assert "4 to 6 bits" in unproven_html
     assert "4 to 6 bits" not in proven_html
     assert "makes 62% of the target&#39;s energy. It is left out of the score" in unproven_html
     assert "steerscope rank smollm2-135m --task capitals --seed 0" in unproven_html
     assert "9f2c" * 16 in unproven_html
     # A loader may put its own sentence about quantised weights among the warnings: once is enough.
-    twice = replace(unproven, warnings=(unproven.model["quantised"],))
+    twice = replace(unproven, warnings=(unproven.model.quantised,))
     assert len(text.warning_sentences(twice)) == 1
 
 
@@ -408,10 +409,10 @@ def test_words():
 
 def test_names_of_reference_lines_that_are_close_stay_apart():
     ranking = CASES["two_layers_parallel"]()
-    lines = [{"name": name, "loss": 2.1 + 0.001 * i} for i, name in enumerate(["no training", "lora", "full"])]
-    figure = plot_predicted_against_trained(replace(ranking, evidence=ranking.evidence | {"references": lines}))
+    lines = tuple(ReferenceLoss(name, 2.1 + 0.001 * i) for i, name in enumerate(["no training", "lora", "full"]))
+    figure = plot_predicted_against_trained(replace(ranking, evidence=replace(ranking.evidence, references=lines)))
     figure.canvas.draw()
-    names = {line["name"] for line in lines}
+    names = {line.name for line in lines}
     found = [text for text in figure.axes[0].texts if text.get_text() in names]
     boxes = [text.get_window_extent() for text in sorted(found, key=lambda text: text.xy[1])]
     assert len(boxes) == 3
@@ -421,4 +422,4 @@ def test_names_of_reference_lines_that_are_close_stay_apart():
 @pytest.mark.parametrize(("attainable", "words"), [(0.7, "a perfect score would have"), (0.0, "no order here")])
 def test_what_an_attainable_correlation_means_is_said(attainable, words):
     ranking = CASES["two_layers_parallel"]()
-    assert words in foreseen_table(replace(ranking, evidence=ranking.evidence | {"attainable": attainable})).note
+    assert words in foreseen_table(replace(ranking, evidence=replace(ranking.evidence, attainable=attainable))).note

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from steerscope import SteeringConfig, get_steering_model, wrap_model
+from steerscope.analysis.result_parts import Evidence
 from steerscope.analysis.results import SiteScore
 from steerscope.analysis.scoring.standing import MARGIN
 from steerscope.errors import InputError
@@ -141,9 +142,9 @@ def test_whether_the_model_does_the_task():
     ranking = plateau()
     assert "answers 22% of these prompts rightly (loss 2.17 nats)" in verdict.task_sentence(ranking)
     assert "most frequent answer makes 20%: it does not do the task yet" in verdict.task_sentence(ranking)
-    able = replace(ranking, outputs=ranking.outputs | {"model_accuracy": 0.8})
+    able = replace(ranking, outputs=replace(ranking.outputs, model_accuracy=0.8))
     assert "does not do the task" not in verdict.task_sentence(able)
-    assert verdict.task_sentence(CASES["bare"]()) == ""
+    assert verdict.task_sentence(CASES["bare"]()).endswith("rightly (loss 0.90 nats).")  # of before: no more is known
 
 
 @pytest.mark.parametrize("score", ["depth", "random", "gradient_norm", "feature_norm"])
@@ -222,20 +223,20 @@ def test_counts_agree():
 def test_evidence_is_one_line():
     # As rankings kept it before tables that may not judge were cited.
     study = {
-        "model": "kept elsewhere", "sha256": plateau().model["sha256"], "task": "capitals",
+        "model": "kept elsewhere", "sha256": plateau().model.sha256, "task": "capitals",
         "n_sites": 24, "spearman": 0.37, "low": -0.15, "high": 0.73,
         "baseline": "depth", "baseline_spearman": 0.74, "attainable": 0.93, "score": "learnable_share",
     }  # fmt: skip
     other = study | {"task": "arc_easy", "low": 0.2}
-    ranking = replace(
-        plateau(), settings={"drawn_from": "capitals"}, evidence={"summary": "long", "studies": [other, study]}
-    )
+    ranking = plateau()
+    settings = replace(ranking.settings, drawn_from="capitals")
+    ranking = replace(ranking, settings=settings, evidence=Evidence(summary="long", studies=(other, study)))
     said = evidence_sentence(ranking)
     assert "Trained at 24 sites of this model on this task" in said
     assert "0.37 (-0.15 to 0.73), not surely better than chance; depth alone reached 0.74" in said
-    other_weights = replace(ranking, model=ranking.model | {"sha256": "0" * 64})
+    other_weights = replace(ranking, model=replace(ranking.model, sha256="0" * 64))
     assert "Not trained on this model and task" in evidence_sentence(other_weights)
-    elsewhere = evidence_sentence(replace(ranking, settings={"drawn_from": None}))
+    elsewhere = evidence_sentence(replace(ranking, settings=replace(settings, drawn_from=None)))
     assert "in 1 of 2 tables" in elsewhere
     assert max(len(said), len(elsewhere)) < 260
     assert "arc_easy" in render_page(ranking, [])
@@ -258,15 +259,15 @@ def test_the_lines_to_copy_name_the_model_the_data_and_the_cheapest_equal_choice
     typed = "steerscope rank 'my model' --data 'my file.jsonl' --trust-remote-code"
     own = replace(
         ranking,
-        model=ranking.model | {"name": "my model"},
+        model=replace(ranking.model, name="my model"),
         task="my file",
-        settings=ranking.settings | {"command": typed},
+        settings=replace(ranking.settings, command=typed),
     )
     own_step = next_step(own)
     assert own_step is not None
     words = ["steerscope", "search", "my model", "--data", "my file.jsonl", "--trust-remote-code"]
     assert shlex.split(own_step.search)[:6] == words
-    broken = replace(ranking, settings=ranking.settings | {"command": "steerscope rank 'x"})
+    broken = replace(ranking, settings=replace(ranking.settings, command="steerscope rank 'x"))
     assert next_step(broken) is not None
 
 

@@ -268,7 +268,7 @@ def _entry(members: list[tuple[Path, RunResults]]) -> Entry:
         method=run.method,
         sites=run.sites,
         rank=run.rank,
-        model=str(run.model.get("name", "unnamed model")),
+        model=run.model.name,
         parameters=run.trainable_parameters,
         seeds=tuple(seeds),
         accuracies=tuple(accuracies),

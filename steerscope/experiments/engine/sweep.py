@@ -345,7 +345,7 @@ class Sweep:
         config = None if one.config is None else seeded(one.config, seed)
         sites = () if config is None else config.sites
         return {
-            "model": list(model_key(self.loaded.identity.as_dict())),
+            "model": list(model_key(self.loaded.identity)),
             "train": self.data.content_hash("train", seed),
             "selection": self.data.content_hash("selection"),
             "scales": {} if config is None or config.scale == "none" else {name: self.scales[name] for name in sites},

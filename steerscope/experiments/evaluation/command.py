@@ -171,6 +171,6 @@ def _config(
         sites=() if adapter is None else adapter.sites,
         rank=None if adapter is None else adapter.rank,
         seed=int((adapter.settings.get("seed") or 0) if adapter is not None else 0),
-        model=loaded.identity.as_dict(),
+        model=loaded.identity,
         settings=settings,
     )

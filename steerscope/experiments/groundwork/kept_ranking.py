@@ -42,9 +42,10 @@ def kept_ranking(
     Cost: that of a ranking, unless it is there.
     """
     examples = splits.ranking(options.max_examples, options.seed)
+    data = content_hash(examples, ordered=False)
     asked = {
-        "data": content_hash(examples, ordered=False),
-        "model": model_key(loaded.identity.as_dict()),
+        "data": data,
+        "model": model_key(loaded.identity),
         "[[seed]]": options.seed,
         "[[rank]]": options.rank,
         "[[num_ranking]]": options.max_examples,
@@ -54,12 +55,12 @@ def kept_ranking(
         found = Ranking.load(path)
         kept_as = found.settings
         has = {
-            "data": kept_as.get("asked_data"),
+            "data": kept_as.asked_data,
             "model": model_key(found.model),
             "[[seed]]": found.seed,
-            "[[rank]]": kept_as.get("rank"),
-            "[[num_ranking]]": kept_as.get("asked_examples"),
-            "version": kept_as.get("recipe"),
+            "[[rank]]": kept_as.rank,
+            "[[num_ranking]]": kept_as.asked_examples,
+            "version": kept_as.recipe,
         }
         # One of an earlier version does not say what it was made from, and is made again; runs have hashes anyway.
         if has["data"] is not None:
@@ -71,9 +72,8 @@ def kept_ranking(
             if set(ranking_scores(*options.needs)) - set(ranking_scores(Needs.PLACE)) <= set(found.sites[0].scores):
                 return found
     ranking = rank_sites(loaded, examples, options, task=splits.name, progress=progress)
-    ranking = replace(
-        ranking, settings={**ranking.settings, "asked_examples": options.max_examples, "asked_data": asked["data"]}
-    )
+    settings = replace(ranking.settings, asked_examples=options.max_examples, asked_data=data)
+    ranking = replace(ranking, settings=settings)
     with told(f"make the folder {str(path.parent)!r}"):
         path.parent.mkdir(parents=True, exist_ok=True)
     ranking.save(path)

@@ -120,7 +120,7 @@ def _begin(place: Path, loaded: LoadedModel, examples: Sequence[Example], option
     """
     asked = {
         "schema_version": 2,  # slices hold sums over weights in eight bits
-        "model": list(model_key(loaded.identity.as_dict())),
+        "model": list(model_key(loaded.identity)),
         "data": content_hash(list(examples), ordered=False),
         "options": asdict(options),
         "recipe": RECIPE,

@@ -10,7 +10,7 @@ from steerscope.analysis.shown import Shown
 from steerscope.errors import Words, words
 from steerscope.experiments.runs.accuracy import Accuracy
 from steerscope.finite import require_finite_record
-from steerscope.records import Record
+from steerscope.records import Record, fields_of
 
 SCHEMA_VERSION = 1
 
@@ -152,7 +152,7 @@ class Evaluation(Record, Shown, what="evaluation", sign="majority_answer"):
         if not isinstance(data, dict):
             return super()._of(data, where)
         # What follows from counts is written for readers of the file, and not read.
-        own = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+        own = fields_of(cls, data)
         for name in ("choice_sum", "choice_mean"):
             if isinstance(found := own.get(name), dict):
                 own[name] = {count: found[count] for count in ("correct", "n") if count in found}

@@ -137,7 +137,7 @@ class RunFolder:
         lines = "".join(f"{one.to_line()}\n" for one in generations)
         with told(f"write the results of the run in {str(self.path)!r}"):
             write_text(self.path / GENERATIONS, lines)
-            _write_new(self.path / RESULTS, asdict(results))
+            _write_new(self.path / RESULTS, results.as_dict())
 
 
 def read_results(folder: str | Path) -> RunResults:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError, shortened
 from steerscope.experiments.runs.evaluation import Evaluation
-from steerscope.records import Record, record_of
+from steerscope.model_identity import ModelIdentity
+from steerscope.records import Record, fields_of, record_of
 
 SCHEMA_VERSION = 1
 
@@ -28,7 +29,7 @@ class RunConfig:
         sites: Names of the edited sites; empty for methods on weights.
         rank: Rank of the edit, or ``None``.
         seed: Training seed: data order and start.
-        model: Which model, as :meth:`~steerscope.models.load.ModelIdentity.as_dict` says it.
+        model: Which model.
         settings: All else that decided the outcome, JSON-able: learning rate, steps, positions, data. Runs that differ
             in ``seed`` alone are repetitions of one configuration.
     """
@@ -38,7 +39,7 @@ class RunConfig:
     sites: tuple[str, ...]
     rank: int | None
     seed: int
-    model: Mapping[str, Any]
+    model: ModelIdentity
     settings: Mapping[str, Any]
 
 
@@ -61,7 +62,7 @@ class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign=
         peak_memory: Bytes.
         seconds: Wall time of the run, without the evaluation of the untrained model.
         versions: Package versions.
-        evaluation: All that the evaluation says.
+        evaluation: All that the evaluation says; ``None`` in files of before.
         command: How it was made.
         training: What training found on its way: learning rates tried with their validation losses, losses, heads.
         before: The evaluation of the untrained model on the same questions; ``None`` where it was not made.
@@ -84,10 +85,10 @@ class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign=
     peak_memory: int | None
     seconds: float
     versions: Mapping[str, str]
-    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
     command: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
-    before: Mapping[str, Any] | None = None
+    before: Evaluation | None = None
     model_from_files: bool = False
     schema_version: int = SCHEMA_VERSION
 
@@ -155,22 +156,23 @@ class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign=
             peak_memory=peak_memory,
             seconds=seconds,
             versions=versions,
-            evaluation=evaluation.as_dict(),
+            evaluation=evaluation,
             command=command,
             training=training or {},
-            before=None if before is None else before.as_dict(),
+            before=before,
             model_from_files=model_from_files,
         )
 
     @classmethod
     def _of(cls, data: Any, where: str) -> RunResults:
         # Fields are only added: those of a later version are none of ours.
-        names = {one.name for one in fields(cls)}
-        own = {name: value for name, value in data.items() if name in names} if isinstance(data, dict) else data
+        own = _known(cls, data)
+        for name in ("evaluation", "before"):
+            if isinstance(own, dict) and (told := own.get(name)) is not None:
+                own[name] = asdict(Evaluation.from_dict(told, f"{where}, {name}")) if told != {} else None
         found = super()._of(own, where)
-        require_hashes(found.model, found.settings, where)
-        before = found.evaluation_before
-        if before is not None and before.test_set != found.test_set:
+        require_hashes(found.settings, where)
+        if found.before is not None and found.before.test_set != found.test_set:
             raise InputError(f"{where}: the model was asked other questions before the training. Run again.")
         if not (
             0 <= found.test_low <= found.test_accuracy <= found.test_high <= 1
@@ -187,6 +189,11 @@ class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign=
             )
         return found
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return what ``results.json`` holds: evaluations with their accuracies and intervals."""
+        told = {name: one.as_dict() for name in ("evaluation", "before") if (one := getattr(self, name)) is not None}
+        return super().as_dict() | {"evaluation": {}} | told
+
     def headline(self) -> str:
         """Return what was trained and how often it is right, in one sentence."""
         return f"{self.method} on {self.task}, seed {self.seed}: {self.line}"
@@ -197,7 +204,7 @@ class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign=
         rank = f", rank {self.rank}" if self.rank is not None else ""
         rate = self.training.get("learning_rate")
         facts = [
-            f"{self.method}{sites}{rank}, on {self.task}, seed {self.seed}, model {self.model.get('name')}",
+            f"{self.method}{sites}{rank}, on {self.task}, seed {self.seed}, model {self.model.name}",
             f"trained parameters: {self.trainable_parameters:,} of {self.total_parameters:,}",
             f"loss on the test part: {'none' if self.loss is None else f'{self.loss:.4f} nats per token'}",
         ]
@@ -207,22 +214,17 @@ class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign=
     def records(self) -> list[dict[str, Any]]:
         """Return one row: what the run was, and its numbers; the model by its name."""
         own = {one.name: getattr(self, one.name) for one in fields(self)}
-        numbers = {name: value for name, value in own.items() if not isinstance(value, Mapping)}
-        return [numbers | {"model": self.model.get("name")}]
-
-    @property
-    def evaluation_before(self) -> Evaluation | None:
-        """What the untrained model answered, or ``None`` where it was not asked."""
-        return None if self.before is None else Evaluation.from_dict(self.before)
+        numbers = {name: value for name, value in own.items() if not isinstance(value, Mapping | Evaluation)}
+        return [numbers | {"model": self.model.name}]
 
     @property
     def outcome(self) -> str:
         """The line a run ends with: :attr:`line`, and the accuracy before training where it was measured."""
-        before = self.evaluation_before
-        if before is None:
+        if self.before is None:
             return self.line
-        low, high = before.accuracy.interval
-        return f"{self.line}; before training {before.accuracy.share:.1%} [{low:.1%}, {high:.1%}]"
+        accuracy = self.before.accuracy
+        low, high = accuracy.interval
+        return f"{self.line}; before training {accuracy.share:.1%} [{low:.1%}, {high:.1%}]"
 
     @property
     def line(self) -> str:
@@ -231,6 +233,11 @@ class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign=
             f"test accuracy {self.test_accuracy:.1%} [{self.test_low:.1%}, {self.test_high:.1%}] n={self.n} "
             f"(majority {self.majority:.1%})"
         )
+
+
+def _known(kind: type[RunConfig], data: Any) -> Any:
+    own = fields_of(kind, data)
+    return own | {"model": fields_of(ModelIdentity, own["model"])} if isinstance(own, dict) and "model" in own else own
 
 
 def require_config(values: Mapping[str, Any], where: str) -> None:
@@ -243,16 +250,14 @@ def require_config(values: Mapping[str, Any], where: str) -> None:
     Raises:
         InputError: A field is missing or of another type.
     """
-    own = {one.name: values[one.name] for one in fields(RunConfig) if one.name in values}
-    found = record_of(own, RunConfig, f"{where} is no run's configuration")
-    require_hashes(found.model, found.settings, where)
+    found = record_of(_known(RunConfig, values), RunConfig, f"{where} is no run's configuration")
+    require_hashes(found.settings, where)
 
 
-def require_hashes(model: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> None:
-    """Refuse hashes and names that are no texts: one of a wrong type is not one that is missing.
+def require_hashes(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse hashes of data that are no texts: one of a wrong type is not one that is missing.
 
     Args:
-        model: Which model.
         settings: What else decided the outcome.
         where: Names the file in messages.
 
@@ -262,6 +267,3 @@ def require_hashes(model: Mapping[str, Any], settings: Mapping[str, Any], where:
     data = settings.get("data", {})
     if not isinstance(data, Mapping) or not all(isinstance(value, str) for value in data.values()):
         raise InputError(f"{where}: settings.data is {shortened(repr(data))}; expected a hash per part. Run again.")
-    for name in ("name", "sha256", "setup", "dtype"):
-        if not isinstance(found := model.get(name), str | None):
-            raise InputError(f"{where}: model.{name} is {shortened(repr(found))}; expected a text. Run again.")

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from steerscope.analysis.shown import Shown
-from steerscope.records import Record
+from steerscope.model_identity import ModelIdentity
+from steerscope.records import Count, Record
 
 SCHEMA_VERSION = 1
 
@@ -61,17 +62,78 @@ class Tested:
     served_as: str | None = None
 
 
+@dataclass(frozen=True)
+class SearchSettings:
+    """What a search was asked for: the fields of :class:`~.options.SearchOptions` that decide it.
+
+    Attributes:
+        family: Family of the edits.
+        rank: Their rank, where it was given.
+        bias: Whether they add a vector, where it was said.
+        scale: ``none``, or ``rms``: what is read is divided by its root mean square.
+        steps: Optimizer steps of a whole run.
+        batch_size: Examples per step.
+        candidates: Sites that are trained at, at most.
+        start: Which sites these are.
+        sets: Whether sets of sites competed too.
+        references: Whether plain defaults were trained for comparison.
+        num_ranking: Prompts that the ranking was asked to be made from.
+        num_selection: Held-out examples that chose, at most.
+        num_test: Test examples, at most.
+        budget: Minutes, or ``None`` without a limit.
+        seed: Of training data, order and start.
+    """
+
+    family: str
+    rank: int | None
+    bias: bool | None
+    scale: str
+    steps: int
+    batch_size: int
+    candidates: int
+    start: str
+    sets: bool
+    references: bool
+    num_ranking: int
+    num_selection: int
+    num_test: int
+    budget: float | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """The model as it is, on the test examples.
+
+    Attributes:
+        loss: Negative log-likelihood of the completion, nats, mean.
+        accuracy: Share answered right.
+        majority: What always giving one answer, the best in hindsight, is right for.
+        recalibrated_loss: The loss with the best temperature and output bias, fitted on training examples.
+        recalibrated_accuracy: The accuracy with them.
+        num_test: Test examples.
+        temperature: The fitted temperature; ``None`` in files of before.
+    """
+
+    loss: float
+    accuracy: float
+    majority: float
+    recalibrated_loss: float
+    recalibrated_accuracy: float
+    num_test: Count
+    temperature: float | None = None
+
+
 @dataclass(frozen=True, repr=False)
 class SearchResult(Record, Shown, what="search result", sign="contenders"):
     """What ``steerscope search`` found.
 
     Attributes:
-        model: As in a ranking.
+        model: Which model.
         task: Name of the task or file.
         options: What was asked for.
         best: The chosen edit, on test examples.
-        before: ``loss``, ``accuracy``, ``recalibrated_loss``, ``recalibrated_accuracy`` of the untrained model there
-            (and the ``temperature`` that recalibrates it), ``majority`` rate, ``num_test``.
+        before: The untrained model there: ``loss``, ``accuracy``, recalibrated and not, ``majority``, ``num_test``.
         contenders: Everything that was trained, those that came further first.
         references: Plain defaults.
         seconds: ``ranking``, ``search``, ``references``.
@@ -81,11 +143,11 @@ class SearchResult(Record, Shown, what="search result", sign="contenders"):
         note: What cut the search short, if something did.
     """
 
-    model: dict[str, Any]
+    model: ModelIdentity
     task: str
-    options: dict[str, Any]
+    options: SearchSettings
     best: Tested
-    before: dict[str, float]
+    before: Untrained
     contenders: tuple[Contender, ...]
     references: tuple[Tested, ...]
     seconds: dict[str, float]
@@ -99,9 +161,9 @@ class SearchResult(Record, Shown, what="search result", sign="contenders"):
         """Return where to steer and what it gave, in one sentence."""
         best, before = self.best, self.before
         return (
-            f"{self.model['name']} on {self.task}: trained at {best.name.replace('+', ', ')}, accuracy "
-            f"{100 * best.accuracy:.1f}% on {before['num_test']:.0f} test examples (untrained "
-            f"{100 * before['accuracy']:.1f}%, recalibrated {100 * before['recalibrated_accuracy']:.1f}%)."
+            f"{self.model.name} on {self.task}: trained at {best.name.replace('+', ', ')}, accuracy "
+            f"{100 * best.accuracy:.1f}% on {before.num_test} test examples (untrained "
+            f"{100 * before.accuracy:.1f}%, recalibrated {100 * before.recalibrated_accuracy:.1f}%)."
         )
 
     def paragraphs(self) -> list[str]:

@@ -30,7 +30,7 @@ from steerscope.experiments.groundwork.splits import DataSplits, majority_rate
 from steerscope.experiments.searching.choosing import chosen_sites, rates_of, sets_of
 from steerscope.experiments.searching.halving import KEPT, RUNGS, Standing, halve
 from steerscope.experiments.searching.options import SearchOptions
-from steerscope.experiments.searching.result import Contender, SearchResult, Tested
+from steerscope.experiments.searching.result import Contender, SearchResult, SearchSettings, Tested, Untrained
 from steerscope.experiments.sweeping.preparing import begin_folder, fitting_pack, read_scales
 from steerscope.experiments.sweeping.recalibration import recalibrate
 from steerscope.finite import finite_or_none
@@ -38,6 +38,7 @@ from steerscope.folders import ADAPTER_FOLDER, Kind, require_folder_for
 from steerscope.installed import is_installed, package_versions
 from steerscope.models.load import LoadedModel, require_loaded
 from steerscope.option_types import options_or_default
+from steerscope.records import copied
 from steerscope.sites import parse_site
 from steerscope.steering.holding import served_as
 from steerscope.steering.model import get_steering_model
@@ -147,11 +148,11 @@ class _Work:
         tested = self._tested(sweep, best, [run for run in finished if run[0].name == best[0].name])
         self._save_adapter(sweep, best, tested)
         result = SearchResult(
-            model=loaded.identity.as_dict(),
+            model=loaded.identity,
             task=self.splits.name,
-            options=options.as_dict(),
+            options=copied(SearchSettings, options),
             best=tested,
-            before=asdict(before) | {"num_test": float(len(self.data.held_out("test").sequences))},
+            before=Untrained(**asdict(before), num_test=len(self.data.held_out("test").sequences)),
             contenders=self._contenders(sweep, standings, ranking),
             references=tuple(references),
             seconds=self.seconds,

@@ -73,4 +73,4 @@ def _spread(table: SiteTable, common: Common, best: list[SiteOutcome]) -> float 
             losses = found.get(str(one.site), np.array([]))[-last:]
             if len(losses) == last and np.isfinite(losses).all():
                 squares.append(np.mean(np.diff(losses) ** 2) / 2)
-    return float(np.sqrt(np.mean(squares) * table.schedule["batch_size"])) if squares else None
+    return float(np.sqrt(np.mean(squares) * table.schedule.batch_size)) if squares else None

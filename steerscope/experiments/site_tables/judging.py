@@ -149,6 +149,8 @@ def judge(table: SiteTable, scores: Mapping[str, Mapping[str, float]] | None = N
 
     Example:
         >>> from steerscope.experiments.site_tables.table import Base, SiteRun
+        >>> from steerscope.experiments.site_tables.table_parts import TableData, TableSchedule, TrainedEdit
+        >>> from steerscope.model_identity import ModelIdentity
         >>> losses = {f"{layer}.{kind}": 1 + layer / 10 for layer in range(6) for kind in ("mlp_out", "resid_post")}
         >>> runs = tuple(
         ...     SiteRun(site, 0.01, seed, 10, loss, 0.5, loss, 0.5, (2.0,) * 10, 1.0)
@@ -156,12 +158,12 @@ def judge(table: SiteTable, scores: Mapping[str, Mapping[str, float]] | None = N
         ...     for seed in (0, 1)
         ... )
         >>> table = SiteTable(
-        ...     model={"name": "small", "layers": 6},
+        ...     model=ModelIdentity("small", None, "0" * 64, 6, None, "sequential", 16, 20_000, "float32"),
         ...     task="sums",
-        ...     edit={"family": "linear", "rank": 8},
-        ...     schedule={"steps": 10, "batch_size": 4},
+        ...     edit=TrainedEdit("linear", rank=8),
+        ...     schedule=TableSchedule(steps=10, batch_size=4),
         ...     dtype="float32",
-        ...     data={"test": "abc", "num_test": 100, "num_selection": 100},
+        ...     data=TableData(test="abc", num_test=100, num_selection=100),
         ...     base=Base(2.4, 0.1, 0.1, 2.3, 0.1, 1.1),
         ...     runs=runs,
         ...     versions={},

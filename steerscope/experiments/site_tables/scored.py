@@ -7,6 +7,7 @@ from dataclasses import replace
 from steerscope.analysis.results import Ranking
 from steerscope.errors import InputError
 from steerscope.experiments.site_tables.table import SiteTable
+from steerscope.experiments.site_tables.table_parts import TableRanking, TableRankingSettings
 
 
 def with_scores(table: SiteTable, ranking: Ranking) -> SiteTable:
@@ -23,12 +24,12 @@ def with_scores(table: SiteTable, ranking: Ranking) -> SiteTable:
         InputError: The ranking is of another model or task, or lacks a site.
     """
     for name, ours, theirs in (
-        ("model", table.model["sha256"], ranking.model["sha256"]),
+        ("model", table.model.sha256, ranking.model.sha256),
         ("task", table.task, ranking.task),
     ):
         if ours != theirs:
             raise InputError(f"the ranking is of another {name} than the table ({theirs}; expected {ours}).")
-    family = "vector" if table.edit["family"] == "vector" else "linear"
+    family = "vector" if table.edit.family == "vector" else "linear"
     ranked = {site.name: site.scores for site in ranking.sites if site.family == family}
     trained = [str(one.site) for one in table.outcomes()]
     if missing := [name for name in trained if name not in ranked]:
@@ -37,12 +38,15 @@ def with_scores(table: SiteTable, ranking: Ranking) -> SiteTable:
     return replace(
         table,
         scores={name: {site: ranked[site][name] for site in trained} for name in names},
-        ranking={
-            "examples": ranking.n_examples,
-            "seed": ranking.seed,
-            "seconds": round(sum(ranking.timing.values()), 1),
-            "settings": {name: ranking.settings.get(name) for name in ("extra", "num_training")}
-            | {"num_probes": ranking.outputs.get("n_probes")},
-            "versions": ranking.versions,
-        },
+        ranking=TableRanking(
+            examples=ranking.n_examples,
+            seed=ranking.seed,
+            seconds=round(sum(ranking.timing.values()), 1),
+            settings=TableRankingSettings(
+                extra=ranking.settings.extra,
+                num_training=ranking.settings.num_training,
+                num_probes=ranking.outputs.n_probes,
+            ),
+            versions=ranking.versions,
+        ),
     )

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from steerscope.analysis.shown import Shown
 from steerscope.errors import InputError
+from steerscope.experiments.site_tables.table_parts import (
+    TableCost,
+    TableData,
+    TableRanking,
+    TableSchedule,
+    TrainedEdit,
+)
 from steerscope.finite import finite_or_none, or_infinite
+from steerscope.model_identity import ModelIdentity
 from steerscope.records import Record
 from steerscope.sites import Site, parse_site
 
@@ -119,36 +127,35 @@ class SiteTable(Record, Shown, what="site table", sign="runs"):
     """Trained outcomes over the sites of one model on one task.
 
     Attributes:
-        model: Name, layout, blocks, width, parameters, hash of the weights.
+        model: Which model, with its hash.
         task: Its name, or that of a user's file.
-        edit: The trained edit: the fields of its ``SteeringConfig`` but sites and seed.
+        edit: The trained edit: ``family``, ``rank``, ``bias``, ``scale``, ...
         schedule: ``steps``, ``batch_size``, ``warmup``, ``clip``.
         dtype: Data type of the frozen model.
         data: Hashes of the parts, and how many examples each has.
         base: The model without edits.
-        runs: Every run, at the chosen rates and at others, of ``schedule["steps"]`` steps or twice as many.
+        runs: Every run, at the chosen rates and at others, of ``schedule.steps`` steps or twice as many.
         versions: Package versions.
         command: What makes the file again.
         scores: Scores of sites by name, then by site, of a ranking made with the same task; higher is better.
         ranking: How that ranking was made: prompts, seconds, output directions.
-        cost: Of all runs together: ``runs``, ``seconds`` of training, and ``operations``, floating-point operations of
-            the blocks' linear maps in it (a lower bound), so that their ratio is a machine's speed at this work.
+        cost: Of all runs together: ``runs``, ``seconds`` of training, and floating-point ``operations`` in it.
         note: What a reader has to know, such as what stopped the sweep.
     """
 
-    model: dict[str, Any]
+    model: ModelIdentity
     task: str
-    edit: dict[str, Any]
-    schedule: dict[str, float]
+    edit: TrainedEdit
+    schedule: TableSchedule
     dtype: str
-    data: dict[str, Any]
+    data: TableData
     base: Base
     runs: tuple[SiteRun, ...]
     versions: dict[str, str]
     command: str = ""
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    ranking: dict[str, Any] = field(default_factory=dict)
-    cost: dict[str, float] = field(default_factory=dict)
+    ranking: TableRanking = field(default_factory=TableRanking)
+    cost: TableCost = field(default_factory=TableCost)
     note: str = ""
     schema_version: int = SCHEMA_VERSION
 
@@ -166,7 +173,7 @@ class SiteTable(Record, Shown, what="site table", sign="runs"):
         best = min(found, key=lambda one: one.loss)
         return (
             f"{self.name}: {len(found)} sites, up to {len(self.seeds)} {'seed' if len(self.seeds) == 1 else 'seeds'}, "
-            f"{self.steps} steps of {self.schedule['batch_size']:g}; best trained: {best.site}, loss {best.loss:.3f}, "
+            f"{self.steps} steps of {self.schedule.batch_size}; best trained: {best.site}, loss {best.loss:.3f}, "
             f"accuracy {100 * best.accuracy:.1f}%."
         )
 
@@ -205,22 +212,22 @@ class SiteTable(Record, Shown, what="site table", sign="runs"):
     @property
     def name(self) -> str:
         """Model and task."""
-        return f"{self.model['name']} on {self.task}"
+        return f"{self.model.name} on {self.task}"
 
     @property
     def num_test(self) -> int:
         """Test examples."""
-        return int(self.data["num_test"])
+        return self.data.num_test
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the runs that the outcomes are about."""
-        return int(self.schedule["steps"])
+        return self.schedule.steps
 
     @property
     def num_layers(self) -> int:
         """Blocks of the model."""
-        return int(self.model["layers"])
+        return self.model.layers
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from steerscope.experiments.tasks import at_most, get_task
 from steerscope.files import read_text
 from steerscope.models.load import LoadedModel, load_model
 from steerscope.sites import parse_site
+from steerscope.steering.config import DEFAULT_RANK
 
 EXPECTED = "expected a function score(site, table), or one or more functions under @register_score"
 
@@ -101,12 +102,11 @@ def scores_from(
     if user.function is not None:
         return {user.path.stem: {site: _called(user, site, table) for site in sites_of(table)}}
     assert loaded is not None, "registered scores are computed by a ranking"
-    examples = list(at_most(get_task(table.task), "train", int(table.ranking.get("num_examples", 192)), 0))
+    examples = list(at_most(get_task(table.task), "train", table.ranking.examples or RankOptions().max_examples, 0))
     kinds = tuple(dict.fromkeys(str(parse_site(site).kind) for site in sites_of(table)))
-    options = RankOptions(max_examples=len(examples), kinds=kinds, rank=int(table.edit.get("rank") or 8))
+    options = RankOptions(max_examples=len(examples), kinds=kinds, rank=table.edit.rank or DEFAULT_RANK)
     ranking = rank_sites(loaded, examples, options, task=table.task, progress=progress)
-    family = str(table.edit.get("family", "linear"))
-    own = [site for site in ranking.sites if site.family == family] or list(ranking.sites)
+    own = [site for site in ranking.sites if site.family == table.edit.family] or list(ranking.sites)
     return {name: {f"{site.layer}.{site.kind}": site.scores[name] for site in own} for name in user.registered}
 
 
@@ -131,8 +131,8 @@ def model_of(table: SiteTable, name: str | None = None, device: str = "cpu") -> 
             f"a registered score needs the examples of the task {table.task!r}, which cannot be made here. Rank the "
             "model with your score (steerscope rank --json), and write score(site, table) that looks it up."
         ) from error
-    loaded = load_model(name or str(table.model["name"]), device=device)
-    if model_key(loaded.identity.as_dict())[0] != model_key(table.model)[0]:
+    loaded = load_model(name or table.model.name, device=device)
+    if model_key(loaded.identity)[0] != model_key(table.model)[0]:
         raise InputError(
             f"the model {loaded.identity.name!r} has other weights than the one that the table of {table.name} was "
             "made with. Name that one ([[model]])."

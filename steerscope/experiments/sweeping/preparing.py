@@ -68,7 +68,7 @@ def begin_folder(path: Path, what: str, loaded: LoadedModel, data: SplitData, op
     """
     asked = {
         "schema_version": 1,
-        "model": list(model_key(loaded.identity.as_dict())),
+        "model": list(model_key(loaded.identity)),
         "task": data.splits.name,
         "test": data.content_hash("test"),
         "options": options,

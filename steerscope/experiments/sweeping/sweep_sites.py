@@ -24,6 +24,7 @@ from steerscope.experiments.groundwork.split_data import SplitData
 from steerscope.experiments.groundwork.splits import DataSplits, majority_rate
 from steerscope.experiments.site_tables.scored import with_scores
 from steerscope.experiments.site_tables.table import Base, SiteRun, SiteTable
+from steerscope.experiments.site_tables.table_parts import TableCost, TableData, TableSchedule, TrainedEdit
 from steerscope.experiments.sweeping.cost import operations_per_token
 from steerscope.experiments.sweeping.options import SweepOptions, spread_sites
 from steerscope.experiments.sweeping.preparing import begin_folder, fitting_pack, read_scales
@@ -34,6 +35,7 @@ from steerscope.folders import Kind, require_folder_for
 from steerscope.installed import package_versions
 from steerscope.models.load import LoadedModel, require_loaded
 from steerscope.option_types import options_or_default
+from steerscope.records import copied
 from steerscope.sites import Site, parse_site
 
 SWEEP, TABLE, RUNS, RANKING = "sweep.json", "table.json", "runs", "ranking.json"
@@ -154,11 +156,11 @@ class _Work:
         Raises:
             InputError: The table is of other data or another edit.
         """
-        ours = {"task": self.splits.name, "edit": self._edit(), "schedule": asdict(self.options.schedule)}
+        ours = {"task": self.splits.name, "edit": self._edit(), "schedule": self._schedule()}
         theirs = {"task": table.task, "edit": table.edit, "schedule": table.schedule}
         for part in ("train", "selection", "test"):
             ours[part] = self.data.content_hash(part, self.options.seed)
-            theirs[part] = table.data[part]
+            theirs[part] = getattr(table.data, part)
         if differ := [name for name in ours if ours[name] != theirs[name]]:
             raise InputError(
                 f"the table in {str(self.folder)!r} was made with another {', '.join(differ)}. Name another folder."
@@ -170,7 +172,7 @@ class _Work:
                 sweep = self.sweep if run.steps == self.options.steps else self._longer
                 sweep.know((by_name[run.site], run.learning_rate, run.seed), *records_of(run))
 
-    def _cost(self, runs: Sequence[SiteRun]) -> dict[str, float]:
+    def _cost(self, runs: Sequence[SiteRun]) -> TableCost:
         """Return what the runs cost; those of one seed and length have the same tokens."""
         per_token = operations_per_token(self.loaded)
         tokens = {seed: sum(len(row.ids) for row in self.data.rows(seed)) for seed in {run.seed for run in runs}}
@@ -178,11 +180,13 @@ class _Work:
             per_token[parse_site(run.site).first_block] * tokens[run.seed] * run.steps / self.options.steps
             for run in runs
         )
-        return {"runs": len(runs), "seconds": round(sum(run.seconds for run in runs), 1), "operations": operations}
+        return TableCost(runs=len(runs), seconds=round(sum(run.seconds for run in runs), 1), operations=operations)
 
-    def _edit(self) -> dict[str, Any]:
-        config = self.options.config_at(str(self.sites[0])).to_dict()
-        return {name: value for name, value in config.items() if name not in ("sites", "seed")}
+    def _edit(self) -> TrainedEdit:
+        return copied(TrainedEdit, self.options.config_at(str(self.sites[0])))
+
+    def _schedule(self) -> TableSchedule:
+        return copied(TableSchedule, self.options.schedule)
 
     def phases(self) -> list[list[Stage]]:
         """Return all work, the most urgent first."""
@@ -248,19 +252,19 @@ class _Work:
             runs += [run for one in self.candidates for run in self._runs_of(one, self._longer, 2 * options.steps)]
         tested = self.splits.test(options.num_test)
         return SiteTable(
-            model=loaded.identity.as_dict(),
+            model=loaded.identity,
             task=self.splits.name,
             edit=self._edit(),
-            schedule=asdict(options.schedule),
+            schedule=self._schedule(),
             dtype=loaded.identity.dtype,
-            data={
-                "train": self.data.content_hash("train", options.seed),
-                "selection": self.data.content_hash("selection"),
-                "test": self.data.content_hash("test"),
-                "num_selection": len(self.data.held_out("selection").sequences),
-                "num_test": len(tested),
-                "example": tested[0].prompt + tested[0].completion,
-            },
+            data=TableData(
+                train=self.data.content_hash("train", options.seed),
+                selection=self.data.content_hash("selection"),
+                test=self.data.content_hash("test"),
+                num_selection=len(self.data.held_out("selection").sequences),
+                num_test=len(tested),
+                example=tested[0].prompt + tested[0].completion,
+            ),
             base=self._base(),
             runs=tuple(runs),
             versions=package_versions(),

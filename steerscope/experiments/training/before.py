@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from steerscope.errors import InputError
 from steerscope.experiments.runs.evaluation import Evaluation
@@ -54,9 +51,7 @@ def known_before(
 
 
 def _untrained(run: RunResults) -> Evaluation | None:
-    if run.method == "none":
-        return Evaluation.from_dict(run.evaluation)
-    return None if run.before is None else Evaluation.from_dict(run.before)
+    return run.evaluation if run.method == "none" else run.before
 
 
 def _is_same(run: RunResults, config: RunConfig) -> bool:
@@ -64,11 +59,7 @@ def _is_same(run: RunResults, config: RunConfig) -> bool:
     return (
         run.model_from_files
         and run.task == config.task
-        and _plain(run.model) == _plain(config.model)
+        and run.model == config.model
         and run.settings.get("data", {}).get("test") == data.get("test")
         and all(run.versions.get(name) == versions.get(name) for name in _DECIDE)
     )
-
-
-def _plain(values: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(dict(values), allow_nan=False))

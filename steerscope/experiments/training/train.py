@@ -124,6 +124,6 @@ def run_config(options: TrainOptions, loaded: LoadedModel, parts: Parts) -> RunC
         sites=sites,
         rank=options.true_rank,
         seed=options.seed,
-        model=loaded.identity.as_dict(),
+        model=loaded.identity,
         settings=run_settings(options, parts),
     )

@@ -23,10 +23,17 @@ from steerscope.experiments.groundwork.kept_ranking import kept_ranking
 from steerscope.experiments.groundwork.split_data import SplitData
 from steerscope.experiments.groundwork.splits import DataSplits, majority_rate
 from steerscope.experiments.validation.options import ValidateOptions, choose_sites
-from steerscope.experiments.validation.result import TrainedSite, Validation
+from steerscope.experiments.validation.result import (
+    TrainedSite,
+    Untrained,
+    Validation,
+    ValidationCost,
+    ValidationSettings,
+)
 from steerscope.folders import Kind, require_folder_for
 from steerscope.models.load import LoadedModel, require_loaded
 from steerscope.option_types import options_or_default
+from steerscope.records import copied
 from steerscope.sites import Site, parse_site
 
 PLAIN_BASELINES = (
@@ -95,16 +102,11 @@ def validate_ranking(
     )
     asked = splits.test(options.num_test)
     result = Validation(
-        model=loaded.identity.as_dict(),
+        model=loaded.identity,
         task=splits.name,
-        options=options.as_dict(),
+        options=copied(ValidationSettings, options),
         versions=ranking.versions,
-        before={
-            "loss": before.loss,
-            "accuracy": before.accuracy,
-            "majority": majority_rate(asked),
-            "n_test": len(asked),
-        },
+        before=Untrained(loss=before.loss, accuracy=before.accuracy, majority=majority_rate(asked), n_test=len(asked)),
         score=DEFAULT_SCORE,
         sites=sites,
         references=references,
@@ -114,7 +116,7 @@ def validate_ranking(
         cost=_cost(loaded, ranking, chosen, outcomes[: len(chosen)], options),
         command=command,
         data={
-            "ranking": str(ranking.settings["data"]),
+            "ranking": str(ranking.settings.data),
             "train": data.content_hash("train", options.seed),
             "selection": data.content_hash("selection"),
             "test": data.content_hash("test"),
@@ -134,12 +136,12 @@ def compared(result: Validation) -> Validation:
         name: np.array([site.scores[name] for site in result.sites]) for name in names
     }
     others = {name: constants for name, constants in known_studies().items() if name != result.study}
-    joint = depth_and_kind(sites, int(result.model["layers"]), others)
+    joint = depth_and_kind(sites, result.model.layers, others)
     if joint is not None:
         scores["depth_and_kind"] = joint
     baselines = tuple(name for name in PLAIN_BASELINES if name in scores)
-    seed = int(result.options["seed"])
-    found = agreements(scores, losses, layers, before=result.before["loss"], baselines=baselines, seed=seed)
+    seed = result.options.seed
+    found = agreements(scores, losses, layers, before=result.before.loss, baselines=baselines, seed=seed)
     return replace(
         result,
         agreements=found,
@@ -166,7 +168,7 @@ def _cost(
     chosen: tuple[Site, ...],
     outcomes: list[Outcome],
     options: ValidateOptions,
-) -> dict[str, float]:
+) -> ValidationCost:
     """Compare the ranking's time with the sweep that it replaces: every layer and kind, the search, one seed.
 
     Returns:
@@ -177,9 +179,9 @@ def _cost(
     per_site = float(np.mean([run * max(3, len(o.tried)) for run, o in zip(per_run, outcomes, strict=True)]))
     count = len(loaded.site_map.sites())
     spent = sum(ranking.timing.values())
-    return {
-        "ranking": spent,
-        "training": sum(o.seconds for o in outcomes),
-        "sweep": per_site * count,
-        "ratio": spent / max(per_site * count, 1e-9),
-    }
+    return ValidationCost(
+        ranking=spent,
+        training=sum(o.seconds for o in outcomes),
+        sweep=per_site * count,
+        ratio=spent / max(per_site * count, 1e-9),
+    )

@@ -14,9 +14,10 @@ from enum import StrEnum
 from typing import Any
 
 from steerscope.analysis.shown import Shown
-from steerscope.equivalence.propositions.base import Measurement, Verdict
+from steerscope.equivalence.propositions.base import Measurement, Series, Verdict
 from steerscope.equivalence.propositions.catalogue import Result
 from steerscope.finite import finite_or_none
+from steerscope.model_identity import ModelIdentity
 from steerscope.records import Record
 
 SCHEMA_VERSION = 1
@@ -47,6 +48,73 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A curve for a figure: ``y`` against ``x`` (``None``: no number), and the names of both axes, with units."""
+
+    x_name: str
+    y_name: str
+    x: tuple[float | None, ...]
+    y: tuple[float | None, ...]
+
+    @classmethod
+    def of(cls, found: Series) -> Curve:
+        """Return a curve as it is saved."""
+        return cls(found.x_name, found.y_name, tuple(map(finite_or_none, found.x)), tuple(map(finite_or_none, found.y)))
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """The short fine-tuning whose update was measured.
+
+    Attributes:
+        task: Name of its task.
+        steps: Steps of AdamW.
+        learning_rate: Its rate.
+        batch_size: Prompts per step.
+        losses: Loss of each step's batch, nats.
+        relative_size: Norm of the update over that of the weights.
+        num_held_out: Other prompts, on which the next two are.
+        loss_before: Loss of the model as it is, nats.
+        loss_after: Loss with the update.
+    """
+
+    task: str
+    steps: int
+    learning_rate: float
+    batch_size: int
+    losses: tuple[float | None, ...]
+    relative_size: float | None
+    num_held_out: int
+    loss_before: float | None
+    loss_after: float | None
+
+
+@dataclass(frozen=True)
+class VerifySettings:
+    """Options of a verification of a model, as :class:`~.run.VerifyOptions` has them, and the command.
+
+    All but the command are ``None`` for random blocks.
+    """
+
+    command: str | None = None
+    seed: int | None = None
+    quick: bool | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    pool: int | None = None
+    rows: int | None = None
+    few_rows: int | None = None
+    layers: int | None = None
+    few_layers: int | None = None
+    positions: int | None = None
+    random_updates: int | None = None
+    block_updates: int | None = None
+    text: str | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True)
 class PropositionResult:
     """One proposition on one subject.
 
@@ -66,7 +134,7 @@ class PropositionResult:
         published_form: Measurements of the public statement.
         vacuous: Why it cannot be asked of this subject, where the verdict is ``not applicable``.
         notes: What a reader should know.
-        series: Curves by name: ``x_name``, ``y_name``, ``x``, ``y``.
+        series: Curves by name.
         seconds: Time of the check.
         limit: Within which limits it says something here, though it holds.
     """
@@ -85,7 +153,7 @@ class PropositionResult:
     published_form: tuple[Measured, ...]
     vacuous: str
     notes: tuple[str, ...]
-    series: dict[str, dict[str, Any]]
+    series: dict[str, Curve]
     seconds: float
     limit: str = ""
 
@@ -115,7 +183,7 @@ class PropositionResult:
             published_form=tuple(map(Measured.of, evidence.published)),
             vacuous=evidence.inapplicable,
             notes=tuple(evidence.notes),
-            series={name: dataclasses.asdict(curve) for name, curve in evidence.series.items()},
+            series={name: Curve.of(curve) for name, curve in evidence.series.items()},
             seconds=result.seconds,
             limit=evidence.limit,
         )
@@ -141,14 +209,12 @@ class Verification(Record, Shown, what="verification", sign="propositions", repo
 
     Attributes:
         subject: What the propositions were tried on, in words.
-        model: Identity of the model (``name``, ``sha256``, ``quantised``, ...), or ``None`` for random blocks.
+        model: Which model, or ``None`` for random blocks.
         seed: Seed of every random draw.
         tokens: Tokens the propositions were tried on.
         propositions: By number.
         measurements: By name; empty without a model. Lists of the dataclasses in ``steerscope.analysis.theory``.
-        finetune: The fine-tuning behind the measurements: ``task``, ``steps``, ``learning_rate``, ``batch_size``,
-            ``losses`` (of each step's batch), ``relative_size``, ``loss_before`` and ``loss_after`` on ``num_held_out``
-            other prompts; empty without one.
+        finetune: The fine-tuning behind the measurements, or ``None`` without one (in the file an empty object).
         settings: Options of the run and the command.
         versions: Package versions.
         timing: Seconds by stage.
@@ -156,13 +222,13 @@ class Verification(Record, Shown, what="verification", sign="propositions", repo
     """
 
     subject: str
-    model: dict[str, Any] | None
+    model: ModelIdentity | None
     seed: int
     tokens: int
     propositions: tuple[PropositionResult, ...]
     measurements: dict[str, Any]
-    finetune: dict[str, Any]
-    settings: dict[str, Any]
+    finetune: Finetune | None
+    settings: VerifySettings
     versions: dict[str, str]
     timing: dict[str, float]
     warnings: tuple[str, ...] = ()
@@ -201,7 +267,13 @@ class Verification(Record, Shown, what="verification", sign="propositions", repo
 
     def as_dict(self) -> dict[str, Any]:
         """Return what ``verify.json`` holds: numbers of six significant digits, ``None`` for what is none."""
-        return dict(plain(self))
+        return dict(plain(self)) | {"finetune": plain(self.finetune) or {}}
+
+    @classmethod
+    def _of(cls, data: Any, where: str) -> Verification:
+        if isinstance(data, dict) and data.get("finetune") == {}:
+            data = data | {"finetune": None}
+        return super()._of(data, where)
 
 
 def plain(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from steerscope.equivalence.shifts import LOGITS
 from steerscope.errors import InputError
 from steerscope.experiments.finetune import mean_loss, short_finetune
 from steerscope.experiments.tasks import get_task
-from steerscope.experiments.verification.results import PropositionResult, Verification, plain
+from steerscope.experiments.verification.results import Finetune, PropositionResult, Verification, VerifySettings, plain
 from steerscope.experiments.verification.texts import ENGLISH, paragraphs, task_windows, text_windows
 from steerscope.finite import require_finite
 from steerscope.installed import package_versions
@@ -124,7 +124,7 @@ def verify_random(
     results = try_propositions(subjects, propositions, watch.tick)
     watch.stage(None)
     name = f"random blocks ({', '.join(subject.name for subject in subjects)})"
-    return _verification(name, _tokens(subjects), None, results, {}, {}, options, watch, [])
+    return _verification(name, _tokens(subjects), None, results, {}, None, options, watch, [])
 
 
 def verify_model(
@@ -174,7 +174,7 @@ def verify_model(
     if options.quick:
         watch.stage(None)
         warnings = [*_quantised(exact), "Quick run: propositions only, nothing was measured on a fine-tuning."]
-        return _verification(subject.name, _tokens([subject]), exact, results, {}, {}, options, watch, warnings)
+        return _verification(subject.name, _tokens([subject]), exact, results, {}, None, options, watch, warnings)
     measured, finetune, warnings = _measurements(load, exact, rows, options, watch)
     watch.stage(None)
     warnings = [*_quantised(exact), *warnings]
@@ -214,7 +214,7 @@ def _quantised(loaded: LoadedModel) -> list[str]:
 
 def _measurements(
     load: Loader, exact: LoadedModel, rows: Rows, options: VerifyOptions, watch: Stopwatch
-) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], Finetune, list[str]]:
     """Fine-tune, then measure; what needs float64 first, so that the large model can go."""
     warnings: list[str] = []
     watch.stage("finetune")
@@ -239,17 +239,17 @@ def _measurements(
     before = mean_loss(single, held_out)
     with with_update(single, update):
         after = mean_loss(single, held_out)
-    finetune = {
-        "task": "listops",
-        "steps": options.steps,
-        "batch_size": options.batch_size,
-        "learning_rate": options.learning_rate,
-        "losses": losses,
-        "relative_size": relative_size(single, update),
-        "num_held_out": len(held_out),
-        "loss_before": before,
-        "loss_after": after,
-    }
+    finetune = Finetune(
+        task="listops",
+        steps=options.steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        losses=tuple(losses),
+        relative_size=relative_size(single, update),
+        num_held_out=len(held_out),
+        loss_before=before,
+        loss_after=after,
+    )
     depth = len(single.site_map.blocks)
     every = spread(depth, options.layers)
     inner = spread(depth, options.few_layers + 2)
@@ -291,7 +291,7 @@ def _measurements(
             f"Linear maps were fitted on {tokens:,} tokens for {wide:,} channels: their held-out numbers say what can "
             "be learned from so few, not what a linear map could do."
         )
-    return {name: plain(value) for name, value in found.items()}, plain(finetune), warnings
+    return {name: plain(value) for name, value in found.items()}, finetune, warnings
 
 
 def _with_random(update: dict[str, Tensor], count: int, seed: int) -> dict[str, dict[str, Tensor]]:
@@ -330,28 +330,26 @@ def _verification(
     loaded: LoadedModel | None,
     results: tuple[PropositionResult, ...],
     measurements: dict[str, Any],
-    finetune: dict[str, Any],
+    finetune: Finetune | None,
     options: VerifyOptions,
     watch: Stopwatch,
     warnings: list[str],
 ) -> Verification:
     return Verification(
         subject=subject,
-        model=loaded.identity.as_dict() if loaded else None,
+        model=loaded.identity if loaded else None,
         seed=options.seed,
         tokens=tokens,
         propositions=results,
         measurements=measurements,
         finetune=finetune,
-        settings={} if loaded is None else _settings(options),
+        settings=VerifySettings() if loaded is None else _settings(options),
         versions=package_versions(),
         timing=watch.seconds,
         warnings=tuple(warnings),
     )
 
 
-def _settings(options: VerifyOptions) -> dict[str, Any]:
-    found: dict[str, Any] = plain(options)
-    for name in ("revision", "trust_remote_code"):  # which model it is says its identity
-        del found[name]
-    return found
+def _settings(options: VerifyOptions) -> VerifySettings:
+    told = {name: value for name, value in asdict(options).items() if name not in ("revision", "trust_remote_code")}
+    return VerifySettings(**told)  # which model it is says its identity

@@ -176,15 +176,12 @@ def sites_of_family(ranking: Ranking, family: str) -> list[SiteScore]:
 
 def num_layers(ranking: Ranking) -> int:
     """Return the number of blocks, at least as many as the sites speak of."""
-    seen = max((site.layer for site in ranking.sites), default=0) + 1
-    named = ranking.model.get("layers")
-    return max(seen, named) if isinstance(named, int) else seen
+    return max(ranking.model.layers, 1 + max((site.layer for site in ranking.sites), default=0))
 
 
 def prompts_learned_from(ranking: Ranking) -> int:
     """Return the number of prompts a share was learned from: half of them, the rest measures it."""
-    named = ranking.settings.get("n_fit")
-    return named if isinstance(named, int) else ranking.n_examples // 2
+    return ranking.settings.n_fit
 
 
 def agreements(ranking: Ranking) -> list[Agreement]:

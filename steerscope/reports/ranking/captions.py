@@ -23,7 +23,7 @@ from steerscope.reports.ranking.cost import choices, pareto_line
 from steerscope.reports.ranking.foreseen import foreseen_entry
 from steerscope.reports.ranking.heat_map import heat_map_spots
 from steerscope.reports.ranking.text import set_sentence
-from steerscope.reports.ranking.trained import plot_predicted_against_trained, predicted_spots, trained_points
+from steerscope.reports.ranking.trained import plot_predicted_against_trained, predicted_spots, trained_marks
 from steerscope.reports.ranking.verdict import standings_sentence
 from steerscope.reports.vocabulary import clean, count, format_score, ordered_kinds, score_words
 
@@ -67,7 +67,7 @@ def _entries(ranking: Ranking) -> Iterator[PageFigure[Ranking]]:
     label = words.label
     top = f"{sites[0].name} with {format_score(sites[0].score, name)}"
     lowest = format_score(min(site.score for site in sites), name)
-    if trained := trained_points(ranking):
+    if trained := trained_marks(ranking):
         best_first = sorted(trained, key=lambda point: point.loss)
         yield PageFigure(
             "predicted_against_trained",

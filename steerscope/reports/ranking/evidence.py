@@ -29,11 +29,10 @@ def evidence_sentence(ranking: Ranking) -> str:
     evidence = ranking.evidence
     if evidence is None:
         return f"{NOT_VALIDATED} It is a prediction."
-    studies = evidence.get("studies")
-    if not isinstance(studies, list) or not studies:
-        return clean(evidence.get("summary") or "Validation by training left no summary.")
+    if not evidence.studies:
+        return clean(evidence.summary or "Validation by training left no summary.")
     lines = _alike(ranking)
-    own = [one for one in lines if is_of(one, ranking.model, ranking.settings.get("drawn_from"))]
+    own = [one for one in lines if is_of(one, ranking.model, ranking.settings.drawn_from)]
     others = [one for one in lines if one not in own and _may_judge(one)]
     if not own:
         return f"Not trained on this model and task. {_elsewhere(ranking, others)}"
@@ -72,9 +71,8 @@ def studies_table(ranking: Ranking) -> TextTable:
 
 def _alike(ranking: Ranking) -> list[Line]:
     """Return a line per table, that of the ranking most like this one."""
-    studies = (ranking.evidence or {}).get("studies")
-    number = ranking.outputs.get("n_probes")
-    return ranked_alike(studies if isinstance(studies, list) else [], number if isinstance(number, int) else None)
+    studies = () if ranking.evidence is None else ranking.evidence.studies
+    return ranked_alike(studies, ranking.outputs.n_probes)
 
 
 def _may_judge(line: Line) -> bool:
@@ -120,7 +118,7 @@ def _elsewhere(ranking: Ranking, others: Sequence[Line]) -> str:
 
 def _other_directions(ranking: Ranking, lines: Sequence[Line]) -> str:
     """Say with how many output directions sites were ranked there, where this ranking took another number."""
-    here, there = ranking.outputs.get("n_probes"), sorted({one["n_probes"] for one in lines if one.get("n_probes")})
-    if not there or not isinstance(here, int) or there == [here]:
+    here, there = ranking.outputs.n_probes, sorted({one["n_probes"] for one in lines if one.get("n_probes")})
+    if there in ([], [here]):
         return ""
     return f", ranked there with {listing([str(number) for number in there])} output directions, here with {here}"

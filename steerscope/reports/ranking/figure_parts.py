@@ -45,7 +45,7 @@ def finish(figure: Figure, ranking: Ranking, title: str, handles: Sequence[Artis
         handles: Entries of the legend.
         columns: Entries per row of the legend.
     """
-    model = figure_text(ranking.model.get("name", "unnamed model"), 28)
+    model = figure_text(ranking.model.name, 28)
     task = figure_text(ranking.task, 28)
     foot = f"{model} | {task} | {count(ranking.n_examples, 'prompt')} | seed {ranking.seed}"
     finish_with_foot(figure, foot, title, handles, columns)

@@ -29,7 +29,7 @@ def foreseen_entry(ranking: Ranking, table: SiteTable) -> PageFigure[Ranking]:
         InputError: The table is of another model or task, or has sites that were not ranked.
     """
     for what, ours, theirs in (
-        ("weights", ranking.model.get("sha256"), table.model.get("sha256")),
+        ("weights", ranking.model.sha256, table.model.sha256),
         ("task", ranking.task, table.task),
     ):
         if ours != theirs:
@@ -37,7 +37,7 @@ def foreseen_entry(ranking: Ranking, table: SiteTable) -> PageFigure[Ranking]:
                 f"the table of {clean(table.name, 80)} and the ranking are not of one {what}: {clean(theirs, 40)} and "
                 f"{clean(ours, 40)}. Give a table of this model and task, as steerscope sweep makes it."
             )
-    family = str(table.edit.get("family", "linear"))
+    family = table.edit.family
     scores = {site.name: site.score for site in sites_of_family(ranking, family)}
     common, label = common_outcomes(table), score_words(ranking.score).label
     if missing := [site for site in common.sites if site not in scores]:

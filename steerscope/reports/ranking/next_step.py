@@ -37,7 +37,7 @@ def next_step(ranking: Ranking) -> NextStep | None:
     """Return what to type next; ``None`` without sites."""
     if not ranking.sites:
         return None
-    subject = subject_words(ranking.settings.get("command"), ranking.model.get("name"), ranking.task)
+    subject = subject_words(ranking.settings.command, ranking.model.name, ranking.task)
     search = f"steerscope search {subject} --budget 30 --out search"
     if not recommends(ranking):
         return NextStep("", "", search, "")
@@ -45,11 +45,10 @@ def next_step(ranking: Ranking) -> NextStep | None:
     chosen = verdict.cheapest
     recommended = ranking.recommended()
     site, family = recommended.name, recommended.family
-    rank = ranking.settings.get("rank")
-    has_rank = family == "linear" and isinstance(rank, int)
-    options = f'family="{clean(family, 24)}"' + (f", rank={rank}" if has_rank else "")
+    rank = ranking.settings.rank if family == "linear" else None
+    options = f'family="{clean(family, 24)}"' + ("" if rank is None else f", rank={rank}")
     config = f'SteeringConfig(sites=("{clean(site, 40)}",), {options})'
-    train = train_line(subject, site, family, rank if has_rank else None)
+    train = train_line(subject, site, family, rank)
     merging, is_open = merge_sentence(ranking, chosen), len(verdict.equal) == 1 and bool(verdict.undetermined)
     if is_open:
         likely = f"the {len(verdict.undetermined) + 1:,} that may be the best"
@@ -68,7 +67,7 @@ def merge_sentence(ranking: Ranking, row: Candidate) -> str:
         The end of a sentence.
     """
     kind, family = row.kinds[0], row.site.family
-    why = why_not_merged(kind, family, str(ranking.model.get("layout", "")))
+    why = why_not_merged(kind, family, ranking.model.layout)
     if why is None:
         return f"an edit at {row.label}."
     if why:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 from steerscope.analysis.results import Ranking
 from steerscope.reports import page as pages
@@ -50,7 +51,7 @@ def page_of(ranking: Ranking, figures: Sequence[PageFigure[Ranking]]) -> Page:
     Returns:
         The page, a section per figure.
     """
-    model, task = clean(ranking.model.get("name", "unnamed model"), 80), clean(ranking.task, 80)
+    model, task = clean(ranking.model.name, 80), clean(ranking.task, 80)
     evidence = evidence_sentence(ranking)
     certainty = tuple(sentence for sentence in text.certainty_sentences(ranking) if sentence != evidence)
     can_tell, answer = ranking.stability.can_tell, tuple(verdict.answer_sentences(ranking))
@@ -69,7 +70,7 @@ def page_of(ranking: Ranking, figures: Sequence[PageFigure[Ranking]]) -> Page:
         sections=tuple(_sections(ranking, figures)),
         counted=text.counts_sentence(ranking) if ranking.sites else "",
         method=tuple(_method(ranking)),
-        command=clean(ranking.settings["command"]) if ranking.settings.get("command") else "",
+        command=clean(ranking.settings.command or ""),
         caveats=tuple(text.caveats(ranking)),
         file="ranking.json",
     )
@@ -167,12 +168,12 @@ def _sentence(words: object) -> str:
 def _method(ranking: Ranking) -> list[Fold]:
     """Return what was computed, and what the kinds of site are."""
     model = ranking.model
-    order = ["name", "revision", "sha256", "layout", "layers", "d_model", "n_params", "dtype", "quantised"]
-    identity = [(key, model[key]) for key in order if model.get(key) is not None]
-    identity += [(key, model[key]) for key in sorted(set(model) - set(order))]
+    order = ["name", "revision", "sha256", "layout", "layers", "d_model", "n_params", "dtype", "quantised", "setup"]
+    identity = [(key, value) for key in order if (value := getattr(model, key)) not in (None, "")]
     n_fit = prompts_learned_from(ranking)
     outputs, kernels = ranking.outputs, ranking.kernels
-    settings = [(key, ranking.settings[key]) for key in sorted(ranking.settings) if key != "command"]
+    told = asdict(replace(ranking.settings, command=None))  # it stands elsewhere
+    settings = [(key, value) for key, value in sorted(told.items()) if value is not None]
     slowest_first = sorted(ranking.timing, key=lambda stage: (-ranking.timing[stage], stage))
     score = score_words(ranking.score)
     data = (
@@ -180,9 +181,8 @@ def _method(ranking: Ranking) -> list[Fold]:
         f"{ranking.n_examples - n_fit:,} to measure on.",
         f"The score is the {score.label}: {score.description}.",
     )
-    differentiated = _sentence(outputs["description"]) if outputs.get("description") else ""
-    described = _sentence(kernels["description"]) if kernels.get("description") else ""
-    computed = (text.kernel_sentence(ranking) if kernels else "", described)
+    differentiated = _sentence(outputs.description) if outputs.description else ""
+    computed = (text.kernel_sentence(ranking), _sentence(kernels.description) if kernels.description else "")
     parts = (
         Part("Data and score", data, pairs=(("seed", str(ranking.seed)),)),
         Part("Outputs", _said(differentiated, text.probe_sentence(ranking), text.mean_sentence(ranking))),

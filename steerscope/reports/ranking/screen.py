@@ -12,7 +12,7 @@ from steerscope.reports.vocabulary import clean
 
 def headline(ranking: Ranking) -> str:
     """Return of what it is a ranking, and what it says, in one sentence."""
-    subject = f"{clean(str(ranking.model.get('name', 'model')), 40)} on {clean(ranking.task, 40)}"
+    subject = f"{clean(ranking.model.name, 40)} on {clean(ranking.task, 40)}"
     return f"{subject}, {ranking.n_examples} examples: {verdict.headline(ranking)}"
 
 

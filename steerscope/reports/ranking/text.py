@@ -105,12 +105,10 @@ def top_sentence(ranking: Ranking) -> str:
 
 def mean_sentence(ranking: Ranking) -> str:
     """Say how much of the target one shift common to all prompts makes, and what became of it."""
-    energy = ranking.outputs.get("mean_energy")
-    if not isinstance(energy, (int, float)):
-        return ""
     kept = ranking.score == "learnable_share_with_mean"
     fate = "It is part of this score" if kept else "It is left out of the score, because a bias could make it"
-    return f"One shift common to all prompts makes {100 * energy:.0f}% of the target's energy. {fate}."
+    energy = f"{100 * ranking.outputs.mean_energy:.0f}%"
+    return f"One shift common to all prompts makes {energy} of the target's energy. {fate}."
 
 
 def negative_sentence(ranking: Ranking) -> str:
@@ -131,9 +129,8 @@ def negative_sentence(ranking: Ranking) -> str:
 def warning_sentences(ranking: Ranking) -> list[str]:
     """Return what a reader must know before believing the ranking, quantised weights included."""
     found = [clean(warning) for warning in ranking.warnings]
-    quantised = ranking.model.get("quantised")
-    if quantised:
-        sentence = clean(quantised) if isinstance(quantised, str) else "The model's weights are quantised."
+    if ranking.model.quantised:
+        sentence = clean(ranking.model.quantised)
         # The warnings may carry the model's own sentence already.
         if not any(sentence.rstrip(".").lower() in warning.lower() for warning in found):
             found.insert(0, sentence)
@@ -143,18 +140,18 @@ def warning_sentences(ranking: Ranking) -> list[str]:
 def kernel_sentence(ranking: Ranking) -> str:
     """Say whether kernels are exact, and how far a sketch is off."""
     kernels = ranking.kernels
-    if kernels.get("exact"):
+    if kernels.exact:
         return "Kernels are exact: no sketch stands between the model and the score."
     parts = []
-    if isinstance(error := kernels.get("sketch_error"), (int, float)):
+    if (error := kernels.sketch_error) is not None:
         parts.append(f"the measured relative error of the kernels is {100 * error:.1f}%")
-    if isinstance(error := kernels.get("score_error"), (int, float)):
+    if (error := kernels.score_error) is not None:
         parts.append(
             "scores from two independent half-size sketches differ by "
             f"{format_difference(error, ranking.score)} (root mean square)"
         )
     told = f"Kernels are sketched: {'; '.join(parts) or 'the error was not measured'}."
-    if isinstance(error := kernels.get("rounding_error"), (int, float)):
+    if (error := kernels.rounding_error) is not None:
         told += (
             " Derivatives went back through the model's linear maps in bfloat16, which moved them by "
             f"{100 * error:.1f}% of their length."
@@ -165,16 +162,13 @@ def kernel_sentence(ranking: Ranking) -> str:
 def probe_sentence(ranking: Ranking) -> str:
     """Say how many output directions were differentiated and whether they see everything."""
     outputs = ranking.outputs
-    if not isinstance(n_probes := outputs.get("n_probes"), int):
-        return ""
-    backward = outputs.get("n_backward")
-    cost = f" (backward passes: {backward:,})" if isinstance(backward, int) else ""
+    cost = f" (backward passes: {outputs.n_backward:,})"
     seen = (
         "they span the whole output space"
-        if outputs.get("spans")
+        if outputs.spans
         else "they do not span the output space, so what lies outside them is not seen"
     )
-    return f"Outputs are differentiated along {count(n_probes, 'probe')}{cost}; {seen}."
+    return f"Outputs are differentiated along {count(outputs.n_probes, 'probe')}{cost}; {seen}."
 
 
 def caveats(ranking: Ranking) -> list[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from steerscope.analysis.result_parts import Evidence
 from steerscope.analysis.results import Ranking
 from steerscope.errors import InputError
 from steerscope.experiments.validation.result import Validation
@@ -25,8 +24,8 @@ _FEW = 30
 
 
 @dataclass(frozen=True)
-class TrainedPoint:
-    """A site that was trained at: its score, the mean held-out loss in nats, and the range over seeds."""
+class Mark:
+    """A site whose trainings came to an end: its score, the mean held-out loss in nats, and the range over seeds."""
 
     site: str
     score: float
@@ -40,18 +39,26 @@ class TrainedPoint:
         return self.site.partition(".")[2]
 
 
-def trained_points(ranking: Ranking) -> list[TrainedPoint]:
+def trained_marks(ranking: Ranking) -> list[Mark]:
     """Return the sites that this ranking was validated at; none if it was not, or by training elsewhere."""
-    return _points(ranking.evidence or {})
+    return _marks(_evidence_of(ranking))
 
 
-def _points(evidence: Mapping[str, Any]) -> list[TrainedPoint]:
-    return [TrainedPoint(**point) for point in evidence.get("points", []) if point.get("loss") is not None]
+def _evidence_of(result: Ranking | Validation) -> Evidence:
+    return (result.evidence or Evidence()) if isinstance(result, Ranking) else result.evidence()
+
+
+def _marks(evidence: Evidence) -> list[Mark]:
+    return [
+        Mark(one.site, one.score, one.loss, one.low, one.high)
+        for one in evidence.points
+        if one.loss is not None and one.low is not None and one.high is not None
+    ]
 
 
 def foreseen_table(ranking: Ranking) -> TextTable:
     """Return how well every score foresaw training, best first; no rows where nothing was trained."""
-    found = (ranking.evidence or {}).get("agreements", [])
+    evidence = _evidence_of(ranking)
     rows = tuple(
         (
             str(place),
@@ -60,9 +67,9 @@ def foreseen_table(ranking: Ranking) -> TextTable:
             f"{one['partial']:.2f}",
             f"{one['regret']:.3f}",
         )
-        for place, one in enumerate(found, 1)
+        for place, one in enumerate(evidence.agreements, 1)
     )
-    limit = (ranking.evidence or {}).get("attainable")
+    limit = evidence.attainable
     note = "" if limit is None else f" With this training noise {limit:.2f} is attainable: {_meaning(limit)}."
     return TextTable(
         "Which score foresaw training",
@@ -92,7 +99,6 @@ def predicted_spots(result: Ranking | Validation, figure: Figure) -> list[Spot]:
     Returns:
         A spot per site.
     """
-    evidence = result.evidence or {} if isinstance(result, Ranking) else result.evidence()
     ax = figure.axes[0]
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     half, high = 0.02 * (right - left), 0.025 * (top - bottom)
@@ -102,7 +108,7 @@ def predicted_spots(result: Ranking | Validation, figure: Figure) -> list[Spot]:
             f"{clean(point.site)}: loss {point.loss:.3f} ({point.low:.3f} to {point.high:.3f} over seeds), score "
             f"{point.score:.3g}",
         )
-        for point in sorted(_points(evidence), key=lambda point: point.score)
+        for point in sorted(_marks(_evidence_of(result)), key=lambda point: point.score)
     ]  # fmt: skip
 
 
@@ -119,8 +125,8 @@ def plot_predicted_against_trained(result: Ranking | Validation) -> Figure:
     Raises:
         InputError: The ranking was not validated by training, or no training of the validation came to an end.
     """
-    evidence = result.evidence or {} if isinstance(result, Ranking) else result.evidence()
-    points = _points(evidence)
+    evidence = _evidence_of(result)
+    points = _marks(evidence)
     if not points:
         raise InputError("there are no trained sites to draw. Run steerscope validate.")
     figure, ax = new_figure(4.6)
@@ -136,20 +142,20 @@ def plot_predicted_against_trained(result: Ranking | Validation) -> Figure:
     scores = [point.score for point in points]
     side = "right" if best.score > (min(scores) + max(scores)) / 2 else "left"  # inwards, not over the edge
     ax.annotate(best.site, (best.score, best.low), (0, -6), textcoords="offset points", ha=side, va="top", fontsize=9)
-    lines = sorted(evidence.get("references", []), key=lambda line: float(line["loss"]))
+    lines = sorted(evidence.references, key=lambda line: line.loss)
     top, bottom = max(point.high for point in points), min(point.low for point in points)
     # What is far above all sites would press them together: it is said, not drawn.
-    far = [line for line in lines if line["loss"] > top + (top - bottom)]
+    far = [line for line in lines if line.loss > top + (top - bottom)]
     lines = [line for line in lines if line not in far]
     if far:
-        said = ", ".join(f"{figure_text(line['name'], 24)} {line['loss']:.2f}" for line in far)
+        said = ", ".join(f"{figure_text(line.name, 24)} {line.loss:.2f}" for line in far)
         ax.annotate(f"above: {said}", (0.01, 0.99), xycoords="axes fraction", va="top", fontsize=8.5, color=MUTED)
     for i, line in enumerate(lines):
-        name = line["name"] if "+" not in line["name"] else f"set of {line['name'].count('+') + 1} sites"
-        ax.axhline(line["loss"], color=MUTED, linewidth=1, linestyle="--", zorder=0)
+        name = line.name if "+" not in line.name else f"set of {line.name.count('+') + 1} sites"
+        ax.axhline(line.loss, color=MUTED, linewidth=1, linestyle="--", zorder=0)
         ax.annotate(
             # Neighbours stand apart: lines may be close.
-            figure_text(name, 24), (_BESIDE * (i % 2), line["loss"]), (2, 2), xycoords=("axes fraction", "data"),
+            figure_text(name, 24), (_BESIDE * (i % 2), line.loss), (2, 2), xycoords=("axes fraction", "data"),
             textcoords="offset points", fontsize=8.5, color=MUTED,
         )  # fmt: skip
     ax.grid(color=GRID)
@@ -165,7 +171,7 @@ def plot_predicted_against_trained(result: Ranking | Validation) -> Figure:
     if isinstance(result, Ranking):
         finish(figure, result, title, shapes, 4)
     else:
-        seeds = count(int(result.options["seeds"]), "seed")
-        foot = f"{figure_text(result.model.get('name'), 28)} | {figure_text(result.task, 28)} | {seeds}"
+        seeds = count(result.options.seeds, "seed")
+        foot = f"{figure_text(result.model.name, 28)} | {figure_text(result.task, 28)} | {seeds}"
         finish_with_foot(figure, foot, title, shapes, 4)
     return figure

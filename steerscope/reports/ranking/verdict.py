@@ -55,10 +55,10 @@ def edit_words(ranking: Ranking, family: str, n_params: int) -> str:
     """
     if family == "vector":
         return f"fixed vector: {n_params:,} numbers"
-    rank, known = ranking.settings.get("rank"), {score.name: score for score in all_scores()}
+    rank, known = ranking.settings.rank, {score.name: score for score in all_scores()}
     is_scored = ranking.score in known and known[ranking.score].needs is Needs.STEP
     cost = count(n_params, "parameter")
-    if family == "linear" and isinstance(rank, int):
+    if family == "linear":
         cost += f" at rank {rank}" + ("" if is_scored else ", which is not part of the score")
     return f"{clean(family, 24)} edit: {cost}"
 
@@ -314,14 +314,10 @@ def amount_sentence(ranking: Ranking) -> str:
 
 def task_sentence(ranking: Ranking) -> str:
     """Say whether the model can do the task at all, as far as the ranked prompts tell."""
-    accuracy, loss = ranking.outputs.get("model_accuracy"), ranking.outputs.get("model_loss")
-    if not isinstance(accuracy, (int, float)):
-        return ""
-    said = f"The model as it is answers {100 * accuracy:.0f}% of these prompts rightly"
-    if isinstance(loss, (int, float)):
-        said += f" (loss {loss:.2f} nats)"
-    constant = ranking.outputs.get("constant_accuracy")
-    if not isinstance(constant, (int, float)):
+    accuracy, loss = ranking.outputs.model_accuracy, ranking.outputs.model_loss
+    said = f"The model as it is answers {100 * accuracy:.0f}% of these prompts rightly (loss {loss:.2f} nats)"
+    constant = ranking.outputs.constant_accuracy
+    if constant is None:
         return f"{said}."
     # Two standard errors of the difference of two proportions on the same prompts, at most.
     noise = 2 * ((accuracy * (1 - accuracy) + constant * (1 - constant)) / max(ranking.n_examples, 1)) ** 0.5

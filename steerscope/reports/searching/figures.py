@@ -49,7 +49,7 @@ def plot_tested(result: SearchResult) -> Figure:
     Returns:
         The figure: accuracies in percent with 95% intervals.
     """
-    num_test, before = int(result.before["num_test"]), result.before
+    num_test, before = result.before.num_test, result.before
     rows = [result.best, *result.references]
     figure, ax = new_figure(0.45 * len(rows) + 2.1)
     for place, one in enumerate(rows):
@@ -59,9 +59,9 @@ def plot_tested(result: SearchResult) -> Figure:
         ax.plot(100 * one.accuracy, place, "o" if place == 0 else "s", color=colour, markersize=7,
                 markerfacecolor=colour if place == 0 else PAPER)  # fmt: skip
     lines = [
-        ("untrained", before["accuracy"], "-"),
-        ("recalibrated output alone", before["recalibrated_accuracy"], ":"),
-        ("always one answer", before["majority"], "--"),
+        ("untrained", before.accuracy, "-"),
+        ("recalibrated output alone", before.recalibrated_accuracy, ":"),
+        ("always one answer", before.majority, "--"),
     ]
     handles = []
     for name, value, dash in lines:
@@ -133,6 +133,4 @@ def contender_spots(result: SearchResult, figure: Figure) -> list[Spot]:
 
 
 def _foot(result: SearchResult) -> str:
-    return figure_text(
-        f"{result.model.get('name')} | {result.task} | {result.before['num_test']:.0f} test examples | Wilson 95%", 90
-    )
+    return figure_text(f"{result.model.name} | {result.task} | {result.before.num_test} test examples | Wilson 95%", 90)

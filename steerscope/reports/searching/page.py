@@ -35,11 +35,11 @@ _SERVED = {
 def headline(result: SearchResult) -> str:
     """Say where training did best, and whether that is more than an output that was recalibrated."""
     best, before = result.best, result.before
-    low, _ = interval_of(best.accuracy, int(before["num_test"]))
-    where, gained = tested_name(best), f"{best.accuracy:.1%} of test examples right, untrained {before['accuracy']:.1%}"
+    low, _ = interval_of(best.accuracy, before.num_test)
+    where, gained = tested_name(best), f"{best.accuracy:.1%} of test examples right, untrained {before.accuracy:.1%}"
     if best.loss is None:
         return f"Training at {where} diverged; the search found nothing to use."
-    if low <= max(before["accuracy"], before["recalibrated_accuracy"], before["majority"]):
+    if low <= max(before.accuracy, before.recalibrated_accuracy, before.majority):
         return f"Training did best at {where}, but not surely better than without it: {gained}."
     return f"Train at {where}: {gained}."
 
@@ -47,15 +47,15 @@ def headline(result: SearchResult) -> str:
 def answer_sentences(result: SearchResult) -> list[str]:
     """Say what it costs, what defaults do, and what no training does."""
     best, before = result.best, result.before
-    num_test = int(before["num_test"])
+    num_test = before.num_test
     low, high = interval_of(best.accuracy, num_test)
     rest = len({one.name for one in result.contenders}) - 1
     said = [
         f"The edit has {count(best.n_params, 'number')}, trained at the rate {best.learning_rate:.3g}; its accuracy on "
         f"{count(num_test, 'test example')} that chose nothing has the 95% interval {low:.1%} to {high:.1%}."
-        + ("" if best.loss is None else f" Test loss {best.loss:.3f} nats, untrained {before['loss']:.3f}."),
-        f"A recalibrated output alone (temperature and bias) is right on {before['recalibrated_accuracy']:.1%}; always "
-        f"giving one answer on {before['majority']:.1%}.",
+        + ("" if best.loss is None else f" Test loss {best.loss:.3f} nats, untrained {before.loss:.3f}."),
+        f"A recalibrated output alone (temperature and bias) is right on {before.recalibrated_accuracy:.1%}; always "
+        f"giving one answer on {before.majority:.1%}.",
     ]
     if best.served_as is not None:
         said.append(_SERVED[best.served_as])
@@ -90,7 +90,7 @@ def figure_entries(result: SearchResult) -> list[PageFigure[SearchResult]]:
             plot_tested,
             "Test accuracies with intervals: "
             + "; ".join(f"{tested_name(one)} {one.accuracy:.1%}" for one in rows)
-            + f". Untrained: {result.before['accuracy']:.1%}.",
+            + f". Untrained: {result.before.accuracy:.1%}.",
             "Filled: what the search chose. Hollow: plain defaults, with a search for their rate within the same time. "
             "Lines: what needs no edit. Intervals are Wilson's 95%.",
         )
@@ -141,7 +141,7 @@ def tested_table(result: SearchResult) -> TextTable:
     columns = ("no.", "tested", "numbers", "rate", "loss", "accuracy", "95% interval", "minutes")
     rows = []
     for place, one in enumerate((result.best, *result.references), 1):
-        low, high = interval_of(one.accuracy, int(result.before["num_test"]))
+        low, high = interval_of(one.accuracy, result.before.num_test)
         rows.append(
             (
                 str(place),
@@ -170,8 +170,8 @@ def render_page(result: SearchResult, drawn: Sequence[Drawn[SearchResult]]) -> s
         One file that needs no other.
     """
     best, before = result.best, result.before
-    num_test = int(before["num_test"])
-    model, quantised = clean(result.model.get("name"), 80), result.model.get("quantised")
+    num_test = before.num_test
+    model, quantised = clean(result.model.name, 80), result.model.quantised
     parts = {
         "tested": (Part(table=tested_table(result)),),
         "contenders": (Part(table=contender_table(result)),),
@@ -191,7 +191,7 @@ def render_page(result: SearchResult, drawn: Sequence[Drawn[SearchResult]]) -> s
                 f"{low:.1%} to {high:.1%}",
                 pages.share_bar(best.accuracy, low, high),
             ),
-            Fact("untrained", f"{before['accuracy']:.1%}", f"recalibrated {before['recalibrated_accuracy']:.1%}"),
+            Fact("untrained", f"{before.accuracy:.1%}", f"recalibrated {before.recalibrated_accuracy:.1%}"),
             Fact("trained numbers", f"{best.n_params:,}", tested_name(best)),
             Fact("minutes", f"{sum(result.seconds.values()) / 60:.1f}", "ranking, search and references"),
         ),
@@ -223,8 +223,8 @@ def render_page(result: SearchResult, drawn: Sequence[Drawn[SearchResult]]) -> s
 
 
 def _next(result: SearchResult) -> Next:
-    subject = subject_words(result.command, result.model.get("name"), result.task)
-    adapter, name = clean(result.adapter, 400), clean(result.model.get("name"), 200)
+    subject = subject_words(result.command, result.model.name, result.task)
+    adapter, name = clean(result.adapter, 400), clean(result.model.name, 200)
     lines = (
         f"steerscope evaluate {subject} --adapter {shlex.quote(adapter)}",
         f'steered = SteeringModel.from_pretrained(load_model("{name}"), "{adapter}")',

@@ -110,8 +110,8 @@ def render_table_page(judgement: Judgement | None, table: SiteTable, drawn: Sequ
     """
     found = table.outcomes()
     best = min(found, key=lambda one: one.loss)
-    model, task = clean(table.model.get("name"), 80), clean(table.task, 80)
-    quantised = table.model.get("quantised")
+    model, task = clean(table.model.name, 80), clean(table.task, 80)
+    quantised = table.model.quantised
     outcomes = (Part(table=outcome_table(table)),)
     judged = () if judgement is None else (Part(table=score_table(judgement)),)
     folds = () if judgement is None else judgement_folds(judgement)
@@ -171,9 +171,9 @@ def render_table_page(judgement: Judgement | None, table: SiteTable, drawn: Sequ
 
 
 def _table_next(table: SiteTable) -> Next:
-    subject = subject_words(table.command, table.model.get("name"), table.task)
-    best, rank = min(table.outcomes(), key=lambda one: one.loss), table.edit.get("rank")
-    family = str(table.edit.get("family", "linear"))
+    subject = subject_words(table.command, table.model.name, table.task)
+    best, rank = min(table.outcomes(), key=lambda one: one.loss), table.edit.rank
+    family = table.edit.family
     train = train_line(subject, str(best.site), family, rank if isinstance(rank, int) else None)
     lines = [train, "steerscope score-sites table.json --score mine.py"]
     note = "The last compares a score of your own with these outcomes, without training anything (in this folder)."

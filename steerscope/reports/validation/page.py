@@ -52,8 +52,8 @@ def answer_sentences(result: Validation) -> list[str]:
         f"The Spearman correlation of the score with minus the trained loss is {found.spearman:.2f} "
         f"(95% interval {found.low:.2f} to {found.high:.2f}{of}).",
         f"Training did best at {clean(best.method)}: loss {best.mean_loss:.3f} nats and accuracy "
-        f"{best.mean_accuracy:.1%}, against {before['loss']:.3f} and {before['accuracy']:.1%} untrained (always one "
-        f"answer: {before['majority']:.1%}).",
+        f"{best.mean_accuracy:.1%}, against {before.loss:.3f} and {before.accuracy:.1%} untrained (always one "
+        f"answer: {before.majority:.1%}).",
     ]
     if first is best:
         said.append("The score puts the same site first.")
@@ -111,7 +111,7 @@ def render_page(result: Validation, drawn: Sequence[Drawn[Validation]]) -> str:
     said = sentences(result)[4:] if result.agreements else []
     # What diverged or ended at the edge of the grid of rates; the last sentence is the cost.
     warnings = said[:-1]
-    quantised = result.model.get("quantised")
+    quantised = result.model.quantised
     tables = (Part(table=trained_table(result)),) if result.agreements else ()
     scores = (Part(table=score_table(result)),) if result.agreements else ()
     parts = {"predicted_against_trained": tables, "agreements": scores}
@@ -122,8 +122,8 @@ def render_page(result: Validation, drawn: Sequence[Drawn[Validation]]) -> str:
         "Versions": result.versions,
     }
     page = Page(
-        title=f"Was the ranking of {clean(result.model.get('name'), 60)} right?",
-        about=(clean(result.model.get("name"), 80), clean(result.task, 80), count(len(result.sites), "trained site")),
+        title=f"Was the ranking of {clean(result.model.name, 60)} right?",
+        about=(clean(result.model.name, 80), clean(result.task, 80), count(len(result.sites), "trained site")),
         headline=headline(result),
         is_sure=bool(result.agreements) and result.agreements[result.score].low > 0,
         lead=tuple(answer_sentences(result)),
@@ -136,7 +136,7 @@ def render_page(result: Validation, drawn: Sequence[Drawn[Validation]]) -> str:
         method=settings_fold(groups),
         command=clean(result.command),
         caveats=(
-            f"It speaks of {clean(result.task, 60)} and edits trained for {result.options.get('steps')} steps alone.",
+            f"It speaks of {clean(result.task, 60)} and edits trained for {result.options.steps} steps alone.",
             "References (LoRA, full fine-tuning, sets) have one seed and enter no correlation.",
             "Sites were spread over the model, so the best trained one is the best of these, not of all.",
         ),
@@ -152,7 +152,7 @@ def _facts(result: Validation) -> list[Fact]:
     best = min(result.sites, key=lambda site: site.mean_loss)
     facts = [Fact("agreement with training", f"{found.spearman:.2f}", f"{found.low:.2f} to {found.high:.2f}")]
     if limit is not None:
-        facts.append(Fact("attainable", f"{limit:.2f}", f"from {result.options['seeds']} seeds"))
+        facts.append(Fact("attainable", f"{limit:.2f}", f"from {result.options.seeds} seeds"))
     facts.append(Fact("lost by trusting it", f"{found.regret:.3f}", "nats above the best site"))
     facts.append(Fact("best trained", f"{best.mean_accuracy:.1%}", f"{clean(best.method)}, test accuracy"))
     return facts
@@ -161,10 +161,9 @@ def _facts(result: Validation) -> list[Fact]:
 def _next(result: Validation) -> Next | None:
     if not result.agreements:
         return None
-    subject = subject_words(result.command, result.model.get("name"), result.task)
+    subject = subject_words(result.command, result.model.name, result.task)
     best = min(result.sites, key=lambda site: site.mean_loss)
-    rank = result.options.get("rank")
-    train = train_line(subject, best.method, "linear", rank if isinstance(rank, int) else None)
+    train = train_line(subject, best.method, "linear", result.options.rank)
     search = f"steerscope search {subject} --budget 30 --out search"
     note = "The first trains at the site that came out best here; the second searches among more sites, in rounds."
     return Next(f"Next: an edit at {clean(best.method)}", (train, search), note)

@@ -26,11 +26,11 @@ def sentences(result: Validation) -> list[str]:
     before, best = result.before, min(result.sites, key=lambda s: s.mean_loss)
     found, limit = result.agreements[result.score], result.attainable
     lines = [
-        f"{clean(result.study, 100)}: {len(result.sites)} sites trained, {result.options['seeds']} "
-        f"seeds, {result.options['steps']} steps of {result.options['batch_size']}, rank {result.options['rank']}; "
-        f"{int(before['n_test'])} test prompts.",
-        f"Before training: loss {before['loss']:.3f}, accuracy {before['accuracy']:.1%} (always one answer, or one "
-        f"place among the choices: {before['majority']:.1%}). Best site: {best.method}, loss {best.mean_loss:.3f}, "
+        f"{clean(result.study, 100)}: {len(result.sites)} sites trained, {result.options.seeds} "
+        f"seeds, {result.options.steps} steps of {result.options.batch_size}, rank {result.options.rank}; "
+        f"{before.n_test} test prompts.",
+        f"Before training: loss {before.loss:.3f}, accuracy {before.accuracy:.1%} (always one answer, or one "
+        f"place among the choices: {before.majority:.1%}). Best site: {best.method}, loss {best.mean_loss:.3f}, "
         f"accuracy {best.mean_accuracy:.1%}.",
         f"{_label(result.score)}: Spearman {_interval(found)} with minus the trained loss, given depth "
         f"{found.partial:.2f} [{found.partial_low:.2f}, {found.partial_high:.2f}].",
@@ -50,7 +50,7 @@ def sentences(result: Validation) -> list[str]:
         lines.append(f"Learning rate at the edge of the grid: {', '.join(edge)}.")
     cost = result.cost
     lines.append(
-        f"Cost: the ranking took {cost['ranking']:.0f} s, {cost['ratio']:.2%} of the {cost['sweep'] / 3600:.1f} h that "
+        f"Cost: the ranking took {cost.ranking:.0f} s, {cost.ratio:.2%} of the {cost.sweep / 3600:.1f} h that "
         "training at every site with the same search would take (scaled from the runs made)."
     )
     return lines

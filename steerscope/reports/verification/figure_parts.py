@@ -26,7 +26,7 @@ def finish(figure: Figure, found: Verification, title: str, handles: Any = (), c
     """
     parts = [figure_text(found.subject, 28)]
     if found.finetune:
-        parts.append(f"{found.finetune['steps']} steps on {figure_text(found.finetune['task'], 12)}")
+        parts.append(f"{found.finetune.steps} steps on {figure_text(found.finetune.task, 12)}")
     finish_with_foot(figure, " | ".join([*parts, f"seed {found.seed}"]), title, list(handles), columns)
 
 

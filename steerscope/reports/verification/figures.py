@@ -44,7 +44,7 @@ def _entries(found: Verification) -> Iterator[PageFigure[Verification]]:
         "A proposition holds only if its claim is inside and every negative control outside the tolerance fixed in "
         "advance.",
     )
-    if any(len(data["x"]) > 1 for one in found.propositions for data in one.series.values()):
+    if any(len(data.x) > 1 for one in found.propositions for data in one.series.values()):
         yield PageFigure(
             "curves",
             "Curves behind the verdicts",

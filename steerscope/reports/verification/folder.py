@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from steerscope.experiments.verification.results import PropositionResult, Verification
@@ -32,13 +33,13 @@ def render_page(found: Verification, drawn: Sequence[Drawn[Verification]]) -> st
     numbers = tuple(Fold(table.title, (Part(table=table),)) for table in measurement_tables(found))
     sections.append(Section("The numbers behind the figures", folds=numbers))
     sections.append(Section("Every proposition in full", folds=tuple(map(_in_full, found.propositions))))
-    finetune = {key: value for key, value in found.finetune.items() if key != "losses"}
-    if losses := found.finetune.get("losses"):
-        finetune["losses"] = ", ".join(f"{loss:.2f}" for loss in losses)
+    finetune = {} if found.finetune is None else asdict(found.finetune)
+    if losses := finetune.get("losses"):
+        finetune["losses"] = ", ".join("none" if loss is None else f"{loss:.2f}" for loss in losses)
     groups = {
         "Model": found.model or {},
         "Fine-tuning": finetune,
-        "Settings": {key: value for key, value in found.settings.items() if key != "command"},
+        "Settings": replace(found.settings, command=None),
         "Versions": found.versions,
         "Seconds": {key: round(value, 1) for key, value in found.timing.items()},
     }
@@ -52,7 +53,7 @@ def render_page(found: Verification, drawn: Sequence[Drawn[Verification]]) -> st
         warnings=tuple(map(clean, found.warnings)),
         sections=tuple(sections),
         method=settings_fold(groups),
-        command=clean(found.settings.get("command", "")),
+        command=clean(found.settings.command or ""),
         file="verify.json",
     )
     return pages.render(page, drawn)

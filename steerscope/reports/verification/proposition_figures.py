@@ -70,7 +70,7 @@ def plot_curves(found: Verification) -> Figure:
         InputError: No curve was recorded.
     """
     curves = [(one.name, name, data) for one in found.propositions for name, data in one.series.items()]
-    curves = [entry for entry in curves if len(entry[2]["x"]) > 1][:15]
+    curves = [entry for entry in curves if len(entry[2].x) > 1][:15]
     if not curves:
         raise InputError("no proposition of this verification recorded a curve. Verify more of them.")
     rows = -(-len(curves) // 3)
@@ -79,7 +79,7 @@ def plot_curves(found: Verification) -> Figure:
     for ax in panels[len(curves) :]:
         ax.set_visible(False)
     for ax, (proposition, name, data) in zip(panels, curves, strict=False):
-        pairs = [(x, y) for x, y in zip(data["x"], data["y"], strict=True) if x is not None and y is not None]
+        pairs = [(x, y) for x, y in zip(data.x, data.y, strict=True) if x is not None and y is not None]
         if len(pairs) > MOST_POINTS:  # a spectrum has one per direction: more than a small panel shows
             pairs = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, MOST_POINTS).round().astype(int))]
         x, y = np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
@@ -89,8 +89,8 @@ def plot_curves(found: Verification) -> Figure:
         if len(y) and (y > 0).all() and y.max() > 9.9 * y.min():
             log_scale(ax, "y")
         ax.set_title(figure_text(f"{proposition} {name}", 56, lines_of=28), fontsize=8, loc="left")
-        ax.set_xlabel(figure_text(data["x_name"], 64, lines_of=32), fontsize=7)
-        ax.set_ylabel(figure_text(data["y_name"], 44, lines_of=22), fontsize=7)
+        ax.set_xlabel(figure_text(data.x_name, 64, lines_of=32), fontsize=7)
+        ax.set_ylabel(figure_text(data.y_name, 44, lines_of=22), fontsize=7)
         ax.tick_params(labelsize=6.5)
         ax.minorticks_off()
     finish(figure, found, "Curves behind the verdicts")

@@ -86,7 +86,7 @@ def plot_radius(found: Verification) -> Figure:
                 end = max(layer for layer, _ in layers) + 1.5
                 ax.plot(end, one["radius"], marker, color=colour, markerfacecolor=PAPER, markersize=8)
     handles.append(Line2D([], [], marker="o", color=MUTED, markerfacecolor=PAPER, linestyle="", label="hollow: logits"))
-    size = found.finetune.get("relative_size")
+    size = None if found.finetune is None else found.finetune.relative_size
     if size:
         ax.axhline(size, color=NULL, linestyle="--", linewidth=1.2)
         handles.append(Line2D([], [], color=NULL, linestyle="--", label="size of the fine-tuning itself"))

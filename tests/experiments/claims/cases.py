@@ -7,6 +7,7 @@ from dataclasses import replace
 from steerscope.analysis.provenance import RECIPE
 from steerscope.experiments.comparison import compare
 from steerscope.experiments.training import RunFolder
+from steerscope.model_identity import ModelIdentity
 from studies.claims.groups import Group, groups_of
 from tests.experiments.training.cases import GENERATIONS, MODEL, config, evaluation, results
 
@@ -15,7 +16,7 @@ SETTINGS = {
     "steps": 120, "batch_size": 32, "learning_rate": "auto", "tries": 7, "positions": "all", "family": "linear",
     "bias": True, "recipe": RECIPE,
 }  # fmt: skip
-REAL = {**MODEL, "n_params": 200_000_000}
+REAL = replace(MODEL, n_params=200_000_000)
 
 
 def run(
@@ -27,7 +28,7 @@ def run(
     interior: bool = True,
     searched_once: bool = False,
     rank: int | None = 8,
-    model: dict | None = None,
+    model: ModelIdentity | None = None,
     losses: list[float] | None = None,
     **settings,
 ):

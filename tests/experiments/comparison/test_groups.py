@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from steerscope.reports.comparison.figures import plot_comparison
 from steerscope.reports.comparison.page import write_comparison
 from steerscope.reports.comparison.tables import comparison_table, duration, print_comparison
 from tests.experiments.training.cases import MODEL, evaluation, finished
+from tests.identities import identity
 from tests.reports.terminal import Terminal
 
 
@@ -44,7 +46,7 @@ def test_seeds_make_one_row(runs):
 
 def test_other_settings_are_other_configurations(runs):
     finished(runs / "slow", evaluation(61), settings={"learning_rate": 1e-4, "steps": 120}, seed=4)
-    finished(runs / "half", evaluation(61), model=MODEL | {"dtype": "bfloat16"}, seed=5)
+    finished(runs / "half", evaluation(61), model=replace(MODEL, dtype="bfloat16"), seed=5)
     finished(runs / "rank", evaluation(61), rank=4, seed=6)
     assert len(compare([runs]).entries) == 6
 
@@ -97,7 +99,7 @@ def test_table(runs):
     assert "\x1b" not in plain.getvalue()
     assert "─" in rich.getvalue()
     assert max(map(len, plain.getvalue().splitlines())) <= 110
-    finished(runs / "big", evaluation(50), model={"name": "big[red]", "sha256": "cd"}, seed=0)
+    finished(runs / "big", evaluation(50), model=identity(name="big[red]", sha256="cd"), seed=0)
     assert "lora, tiny" in [row[0] for row in comparison_table(compare([runs])).rows]
 
 

@@ -103,7 +103,7 @@ def test_results_must_belong_to_the_run(tmp_path):
         ({"settings": []}, r"settings is \[\]; expected an object"),
         ({"settings": {"data": 5}}, "settings.data is 5; expected a hash per part"),
         ({"settings": {"data": {"test": 5}}}, "settings.data is .*; expected a hash per part"),
-        ({"model": {"sha256": 5}}, "model.sha256 is 5; expected a text"),
+        ({"model": {"sha256": 5}}, "model.sha256 is 5; expected a valid string"),
         ({"schema_version": 2}, "has schema_version 2, this steerscope reads 1"),
     ],
 )
@@ -150,3 +150,13 @@ def test_unknown_fields_of_later_versions_are_ignored(tmp_path):
     saved = json.loads((path / "results.json").read_text())
     (path / "results.json").write_text(json.dumps(saved | {"new": 1}))
     assert read_results(path) == results(config())
+
+
+def test_what_a_later_version_adds_is_not_ours(tmp_path):
+    path = finished(tmp_path / "run")
+    for file in ("results.json", "config.json"):
+        told = json.loads((path / file).read_text())
+        told |= {"model": told["model"] | {"later": 1}} | ({"later": 1} if file == "results.json" else {})
+        (path / file).write_text(json.dumps(told))
+    assert read_results(path).model == config().model
+    assert RunFolder.reopen(path, config()).is_finished

@@ -9,6 +9,7 @@ from steerscope import InputError
 from steerscope.analysis.evidence import EVIDENCE
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
 from steerscope.experiments.site_tables.table import Base, SiteRun, SiteTable
+from steerscope.experiments.site_tables.table_parts import TableRanking, TableRankingSettings
 from studies.plan_3 import judged_by_plan
 from studies.shipped_evidence import shipped
 from studies.site_tables_page import render, write_tables_page
@@ -20,7 +21,7 @@ CARD = ROOT / "studies" / "site_tables" / "README.md"
 
 def reporting(table):
     """Return a table of the model that the plan reports on."""
-    return replace(table, model=table.model | {"name": "smollm2-135m"})
+    return replace(table, model=replace(table.model, name="smollm2-135m"))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,9 @@ def test_the_package_knows_every_table_and_why_some_may_not_judge():
     assert own["spearman"] == pytest.approx(found.scores[DEFAULT_SCORE].agreement.spearman, abs=1e-4)
     assert again["spearman"] == pytest.approx(-own["spearman"], abs=1e-4)
     assert line["trained"]["0.mlp_in"][1] <= line["trained"]["0.mlp_in"][0] <= line["trained"]["0.mlp_in"][2]
-    not_one = replace(made_up(longer_order=-1, ranking={"settings": {"num_probes": 7}}), scores=table.scores)
+    not_one = replace(
+        made_up(longer_order=-1, ranking=TableRanking(settings=TableRankingSettings(num_probes=7))), scores=table.scores
+    )
     line = shipped(not_one, judged_by_plan(not_one), {})
     assert (line["admitted"], line["rankings"][0]["n_probes"]) == (False, 7)
     assert line["why_not"].startswith("Twice as many steps do not keep the order of 12 sites")

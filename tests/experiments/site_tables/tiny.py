@@ -7,6 +7,8 @@ import math
 import numpy as np
 
 from steerscope.experiments.site_tables.table import Base, SiteRun, SiteTable
+from steerscope.experiments.site_tables.table_parts import TableData, TableSchedule, TrainedEdit
+from tests.identities import identity
 
 KINDS = ("attn_out", "mlp_in", "mlp_out", "resid_post")
 # What a kind costs in nats; no baseline has this order.
@@ -61,12 +63,12 @@ def made_up(
         if place % max(len(truth) // max(longer, 1), 1) == 0 and longer:
             runs.append(run(site, 0.01, 0, 1.0 + longer_order * (loss - 1) / 2, rng, steps=2 * STEPS))
     fields: dict[str, object] = {
-        "model": {"name": "small", "sha256": "0" * 64, "layout": "sequential", "layers": layers},
+        "model": identity(layers=layers),
         "task": task,
-        "edit": {"family": "linear", "rank": 8},
-        "schedule": {"steps": STEPS, "batch_size": BATCH, "warmup": 4, "clip": 1.0},
+        "edit": TrainedEdit("linear", rank=8),
+        "schedule": TableSchedule(steps=STEPS, batch_size=BATCH, warmup=0.125, clip=1.0),
         "dtype": "float32",
-        "data": {"test": "abc", "num_test": 500, "num_selection": 250},
+        "data": TableData(test="abc", num_test=500, num_selection=250),
         "base": Base(2.4, 0.1, 0.12, 2.3, 0.12, 1.1),
         "runs": tuple(runs),
         "versions": {},

@@ -73,10 +73,10 @@ def test_a_site_of_a_layer_that_is_not_tuned_takes_the_rate_of_its_kind(whole):
 def test_the_cost_counts_the_weights_above_each_site(loaded, whole):
     """Against a count by hand: four operations per weight and token, two blocks of this size."""
     own = [p.numel() for n, p in loaded.model.named_parameters() if "layers.0." in n and "norm" not in n]
-    assert whole.cost["runs"] == len(whole.runs)
+    assert whole.cost.runs == len(whole.runs)
     lower = sum(run.steps for run in whole.runs if run.site.startswith("0."))
     upper = sum(run.steps for run in whole.runs if run.site.startswith("1."))
-    per_step = whole.cost["operations"] / (4 * sum(own) * (2 * lower + upper))
+    per_step = whole.cost.operations / (4 * sum(own) * (2 * lower + upper))
     assert 4 * 8 < per_step < 4 * 64  # tokens of a batch of four expressions
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from steerscope.experiments.runs.accuracy import Accuracy
 from steerscope.experiments.runs.evaluation import Evaluation, Generation
 from steerscope.experiments.training import RunConfig, RunFolder, RunResults
+from tests.identities import identity
 
-MODEL = {"name": "tiny", "sha256": "ab" * 32, "dtype": "float32"}
+MODEL = identity(name="tiny", sha256="ab" * 32, layers=2, n_params=100_000)
 
 
 def config(**changes) -> RunConfig:

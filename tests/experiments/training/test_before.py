@@ -35,7 +35,7 @@ def test_a_model_in_memory_is_asked_itself(place, tmp_path):
     mine = changed(place)
     found = train(options(place, **ASKS), task, tmp_path / "run", loaded=mine)
     alone = train(options(place, "none", **ASKS), task, tmp_path / "elsewhere" / "none", loaded=mine)
-    assert found.before["loss"] == alone.loss
+    assert found.before.loss == alone.loss
 
 
 @pytest.mark.parametrize("whence", ["train", "evaluate"])
@@ -48,7 +48,7 @@ def test_answers_of_a_model_in_memory_are_not_those_of_its_files(place, tmp_path
         evaluate(mine, task, asked, out=tmp_path / "none")
     found = train(options(place, **ASKS), task, tmp_path / "run")
     alone = train(options(place, "none", **ASKS), task, tmp_path / "elsewhere" / "none")
-    assert found.before["loss"] == alone.loss
+    assert found.before.loss == alone.loss
 
 
 def test_what_cannot_be_read_beside_a_run_is_passed_over(place, tmp_path):

@@ -366,7 +366,7 @@ def test_a_bfloat16_base_has_float32_adapters(place, tmp_path, method):
     files = list((tmp_path / "run" / "adapter").rglob("adapter_model.safetensors"))
     assert len(files) == (2 if method == "joint" else 1)
     assert {value.dtype for file in files for value in load_file(file).values()} == {torch.float32}
-    assert read_results(tmp_path / "run").model["dtype"] == "bfloat16"
+    assert read_results(tmp_path / "run").model.dtype == "bfloat16"
 
 
 def test_lofit_chooses_heads_once_at_its_own_rate_and_searches_offsets(place, tmp_path):
@@ -432,15 +432,15 @@ def test_the_untrained_model_is_asked_the_same_questions_first(place, tmp_path):
     task = task_of(place)
     alone = train(options(place, "none"), task, tmp_path / "elsewhere" / "none")
     found, seen, said = stages(options(place), task, tmp_path / "runs" / "run")
-    before = found.evaluation_before
+    before = found.before
     assert {"generate_before", "generate"} <= seen
     assert said.count("before training: test accuracy") == 1
-    assert before.as_dict() | {"seconds": 0} == dict(alone.evaluation) | {"seconds": 0}
+    assert replace(before, seconds=0.0) == replace(alone.evaluation, seconds=0.0)
     assert before.test_set == found.test_set
     assert found.outcome.startswith(found.line + "; before training ")
     assert found.outcome in str(found)
     kept = read_results(tmp_path / "runs" / "run")
-    assert kept.evaluation_before == before
+    assert kept.before == before
     # Results that contradict themselves are refused.
     path = tmp_path / "runs" / "run" / "results.json"
     values = json.loads(path.read_text())

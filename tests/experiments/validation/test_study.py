@@ -10,9 +10,18 @@ import pytest
 from steerscope import InputError
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE
 from steerscope.experiments.agreement.depth_and_kind import CONSTANTS
-from steerscope.experiments.validation.result import TrainedSite, Validation
+from steerscope.experiments.validation.options import ValidateOptions
+from steerscope.experiments.validation.result import (
+    TrainedSite,
+    Untrained,
+    Validation,
+    ValidationCost,
+    ValidationSettings,
+)
 from steerscope.experiments.validation.validate import compared
+from steerscope.records import copied
 from studies.validation import BOUNDED, _mean_margin, render, write_study
+from tests.identities import identity
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -40,18 +49,18 @@ def made_up(task, rng, bounded=1.0):
         for i, name in enumerate(names)
     )
     result = Validation(
-        model={"name": "small", "layout": "sequential", "layers": 4},
+        model=identity(),
         task=task,
-        options={"seeds": 2, "steps": 3, "batch_size": 4, "rank": 2, "seed": 0},
+        options=copied(ValidationSettings, ValidateOptions(seeds=2, steps=3, batch_size=4, rank=2)),
         versions={},
-        before={"loss": 3.0, "accuracy": 0.1, "majority": 0.2, "n_test": 32.0},
+        before=Untrained(loss=3.0, accuracy=0.1, majority=0.2, n_test=32),
         score=DEFAULT_SCORE,
         sites=sites,
         references=(replace(sites[0], method="lora", scores={}, losses=(1.5,)),),
         agreements={},
         baselines=(),
         attainable=None,
-        cost={"ranking": 1.0, "training": 50.0, "sweep": 200.0, "ratio": 0.005},
+        cost=ValidationCost(ranking=1.0, training=50.0, sweep=200.0, ratio=0.005),
         command="steerscope validate small",
     )
     return compared(result)

@@ -117,11 +117,11 @@ def test_the_result_is_complete(whole):
     assert set(result.baselines) <= set(result.agreements)
     assert result.score in result.agreements
     assert result.attainable.num_seeds == 2
-    assert result.cost["ratio"] > 0
+    assert result.cost.ratio > 0
     assert result.references[-1].n_params > result.references[-2].n_params > result.sites[0].n_params
     assert (folder / "ranking.json").exists()
     assert ranking.evidence is not None
-    assert [p["site"] for p in ranking.evidence["points"]] == [s.method for s in result.sites]
+    assert [p.site for p in ranking.evidence.points] == [s.method for s in result.sites]
 
 
 def test_it_saves_and_loads(whole, tmp_path):
@@ -201,7 +201,7 @@ def test_the_report_shows_predicted_against_trained(whole, tmp_path):
     assert "Validated by training at 6 sites" in page
     assert "not yet been validated" not in page
     assert (tmp_path / "report/figures/predicted_against_trained.svg").exists()
-    assert Ranking.load(tmp_path / "report/ranking.json").evidence == json.loads(ranking.to_json())["evidence"]
+    assert Ranking.load(tmp_path / "report/ranking.json").evidence == Ranking.from_json(ranking.to_json()).evidence
 
 
 # --- the baseline of depth and kind ------------------------------------------------------------------------

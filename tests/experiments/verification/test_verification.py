@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from steerscope import InputError, load_model
-from steerscope.experiments.verification.results import Verification, plain
+from steerscope.experiments.verification.results import Verification, VerifySettings, plain
 from steerscope.experiments.verification.run import VerifyOptions, verify_model, verify_random
 from steerscope.reports.verification.figures import FIGURE_STEMS
 from steerscope.reports.verification.folder import write_verification
@@ -29,7 +29,7 @@ def loaded_in(name, dtype):
 
 @pytest.fixture(scope="module")
 def on_random() -> Verification:
-    return replace(verify_random(EVERY), settings={"command": "steerscope verify"})
+    return replace(verify_random(EVERY), settings=VerifySettings(command="steerscope verify"))
 
 
 @pytest.fixture(scope="module")
@@ -106,18 +106,18 @@ def test_limits_stand_beside_the_verdict(on_random, tmp_path):
 def test_measurements_are_all_made(on_model, stages):
     assert set(on_model.measurements) == set(FIGURE_STEMS) - {"verdicts", "curves"}
     assert all(on_model.measurements.values())
-    assert on_model.finetune["steps"] == len(on_model.finetune["losses"]) == 2
-    assert 0 < on_model.finetune["relative_size"] < 0.1
-    assert on_model.finetune["loss_after"] < on_model.finetune["loss_before"]
-    assert on_model.subject == on_model.model["name"]
-    assert on_model.model["dtype"] == "float64"
+    assert on_model.finetune.steps == len(on_model.finetune.losses) == 2
+    assert 0 < on_model.finetune.relative_size < 0.1
+    assert on_model.finetune.loss_after < on_model.finetune.loss_before
+    assert on_model.subject == on_model.model.name
+    assert on_model.model.dtype == "float64"
     assert set(on_model.timing) == {name for name, _, _ in stages}
     updates = {one["update"] for one in on_model.measurements["radius"]}
     assert updates == {"trained", "random 0", "random 1"}
 
 
 def test_quick_run_measures_nothing(on_model):
-    quick = verify_model(partial(loaded_in, on_model.model["name"]), [RIGHT], replace(SMALL, quick=True))
+    quick = verify_model(partial(loaded_in, on_model.model.name), [RIGHT], replace(SMALL, quick=True))
     assert quick.measurements == {}
     assert any("Quick run" in warning for warning in quick.warnings)
 
