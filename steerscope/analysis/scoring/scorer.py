@@ -34,6 +34,7 @@ from steerscope.analysis.scoring.scores import (
 )
 from steerscope.analysis.scoring.standing import MARGIN, standing_of
 from steerscope.analysis.scoring.triangles import Triangle, Triangles, mirrored
+from steerscope.equivalence.kernels import gram
 from steerscope.finite import require_finite
 from steerscope.models.load import LoadedModel
 from steerscope.process import return_freed_memory, side_by_side
@@ -349,14 +350,20 @@ class Scorer:
         """Return the edit of several sites at once, each kernel of unit scale."""
 
         def sum_of(factors: Mapping[Site, float]) -> Tensor:
-            total = self.linear_kernels.kept[sites[0]].empty()
-            for site, factor in factors.items():
-                if family == "linear":
+            if family == "linear":
+                total = self.linear_kernels.kept[sites[0]].empty()
+                for site, factor in factors.items():
                     self.linear_kernels.kept[site].add_to(total, factor)
-                else:
-                    vector = self._vector_at(site).kernel
-                    total.add_(vector.probe, alpha=factor / vector.unit)
-            return mirrored(total)
+                return mirrored(total)
+            kernels = {site: self._vector_at(site).kernel for site in sites}
+            scales = [factor / kernels[site].unit for site, factor in factors.items()]
+            narrow = [kernel.factor for kernel in kernels.values() if kernel.factor is not None]
+            if len(narrow) == len(sites):  # side by side, their inner products add
+                return gram(torch.cat([one * scale**0.5 for one, scale in zip(narrow, scales, strict=True)], dim=1))
+            total = torch.zeros_like(kernels[sites[0]].probe)
+            for kernel, scale in zip(kernels.values(), scales, strict=True):
+                total.add_(kernel.probe, alpha=scale)
+            return total
 
         parts = {site: getattr(self._kept[site], family) for site in sites}
         loss = torch.stack([part.loss for part in parts.values()]).sum(0)
