@@ -119,7 +119,7 @@ def ranking_features(shape: Shape, prompts: int, passes: int, plan: SketchPlan |
     plan = plan or SketchPlan(exact=False)
     numbers = shape.sites * plan.blocks * plan.size**2 + shape.write_points * plan.blocks * plan.size
     units = shape.sites + shape.write_points  # numbers are rounded to a byte, each feature with a unit of its own
-    return float((numbers + 4 * units + 4 * plan.weight_size**2) * prompts * passes)
+    return float((numbers + plan.weight_size**2 + 4 * (units + 1)) * prompts * passes)
 
 
 def sweep_operations(shape: Shape, layers: Sequence[int], tokens: int, tries: int, seeds: int) -> float:

@@ -88,7 +88,15 @@ class Rows:
 
 
 def picked(tensor: Tensor, ranges: Sequence[slice] | Sequence[range]) -> Tensor:
-    """Return the entries ``entry ...`` of some ranges, side by side."""
+    """Return the entries of some ranges, side by side.
+
+    Args:
+        tensor: ``entry ...``.
+        ranges: Which entries.
+
+    Returns:
+        A copy ``picked ...``.
+    """
     return torch.cat([tensor[some.start : some.stop] for some in ranges])
 
 

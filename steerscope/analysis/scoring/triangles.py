@@ -48,7 +48,12 @@ class Triangle:
                 out[target].add_(base[target])
 
     def add_to(self, out: Tensor, factor: float = 1.0) -> None:
-        """Add a multiple of the matrix to the lower triangle of ``out`` ``row row``."""
+        """Add a multiple of the matrix to the lower triangle of another one.
+
+        Args:
+            out: ``row row``; what is above the panels is left as it is.
+            factor: What the matrix is multiplied by.
+        """
         for target, source in self._pieces(None):
             out[target].add_(_wide(source), alpha=factor)
 
