@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from steerscope.analysis.capture.batch_plan import planned_batches, tokens_of
 from steerscope.analysis.capture.capture import capture
@@ -32,7 +34,7 @@ from steerscope.analysis.stopwatch import StageProgress, Stopwatch
 from steerscope.errors import InputError
 from steerscope.installed import package_versions
 from steerscope.models.blocks import linear_shape
-from steerscope.models.load import LoadedModel, require_loaded
+from steerscope.models.load import LoadedModel, as_loaded
 from steerscope.models.memory import Memory, memory_needed
 from steerscope.models.offloaded import require_runs
 from steerscope.models.virtual_tokens import require_no_virtual_tokens
@@ -43,10 +45,11 @@ from steerscope.sites import Site, SiteKind
 
 
 def rank_sites(
-    loaded: LoadedModel,
+    model: LoadedModel | nn.Module,
     examples: Sequence[Example],
     options: RankOptions | None = None,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     task: str = "examples",
     progress: StageProgress | None = None,
     say: Callable[[str], None] | None = None,
@@ -55,9 +58,11 @@ def rank_sites(
     """Rank the sites of a model by what steering there can learn of fine-tuning's first-order update.
 
     Args:
-        loaded: The model (:func:`steerscope.load_model`).
+        model: A loaded model (:func:`steerscope.load_model`), or one of transformers with ``tokenizer``, also inside
+            PEFT's wrapper: what was in training or trainable is so again afterwards.
         examples: At least 24, all with choices or all without; order does not matter.
         options: See :class:`RankOptions`.
+        tokenizer: Of a model of transformers; a loaded model has its own.
         task: Name of the task, for the report.
         progress: Called with stage, steps done and steps in all.
         say: Called with a sentence on the memory that it will take, before the long work begins.
@@ -74,9 +79,21 @@ def rank_sites(
     Cost: one forward pass and a backward pass per probe (and one for the loss) over the examples, a quarter more
     for the projections, then a few seconds of linear algebra per hundred sites at the default size.
     """
-    require_loaded(loaded)
     options = options_or_default(options, RankOptions)
     options.check()
+    with as_loaded(model, tokenizer) as loaded:
+        return _ranked(loaded, examples, options, task, progress, say, capture_by)
+
+
+def _ranked(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    options: RankOptions,
+    task: str,
+    progress: StageProgress | None,
+    say: Callable[[str], None] | None,
+    capture_by: Callable[..., Features],
+) -> Ranking:
     require_runs(loaded.model)
     require_no_virtual_tokens(loaded.model, "a ranking reads tokens by their place in a row")
     watch = Stopwatch(progress)

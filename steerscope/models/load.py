@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from steerscope.models.recognition.skeleton import refuse_from_configuration
 from steerscope.models.selfcheck import check_sites
 from steerscope.models.site_map import SiteMap, find_sites, told_what_is_below
 from steerscope.models.weight_hashes import digest_of_parameters
+from steerscope.models.wrappers import in_evaluation_mode
 from steerscope.option_types import dtype_name
 
 DTYPES = {
@@ -89,6 +92,42 @@ def require_loaded(loaded: object) -> None:
             f"expected a loaded model, got a {type(loaded).__name__}. Pass load_model(name), or "
             "wrap_model(model, tokenizer) for a model in memory."
         )
+
+
+@contextmanager
+def as_loaded(model: LoadedModel | nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[LoadedModel]:
+    """Have a loaded model of what may be one, or a model of transformers, which gets its modes and flags back.
+
+    Args:
+        model: A loaded model, or a model that :func:`wrap_model` takes.
+        tokenizer: Of a model of transformers; a loaded one has its own.
+
+    Yields:
+        The loaded model; what was in training and what was trainable is so again afterwards.
+
+    Raises:
+        InputError: It is something else, or the tokenizer is missing or one too many.
+    """
+    if isinstance(model, LoadedModel):
+        if tokenizer is not None:
+            raise InputError("got [[tokenizer]] with a loaded model, which has its own. Leave it out.")
+        yield model
+        return
+    if not isinstance(model, nn.Module):
+        require_loaded(model)
+    if tokenizer is None:
+        raise InputError(
+            f"a {type(model).__name__} says nothing of how texts become tokens. Give [[tokenizer]], that of the model, "
+            "or load_model(name), which brings its own."
+        )
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with in_evaluation_mode(model):
+        try:
+            named = str(getattr(getattr(model, "config", None), "name_or_path", "") or "model")
+            yield wrap_model(model, tokenizer, name=named)
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
 
 
 def load_model(
