@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from steerscope.analysis.capture.batch_plan import planned_batches, tokens_of
+from steerscope.analysis.capture.batch_plan import planned_batches
 from steerscope.analysis.capture.capture import capture
 from steerscope.analysis.capture.features import Features, SketchPlan, feature_bytes
 from steerscope.analysis.capture.outputs import Probes, make_probes
@@ -216,26 +216,27 @@ def _kinds(loaded: LoadedModel, options: RankOptions) -> tuple[SiteKind, ...]:
 
 def _memory(loaded: LoadedModel, encoded: Encoded, probes: Probes, plan: SketchPlan, options: RankOptions) -> Memory:
     itemsize = 8 if loaded.identity.dtype == "float64" else 4
-    planned = planned_batches(encoded, options.batch_size)
-    most = max(zip(tokens_of(encoded, planned), planned, strict=True))[1]
-    (largest,) = batches_of(encoded, [most], pad_id=0, device=torch.device("cpu"))
-    rows, length = largest.ids.shape
-    tokens, predicted = rows * length, int((length - largest.first_target).max().clamp_min(1))
     # What linear maps read, and of sketches what is projected, is held beside the graph.
     groups = [maps for block in loaded.site_map.blocks for _, maps in block.groups()]
-    held = tokens * sum(linear_shape(next(iter(maps.values())))[1] for maps in groups) * itemsize
+    per_token, fixed = sum(linear_shape(next(iter(maps.values())))[1] for maps in groups) * itemsize, 0
     if not plan.exact:
         sites, threads = loaded.site_map.sites(), threads_at_once() if loaded.device.type == "cpu" else 1
         writes = sum(loaded.site_map.write(site) == site for site in sites)
         of_sites, of_maps = plan.blocks * plan.size, len(groups) * plan.weight_size
-        held = tokens * (len(sites) * of_sites + of_maps + threads * (writes * of_sites + of_maps)) * itemsize
+        per_token = (len(sites) * of_sites + of_maps + threads * (writes * of_sites + of_maps)) * itemsize
         dtype = torch.float64 if itemsize == 8 else torch.float32
         if plan.rounded_back:  # a second copy of the weights, in fewer digits
             maps = loaded.site_map.linear_maps().values()
-            held += sum(2 * math.prod(linear_shape(one)) for one in maps if rounds_back(one, dtype, loaded.device))
+            fixed = sum(2 * math.prod(linear_shape(one)) for one in maps if rounds_back(one, dtype, loaded.device))
     features = feature_bytes(loaded, encoded.num_examples, probes.num_backward, plan, itemsize)
-    memory = memory_needed(loaded, tokens, rows * predicted, kept=features)
-    return replace(memory, batch=memory.batch + held)
+    found: list[Memory] = []
+    planned = planned_batches(encoded, options.batch_size)
+    for batch in batches_of(encoded, planned, pad_id=0, device=torch.device("cpu")):
+        (rows, length), tokens = batch.ids.shape, batch.ids.numel()
+        predicted = int((length - batch.first_target).max().clamp_min(1))
+        memory = memory_needed(loaded, tokens, rows * predicted, kept=features)
+        found.append(replace(memory, batch=memory.batch + tokens * per_token + fixed))
+    return max(found, key=lambda memory: memory.batch)
 
 
 def _plan(loaded: LoadedModel, encoded: Encoded, probes: Probes, options: RankOptions) -> SketchPlan:

@@ -58,7 +58,9 @@ class _Ranking(Bundle):
     rank: Annotated[int, option("Rank of the linear edit that parameters are counted for.", SITES)] = 8
     budget: Annotated[int | None, option("Most parameters in the greedy set.", SITES)] = None
     max_sites: Annotated[int, option("Most sites in the greedy set.", SITES)] = 8
-    batch_size: Annotated[int, option("Sequences per batch; changes speed and memory only.", RUNNING)] = 16
+    batch_size: Annotated[
+        int, option("Sequences of median length per batch; changes speed and memory only.", RUNNING)
+    ] = 16
     seed: Annotated[int, option("Seed of examples, halves, probes and sketches.", RUNNING)] = 0
 
 

@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 from steerscope.errors import InputError
 
 # What is typed behind an option that is on or off. A model or folder of that name is written ./true.
-_ON_OR_OFF = {"true", "false", "yes", "no", "on", "off"}
+_ON_OR_OFF = {"true", "false", "yes", "no", "on", "off", "none", "0", "1"}
 
 
 class Command(TyperCommand):
@@ -64,10 +64,10 @@ def require_values(parameters: Sequence[Any], arguments: Sequence[str]) -> None:
                     f"{name}{equals}{value}: {name} takes no value, it is on where it is typed. Type {option.opts[0]}, "
                     f"or {other}."
                 )
-        elif not equals:
-            follows = rest.pop(0) if rest else None
-            if follows is None or follows.partition("=")[0] in known:
-                told = "nothing" if follows is None else f"the option {follows}"
+        elif not value:
+            follows = rest.pop(0) if rest and not equals else None
+            if follows in (None, "--") or str(follows).partition("=")[0] in known:
+                told = "nothing" if follows in (None, "--") else f"the option {follows}"
                 raise InputError(
                     f"{name} takes a value, and {told} follows it; expected: {str(option.help).rstrip('.')}. Type "
                     f"{name} VALUE."

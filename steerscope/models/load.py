@@ -110,14 +110,14 @@ def as_loaded(model: LoadedModel | nn.Module, tokenizer: PreTrainedTokenizerBase
     """
     if isinstance(model, LoadedModel):
         if tokenizer is not None:
-            raise InputError("got [[tokenizer]] with a loaded model, which has its own. Leave it out.")
+            raise InputError("got a tokenizer with a loaded model, which has its own. Leave it out.")
         yield model
         return
     if not isinstance(model, nn.Module):
         require_loaded(model)
     if tokenizer is None:
         raise InputError(
-            f"a {type(model).__name__} says nothing of how texts become tokens. Give [[tokenizer]], that of the model, "
+            f"a {type(model).__name__} says nothing of how texts become tokens. Give tokenizer=..., the model's own, "
             "or load_model(name), which brings its own."
         )
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

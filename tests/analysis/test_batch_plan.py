@@ -54,6 +54,14 @@ def test_a_batch_of_several_keeps_to_its_tokens():
     found = planned_batches(encoded, 16)
     for batch, tokens in zip(found, tokens_of(encoded, found), strict=True):
         assert len(batch) == 1 or tokens <= 1.8 * usual
+        rows = sum(s.example in batch for s in encoded.sequences)
+        assert len(batch) == 1 or rows <= 1.8 * 16
+
+
+def test_short_texts_among_many_long_ones_share_a_batch_with_few():
+    found = planned_batches(encoded_of([[200]] * 100 + [[8]] * 92), 16)
+    assert max(map(len, found)) == int(16 * 1.8)
+    assert all(len(batch) == 1 for batch in planned_batches(encoded_of([[100]] * 51 + [[10]] * 49), 1))
 
 
 def test_rows_on_both_sides_of_a_switch_share_no_batch():

@@ -43,11 +43,11 @@ def test_a_model_of_transformers_is_ranked_as_a_loaded_one(adapted):
 
 def test_the_tokenizer_is_asked_for_where_it_is_missing_and_refused_where_there_is_one():
     with pytest.raises(
-        InputError, match=r"a LlamaForCausalLM says nothing of how texts become tokens\. Give tokenizer"
+        InputError, match=r"a LlamaForCausalLM says nothing of how texts become tokens\. Give tokenizer="
     ):
         rank_sites(tiny_model("llama"), examples("one token"), OPTIONS)
     loaded = wrap_model(tiny_model("llama"), tiny_tokenizer())
-    with pytest.raises(InputError, match="got tokenizer with a loaded model, which has its own"):
+    with pytest.raises(InputError, match="got a tokenizer with a loaded model, which has its own"):
         rank_sites(loaded, examples("one token"), OPTIONS, tokenizer=tiny_tokenizer())
     with pytest.raises(InputError, match=r"expected a loaded model, got a str"):
         rank_sites("smollm2-135m", examples("one token"), OPTIONS)

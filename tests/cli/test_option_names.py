@@ -110,20 +110,30 @@ def test_every_option_says_whether_it_takes_a_value(unloaded, capsys, command):
     for one in options:
         name = one.opts[0]
         if one.is_flag:
-            for typed in ([f"{name}=true"], [name, "False"]):
+            for typed in ([f"{name}=true"], [name, "False"], [name, "0"]):
                 assert run(command, *typed) == 2
                 said = one_sentence(capsys.readouterr().err)
                 assert f"{name} takes no value, it is on where it is typed. Type {name}, or " in said
             if one.secondary_opts:
                 assert f"or {one.secondary_opts[0]}." in said
             continue
-        for follows, told in (([], "nothing"), (["--quiet"], "the option --quiet"), ([f"{name}=1"], "the option ")):
+        for follows, told in (
+            ([], "nothing"),
+            (["--", "3"], "nothing"),
+            (["--quiet"], "the option --quiet"),
+            ([f"{name}=1"], "the option "),
+        ):
             if follows == ["--quiet"] and not any("--quiet" in other.opts for other in options):
                 continue
             assert run(command, name, *follows) == 2
             said = one_sentence(capsys.readouterr().err)
             assert f"{name} takes a value, and {told}" in said
             assert f"expected: {one.help.rstrip('.')}. Type {name} VALUE." in said
+
+
+def test_no_value_behind_the_sign_is_none(unloaded, capsys):
+    assert run("train", "model", "--scale=", "rms") == 2
+    assert "--scale takes a value, and nothing follows it" in one_sentence(capsys.readouterr().err)
 
 
 def test_scale_without_its_value(unloaded, capsys):

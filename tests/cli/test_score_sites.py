@@ -8,7 +8,7 @@ import pytest
 from steerscope import RankOptions, rank_sites
 from steerscope.analysis.scoring.scores import all_scores
 from steerscope.cli import main
-from steerscope.experiments.site_tables.table_parts import TableRanking
+from steerscope.experiments.site_tables.table_parts import TableRanking, TableRankingSettings
 from steerscope.experiments.site_tables.user_scores import scores_from, scores_of_file
 from steerscope.experiments.tasks import get_task
 from steerscope.models import load_model, wrap_model
@@ -132,13 +132,19 @@ def test_a_registered_score_is_computed_with_the_tables_model(registered, tmp_pa
     assert "kernel scale" in capsys.readouterr().out
 
 
-def test_a_registered_score_is_of_as_many_prompts_as_the_tables_ranking(registered, tmp_path):
+@pytest.mark.parametrize("family", ["linear", "vector", "loreft"])
+def test_a_registered_score_is_ranked_as_the_table_was(family, registered, tmp_path):
+    """With the table's prompts, directions and training, and as the family that stands for the trained one."""
     loaded = wrap_model(tiny_model("llama"), tiny_tokenizer())
-    table = made_up(layers=2, task="listops", model=loaded.identity, ranking=TableRanking(examples=24))
+    told = TableRanking(examples=24, seed=5, settings=TableRankingSettings(num_training=60, num_probes=2))
+    table = made_up(layers=2, task="listops", model=loaded.identity, ranking=told)
+    table = replace(table, edit=replace(table.edit, family=family))
     found = scores_from(scores_of_file(registered), table, loaded)["kernel_scale_of_mine"]
-    examples = get_task("listops").split("train", 24, 0)
-    ranking = rank_sites(loaded, examples, RankOptions(kinds=("attn_out", "mlp_in", "mlp_out", "resid_post")))
-    own = {site.name: site.scores["kernel_scale_of_mine"] for site in ranking.sites if site.family == "linear"}
+    examples = get_task("listops").split("train", 24, 5)
+    kinds = ("attn_out", "mlp_in", "mlp_out", "resid_post")
+    ranking = rank_sites(loaded, examples, RankOptions(seed=5, num_probes=2, num_training=60, kinds=kinds))
+    as_family = "vector" if family == "vector" else "linear"
+    own = {site.name: site.scores["kernel_scale_of_mine"] for site in ranking.sites if site.family == as_family}
     assert found == pytest.approx(own)
     assert len(set(own.values())) > 4
 

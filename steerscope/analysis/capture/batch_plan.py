@@ -16,12 +16,12 @@ def planned_batches(encoded: Encoded, batch_size: int) -> list[list[int]]:
     """Return the examples of every batch of a capture: longest first, and fewer tokens from batch to batch.
 
     All sequences of an example share a batch, however many they are, and no batch has sequences on both sides of
-    ``encoded.switch``. A batch of several examples keeps to its tokens, padding included; there are about as many
-    batches as with ``batch_size`` sequences in each.
+    ``encoded.switch``. A batch of several examples keeps to its tokens, padding included, and to 1.8 times
+    ``batch_size`` sequences, whose logits take room too.
 
     Args:
         encoded: The examples as tokens.
-        batch_size: Sequences of median length in a batch halfway.
+        batch_size: Sequences of median length in a batch halfway; with 1 every example has a batch of its own.
 
     Returns:
         Every example, in one batch.
@@ -33,7 +33,7 @@ def planned_batches(encoded: Encoded, batch_size: int) -> list[list[int]]:
     for example in sorted(sizes, key=lambda one: (-sizes[one][1], one)):
         rows, length = sizes[example]
         crosses = is_beyond(length, encoded.switch) != is_beyond(width, encoded.switch)
-        if not found or crosses or (held + rows) * width > limit:
+        if not found or crosses or (held + rows) * width > limit or held + rows > int(_FIRST * batch_size):
             found.append([])
             held, width = 0, length
             limit = usual * (_FIRST + (_LAST - _FIRST) * done / total)

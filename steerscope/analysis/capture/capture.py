@@ -177,7 +177,7 @@ def capture(
     recorder = Recorder(loaded, encoded, probes, plan, stats.scales, seed)
     place = {example: number for number, example in enumerate(rows)}
     groups = [group for group in planned_batches(whole, batch_size) if group[0] in place]
-    total_batches = list(
+    planned = list(
         batches_of(
             encoded,
             [[place[example] for example in group] for group in groups],
@@ -186,7 +186,7 @@ def capture(
             padding_side=padding_side,
         )
     )
-    passes, done = len(total_batches) * (1 + probes.num_backward), 0
+    passes, done = len(planned) * (1 + probes.num_backward), 0
 
     def tick() -> None:
         nonlocal done
@@ -223,7 +223,7 @@ def capture(
 
     with recorder.attached(), torch.enable_grad():
         rounding = _error_of_rounding(recorder, whole, batch_size)
-        for batch in total_batches:
+        for batch in planned:
             record(batch)
             return_freed_memory()
     return replace(recorder.features(probes.valid(encoded), stats.lengths), places=places, rounding=rounding)

@@ -62,7 +62,7 @@ class Slice:
         for name in (*_BY_SITE, "scales"):
             own |= {f"{name}/{site}": value for site, value in getattr(found, name).items()}
         own |= {f"weights/{place}": value for place, value in enumerate(found.weights)}
-        # The order of sites is that in which they were met, and sums over them follow it.
+        # The order of sites is that in which they were met.
         order = {name: [str(site) for site in getattr(found, name)] for name in (*_BY_SITE, "scales")}
         numbers: dict[str, Any] = {"rows": self.rows, "spans": found.spans, "rounding": found.rounding, "order": order}
         for name in _LENGTHS:
@@ -110,7 +110,7 @@ def cut(encoded: Encoded, batch_size: int, count: int) -> list[list[int]]:
 
     Args:
         encoded: All examples.
-        batch_size: Sequences per batch.
+        batch_size: As for a capture.
         count: How many slices.
 
     Returns:
@@ -161,7 +161,7 @@ def capture_slice(
         index: Which slice, from 0.
         count: How many slices there are.
         seed: Seed of the sketches.
-        batch_size: Sequences per batch; the same for all slices.
+        batch_size: As for a capture; the same for all slices.
         padding_side: ``left`` or ``right``.
         progress: Called after every forward or backward pass.
 

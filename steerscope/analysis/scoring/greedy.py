@@ -17,7 +17,7 @@ from steerscope.sites import Site
 
 SCREENED_ON = 32
 """Candidates for a set are compared on so many prompts of either half first, or a third of it, if that is more."""
-FINALISTS = 16
+FINALISTS = 32
 """So many of them, the best there, are scored on all prompts."""
 
 
@@ -51,8 +51,8 @@ def grow_set(
     Returns:
         One step per site, with the score and parameters of the set so far. Growth ends early when no site
         raises the score. Greedy, so no set of that size need be the best; of many sites and prompts all are compared
-        on a third of the prompts, and the best :data:`FINALISTS` on all (on the bundled model and ListOps each step's
-        best was among them in six of seven, and 0.0006 better than them in the other).
+        on a third of the prompts at every step, and the best :data:`FINALISTS` on all, so that a site which is a
+        little better on all may be passed over; before growth ends, all are compared on all.
 
     Cost: two factorisations of half the rows per finalist and step (but for the first, given ``alone``), and two of a
     sixth of them per candidate.
@@ -70,10 +70,14 @@ def grow_set(
         if step == 1 and alone is not None:
             values = [alone[site] for site in fits]
         else:
+            others: list[Site] = []
             if glance is not None and len(fits) > FINALISTS:
-                best = torch.tensor(_quick(glance, members, fits)).topk(FINALISTS).indices
-                fits = [fits[place] for place in sorted(best.tolist())]
+                best = set(torch.tensor(_quick(glance, members, fits)).topk(FINALISTS).indices.tolist())
+                others = [site for place, site in enumerate(fits) if place not in best]
+                fits = [site for place, site in enumerate(fits) if place in best]
             values = _quick(score, members, fits)
+            if max(values) <= best_value and others:
+                fits, values = [*fits, *others], [*values, *_quick(score, members, others)]
         top = int(torch.tensor(values).argmax())
         if values[top] <= best_value:
             break
@@ -86,12 +90,9 @@ def grow_set(
     highest = get_score(score.of_sets).highest
     steps: list[GreedyStep] = []
     sets = [members[:size] for size in range(1, len(members) + 1)]
-    for found, site, spent in zip(side_by_side(score.of_set, sets), members, costs, strict=True):
-        steps.append(
-            GreedyStep(
-                len(steps) + 1, site.layer, site.kind.value, "linear", *jackknife_interval(found, highest), spent
-            )
-        )
+    for found, site, cost in zip(side_by_side(score.of_set, sets), members, costs, strict=True):
+        interval = jackknife_interval(found, highest)
+        steps.append(GreedyStep(len(steps) + 1, site.layer, site.kind.value, "linear", *interval, cost))
     return tuple(steps)
 
 

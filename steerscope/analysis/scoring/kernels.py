@@ -127,8 +127,8 @@ class Kernel:
     def probe(self) -> Tensor:
         """The kernel between rows ``row row``."""
         if self._probe is None:
-            assert self._make_probe is not None
-            self._probe, self._make_probe = self._make_probe(), None
+            assert self._make_probe is not None  # kept: another thread may be here too
+            self._probe = self._make_probe()
         return self._probe
 
     @cached_property
@@ -266,4 +266,5 @@ def _kernel_of(one: Tensor, features: Features, rows: Rows, cross: bool) -> Kern
         along = rows.along_loss(between)
         between = between if cross else between[:, :0]
     made = None if probe is None else probe.cpu()
-    return Kernel(made, between.cpu(), along.cpu(), factor, lambda: gram_of(picked).cpu())
+    later = (lambda: gram_of(picked).cpu()) if made is None else None  # which holds the features
+    return Kernel(made, between.cpu(), along.cpu(), factor, later)

@@ -50,6 +50,8 @@ _EDITS = {
 
 # After so many sites freed memory goes back to the system: to fetch it again takes a while, too.
 _TRIMMED = 40
+# So many vectors of a kind are multiplied at once.
+_TOGETHER = 8
 # Half precision ends at 65504.
 _LARGEST_HALF = 6e4
 
@@ -357,12 +359,15 @@ class Scorer:
                 return mirrored(total)
             kernels = {site: self._vector_at(site).kernel for site in sites}
             scales = [factor / kernels[site].unit for site, factor in factors.items()]
-            narrow = [kernel.factor for kernel in kernels.values() if kernel.factor is not None]
-            if len(narrow) == len(sites):  # side by side, their inner products add
-                return gram(torch.cat([one * scale**0.5 for one, scale in zip(narrow, scales, strict=True)], dim=1))
-            total = torch.zeros_like(kernels[sites[0]].probe)
-            for kernel, scale in zip(kernels.values(), scales, strict=True):
-                total.add_(kernel.probe, alpha=scale)
+            total = torch.zeros(len(self.rows.example), len(self.rows.example))
+            for first in range(0, len(sites), _TOGETHER):
+                some = list(zip(kernels.values(), scales, strict=True))[first : first + _TOGETHER]
+                narrow = [kernel.factor * scale**0.5 for kernel, scale in some if kernel.factor is not None]
+                if len(narrow) == len(some):  # side by side, their inner products add
+                    total = total.to(narrow[0]).add_(gram(torch.cat(narrow, dim=1)))
+                    continue
+                for kernel, scale in some:
+                    total = total.to(kernel.probe).add_(kernel.probe, alpha=scale)
             return total
 
         parts = {site: getattr(self._kept[site], family) for site in sites}

@@ -46,6 +46,11 @@ def begin(path: Path, what: str, asked: Mapping[str, Any], *, folder: Path, advi
     flat = {**found, **found.get("options", {})} if isinstance(found, dict) else {}
     wanted = {**asked, **asked["options"]}
     if differ := sorted(name for name, value in wanted.items() if name != "options" and flat.get(name) != value):
+        if "schema_version" in differ:
+            raise InputError(
+                f"the {what} in {str(folder)!r} was begun by another version of steerscope, which keeps other things. "
+                "Name another folder."
+            )
         raise InputError(
             f"the {what} in {str(folder)!r} was begun with another {', '.join(differ)}. {advice}, or name another "
             "folder."

@@ -43,6 +43,10 @@ class RunConfig:
     settings: Mapping[str, Any]
 
 
+# Fields of a run that are no column of its row, whether they have a value or not.
+_NO_COLUMNS = ("settings", "training", "versions", "evaluation", "before")
+
+
 @dataclass(frozen=True, repr=False)
 class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign="test_accuracy"):
     """What a run was, and what came out of it on test questions that chose nothing.
@@ -213,9 +217,8 @@ class RunResults(Record, Shown, RunConfig, what="file of a run's results", sign=
 
     def records(self) -> list[dict[str, Any]]:
         """Return one row: what the run was, and its numbers; the model by its name."""
-        own = {one.name: getattr(self, one.name) for one in fields(self)}
-        numbers = {name: value for name, value in own.items() if not isinstance(value, Mapping | Evaluation)}
-        return [numbers | {"model": self.model.name}]
+        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in _NO_COLUMNS}
+        return [own | {"model": self.model.name}]
 
     @property
     def outcome(self) -> str:

@@ -29,8 +29,7 @@ def with_scores(table: SiteTable, ranking: Ranking) -> SiteTable:
     ):
         if ours != theirs:
             raise InputError(f"the ranking is of another {name} than the table ({theirs}; expected {ours}).")
-    family = "vector" if table.edit.family == "vector" else "linear"
-    ranked = {site.name: site.scores for site in ranking.sites if site.family == family}
+    ranked = {site.name: site.scores for site in ranking.sites if site.family == table.edit.ranked_as}
     trained = [str(one.site) for one in table.outcomes()]
     if missing := [name for name in trained if name not in ranked]:
         raise InputError(f"the ranking has no {', '.join(missing[:3])}. Rank all kinds of site.")

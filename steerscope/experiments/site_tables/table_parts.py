@@ -35,6 +35,11 @@ class TrainedEdit:
     start: str | None = None
     dtype: str | None = None
 
+    @property
+    def ranked_as(self) -> str:
+        """The family of a ranking that stands for the trained one: rankings know vectors and linear edits."""
+        return "vector" if self.family == "vector" else "linear"
+
 
 @dataclass(frozen=True)
 class TableSchedule:

@@ -102,11 +102,20 @@ def scores_from(
     if user.function is not None:
         return {user.path.stem: {site: _called(user, site, table) for site in sites_of(table)}}
     assert loaded is not None, "registered scores are computed by a ranking"
-    examples = list(at_most(get_task(table.task), "train", table.ranking.examples or RankOptions().max_examples, 0))
-    kinds = tuple(dict.fromkeys(str(parse_site(site).kind) for site in sites_of(table)))
-    options = RankOptions(max_examples=len(examples), kinds=kinds, rank=table.edit.rank or DEFAULT_RANK)
+    # The table's own draw, so that the score is paired with those beside it; else a ranking's usual one.
+    drawn, usual = table.ranking, RankOptions()
+    seed = usual.seed if drawn.seed is None else drawn.seed
+    options = RankOptions(
+        seed=seed,
+        max_examples=drawn.examples or usual.max_examples,
+        num_probes=drawn.settings.num_probes,
+        num_training=drawn.settings.num_training or table.steps * table.schedule.batch_size,
+        kinds=tuple(dict.fromkeys(str(parse_site(site).kind) for site in sites_of(table))),
+        rank=table.edit.rank or DEFAULT_RANK,
+    )
+    examples = list(at_most(get_task(table.task), "train", options.max_examples, seed))
     ranking = rank_sites(loaded, examples, options, task=table.task, progress=progress)
-    own = [site for site in ranking.sites if site.family == table.edit.family] or list(ranking.sites)
+    own = [site for site in ranking.sites if site.family == table.edit.ranked_as]
     return {name: {f"{site.layer}.{site.kind}": site.scores[name] for site in own} for name in user.registered}
 
 

@@ -37,7 +37,7 @@ def foreseen_entry(ranking: Ranking, table: SiteTable) -> PageFigure[Ranking]:
                 f"the table of {clean(table.name, 80)} and the ranking are not of one {what}: {clean(theirs, 40)} and "
                 f"{clean(ours, 40)}. Give a table of this model and task, as steerscope sweep makes it."
             )
-    family = table.edit.family
+    family = table.edit.ranked_as
     scores = {site.name: site.score for site in sites_of_family(ranking, family)}
     common, label = common_outcomes(table), score_words(ranking.score).label
     if missing := [site for site in common.sites if site not in scores]:
