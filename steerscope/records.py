@@ -174,6 +174,9 @@ def record_of(data: Any, kind: type[T], problem: str) -> T:
     try:
         # From text: JSON has no tuples, which strict mode takes lists for only when it reads JSON itself.
         text = json.dumps(data, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{problem}: it is no JSON ({error}). Numbers that are none are null there.") from error
+    try:
         return cast(T, _reader(cast(Any, kind)).validate_json(text, strict=True, extra="forbid"))
     except ValidationError as error:
         wrong = [_told(one["type"], ".".join(map(str, one["loc"])), one["msg"], one["input"]) for one in error.errors()]

@@ -147,3 +147,11 @@ def test_a_table_with_a_wrong_value_is_refused() -> None:
     told["schedule"]["steps"] = 60.5
     with pytest.raises(InputError, match=r"schedule\.steps is 60\.5; expected a valid integer"):
         SiteTable.from_dict(told)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), {1, 2}], ids=["NaN", "infinity", "a set"])
+def test_what_json_cannot_hold_is_refused_as_a_record(odd) -> None:
+    values = json.loads(RECORD.to_json())
+    values["counts"]["test"] = odd
+    with pytest.raises(InputError, match=r"it is no JSON \(.*Numbers that are none are null there"):
+        Outer.from_dict(values)
