@@ -38,7 +38,7 @@ def _in_its_own_score(ranking: Ranking, score: str) -> str:
 
 
 def set_sentence(ranking: Ranking) -> str:
-    """Say how much more the best greedy set reaches than the best single site."""
+    """Say how much more the greedy set reaches than the best single site."""
     top = best_set(ranking)
     if top is None or not ranking.sites or is_baseline(ranking):
         return ""
@@ -53,7 +53,7 @@ def set_sentence(ranking: Ranking) -> str:
     if not ranking.stability.can_tell:
         unsure += " Which sites it holds is as unsure as the order of the sites."
     return (
-        f"The best greedy set, {count(len(names), 'site')} ({listing(names)}; "
+        f"The greedy set, {count(len(names), 'site')} ({listing(names)}; "
         f"{count(top.n_params, 'parameter')}), reaches {format_score(top.score, name)} "
         f"(95% interval {format_interval(top.ci_low, top.ci_high, name)}), "
         f"{format_difference(gain, name)} more than the best single site{own}.{unsure}"
