@@ -19,6 +19,9 @@ from typing import Any
 
 from steerscope.errors import InputError, reason_of
 
+UNFINISHED = ".unfinished-"
+"""How the name of a file begins that is being written, aside of what it becomes: another process may be at it."""
+
 # Libraries written in Rust (safetensors, tokenizers) put the system's number into their own errors.
 _NUMBER = re.compile(r"os error (\d+)|\bOs \{ code: (\d+)")
 # torch says where in its archive it failed, and not why.
@@ -208,7 +211,7 @@ def replace_file(path: Path, write_to: Callable[[Path], object]) -> None:
             write_to(target)
             return
         # A short name: the file's own may be as long as the system allows.
-        aside = target.with_name(f".unfinished-{secrets.token_hex(6)}{target.suffix[:16]}")
+        aside = target.with_name(f"{UNFINISHED}{secrets.token_hex(6)}{target.suffix[:16]}")
         try:
             write_to(aside)
             if target.exists():
@@ -245,7 +248,7 @@ def create_text(path: Path, text: str) -> bool:
         InputError: The file cannot be written.
     """
     with told(f"write {str(path)!r}"):
-        aside = path.with_name(f".unfinished-{secrets.token_hex(6)}{path.suffix[:16]}")
+        aside = path.with_name(f"{UNFINISHED}{secrets.token_hex(6)}{path.suffix[:16]}")
         try:
             with aside.open("w", encoding="utf-8", newline="\n") as file:
                 file.write(text)
@@ -303,7 +306,7 @@ def written_aside(
     with told(f"write {what} to {str(folder)!r}", "Name a folder that can be written to" if _is_closed(folder) else ""):
         made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / f".unfinished-{secrets.token_hex(6)}"
+        aside = folder / f"{UNFINISHED}{secrets.token_hex(6)}"
         try:
             aside.mkdir()
             yield aside

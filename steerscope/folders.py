@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from steerscope.errors import InputError
-from steerscope.files import json_of, told, write_text
+from steerscope.files import UNFINISHED, json_of, told, write_text
 
 
 class Kind(StrEnum):
@@ -204,7 +204,7 @@ def write_result(path: str | Path, text: str, sign: str) -> None:
 
 def _held(folder: Path) -> Iterator[tuple[Kind, str]]:
     """Yield the sorts of things in a folder, each with the file that shows it."""
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(UNFINISHED)}
     config = _json(folder / "config.json") if "config.json" in names else None
     has_results = "results.json" in names and _GENERATIONS in names
     # A configuration that was cut off is a run's if a run's results are beside it.
@@ -247,7 +247,8 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 def _loose(folder: Path) -> Iterator[tuple[Kind, str]]:
     """Yield the files in a folder that are data or weights by their ending alone, unless this package wrote them."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    files = (path.name for path in folder.iterdir() if not path.name.startswith(UNFINISHED) and path.is_file())
+    names = sorted(files)
     for kind, name in _loose_names(names):
         if not _is_ours(folder / name):
             yield kind, name

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steerscope.analysis.results import Ranking
 from steerscope.errors import InputError
+from steerscope.files import UNFINISHED
 from steerscope.folders import Kind, require_folder_for
 from steerscope.models import load_model
 from steerscope.steering import SteeringConfig, SteeringModel, get_steering_model
@@ -157,3 +158,14 @@ def test_an_empty_or_missing_folder_is_free(tmp_path):
     for folder in (tmp_path, tmp_path / "new"):
         for kind in Kind:
             require_folder_for(folder, kind)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors", ".jsonl"])
+def test_what_another_process_is_about_to_write_is_no_result(suffix, tmp_path):
+    """Processes that share a folder begin at the same time: each sees what the others have not finished."""
+    (tmp_path / f"{UNFINISHED}0123456789ab{suffix}").write_text('{"cut')
+    for kind in Kind:
+        require_folder_for(tmp_path, kind)
+    (tmp_path / f"0123456789ab{suffix}").write_text('{"cut')
+    with pytest.raises(InputError, match="holds"):
+        require_folder_for(tmp_path, Kind.SWEEP)
