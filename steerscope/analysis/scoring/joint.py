@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from steerscope.analysis.scoring.converged import Converged
-from steerscope.analysis.scoring.kernels import Kernel, picked
+from steerscope.analysis.scoring.kernels import Kernel, picked, picked_square
 from steerscope.analysis.scoring.problem import Problem
 from steerscope.analysis.scoring.scores import DEFAULT_SCORE, Candidate, Needs, compute_score, get_score
 from steerscope.analysis.scoring.scores.learnable_share import quick_shares, share_of
@@ -196,7 +196,7 @@ class JointScores:
             rows=like.rows.part(of, halves),
             curvature=picked(like.curvature, halves),
         )
-        losses = {site: picked(picked(loss, halves).T, halves).T for site, loss in self.losses.items()}
+        losses = {site: picked_square(loss, halves) for site, loss in self.losses.items()}
         return JointScores(self.score, like, self.units.part(of), losses, self.scales, self.lengths, self.vectors)
 
     def on(self, problem: Problem) -> Callable[[Site], float]:

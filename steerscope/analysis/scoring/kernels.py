@@ -100,6 +100,19 @@ def picked(tensor: Tensor, ranges: Sequence[slice] | Sequence[range]) -> Tensor:
     return torch.cat([tensor[some.start : some.stop] for some in ranges])
 
 
+def picked_square(matrix: Tensor, ranges: Sequence[slice] | Sequence[range]) -> Tensor:
+    """Return the rows and columns of some ranges, side by side.
+
+    Args:
+        matrix: ``entry entry``.
+        ranges: Which entries.
+
+    Returns:
+        A copy ``picked picked``.
+    """
+    return picked(picked(matrix, ranges).T, ranges).T
+
+
 class Kernel:
     """One tangent kernel. ``row``: (example, probe) pairs; ``example``: the loss direction of each example.
 
@@ -184,12 +197,8 @@ class Kernel:
         Returns:
             A copy.
         """
-
-        def square(tensor: Tensor, ranges: Sequence[slice] | Sequence[range]) -> Tensor:
-            return picked(picked(tensor, ranges).T, ranges).T
-
-        cross = picked(picked(self.cross, of).T, examples).T if self.cross.shape[1] else picked(self.cross, of)
-        return Kernel(square(self.probe, of), cross, square(self.loss, examples))
+        cross = picked(picked(self.cross, of).T, examples).T
+        return Kernel(picked_square(self.probe, of), cross, picked_square(self.loss, examples))
 
     @cached_property
     def scale(self) -> float:
